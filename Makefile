@@ -1,0 +1,37 @@
+PYTHON ?= python3
+VENV ?= .venv
+PYTEST_FLAGS ?=
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test quality style clean
+
+demo: $(VENV)/installed  ## compress the bundled model and show where the result lies
+	$(BIN)/hf-prune demo
+
+test: $(VENV)/installed-dev  ## fast tests, then slow ones
+	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)
+
+quality: $(VENV)/installed-dev  ## what CI checks besides the tests
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+
+style: $(VENV)/installed-dev  ## fix what can be fixed
+	$(BIN)/python -m ruff check --fix .
+	$(BIN)/python -m ruff format .
+
+clean:
+	rm -rf $(VENV) pruned-demo pruned-demo.run
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# The stamps make a second `make demo` start at once; a changed dependency installs again.
+$(VENV)/installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) -e .
+	touch $@
+
+$(VENV)/installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) -e ".[dev]"
+	touch $@ $(VENV)/installed

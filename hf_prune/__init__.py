@@ -1,0 +1,28 @@
+"""hf_prune: from a repo name to a smaller model that loads, speaks, is measured and is published."""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+PUBLIC = {
+    "Blueprint": "blueprint",
+    "HfPruneError": "errors",
+    "Recipe": "recipe",
+    "Result": "pipeline",
+    "compress": "pipeline",
+    "run": "pipeline",
+}
+
+__all__ = ["__version__", *PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use, so that `import hf_prune` and `hf-prune --help` do not load torch."""
+    if name not in PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{PUBLIC[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,230 @@
+"""The types everything speaks: a whole family of smaller models as one hashable value.
+
+    layer = sum of weight x source layer, then each half cut to a width level
+
+Standard library only. All types are frozen and hashable and go to JSON and back.
+"""
+
+import hashlib
+import json
+import math
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from hf_prune.errors import InvalidBlueprint
+
+Genome = tuple[int, ...]
+
+DENSE = 0
+"""Level of a half-block left as it is."""
+GONE = -1
+"""Level of a removed half-block: the last level of any level library."""
+WEIGHT_DIGITS = 12
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Source:
+    """A model pinned to a commit; `adapter` is a PEFT LoRA (`repo@sha`) merged on load."""
+
+    repo: str
+    revision: str
+    adapter: str | None = None
+
+    def __str__(self) -> str:
+        name = f"{self.repo}@{self.revision}" if self.revision else self.repo
+        return f"{name}+{self.adapter}" if self.adapter else name
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Part:
+    """`weight` x layer `layer` of `sources[source]`."""
+
+    source: int
+    layer: int
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSpec:
+    """One output layer.
+
+    `norms` names the single layer that gives the normalisation weights; None means they follow `parts`.
+    Levels index a width library: `DENSE` keeps the half, `GONE` removes it.
+    """
+
+    parts: tuple[Part, ...]
+    merge: str = "linear"
+    attn_level: int = DENSE
+    mlp_level: int = DENSE
+    norms: Part | None = None
+
+    @property
+    def anchor(self) -> Part:
+        """The part whose per-layer config (attention type, rope) the layer inherits: the heaviest, then the first."""
+        return max(self.parts, key=lambda p: (p.weight, -p.source, -p.layer))
+
+    @property
+    def plain(self) -> bool:
+        """True when the layer is one source layer, untouched."""
+        return (
+            len(self.parts) == 1
+            and self.parts[0].weight == 1.0
+            and self.norms is None
+            and self.attn_level == self.mlp_level == DENSE
+        )
+
+    def canonical(self) -> "LayerSpec":
+        """Same weights, one spelling: duplicates added up, zero weights dropped, parts sorted, weights rounded.
+
+        Merges other than linear may depend on the order of their parts, so only their weights are rounded.
+        """
+        norms = replace(self.norms, weight=_rounded(self.norms.weight)) if self.norms else None
+        if self.merge == "linear" or len(self.parts) == 1:
+            parts = _added_up(self.parts)
+        else:
+            parts = tuple(replace(p, weight=_rounded(p.weight)) for p in self.parts)
+        single = len(parts) == 1 and parts[0].weight == 1.0
+        return replace(
+            self, parts=parts, merge="linear" if single else self.merge, norms=None if parts == (norms,) else norms
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Blueprint:
+    """A model as a list of layer specs over pinned sources.
+
+    `embed` and `head` index `sources`. `levels` and `repairs` name the digests of a width library and of a repair file.
+    """
+
+    sources: tuple[Source, ...]
+    layers: tuple[LayerSpec, ...]
+    embed: int = 0
+    head: int = 0
+    levels: str | None = None
+    repairs: str | None = None
+    version: int = 1
+
+    @classmethod
+    def identity(cls, source: Source, depth: int) -> "Blueprint":
+        """The dense model itself; must assemble to its source bit for bit."""
+        return cls((source,), tuple(LayerSpec((Part(0, i),)) for i in range(depth)))
+
+    def canonical(self) -> "Blueprint":
+        """The one spelling of this model: canonical layers, no empty layers, no unused or repeated sources."""
+        layers = tuple(s.canonical() for s in self.layers if not (s.attn_level == GONE and s.mlp_level == GONE))
+        used = {self.embed, self.head} | {p.source for s in layers for p in _all_parts(s)}
+        # None and text do not compare, so a base beside the same base with an adapter needs the key.
+        ordered = sorted({self.sources[i] for i in used}, key=lambda s: (s.repo, s.revision, s.adapter or ""))
+        number = {i: ordered.index(self.sources[i]) for i in used}
+        layers = tuple(_renumber(s, number).canonical() for s in layers)
+        return replace(self, sources=tuple(ordered), layers=layers, embed=number[self.embed], head=number[self.head])
+
+    @property
+    def digest(self) -> str:
+        """64 bits of SHA-256 over the canonical JSON: equal exactly when the weights are."""
+        return hashlib.sha256(self.canonical().to_json().encode()).hexdigest()[:16]
+
+    def to_json(self, indent: int | None = None) -> str:
+        """JSON text; key order is fixed."""
+        return json.dumps(asdict(self), sort_keys=True, indent=indent)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Blueprint":
+        """Read what `to_json` wrote.
+
+        Raises:
+            InvalidBlueprint: not JSON, unknown or missing keys, wrong version, or an index out of range.
+        """
+        try:
+            raw = json.loads(text)
+            bp = cls(
+                **{
+                    **raw,
+                    "sources": tuple(Source(**s) for s in raw["sources"]),
+                    "layers": tuple(_layer(s) for s in raw["layers"]),
+                }
+            )
+        except (ValueError, TypeError, KeyError, RecursionError) as e:
+            raise InvalidBlueprint(
+                f"This is not a blueprint hf_prune can read ({e}); write one with `hf-prune compress`."
+            ) from None
+        bp.check()
+        return bp
+
+    def check(self) -> None:
+        """Raise InvalidBlueprint when a value has the wrong type, an index points nowhere or the version is unknown."""
+        if self.version != 1:
+            raise InvalidBlueprint(
+                f"This hf_prune reads blueprints of version 1, not {self.version!r}; upgrade hf_prune."
+            )
+        if any(not isinstance(t, str) for s in self.sources for t in (s.repo, s.revision, s.adapter or "")):
+            raise InvalidBlueprint(
+                "A source of the blueprint must be given by text: repo, revision and perhaps adapter."
+            )
+        parts = [p for s in self.layers for p in _all_parts(s)]
+        indices = [self.embed, self.head] + [p.source for p in parts]
+        if not self.layers or any(type(i) is not int or not 0 <= i < len(self.sources) for i in indices):
+            raise InvalidBlueprint("The blueprint has no layers, or names a source it does not list.")
+        if any(type(p.layer) is not int or p.layer < 0 for p in parts) or any(not s.parts for s in self.layers):
+            raise InvalidBlueprint("A layer of the blueprint has no parts, or a layer number that is not 0, 1, 2 ...")
+        if any(type(p.weight) not in (int, float) or not math.isfinite(p.weight) for p in parts):
+            raise InvalidBlueprint("A weight of the blueprint is not a finite number.")
+        if any(type(v) is not int or v < GONE for s in self.layers for v in (s.attn_level, s.mlp_level)):
+            raise InvalidBlueprint("A level of the blueprint is not -1 (gone), 0 (dense) or a level of a library.")
+        if any(not isinstance(s.merge, str) for s in self.layers):
+            raise InvalidBlueprint("A merge of the blueprint is not a name.")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Fidelity:
+    """How much evidence a trial gets: `sequences` windows from `start` on; `heal_tokens` > 0 trains first."""
+
+    sequences: int
+    start: int = 0
+    heal_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What a searcher asks for."""
+
+    genome: Genome
+    fidelity: Fidelity
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What it is told: values are minimised; a broken candidate scores +inf everywhere a forward was needed."""
+
+    trial: Trial
+    values: tuple[float, ...]
+
+
+def _rounded(weight: float) -> float:
+    return float(f"{weight:.{WEIGHT_DIGITS}g}")
+
+
+def _added_up(parts: tuple[Part, ...]) -> tuple[Part, ...]:
+    total: dict[tuple[int, int], float] = {}
+    for p in parts:
+        total[p.source, p.layer] = total.get((p.source, p.layer), 0.0) + p.weight
+    noise = max(abs(v) for v in total.values()) * 10**-WEIGHT_DIGITS
+    kept = tuple(Part(s, layer, _rounded(v)) for (s, layer), v in sorted(total.items()) if abs(v) > noise)
+    return kept or (Part(*min(total), 0.0),)
+
+
+def _all_parts(spec: LayerSpec) -> tuple[Part, ...]:
+    return spec.parts + ((spec.norms,) if spec.norms else ())
+
+
+def _renumber(spec: LayerSpec, number: dict[int, int]) -> LayerSpec:
+    def move(p: Part) -> Part:
+        return replace(p, source=number[p.source])
+
+    return replace(spec, parts=tuple(map(move, spec.parts)), norms=move(spec.norms) if spec.norms else None)
+
+
+def _layer(raw: dict[str, Any]) -> LayerSpec:
+    norms = raw.get("norms")
+    parts = tuple(Part(**p) for p in raw["parts"])
+    return LayerSpec(**{**raw, "parts": parts, "norms": Part(**norms) if norms else None})

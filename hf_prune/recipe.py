@@ -1,0 +1,144 @@
+"""What the user asks for: one definition behind the YAML file, the CLI flags and Python."""
+
+import difflib
+import hashlib
+import re
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from hf_prune.errors import InvalidRecipe
+
+Method = Literal["collapse", "halves", "intervals"]
+Search = Literal["staged", "genetic", "nsga2", "greedy", "exhaustive", "random", "shortgpt", "window", "last"]
+Objective = Literal["kl", "perplexity", "similarity", "kl_similarity", "gelaco_v1"]
+Baseline = Literal["random", "last", "shortgpt", "window", "greedy"]
+
+RULES = ("keep", "mean", "difference:0.5", "difference:1.0", "laco-released")
+DEFAULT_RATIO = 0.25
+DEFAULT_DATA = "Salesforce/wikitext:wikitext-2-raw-v1"
+NOT_IDENTITY = {"output", "push_to", "create_pr", "public", "commit_message", "overwrite", "device"}
+"""Fields that do not change which model comes out, so a changed value does not make a journal stale."""
+
+
+class Recipe(BaseModel):
+    """Everything a run depends on. Unknown keys are refused with the nearest right name."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    base: str = Field(description="Local folder, repo, repo@revision, or repo+adapter_repo (a PEFT LoRA, merged on load).")
+    output: str = Field("pruned", description="Folder for the result; must not exist unless --overwrite.")
+    method: Method = Field("collapse", description="What an integer means: collapse, halves or intervals.")
+    ratio: float | None = Field(None, description="Share of the whole model's parameters to remove, e.g. 0.25.")
+    keep_layers: int | None = Field(None, description="Number of layers to keep, instead of --ratio.")
+    drop: tuple[str, ...] = Field((), description="Layers to drop by hand, e.g. 21-28 or 3,6,7; no search.")
+    rules: tuple[str, ...] = Field(RULES, description="Rules a group of layers may collapse by.")
+    norms: Literal["follow", "kept"] = Field("kept", description="Merged norms: follow the rule, or stay with the kept layer.")
+    objective: Objective = Field("kl", description="What the search minimises.")
+    search: Search = Field("staged", description="Who proposes candidates.")
+    evaluations: int | None = Field(None, description="Most trials the search may ask for; default follows from the depth.")
+    population: int = Field(16, description="Candidates kept per generation.")
+    offspring: int = Field(32, description="Candidates proposed per generation.")
+    seed: int = Field(0, description="Seed of everything random.")
+    data: tuple[str, ...] = Field(
+        (), description="Text: folder of NAME.{search,selection,report}.jsonl, a .jsonl or .txt file, or repo[:config[:column]]."
+    )
+    sequences: int = Field(16, description="Windows of full search evidence; split evenly over the corpora.")
+    selection_sequences: int = Field(16, description="Windows that choose among finalists.")
+    report_sequences: int = Field(48, description="Windows behind the published figures.")
+    length: int = Field(256, description="Tokens per window.")
+    tasks: tuple[str, ...] = Field((), description="Multiple-choice JSONL files; default: the bundled cloze tasks.")
+    task_items: int = Field(150, description="Most items per task in the report.")
+    baselines: tuple[Baseline, ...] = Field(get_args(Baseline), description="Baselines measured at the same size.")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Precision of the search; auto is float32 on CPU, the checkpoint's own elsewhere."
+    )
+    allow_pickle: bool = Field(False, description="Accept .bin weights (they can run code when read).")
+    trust_remote_code: bool = Field(False, description="Accept models that ship their own code.")
+    force_test_split: bool = Field(False, description="Search on a public test split although that spoils its figures.")
+    push_to: str | None = Field(None, description="Repo to publish to, ns/name.")
+    public: bool = Field(False, description="Make a newly created repo public; private otherwise.")
+    create_pr: bool = Field(False, description="Publish as a pull request.")
+    commit_message: str | None = Field(None, description="Commit message of the upload.")
+    overwrite: bool = Field(False, description="Replace a finished result of another recipe in --output.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, raw: Any) -> Any:
+        for key in raw if isinstance(raw, dict) else ():
+            if key not in cls.model_fields:
+                near = difflib.get_close_matches(key, cls.model_fields, 1, 0.4)
+                hint = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(cls.model_fields)}"
+                raise ValueError(f"unknown key {key!r}{hint}")
+        return raw
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Recipe":
+        asked = [n for n in ("ratio", "keep_layers", "drop") if getattr(self, n) not in (None, ())]
+        if len(asked) > 1:
+            raise ValueError(f"give only one of ratio, keep_layers and drop, not {' and '.join(asked)}")
+        if self.ratio is not None and not 0 < self.ratio < 1:
+            raise ValueError(f"ratio is the share of parameters to remove, between 0 and 1, not {self.ratio}")
+        if self.search == "nsga2" and asked:
+            raise ValueError(f"search nsga2 looks at every size, so {asked[0]} has no meaning; drop one of the two")
+        for name in ("sequences", "selection_sequences", "report_sequences", "population", "offspring", "task_items"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.length < 8:
+            raise ValueError(f"length must be at least 8 tokens, not {self.length}")
+        self.dropped()
+        for rule in self.rules:
+            if not re.fullmatch(r"keep|keep-first|keep-last|mean|laco-released|difference:-?\d+(\.\d+)?", rule):
+                raise ValueError(f"unknown rule {rule!r}; rules are keep, keep-first, keep-last, mean, difference:LAMBDA, laco-released")
+        return self
+
+    def dropped(self) -> tuple[int, ...]:
+        """`drop` as sorted layer numbers; ranges include both ends."""
+        layers: set[int] = set()
+        for item in (piece for entry in self.drop for piece in entry.replace(" ", "").split(",") if piece):
+            match = re.fullmatch(r"\[?(\d+)(?:-(\d+))?\]?", item)
+            if not match:
+                raise ValueError(f"drop takes layer numbers and ranges such as 3,6,21-28, not {item!r}")
+            first, last = int(match[1]), int(match[2] or match[1])
+            if last < first:
+                raise ValueError(f"drop range {item!r} ends before it begins; write {last}-{first}")
+            layers.update(range(first, last + 1))
+        return tuple(sorted(layers))
+
+    @property
+    def digest(self) -> str:
+        """64 bits over every field that decides the result."""
+        return hashlib.sha256(self.model_dump_json(exclude=NOT_IDENTITY).encode()).hexdigest()[:16]
+
+    @classmethod
+    def of(cls, **fields: Any) -> "Recipe":
+        """Build from keyword arguments.
+
+        Raises:
+            InvalidRecipe: unknown key, wrong type, or contradicting values; the message names the field.
+        """
+        try:
+            return cls(**fields)
+        except ValidationError as e:
+            first = e.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            text = first["msg"].removeprefix("Value error, ")
+            raise InvalidRecipe(f"Recipe{' field ' + where if where else ''}: {text}.") from None
+
+    @classmethod
+    def load(cls, path: str | Path, **overrides: Any) -> "Recipe":
+        """Read YAML; `overrides` (CLI flags) win."""
+        try:
+            raw = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        except (OSError, yaml.YAMLError) as e:
+            raise InvalidRecipe(f"Cannot read the recipe {path}: {e}.") from None
+        if not isinstance(raw, dict):
+            raise InvalidRecipe(f"The recipe {path} must be a mapping of keys to values.")
+        return cls.of(**{**raw, **overrides})
+
+    def to_yaml(self) -> str:
+        """Every field that differs from its default, in the order of the definition."""
+        return yaml.safe_dump(self.model_dump(mode="json", exclude_defaults=True), sort_keys=False)

@@ -1,0 +1,34 @@
+"""The Hub of all tests is a stand-in on this machine: no test reaches the network or a person's login and cache."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.hub import Hub
+
+# The client reads these when it is imported, which the first test module may do.
+_HOME = tempfile.TemporaryDirectory(prefix="hf_prune_tests_")
+_HUB = Hub(Path(_HOME.name, "hub")).start()
+os.environ |= {
+    "HF_ENDPOINT": _HUB.endpoint,
+    "HF_HOME": str(Path(_HOME.name, "home")),
+    "HF_TOKEN": "hf_ns_secret",
+    "HF_HUB_DISABLE_XET": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}
+for _name in ("HF_HUB_CACHE", "HF_DATASETS_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HUB_OFFLINE", "HUGGING_FACE_HUB_TOKEN"):
+    os.environ.pop(_name, None)
+
+
+@pytest.fixture
+def hub_server() -> Iterator[Hub]:
+    """The running stand-in, empty, and nothing in the client's cache."""
+    _HUB.reset()
+    shutil.rmtree(Path(_HOME.name, "home"), ignore_errors=True)
+    yield _HUB
+    _HUB.reset()

@@ -1,0 +1,11 @@
+"""What an integer of a genome means. A new method is one file and one entry here.
+
+Every method is a frozen dataclass over `depth` and `budget` with the operators a searcher calls (random, mutate,
+crossover, repair, removals, enumerate ...) and `decode`, which turns a genome into output layers.
+"""
+
+from hf_prune.methods.collapse import CollapseSpace
+from hf_prune.methods.halves import HalvesSpace
+from hf_prune.methods.intervals import IntervalSpace
+
+METHODS = {"collapse": CollapseSpace, "halves": HalvesSpace, "intervals": IntervalSpace}

@@ -1,0 +1,130 @@
+"""Calls to the Hub: tried again when that can help, and explained in one sentence when it cannot."""
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from huggingface_hub import constants, get_token
+from huggingface_hub.errors import (
+    DisabledRepoError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
+
+from hf_prune.errors import SourceError, SourceForbidden, SourceNotFound, SourceOffline
+
+TRIES = 5
+FIRST_DELAY = 0.5
+LONGEST_DELAY = 60.0
+LOGIN = "log in with `hf auth login` or set HF_TOKEN"
+
+
+@dataclass(frozen=True)
+class Retry:
+    """Call a function up to `TRIES` times, doubling the pause; `sleep` takes seconds."""
+
+    sleep: Callable[[float], None] = time.sleep
+
+    def __call__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The function's result; its last error when the trouble stays or is not passing."""
+        for attempt in range(TRIES):
+            try:
+                return function(*args, **kwargs)
+            except Exception as e:
+                if attempt == TRIES - 1 or not passing(e):
+                    raise
+                self.sleep(delay(attempt, e))
+        raise AssertionError("unreachable")
+
+
+def delay(attempt: int, error: BaseException) -> float:
+    """Seconds before the next try: what the Hub asks for, else 0.5, 1, 2, 4."""
+    asked = next((e.response.headers.get("retry-after", "") for e in chain(error) if isinstance(e, HfHubHTTPError)), "")
+    return min(LONGEST_DELAY, float(asked) if asked.isdigit() else FIRST_DELAY * 2**attempt)
+
+
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what caused it; the client wraps errors of uploads and downloads."""
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def status(error: BaseException) -> int | None:
+    """The HTTP status behind an error, None when there was no answer."""
+    return next((e.response.status_code for e in chain(error) if isinstance(e, HfHubHTTPError)), None)
+
+
+def unreachable(error: BaseException) -> bool:
+    """Whether no answer came: no network, time-out, broken connection, offline mode."""
+    if status(error) is not None:
+        return False
+    return any(isinstance(e, HTTPError | OfflineModeIsEnabled | LocalEntryNotFoundError) for e in chain(error))
+
+
+def passing(error: BaseException) -> bool:
+    """Whether trying again can help: 408, 429, 5xx, or no answer although we are not told to stay offline."""
+    if any(isinstance(e, OfflineModeIsEnabled) for e in chain(error)):
+        return False
+    code = status(error)
+    # The client parses some answers before it looks at their status, so an error page shows up as broken JSON.
+    garbled = any(type(e).__name__ == "JSONDecodeError" for e in chain(error))
+    return code in (408, 429) or (code is not None and code >= 500) or unreachable(error) or garbled
+
+
+def explain(error: BaseException, what: str, revision: str | None = None) -> SourceError:
+    """The sentence for a source `what` that could not be read."""
+    kinds = list(chain(error))
+
+    def is_a(kind: type[BaseException]) -> bool:
+        return any(isinstance(e, kind) for e in kinds)
+
+    where = f"{constants.ENDPOINT}/{what}"
+    if is_a(GatedRepoError):
+        return SourceForbidden(f"{what} is gated: accept its conditions at {where}, then {LOGIN}.")
+    if is_a(RevisionNotFoundError):
+        return SourceNotFound(f"{what} has no branch, tag or commit {revision!r}; {where}/tree/main lists them.")
+    if is_a(RemoteEntryNotFoundError):
+        return SourceNotFound(f"A file of {what} vanished from the Hub while it was read; try again.")
+    if is_a(DisabledRepoError):
+        return SourceForbidden(f"The Hub has disabled {what}, so nobody can read it; choose another source.")
+    if is_a(RepositoryNotFoundError):
+        who = "your login may not read it: check the name and the login" if get_token() else f"private: {LOGIN}"
+        return SourceNotFound(f"There is no folder {what} here, and the repo {what} does not exist or {who}.")
+    return _explain_status(error, what)
+
+
+def _explain_status(error: BaseException, what: str) -> SourceError:
+    code = status(error)
+    if code == 401:
+        return SourceForbidden(f"The Hub does not accept the login for {what}: {LOGIN} with a valid token.")
+    if code == 403:
+        return SourceForbidden(f"The login may not read {what}: use a token with read access to it.")
+    if any(isinstance(e, OfflineModeIsEnabled) for e in chain(error)):
+        return SourceOffline(f"{what} is not in the cache and HF_HUB_OFFLINE is set; unset it once to download.")
+    if code is not None:
+        return SourceOffline(f"The Hub answered {code} for {what}, {TRIES} times if it looked passing; try later.")
+    return SourceOffline(
+        f"{what} is not in the cache and the Hub at {constants.ENDPOINT} cannot be reached; check the connection."
+    )
+
+
+def show_progress(on: bool) -> None:
+    """Switch the client's progress bars for downloads and uploads."""
+    enable_progress_bars() if on else disable_progress_bars()
+
+
+def scrub(text: str) -> str:
+    """The text without anything that looks like a token."""
+    token = get_token()
+    text = text.replace(token, "***") if token else text
+    return re.sub(r"//[^/@\s]+@|\bhf_\w{6,}|(?i:bearer)\s+\S+", "***", text)

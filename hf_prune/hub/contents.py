@@ -1,0 +1,138 @@
+"""Which files of a source are needed, and what makes a source unfit; the same for repos and folders."""
+
+import fnmatch
+import json
+import posixpath
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from hf_prune.errors import BrokenCheckpoint, IncompatibleSources, SourceError, UnsafeSource
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+ADAPTER_CONFIG, ADAPTER = "adapter_config.json", "adapter_model.safetensors"
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "*.model", "*.tiktoken", "tekken.json")
+SPEECH = (
+    *VOCABULARIES,
+    "generation_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "additional_chat_templates/*.jinja",
+)
+ABOUT = ("README.md", "LICENSE*", "NOTICE*")
+
+
+def matching(files: Collection[str], patterns: Collection[str]) -> list[str]:
+    """Names that match a pattern, in the folder the pattern names."""
+
+    def fits(name: str, pattern: str) -> bool:
+        same_folder = posixpath.dirname(name) == posixpath.dirname(pattern)
+        return same_folder and fnmatch.fnmatchcase(posixpath.basename(name), posixpath.basename(pattern))
+
+    return sorted(name for name in files if any(fits(name, p) for p in patterns))
+
+
+def weights(what: str, files: Collection[str], read: Callable[[str], bytes], allow_pickle: bool) -> tuple[str, ...]:
+    """Names of the weight files that transformers would load, index first.
+
+    Raises:
+        UnsafeSource: only pickles and they are not allowed.
+        BrokenCheckpoint: a shard named by the index is missing, or the index cannot be read.
+        SourceError: no weights at all.
+    """
+    for single, index in ((SINGLE, INDEX), (PICKLE, PICKLE_INDEX)):
+        if single == PICKLE and not allow_pickle:
+            break
+        if single in files:
+            return (single,)
+        if index in files:
+            return (index, *_shards(what, index, files, read))
+    if not allow_pickle and matching(files, ("*.bin", "*.pt", "*.pth", "*.ckpt")):
+        raise UnsafeSource(
+            f"{what} holds no safetensors, only pickles, which can run code when read; "
+            "choose a source with safetensors, or pass --allow-pickle if you trust it."
+        )
+    raise SourceError(f"{what} holds no weights that transformers loads; it needs {SINGLE} or {INDEX}.")
+
+
+def _shards(what: str, index: str, files: Collection[str], read: Callable[[str], bytes]) -> list[str]:
+    try:
+        shards = sorted(set(json.loads(read(index))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise BrokenCheckpoint(f"{index} of {what} is not a readable index of shards; fetch it afresh.") from None
+    if missing := [s for s in shards if s not in files]:
+        raise BrokenCheckpoint(f"{what} lacks {missing[0]}, which its {index} names; fetch the source afresh.")
+    return shards
+
+
+def config(what: str, files: Collection[str], read: Callable[[str], bytes]) -> dict[str, Any]:
+    """config.json as a dict.
+
+    Raises:
+        SourceError: there is none, or the source is an adapter.
+        BrokenCheckpoint: it is not JSON.
+    """
+    if "config.json" not in files:
+        if ADAPTER_CONFIG in files:
+            raise SourceError(f"{what} is an adapter, not a model; write its base in front: BASE+{what}.")
+        raise SourceError(f"{what} has no config.json, so it is no transformers model; choose another source.")
+    return _json(what, "config.json", read)
+
+
+def _json(what: str, name: str, read: Callable[[str], bytes]) -> dict[str, Any]:
+    try:
+        raw = json.loads(read(name))
+    except ValueError:
+        raw = None
+    if not isinstance(raw, dict):
+        raise BrokenCheckpoint(f"{name} of {what} is not a JSON object; fetch the source afresh.")
+    return raw
+
+
+def needs_code(raw: Mapping[str, Any]) -> bool:
+    """Whether transformers has no class of its own for this model and would run the source's."""
+    if not raw.get("auto_map"):
+        return False
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    return raw.get("model_type") not in CONFIG_MAPPING_NAMES
+
+
+def check_model(what: str, files: Collection[str], raw: Mapping[str, Any], trust_remote_code: bool) -> None:
+    """Raise UnsafeSource for code nobody allowed, SourceError when there is no tokenizer."""
+    if needs_code(raw) and not trust_remote_code:
+        raise UnsafeSource(
+            f"{what} ({raw.get('model_type')}) runs its own Python code; "
+            "read the code, and pass --trust-remote-code if you trust it."
+        )
+    if not matching(files, VOCABULARIES):
+        raise SourceError(f"{what} has no tokenizer files; copy those of its base model next to the weights.")
+
+
+def check_adapter(what: str, files: Collection[str], read: Callable[[str], bytes]) -> None:
+    """Raise IncompatibleSources unless this is a LoRA, UnsafeSource when its weights are pickles."""
+    if ADAPTER_CONFIG not in files:
+        raise IncompatibleSources(f"{what} has no {ADAPTER_CONFIG}, so it is no PEFT adapter; after + comes a LoRA.")
+    kind = _json(what, ADAPTER_CONFIG, read).get("peft_type")
+    if kind != "LORA":
+        raise IncompatibleSources(f"{what} is an adapter of type {kind}; hf_prune merges LoRA adapters only.")
+    if ADAPTER not in files:
+        unsafe = "adapter_model.bin" in files
+        kind_of_error = UnsafeSource if unsafe else BrokenCheckpoint
+        has = "only a pickle of its weights" if unsafe else "no weights"
+        raise kind_of_error(f"{what} has {has}; it needs {ADAPTER}: save the adapter with safe_serialization.")
+
+
+def needed(files: Collection[str], weight_files: Collection[str], code: bool) -> list[str]:
+    """Everything worth downloading of a model."""
+    extra = (*SPEECH, *ABOUT, "config.json") + (("*.py",) if code else ())
+    return sorted({*weight_files, *matching(files, extra)})
+
+
+def needed_of_adapter(files: Collection[str]) -> list[str]:
+    """Everything worth downloading of an adapter."""
+    return matching(files, (ADAPTER_CONFIG, ADAPTER, *ABOUT))

@@ -1,0 +1,345 @@
+"""The only place weights are combined: a blueprint becomes tensors, and tensors become a model or a folder.
+
+One plan, two sinks: `assemble` fills a model in memory, `write` streams shards to disk.
+"""
+
+import copy
+import json
+import shutil
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from hf_prune.architecture import Family, depth_of, family_of, read_config, skeleton, sliced
+from hf_prune.blueprint import GONE, Blueprint, LayerSpec, Part, Source
+from hf_prune.checkpoint import SHARD_BYTES, Checkpoint, write_shards
+from hf_prune.errors import IncompatibleSources, InvalidBlueprint, ReloadMismatch
+from hf_prune.merge import MERGES
+
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Parent:
+    """One opened source: what `Blueprint.sources[i]` points to."""
+
+    source: Source
+    config: PretrainedConfig
+    family: Family
+    checkpoint: Checkpoint
+    trust_remote_code: bool = False
+
+    @classmethod
+    def open(
+        cls,
+        source: Source,
+        folder: Path,
+        adapter: Path | None = None,
+        *,
+        allow_pickle: bool = False,
+        trust_remote_code: bool = False,
+    ) -> "Parent":
+        """Open config and shard headers of a local folder; no weights are read.
+
+        Raises:
+            UnsupportedArchitecture, BrokenCheckpoint, UnsafeSource, IncompatibleSources: see the modules that read them.
+        """
+        config = read_config(folder, trust_remote_code)
+        parent = cls(source, config, family_of(config), Checkpoint.open(folder, adapter, allow_pickle), trust_remote_code)
+        checkpoint = parent.checkpoint.named(
+            parent.shapes, parent.skeleton.base_model_prefix, parent.family.renames
+        )
+        return replace(parent, checkpoint=checkpoint)
+
+    @property
+    def depth(self) -> int:
+        """Number of layers."""
+        return depth_of(self.config, self.family)
+
+    @cached_property
+    def skeleton(self) -> PreTrainedModel:
+        """The model on the meta device: names and shapes without weights."""
+        return skeleton(self.config, self.trust_remote_code)
+
+    @cached_property
+    def shapes(self) -> dict[str, torch.Size]:
+        """Shape of every tensor of the dense model, tied duplicates left out."""
+        tied = set(_tied(self.skeleton))
+        return {n: t.shape for n, t in self.skeleton.state_dict().items() if n not in tied}
+
+    @cached_property
+    def layer_suffixes(self) -> tuple[tuple[str, ...], ...]:
+        """Tensor names inside each layer, e.g. `self_attn.q_proj.weight`."""
+        found: list[list[str]] = [[] for _ in range(self.depth)]
+        for name in self.shapes:
+            if name.startswith(self.family.prefix):
+                index, _, suffix = name[len(self.family.prefix) :].partition(".")
+                found[int(index)].append(suffix)
+        return tuple(map(tuple, found))
+
+    def layer_tensor(self, layer: int, suffix: str) -> torch.Tensor:
+        """One tensor of one source layer, in the checkpoint's dtype."""
+        return self.checkpoint.tensor(f"{self.family.prefix}{layer}.{suffix}")
+
+    @cached_property
+    def layer_parameters(self) -> int:
+        """Parameters of one layer (the largest, should they differ)."""
+        return max(
+            sum(self.shapes[f"{self.family.prefix}{i}.{s}"].numel() for s in suffixes)
+            for i, suffixes in enumerate(self.layer_suffixes)
+        )
+
+    @cached_property
+    def half_parameters(self) -> tuple[dict[str | None, int], ...]:
+        """Per layer: parameters of `attention`, of `mlp`, and (None) of the norms between them."""
+        sizes: list[dict[str | None, int]] = []
+        for i, suffixes in enumerate(self.layer_suffixes):
+            sizes.append({"attention": 0, "mlp": 0, None: 0})
+            for suffix in suffixes:
+                sizes[i][self.family.half(suffix)] += self.shapes[f"{self.family.prefix}{i}.{suffix}"].numel()
+        return tuple(sizes)
+
+    @cached_property
+    def parameters(self) -> int:
+        """Parameters of the dense model, tied tensors counted once."""
+        return sum(s.numel() for s in self.shapes.values())
+
+
+def layer_tensors(spec: LayerSpec, parents: Sequence[Parent]) -> Iterator[tuple[str, Callable[[], torch.Tensor]]]:
+    """Readers of one output layer's tensors, each in its checkpoint's dtype.
+
+    A removed half keeps its tensors, and its output projection is zero: stock classes then add nothing for it.
+    """
+    anchor = spec.anchor
+    family = parents[anchor.source].family
+    for suffix in parents[anchor.source].layer_suffixes[anchor.layer]:
+        yield suffix, lambda suffix=suffix: _combine(spec, suffix, parents, family)
+
+
+def _combine(spec: LayerSpec, suffix: str, parents: Sequence[Parent], family: Family) -> torch.Tensor:
+    parts: tuple[Part, ...] = (spec.norms,) if spec.norms and family.is_norm(suffix) else spec.parts
+    tensors = [parents[p.source].layer_tensor(p.layer, suffix) for p in parts]
+    if family.silenced(suffix, spec.attn_level == GONE, spec.mlp_level == GONE):
+        return torch.zeros_like(tensors[0])
+    return MERGES[spec.merge](tensors, [p.weight for p in parts])
+
+
+def output_config(blueprint: Blueprint, parents: Sequence[Parent]) -> PretrainedConfig:
+    """The config of the assembled model: depth set, every per-layer list sliced along the anchors."""
+    base = parents[blueprint.embed]
+    return sliced(base.config, base.family, [s.anchor.layer for s in blueprint.layers])
+
+
+def check(blueprint: Blueprint, parents: Sequence[Parent]) -> None:
+    """Refuse a blueprint that its parents cannot serve.
+
+    Raises:
+        InvalidBlueprint: a layer number beyond the parent's depth, or levels without a library.
+        IncompatibleSources: parents of different shapes.
+    """
+    blueprint.check()
+    first = parents[0]
+    for parent in parents[1:]:
+        if parent.shapes != first.shapes:
+            raise IncompatibleSources(f"{parent.source} and {first.source} do not have the same tensor shapes.")
+    for spec in blueprint.layers:
+        if spec.attn_level not in (0, GONE) or spec.mlp_level not in (0, GONE):
+            raise InvalidBlueprint("The blueprint uses width levels, but no level library is given.")
+        for part in spec.parts + ((spec.norms,) if spec.norms else ()):
+            if part.layer >= parents[part.source].depth:
+                raise InvalidBlueprint(
+                    f"The blueprint asks for layer {part.layer} of {parents[part.source].source}, "
+                    f"which has {parents[part.source].depth} layers."
+                )
+
+
+def plan_tensors(blueprint: Blueprint, parents: Sequence[Parent]) -> Iterator[tuple[str, Callable[[], torch.Tensor]]]:
+    """Name and reader of every tensor of the assembled model, in file order; nothing is read yet."""
+    embed, head = parents[blueprint.embed], parents[blueprint.head]
+    prefix = embed.family.prefix
+    norm = embed.family.norm + "."
+    others = [n for n in embed.shapes if not n.startswith(prefix)]
+    for name in others:
+        owner = head if name.startswith((norm, "lm_head.")) else embed
+        yield name, lambda owner=owner, name=name: owner.checkpoint.tensor(name)
+    for i, spec in enumerate(blueprint.layers):
+        for suffix, read in layer_tensors(spec, parents):
+            yield f"{prefix}{i}.{suffix}", read
+
+
+def assemble(
+    blueprint: Blueprint,
+    parents: Sequence[Parent],
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+) -> PreTrainedModel:
+    """The model in memory, in eval mode.
+
+    Args:
+        blueprint: its canonical form is assembled.
+        parents: opened sources, in the order of `blueprint.sources`.
+        dtype: of the result; None keeps the checkpoint's.
+        device: where it goes.
+
+    Raises:
+        InvalidBlueprint, IncompatibleSources, BrokenCheckpoint: see `check` and `Checkpoint.tensor`.
+        ReloadMismatch: transformers did not take every tensor.
+    """
+    check(blueprint, parents)
+    state = {name: read() for name, read in plan_tensors(blueprint, parents)}
+    base = parents[blueprint.embed]
+    with quiet():
+        model, info = type(base.skeleton).from_pretrained(
+            None,
+            config=output_config(blueprint, parents),
+            state_dict=state,
+            dtype=dtype or next(iter(state.values())).dtype,
+            output_loading_info=True,
+        )
+    wrong = {k: sorted(map(str, v)) for k, v in info.items() if v and k != "error_msgs"}
+    if wrong:
+        raise ReloadMismatch(f"transformers did not take every tensor of the assembled model: {wrong}.")
+    return model.eval().requires_grad_(False).to(device)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers' own progress bars and advice off the screen; a library prints nothing."""
+    bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt", "*.model", "added_tokens.json",
+                   "chat_template*", "generation_config.json")  # fmt: skip
+
+
+def write(
+    blueprint: Blueprint, parents: Sequence[Parent], folder: Path, *, shard_bytes: int = SHARD_BYTES
+) -> tuple[int, int]:
+    """Write weights, config, tokenizer and blueprint into an existing folder; memory stays at one shard above the reader.
+
+    Returns:
+        Parameters and bytes of the written weights.
+    """
+    check(blueprint, parents)
+    base = parents[blueprint.embed]
+    sizes = []
+
+    def sized() -> Iterator[tuple[str, int, Callable[[], torch.Tensor]]]:
+        for name, read in plan_tensors(blueprint, parents):
+            shape, item = _shape_and_item(name, blueprint, parents)
+            sizes.append((shape.numel(), shape.numel() * item))
+            yield _file_name(name, base.family), sizes[-1][1], read
+
+    write_shards(sized(), folder, shard_bytes)
+    output_config(blueprint, parents).save_pretrained(folder)
+    _keep_architecture(folder, base)
+    for pattern in TOKENIZER_FILES:
+        for path in base.checkpoint.folder.glob(pattern):
+            if path.is_file():
+                shutil.copyfile(path, folder / path.name)
+    if base.trust_remote_code:
+        for path in base.checkpoint.folder.glob("*.py"):
+            shutil.copyfile(path, folder / path.name)
+    (folder / "blueprint.json").write_text(blueprint.to_json(indent=1) + "\n", encoding="utf-8")
+    return sum(n for n, _ in sizes), sum(b for _, b in sizes)
+
+
+def _shape_and_item(name: str, blueprint: Blueprint, parents: Sequence[Parent]) -> tuple[torch.Size, int]:
+    parent = parents[blueprint.embed]
+    prefix = parent.family.prefix
+    if name.startswith(prefix):
+        index, _, suffix = name[len(prefix) :].partition(".")
+        anchor = blueprint.layers[int(index)].anchor
+        parent, name = parents[anchor.source], f"{prefix}{anchor.layer}.{suffix}"
+    return parent.shapes[name], parent.checkpoint.itemsize(name)
+
+
+def _file_name(name: str, family: Family) -> str:
+    for module, stored in family.renames:
+        if name.startswith(module):
+            return stored + name.removeprefix(module)
+    return name
+
+
+def _keep_architecture(folder: Path, parent: Parent) -> None:
+    # save_pretrained forgets the class and the dtype of a config that no model has touched.
+    path = folder / "config.json"
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    dtype = parent.checkpoint.tensor(next(iter(parent.shapes))).dtype
+    raw["architectures"] = [type(parent.skeleton).__name__]
+    raw["dtype"] = str(dtype).removeprefix("torch.")
+    path.write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
+
+
+def _tied(model: PreTrainedModel) -> list[str]:
+    keys = getattr(model, "_tied_weights_keys", None) or {}
+    return list(keys) if model.config.tie_word_embeddings else []
+
+
+class Silence(torch.nn.Module):
+    """Stands where a removed half was: adds nothing to the residual stream."""
+
+    def __init__(self, returns_pair: bool) -> None:
+        super().__init__()
+        self.returns_pair = returns_pair
+
+    def forward(self, hidden_states: torch.Tensor, *_: object, **__: object) -> object:
+        """Zeros of the input's shape, with the empty attention weights that attention modules return beside them."""
+        zeros = torch.zeros_like(hidden_states)
+        return (zeros, None) if self.returns_pair else zeros
+
+
+@dataclass(eq=False)
+class LayerBank:
+    """Decoder layers by spec over one resident dense model; merged layers are made once and kept while they fit.
+
+    `capacity` counts made layers (merged or half-removed), the least recently used goes first.
+    """
+
+    model: PreTrainedModel
+    parents: Sequence[Parent]
+    capacity: int = 64
+    _made: "OrderedDict[LayerSpec, torch.nn.Module]" = field(default_factory=OrderedDict)
+
+    def module(self, spec: LayerSpec) -> torch.nn.Module:
+        """The decoder layer of a canonical spec, in the model's dtype and on its device."""
+        dense = self.model.get_submodule(self.parents[0].family.layers)
+        if spec.plain and spec.parts[0].source == 0:
+            return dense[spec.parts[0].layer]
+        if spec not in self._made:
+            self._made[spec] = self._make(spec, dense[spec.anchor.layer])
+            if len(self._made) > self.capacity:
+                self._made.popitem(last=False)
+        self._made.move_to_end(spec)
+        return self._made[spec]
+
+    def _make(self, spec: LayerSpec, template: torch.nn.Module) -> torch.nn.Module:
+        family = self.parents[0].family
+        like = next(template.parameters())
+        layer = copy.deepcopy(template)
+        tensors = {n: read().to(like.device, like.dtype) for n, read in layer_tensors(spec, self.parents)}
+        layer.load_state_dict(tensors, assign=True)
+        layer.requires_grad_(False)
+        if spec.attn_level == GONE:
+            layer.set_submodule(family.attention, Silence(returns_pair=True))
+        if spec.mlp_level == GONE:
+            # OPT's MLP has no module of its own: its output projection is silenced in place, by zero weights.
+            if family.mlp:
+                layer.set_submodule(family.mlp, Silence(returns_pair=False))
+        return layer

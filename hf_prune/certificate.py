@@ -1,0 +1,81 @@
+"""The reload certificate: the folder, loaded by stock transformers in a fresh process, is the model that was searched."""
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from hf_prune.errors import ReloadMismatch
+
+TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
+"""Largest allowed difference of two logits, as a share of the largest logit."""
+PROBE = Path(__file__).with_name("reload_probe.py")
+LOADING = {"missing": "missing_keys", "unexpected": "unexpected_keys", "mismatched": "mismatched_keys"}
+
+
+def certify(
+    folder: Path, tokens: torch.Tensor, expected: torch.Tensor, *, dtype: str, device: str, trust_remote_code: bool = False
+) -> dict[str, Any]:
+    """Reload `folder` in a fresh process and compare.
+
+    Args:
+        folder: a finished model folder.
+        tokens: [N, T] int64.
+        expected: [N, T, V] logits of the searched candidate, as the sweep computed them.
+        dtype: precision both sides run in, e.g. `float32`.
+        device: where the fresh process runs the model.
+        trust_remote_code: passed on to transformers.
+
+    Returns:
+        The certificate that goes into report.json.
+
+    Raises:
+        ReloadMismatch: it does not load, a tensor is missing, unexpected or of another shape, the logits differ, or cached
+            decoding differs from uncached.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        answer = Path(scratch) / "answer.safetensors"
+        windows = Path(scratch) / "windows.safetensors"
+        save_file({"tokens": tokens.cpu().contiguous()}, windows)
+        command = [sys.executable, "-P", str(PROBE), str(folder), str(windows), str(answer), dtype, device]
+        done = subprocess.run(
+            command + ["--trust-remote-code"] * trust_remote_code, capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+            raise ReloadMismatch(f"{folder.name} does not load in a fresh process: {last}")
+        with safe_open(answer, framework="pt") as f:
+            logits, cached = f.get_tensor("logits"), f.get_tensor("cached")
+            loading = json.loads(f.metadata()["loading"])
+    return _judge(folder.name, expected.float().cpu(), logits, cached, loading, TOLERANCE[dtype])
+
+
+def _judge(
+    name: str, expected: torch.Tensor, logits: torch.Tensor, cached: torch.Tensor, loading: dict[str, Any], tolerance: float
+) -> dict[str, Any]:
+    wrong = {k: loading.get(key, []) for k, key in LOADING.items()}
+    if any(wrong.values()):
+        raise ReloadMismatch(f"{name} reloads with tensors missing, unexpected or of another shape: {wrong}.")
+    if logits.shape != expected.shape:
+        raise ReloadMismatch(f"{name} reloads with logits of shape {tuple(logits.shape)}, not {tuple(expected.shape)}.")
+    bound = tolerance * max(1.0, float(expected.abs().max()))
+    searched, stepped = float((logits - expected).abs().max()), float((cached - logits).abs().max())
+    if not searched <= bound:
+        raise ReloadMismatch(f"{name} reloads as another model: logits differ by {searched:.3g} (allowed {bound:.3g}).")
+    if not stepped <= bound:
+        raise ReloadMismatch(f"{name} decodes differently with its cache: logits differ by {stepped:.3g} (allowed {bound:.3g}).")
+    return {
+        "ok": True,
+        "max_logit_difference": searched,
+        "cached_difference": stepped,
+        "tolerance": bound,
+        **wrong,
+        "transformers": loading["transformers"],
+        "without_hf_prune": not loading["hf_prune_imported"],
+    }

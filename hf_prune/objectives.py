@@ -1,0 +1,52 @@
+"""What a search can minimise: pure functions of what the sweep measured, or of the blueprint alone."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Measures:
+    """What the sweep knows about one candidate on some evidence.
+
+    kl: mean KL(dense || candidate) of next-token distributions, nats per token.
+    nll: mean negative log-likelihood of the text, nats per token.
+    update_cosine: mean over output layers and tokens of cos(original residual update of the layers it stands for, its own).
+    gelaco: mean of the three cosines of GeLaCo's first fitness; NaN unless asked for.
+    parameters: of the candidate, removed halves not counted.
+    finite: False when a hidden state overflowed or became NaN.
+    """
+
+    kl: float
+    nll: float
+    update_cosine: float
+    gelaco: float
+    parameters: int
+    finite: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """A value to minimise; `needs_forward` is False when the blueprint alone decides it."""
+
+    value: Callable[[Measures], float]
+    label: str
+    needs_forward: bool = True
+    needs_modules: bool = False
+
+
+OBJECTIVES: Mapping[str, Objective] = {
+    "kl": Objective(lambda m: m.kl, "KL to the dense model (nats/token)"),
+    "perplexity": Objective(lambda m: math.exp(min(m.nll, 700.0)), "perplexity"),
+    "similarity": Objective(lambda m: 1.0 - m.update_cosine, "1 - cosine of residual updates"),
+    "kl_similarity": Objective(lambda m: m.kl + 1.0 - m.update_cosine, "KL + 1 - cosine of residual updates"),
+    "gelaco_v1": Objective(lambda m: 1.0 - m.gelaco, "1 - GeLaCo v1 similarity", needs_modules=True),
+    "params": Objective(lambda m: float(m.parameters), "parameters", needs_forward=False),
+}
+
+
+def values(measures: Measures, names: tuple[str, ...]) -> tuple[float, ...]:
+    """The named objectives in order; +inf for those that need a forward when the candidate broke."""
+    chosen = [OBJECTIVES[n] for n in names]
+    raw = [o.value(measures) if measures.finite or not o.needs_forward else math.inf for o in chosen]
+    return tuple(v if not math.isnan(v) else math.inf for v in raw)

@@ -1,0 +1,258 @@
+"""The dense model as a row of layers: how one is called, what the head makes of a state, and the reference run.
+
+Nothing here knows a family's forward: what each layer is given besides its hidden state (masks, positions) is recorded
+from one real forward, and what happens before the first layer is left to the model itself.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from hf_prune.architecture import Family
+from hf_prune.errors import UnsupportedArchitecture
+
+TOP_K = 512
+TILE_TOKENS = 1024
+"""Tokens per layer call on CPU: activations stay in cache, and every call has one shape, whoever shares it."""
+GPU_TILE_TOKENS = 1 << 15
+HEAD_FLOATS, GPU_HEAD_FLOATS = 1 << 20, 1 << 28
+Halves = tuple[Tensor, Tensor] | None
+"""Attention and MLP outputs of a layer, when they are recorded."""
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+"""Arguments of a layer besides its hidden state, made for batch size 1, so they fit any."""
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """What the dense model does on the windows, run once.
+
+    tokens: [N, T] int64. hidden: per layer boundary [N, T, d]; hidden[i] enters layer i, hidden[-1] the final norm.
+    top, log_p: [N, T-1, k] token ids and dense log-probabilities of the k likeliest next tokens.
+    p: exp(log_p). log_tail: [N, T-1] log of the dense mass outside the top k, None when k is the vocabulary.
+    nll: [N, T-1] dense negative log-likelihood of the text. calls: keyword arguments of each layer, batch size 1.
+    """
+
+    tokens: Tensor
+    hidden: tuple[Tensor, ...]
+    top: Tensor
+    log_p: Tensor
+    p: Tensor
+    log_tail: Tensor | None
+    nll: Tensor
+    calls: tuple[tuple[tuple[Any, ...], dict[str, Any]], ...]
+    modules: tuple[tuple[Tensor, Tensor], ...] | None = None
+
+
+class Dense:
+    """One resident dense model, seen as embeddings, layers and head.
+
+    Args:
+        model: in eval mode, on its device.
+        family: where its parts are.
+        tile_tokens: tokens per layer call.
+        with_modules: also record attention and MLP outputs, which `gelaco_v1` needs.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, family: Family, tile_tokens: int | None = None, with_modules: bool = False
+    ) -> None:
+        self.model, self.family, self.with_modules = model, family, with_modules
+        self.layers = model.get_submodule(family.layers)
+        self.norm = model.get_submodule(family.norm)
+        self.head = model.get_output_embeddings()
+        self.device = next(model.parameters()).device
+        self.tile_tokens = tile_tokens or (TILE_TOKENS if self.device.type == "cpu" else GPU_TILE_TOKENS)
+        self.softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+
+    @cached_property
+    def project(self) -> torch.nn.Module | None:
+        """OPT-350m's projection between the final norm and the head."""
+        return getattr(getattr(self.model.base_model, "decoder", None), "project_out", None)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Next-token logits [..., V] of final hidden states [..., d]."""
+        hidden = self.norm(hidden)
+        if self.project is not None:
+            hidden = self.project(hidden)
+        logits = self.head(hidden)
+        return logits if not self.softcap else torch.tanh(logits / self.softcap) * self.softcap
+
+    def apply(self, layer: torch.nn.Module, batches: Sequence[Tensor], call: Call) -> list[tuple[Tensor, Halves]]:
+        """One layer over several [B, T, d], in tiles of whole sequences; with its halves' outputs when they are recorded."""
+        args, kwargs = call
+        outs = [torch.empty_like(b) for b in batches]
+        inner: list[list[tuple[Tensor, Tensor]]] = [[] for _ in batches]
+
+        def one(number: int, rows: slice) -> None:
+            result = layer(batches[number][rows], *args, **kwargs)
+            outs[number][rows] = result[0] if isinstance(result, tuple) else result
+            inner[number] += tap.take()
+
+        with _Tap(layer, self.family, self.with_modules) as tap:
+            self.each(one, [(i, rows) for i, b in enumerate(batches) for rows in self.tiles(b, self.tile_tokens)])
+        return [(out, _joined(halves)) for out, halves in zip(outs, inner, strict=True)]
+
+    def tiles(self, states: Tensor, tokens: int) -> list[slice]:
+        """Row ranges of [B, T, ...] of at most `tokens` tokens (one sequence at least)."""
+        rows = max(1, tokens // states.shape[1])
+        return [slice(i, min(i + rows, len(states))) for i in range(0, len(states), rows)]
+
+    def each(self, work: Callable[..., None], jobs: Sequence[tuple[Any, ...]]) -> None:
+        """Do independent tiles: on CPU one thread each, which beats splitting every small operation over the cores and
+        makes results independent of the number of threads."""
+        if self.pool is None or len(jobs) < 2 or self.with_modules:
+            for job in jobs:
+                work(*job)
+            return
+
+        def alone(job: tuple[Any, ...]) -> None:
+            with torch.inference_mode():
+                work(*job)
+
+        list(self.pool.map(alone, jobs))
+
+    @cached_property
+    def pool(self) -> ThreadPoolExecutor | None:
+        """As many single-threaded workers as torch would use threads; None off the CPU."""
+        threads = torch.get_num_threads()
+        if self.device.type != "cpu" or threads < 2:
+            return None
+        return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+
+    @property
+    def head_tokens(self) -> int:
+        """Tokens per head call, so that float32 logits stay in cache on CPU and below 1 GiB elsewhere."""
+        vocabulary = self.head.weight.shape[0]
+        return max(1, (HEAD_FLOATS if self.device.type == "cpu" else GPU_HEAD_FLOATS) // vocabulary)
+
+    @torch.inference_mode()
+    def run(self, tokens: Tensor, top_k: int = TOP_K) -> Reference:
+        """The reference on `tokens` [N, T] int64.
+
+        Raises:
+            UnsupportedArchitecture: layer by layer does not give the logits of the model's own forward.
+        """
+        tokens = tokens.to(self.device)
+        calls, logits = self._record(tokens[:1])
+        hidden = [torch.cat([self._embed(tokens[rows]) for rows in self.tiles(tokens, self.tile_tokens)])]
+        modules = []
+        for layer, call in zip(self.layers, calls, strict=True):
+            out, inner = self.apply(layer, hidden[-1:], call)[0]
+            hidden.append(out)
+            modules.append(inner)
+        scale = max(1.0, float(logits.abs().max())) * (1e-3 if logits.dtype == torch.float32 else 5e-2)
+        if not float((self.logits(hidden[-1][:1]) - logits).abs().max()) <= scale:
+            raise UnsupportedArchitecture(
+                f"{self.family.model_type}: layer by layer does not give the logits of the model's own forward, so candidates "
+                "cannot be scored; the family needs a row in hf_prune/architecture.py."
+            )
+        top, log_p, log_tail, nll = self._distributions(hidden[-1], tokens, min(top_k, logits.shape[-1]))
+        kept = tuple(modules) if self.with_modules else None
+        return Reference(tokens, tuple(hidden), top, log_p, log_p.exp(), log_tail, nll, tuple(calls), kept)
+
+    def _record(self, tokens: Tensor) -> tuple[list[Call], Tensor]:
+        calls: list[Call] = []
+
+        def note(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            calls.append((args[1:], {k: v for k, v in kwargs.items() if k != "hidden_states"}))
+
+        hooks = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in self.layers]
+        try:
+            return calls, self.model(input_ids=tokens, use_cache=False).logits
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        seen: list[Tensor] = []
+
+        def stop(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            seen.append(args[0] if args else kwargs["hidden_states"])
+            raise _Reached
+
+        hook = self.layers[0].register_forward_pre_hook(stop, with_kwargs=True)
+        try:
+            self.model(input_ids=tokens, use_cache=False)
+        except _Reached:
+            pass
+        finally:
+            hook.remove()
+        return seen[0]
+
+    def _distributions(self, hidden: Tensor, tokens: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        tops, logs, tails, nlls = [], [], [], []
+        for rows in self.tiles(tokens, self.head_tokens):
+            log_probs = self.logits(hidden[rows, :-1]).float().log_softmax(-1)
+            value, index = log_probs.topk(k, sorted=False)
+            tops.append(index)
+            logs.append(value)
+            tails.append(log_rest(value))
+            nlls.append(-log_probs.gather(-1, tokens[rows, 1:, None]).squeeze(-1))
+        whole = k == log_probs.shape[-1]
+        return torch.cat(tops), torch.cat(logs), None if whole else torch.cat(tails), torch.cat(nlls)
+
+
+def log_rest(log_p: Tensor) -> Tensor:
+    """log(1 - sum exp log_p) over the last axis: the mass outside the listed tokens."""
+    return torch.log1p(-log_p.exp().sum(-1).clamp(max=1 - 1e-7))
+
+
+def cosine(a: Tensor, b: Tensor) -> Tensor:
+    """Cosine over the last axis, in float32."""
+    return torch.nn.functional.cosine_similarity(a.float(), b.float(), dim=-1)
+
+
+def block_influence(reference: Reference) -> tuple[float, ...]:
+    """BI_i = 1 - E cos(h_i, h_{i+1}) per layer (ShortGPT, arXiv 2403.03853, eq. 1)."""
+    h = reference.hidden
+    return tuple(1.0 - float(cosine(a, b).mean()) for a, b in zip(h, h[1:], strict=False))
+
+
+def block_distance(reference: Reference) -> tuple[tuple[float, ...], ...]:
+    """d[l][n-1] = arccos(cos(h_l, h_{l+n})) / pi on the last token of each window (Gromov et al., arXiv 2403.17887, eq. 7)."""
+    last = [h[:, -1] for h in reference.hidden]
+    depth = len(last) - 1
+
+    def distance(a: Tensor, b: Tensor) -> float:
+        return float((torch.arccos(cosine(a, b).double().clamp(-1, 1)) / math.pi).mean())
+
+    return tuple(tuple(distance(last[i], last[i + n]) for n in range(1, depth - i + 1)) for i in range(depth))
+
+
+def _joined(halves: Sequence[tuple[Tensor, Tensor]]) -> Halves:
+    return (torch.cat([a for a, _ in halves]), torch.cat([m for _, m in halves])) if halves else None
+
+
+class _Reached(Exception):
+    """The first layer was called."""
+
+
+class _Tap:
+    """Records attention and MLP outputs of a layer while open."""
+
+    def __init__(self, layer: torch.nn.Module, family: Any, active: bool) -> None:
+        paths = (family.attention, family.mlp or family.mlp_out) if active else ()
+        self.modules = [layer.get_submodule(p) for p in paths]
+        self.seen: list[Tensor] = []
+
+    def __enter__(self) -> "_Tap":
+        self.hooks = [m.register_forward_hook(self._note) for m in self.modules]
+        return self
+
+    def _note(self, _: torch.nn.Module, __: Any, out: Any) -> None:
+        self.seen.append(out[0] if isinstance(out, tuple) else out)
+
+    def take(self) -> Iterable[tuple[Tensor, Tensor]]:
+        seen, self.seen = self.seen, []
+        return [(seen[0], seen[1].view_as(seen[0]))] if seen else []
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self.hooks:
+            hook.remove()

@@ -1,0 +1,43 @@
+"""Run by path in a fresh process: loads a saved model with stock transformers and says what it computes.
+
+Imports nothing of hf_prune, so that a pass means that users without it get the same model.
+Usage: reload_probe.py FOLDER WINDOWS.safetensors ANSWER.safetensors DTYPE DEVICE [--trust-remote-code]
+"""
+
+import json
+import sys
+
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+
+def main(folder: str, windows: str, answer: str, dtype: str, device: str, *flags: str) -> None:
+    """Write logits [N, T, V] of one uncached forward and of prefill + one-token steps, and the loading info."""
+    transformers.utils.logging.disable_progress_bar()
+    model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=getattr(torch, dtype),
+        output_loading_info=True,
+        local_files_only=True,
+        trust_remote_code="--trust-remote-code" in flags,
+    )
+    model.eval().to(device)
+    tokens = load_file(windows)["tokens"].to(device)
+    half = tokens.shape[1] // 2
+    with torch.inference_mode():
+        whole = model(input_ids=tokens, use_cache=False).logits
+        out = model(input_ids=tokens[:, :half], use_cache=True)
+        steps = [out.logits]
+        for t in range(half, tokens.shape[1]):
+            out = model(input_ids=tokens[:, t : t + 1], past_key_values=out.past_key_values, use_cache=True)
+            steps.append(out.logits)
+    loading = {k: sorted(map(str, v)) for k, v in info.items()}
+    loading["transformers"] = transformers.__version__
+    loading["hf_prune_imported"] = "hf_prune" in sys.modules
+    tensors = {"logits": whole.float().cpu(), "cached": torch.cat(steps, 1).float().cpu()}
+    save_file(tensors, answer, metadata={"loading": json.dumps(loading)})
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

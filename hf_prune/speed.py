@@ -1,0 +1,112 @@
+"""Measured speed: prefill and cached decoding, every model in turn so that noise hits all alike; and cache sizes."""
+
+import statistics
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+Speeds = dict[str, dict[str, float]]
+
+
+def measure(
+    models: Mapping[str, Any],
+    rng: np.random.Generator,
+    prefill_tokens: int = 256,
+    decode_tokens: int = 32,
+    repeats: int = 5,
+) -> dict[str, Any]:
+    """Time every model on the same random tokens at batch 1; medians over `repeats` interleaved rounds.
+
+    Prefill is one forward over `prefill_tokens` that makes the last logits only and fills the cache; decode is
+    `decode_tokens` greedy steps of one token each on that cache. One round before the first is not counted. Where the
+    models have fewer positions than asked for, both numbers shrink to fit.
+
+    Returns:
+        {name: {"prefill_tokens_per_s", "decode_tokens_per_s"}} and, of the run as a whole, "prefill_tokens",
+        "decode_tokens", "repeats", "device", "threads", "dtype" (of the first model).
+    """
+    first = next(iter(models.values()))
+    prefill_tokens, decode_tokens = _fitting(models, prefill_tokens, decode_tokens)
+    vocabulary = min(m.get_input_embeddings().weight.shape[0] for m in models.values())
+    prompt = torch.from_numpy(rng.integers(0, vocabulary, (1, prefill_tokens)))
+    rounds: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
+    for number in range(repeats + 1):
+        for name in list(models)[:: 1 if number % 2 else -1]:
+            seconds = _round(models[name], prompt.to(models[name].device), decode_tokens)
+            if number:
+                rounds[name].append(seconds)
+    return {
+        **{name: _speeds(times, prefill_tokens, decode_tokens) for name, times in rounds.items()},
+        "prefill_tokens": prefill_tokens,
+        "decode_tokens": decode_tokens,
+        "repeats": repeats,
+        "device": str(first.device),
+        "threads": torch.get_num_threads(),
+        "dtype": str(first.dtype).removeprefix("torch."),
+    }
+
+
+def kv_bytes_per_token(config: Any, dtype_bytes: int, layers: int | None = None) -> int:
+    """Bytes of key-value cache that one more token costs: 2 x layers x key-value heads x head size x `dtype_bytes`.
+
+    Sliding-window layers are counted as if every token stayed, which holds up to the window's length.
+
+    Args:
+        config: a transformers config, or the dict of a config.json.
+        dtype_bytes: bytes of one cache element, 2 for bfloat16.
+        layers: layers that still have attention; the config's own number by default.
+    """
+    text = _field(config, "text_config") or config
+    heads = _field(text, "num_attention_heads", "n_head")
+    kv_heads = _field(text, "num_key_value_heads") or heads
+    size = _field(text, "head_dim") or _field(text, "hidden_size", "n_embd") // heads
+    if layers is None:
+        layers = _field(text, "num_hidden_layers", "n_layer")
+    return 2 * layers * kv_heads * size * dtype_bytes
+
+
+def _field(config: Any, *names: str) -> Any:
+    for name in names:
+        value = config.get(name) if isinstance(config, Mapping) else getattr(config, name, None)
+        if value is not None:
+            return value
+    return None
+
+
+def _fitting(models: Mapping[str, Any], prefill: int, decode: int) -> tuple[int, int]:
+    limits = [_field(m.config.get_text_config(), "max_position_embeddings", "n_positions") for m in models.values()]
+    room = min([n for n in limits if n] or [prefill + decode])
+    if prefill + decode <= room:
+        return prefill, decode
+    decode = max(1, min(decode, room // 4))
+    return room - decode, decode
+
+
+@torch.inference_mode()
+def _round(model: Any, prompt: torch.Tensor, decode_tokens: int) -> tuple[float, float]:
+    """Seconds of one prefill and of the decode steps after it."""
+    _wait(model.device)
+    begin = time.perf_counter()
+    out = model(input_ids=prompt, use_cache=True, logits_to_keep=1)
+    _wait(model.device)
+    between = time.perf_counter()
+    for _ in range(decode_tokens):
+        token = out.logits[:, -1:].argmax(-1)
+        out = model(input_ids=token, past_key_values=out.past_key_values, use_cache=True, logits_to_keep=1)
+    _wait(model.device)
+    return between - begin, time.perf_counter() - between
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def _speeds(times: list[tuple[float, float]], prefill_tokens: int, decode_tokens: int) -> dict[str, float]:
+    prefill, decode = (statistics.median(column) for column in zip(*times, strict=True))
+    return {"prefill_tokens_per_s": prefill_tokens / prefill, "decode_tokens_per_s": decode_tokens / decode}

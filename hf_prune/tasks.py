@@ -1,0 +1,280 @@
+"""Multiple choice on a live causal language model: which option does it find likeliest after the context?
+
+Tokenisation and the two accuracies follow EleutherAI's lm-evaluation-harness (`_encode_pair`, `acc`, `acc_norm`).
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hf_prune.calibration import adds_bos, demo_folder
+from hf_prune.errors import InvalidData
+
+TOKEN_BUDGET = 2048
+"""Tokens of one batch, padding included."""
+LOGIT_BUDGET = 2**26
+"""Logits of one batch: 256 MiB in float32."""
+Z95 = 1.959963984540054
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One question; `answer` indexes `choices`."""
+
+    context: str
+    choices: tuple[str, ...]
+    answer: int
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A named list of questions; `chance` is the accuracy of guessing."""
+
+    name: str
+    items: tuple[Item, ...]
+
+    @property
+    def chance(self) -> float:
+        """Mean of 1 / number of options."""
+        return float(np.mean([1 / len(i.choices) for i in self.items]))
+
+
+@dataclass(frozen=True, eq=False)
+class TaskScores:
+    """`log_likelihoods` float64 [items, most options], natural log, -inf where an item has fewer options; `correct`
+    and `correct_norm` bool [items]: by summed log-likelihood, and by log-likelihood per character of the option."""
+
+    task: str
+    chance: float
+    log_likelihoods: np.ndarray
+    correct: np.ndarray
+    correct_norm: np.ndarray
+
+    @property
+    def accuracy(self) -> float:
+        """Share of items answered rightly (lm-eval's acc)."""
+        return float(self.correct.mean())
+
+    @property
+    def accuracy_norm(self) -> float:
+        """Share answered rightly with length-normalised options (lm-eval's acc_norm)."""
+        return float(self.correct_norm.mean())
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % Wilson interval of `accuracy`."""
+        return wilson(int(self.correct.sum()), len(self.correct))
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """An item in tokens: the `prefix` all options share, and per option the rest, its last `scored` tokens the option.
+
+    Every rest begins with at least one token of the context, so that its first logits predict the option's first token.
+    """
+
+    number: int
+    prefix: tuple[int, ...]
+    rests: tuple[tuple[int, ...], ...]
+    scored: tuple[int, ...]
+
+    @property
+    def width(self) -> int:
+        """Tokens of the longest rest."""
+        return max(map(len, self.rests))
+
+
+def bundled_tasks() -> tuple[Path, ...]:
+    """Files of the cloze tasks that come with the demo family."""
+    return tuple(sorted((demo_folder() / "tasks").glob("*.report.jsonl")))
+
+
+def load_tasks(paths: Sequence[str | Path] = ()) -> tuple[Task, ...]:
+    """Read JSONL files of {"context", "choices", "answer"}; without paths the bundled cloze tasks.
+
+    Raises:
+        InvalidData: a file is missing, empty or malformed; the message names file and line.
+    """
+    tasks = tuple(_load(Path(p).expanduser()) for p in paths or bundled_tasks())
+    names = [t.name for t in tasks]
+    twice = next((n for n in names if names.count(n) > 1), None)
+    if twice is not None:
+        raise InvalidData(f"Two task files are called {twice!r}, which would mix their figures; rename one of them.")
+    return tasks
+
+
+def score(model: Any, tokenizer: Any, task: Task, limit: int | None = None) -> TaskScores:
+    """Score the first `limit` items of `task`; the model is used as it is (device, precision, eval or train mode)."""
+    items = task.items[:limit]
+    bos, longest = adds_bos(tokenizer), _longest(model.config)
+    questions = [_question(n, item, tokenizer, bos, longest) for n, item in enumerate(items)]
+    table = np.full((len(items), max(len(i.choices) for i in items)), -np.inf)
+    for batch in _batches(questions, model.get_input_embeddings().weight.shape[0]):
+        for question, values in zip(batch, _log_likelihoods(model, batch), strict=True):
+            table[question.number, : len(values)] = values
+    answers = np.array([i.answer for i in items])
+    characters = np.ones_like(table)
+    for n, item in enumerate(items):
+        characters[n, : len(item.choices)] = [len(c) for c in item.choices]
+    correct, norm = table.argmax(1) == answers, (table / characters).argmax(1) == answers
+    return TaskScores(task.name, Task(task.name, items).chance, table, correct, norm)
+
+
+def encode_pair(tokenizer: Any, context: str, choice: str, bos: bool) -> tuple[list[int], list[int]]:
+    """Token ids of context and option, as lm-evaluation-harness cuts them.
+
+    A space separates the two unless one has white space there; white space at the end of the context goes to the
+    option, where most tokenizers glue it to the word. An empty context becomes the start (or end-of-text) token alone.
+    """
+    kept = context.rstrip()
+    tail = context[len(kept) :] + choice if context != kept or choice[:1].isspace() or not kept else " " + choice
+    head = tokenizer(kept, add_special_tokens=False, verbose=False)["input_ids"]
+    whole = tokenizer(kept + tail, add_special_tokens=False, verbose=False)["input_ids"]
+    start = [tokenizer.bos_token_id] if bos else []
+    if not head and not start:
+        start = [tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id]
+    cut = min(len(head), len(whole) - 1)
+    return start + whole[:cut], whole[cut:]
+
+
+def wilson(successes: int, trials: int, z: float = Z95) -> tuple[float, float]:
+    """Wilson's score interval for a proportion (JASA 22, 1927); 95 % by default."""
+    share = successes / trials
+    scale = 1 + z * z / trials
+    middle = (share + z * z / (2 * trials)) / scale
+    half = z / scale * (share * (1 - share) / trials + z * z / (4 * trials * trials)) ** 0.5
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def difference(
+    ours: np.ndarray, theirs: np.ndarray, rng: np.random.Generator, draws: int = 10_000
+) -> tuple[float, tuple[float, float]]:
+    """Difference in accuracy (ours - theirs) on the same items, with a 95 % interval by paired bootstrap.
+
+    Only the items on which the two disagree matter, so a resample of the items is one multinomial draw of three counts.
+
+    Args:
+        ours: bool [items].
+        theirs: bool [items], the same items in the same order.
+        rng: decides the resamples.
+        draws: number of resamples.
+    """
+    n = len(ours)
+    won, lost = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
+    counts = rng.multinomial(n, [won / n, lost / n, (n - won - lost) / n], size=draws)
+    low, high = np.quantile((counts[:, 0] - counts[:, 1]) / n, [0.025, 0.975])
+    return (won - lost) / n, (float(low), float(high))
+
+
+def _load(path: Path) -> Task:
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as e:
+        raise InvalidData(f"Cannot read the task file {path}: {e}; it must be readable UTF-8 text.") from None
+    items = tuple(_item(line, f"Line {n} of {path}") for n, line in enumerate(lines, 1) if line.strip())
+    if not items:
+        raise InvalidData(f"The task file {path} is empty; give one JSON object of context, choices, answer a line.")
+    return Task(path.stem.removesuffix(".report").removesuffix(".search"), items)
+
+
+def _item(line: str, where: str) -> Item:
+    try:
+        raw = json.loads(line)
+        item = Item(raw["context"], tuple(raw["choices"]), raw["answer"])
+    except (ValueError, KeyError, TypeError):
+        raise InvalidData(f'{where} is not {{"context": "...", "choices": [...], "answer": 0}}; correct it.') from None
+    texts = [item.context, *item.choices]
+    if not all(isinstance(t, str) for t in texts) or len(item.choices) < 2 or not all(c.strip() for c in item.choices):
+        raise InvalidData(f"{where} needs a context string and at least two options that are not empty; correct it.")
+    if type(item.answer) is not int or not 0 <= item.answer < len(item.choices):
+        raise InvalidData(f"{where} has answer {item.answer!r}, not one of 0 to {len(item.choices) - 1}; correct it.")
+    return item
+
+
+def _longest(config: Any) -> int:
+    return getattr(config.get_text_config(), "max_position_embeddings", None) or 2**31
+
+
+def _question(number: int, item: Item, tokenizer: Any, bos: bool, longest: int) -> _Question:
+    """Too long a row loses its beginning."""
+    pairs = [encode_pair(tokenizer, item.context, c, bos) for c in item.choices]
+    rows = [(head + tail)[-longest:] for head, tail in pairs]
+    scored = tuple(min(len(tail), len(row) - 1) for row, (_, tail) in zip(rows, pairs, strict=True))
+    most = min(len(row) - n for row, n in zip(rows, scored, strict=True)) - 1
+    shared = next((i for i in range(most) if len({row[i] for row in rows}) > 1), most)
+    return _Question(number, tuple(rows[0][:shared]), tuple(tuple(row[shared:]) for row in rows), scored)
+
+
+def _batches(questions: Sequence[_Question], vocabulary: int) -> Iterator[list[_Question]]:
+    """Questions of similar length together, within the budgets (a single question may exceed them)."""
+    batch: list[_Question] = []
+    for question in sorted(questions, key=lambda q: (len(q.prefix), q.width)):
+        both = [*batch, question]
+        options, width = sum(len(q.rests) for q in both), max(q.width for q in both)
+        # An empty prefix beside a full one would be a row of nothing but padding.
+        apart = bool(batch) and not batch[0].prefix and bool(question.prefix)
+        full = len(both) * len(question.prefix) > TOKEN_BUDGET or options * width > TOKEN_BUDGET
+        if batch and (apart or full or options * width * vocabulary > LOGIT_BUDGET):
+            yield batch
+            both = [question]
+        batch = both
+    if batch:
+        yield batch
+
+
+@torch.inference_mode()
+def _log_likelihoods(model: Any, batch: Sequence[_Question]) -> list[list[float]]:
+    """Summed log-probability of every option; the shared prefixes run once and lend their cache to the options."""
+    owner = [i for i, q in enumerate(batch) for _ in q.rests]
+    tokens, mask = _padded([r for q in batch for r in q.rests], left=False)
+    scored = torch.tensor([n for q in batch for n in q.scored]).unsqueeze(1)
+    position = torch.arange(1, tokens.shape[1])
+    length = mask.sum(1, keepdim=True)
+    asked = (position >= length - scored) & (position < length)
+    logits = _logits(model, batch, tokens, mask, torch.tensor(owner))[:, :-1].float()
+    target = tokens[:, 1:].to(logits.device)
+    chosen = logits.gather(-1, target.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
+    sums = iter(chosen.double().masked_fill(~asked.to(logits.device), 0.0).sum(1).tolist())
+    return [[next(sums) for _ in q.rests] for q in batch]
+
+
+def _logits(
+    model: Any, batch: Sequence[_Question], tokens: torch.Tensor, mask: torch.Tensor, owner: torch.Tensor
+) -> torch.Tensor:
+    device = model.device
+    if not batch[0].prefix:
+        return model(input_ids=tokens.to(device), attention_mask=mask.to(device), use_cache=False).logits
+    prefix, before = _padded([q.prefix for q in batch], left=True)
+    places = (before.cumsum(1) - 1).clamp(min=0).to(device)
+    first = model(
+        input_ids=prefix.to(device),
+        attention_mask=before.to(device),
+        position_ids=places,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    first.past_key_values.batch_select_indices(owner.to(device))
+    return model(
+        input_ids=tokens.to(device),
+        attention_mask=torch.cat([before[owner], mask], 1).to(device),
+        position_ids=(before.sum(1)[owner].unsqueeze(1) + torch.arange(tokens.shape[1])).to(device),
+        past_key_values=first.past_key_values,
+        use_cache=True,
+    ).logits
+
+
+def _padded(rows: Sequence[Sequence[int]], left: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens and attention mask, int64 [rows, longest row]."""
+    width = max(map(len, rows))
+    tokens = torch.zeros(len(rows), width, dtype=torch.long)
+    mask = torch.zeros_like(tokens)
+    for i, row in enumerate(rows):
+        where = slice(width - len(row), width) if left else slice(0, len(row))
+        tokens[i, where] = torch.tensor(row, dtype=torch.long)
+        mask[i, where] = 1
+    return tokens, mask

@@ -1,0 +1,399 @@
+"""The pictures of a report: PNG, 1800 pixels wide, drawn on matplotlib's Agg canvas without pyplot or global state.
+
+A picture appears under its name only when it is complete. Colours: Okabe and Ito, "Color Universal Design" (2008).
+"""
+
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+INK, GREY, PALE = "#222222", "#767676", "#C8C8C8"
+BLUE, SKY, ORANGE, GREEN, VERMILION = "#0072B2", "#56B4E9", "#E69F00", "#009E73", "#D55E00"
+DASHED = {"ec": GREY, "lw": 0.8, "ls": (0, (2, 2))}
+WIDTH, DPI = 9.0, 200
+STRIP_COLUMNS = 40
+"""Most layers in one row of the layer strip: beyond that the numbers in the boxes stop being legible."""
+LOG_SPREAD, MOST_MARKS = 8.0, 12
+"""Ratio of values that makes an axis logarithmic; most changes of evidence marked by more than the dots' colour."""
+FATES = {
+    "kept": (SKY, "kept"),
+    "merged": (ORANGE, "merged (weight)"),
+    "attn_removed": (GREEN, "attention removed (upper half)"),
+    "mlp_removed": (GREEN, "MLP removed (lower half)"),
+    "removed": ("white", "removed"),
+}
+OBJECTIVES = {
+    "kl": "KL to the dense model (nats per token)",
+    "perplexity": "perplexity",
+    "similarity": "1 - similarity of residual updates",
+    "kl_similarity": "KL + (1 - similarity)",
+    "gelaco_v1": "1 - GeLaCo v1 similarity",
+}
+
+
+def layer_strip(report: Mapping[str, Any], path: str | Path) -> Path:
+    """What became of every source layer: source row above, output row below, a line for every contribution.
+
+    Args:
+        report: uses `layers` (one entry per source layer: source, fate, output, weight) and `sources`.
+        path: PNG to write. More than 40 layers wrap into rows of equal length.
+
+    Raises:
+        ValueError: the report lists no layers.
+    """
+    layers = report["layers"]
+    if not layers:
+        raise ValueError("The layer strip needs at least one source layer.")
+    bands = math.ceil(len(layers) / STRIP_COLUMNS)
+    per_band = math.ceil(len(layers) / bands)
+    figure = _figure(0.85 + 1.45 * bands, None)
+    # Fixed margins in inches, so that a box has the same height however many rows there are.
+    height = figure.get_figheight()
+    top, bottom = 1 - 0.42 / height, 0.38 / height
+    homes = _homes(layers)
+    for band in range(bands):
+        piece = layers[band * per_band : (band + 1) * per_band]
+        step = (top - bottom) / bands
+        axes = figure.add_axes((0.075, top - (band + 1) * step, 0.915, step))
+        _strip_band(axes, piece, homes, max(per_band, 14))
+    name = _plain(" + ".join(s["repo"] for s in report["sources"]))
+    title = f"{name}: {len(layers)} layers become {len(homes)}"
+    figure.text(0.01, 1 - 0.3 / height, title, weight="bold", size=11)
+    present = [f for f in FATES if any(x["fate"] == f for x in layers)]
+    edges = {f: DASHED if f == "removed" else {"ec": INK, "lw": 0.8} for f in present}
+    handles = [Patch(fc=FATES[f][0], label=FATES[f][1], **edges[f]) for f in present]
+    figure.legend(
+        handles=handles,
+        loc="lower left",
+        bbox_to_anchor=(0.068, 0),
+        ncols=len(handles),
+        frameon=False,
+        fontsize=9,
+        columnspacing=1.4,
+    )
+    return _save(figure, path)
+
+
+def search_history(
+    points: Sequence[tuple[int, float, Any]],
+    path: str | Path,
+    *,
+    objective: str,
+    baselines: Mapping[str, float] | Iterable[tuple[str, float]] = (),
+) -> Path:
+    """Every scored candidate as a dot, with the best so far.
+
+    The best-so-far line follows equal evidence only: scores on different amounts of text do not compare.
+
+    Args:
+        points: (trial number, value, stage); the value is minimised and may be infinite; stage is the amount of
+            evidence (windows) or None.
+        path: PNG to write.
+        objective: name of what the search minimised.
+        baselines: label -> value on full evidence, drawn as dashed lines.
+
+    Raises:
+        ValueError: no points.
+    """
+    if not points:
+        raise ValueError("The search history needs at least one scored candidate.")
+    points = sorted(points, key=lambda p: p[0])
+    reference = [(k, v) for k, v in dict(baselines).items() if math.isfinite(v)]
+    figure = _figure(4.2)
+    axes = figure.add_subplot()
+    floor, ceiling = _value_axis(axes, [v for _, v, _ in points] + [v for _, v in reference])
+    _stage_dots(axes, points, ceiling)
+    for _, value in reference:
+        axes.axhline(value, color=GREY, ls=(0, (5, 3)), lw=1, zorder=1)
+    _spread_labels(axes, reference, floor, ceiling)
+    bad = sum(not math.isfinite(v) for _, v, _ in points)
+    title = f"Search: {len(points)} scored candidates{f', {bad} not finite' if bad else ''}"
+    _finish(axes, title, "trial", OBJECTIVES.get(objective, _plain(objective)))
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=5, frameon=False)
+    return _save(figure, path)
+
+
+def pareto(
+    front: Sequence[Mapping[str, Any]],
+    others: Sequence[Mapping[str, Any]],
+    hypervolume: Sequence[Sequence[float]] | None,
+    path: str | Path,
+    *,
+    objective: str,
+) -> Path:
+    """Quality against size: the non-dominated models, the knee, the dominated ones, and the hypervolume history.
+
+    Args:
+        front: entries with removed_ratio (share of parameters, 0 to 1), the objective's value, and `knee`.
+        others: dominated candidates, same keys.
+        hypervolume: (trials, hypervolume) pairs, or None.
+        path: PNG to write.
+        objective: key of the value in each entry, `kl` where an entry lacks it.
+
+    Raises:
+        ValueError: the front is empty.
+    """
+    if not front:
+        raise ValueError("The Pareto figure needs at least one model on the front.")
+    figure = _figure(4.2)
+    grid = figure.add_gridspec(1, 2 if hypervolume else 1, width_ratios=[2.2, 1] if hypervolume else [1])
+    axes = figure.add_subplot(grid[0])
+    line, rest = _pairs(sorted(front, key=lambda p: p["removed_ratio"]), objective), _pairs(others, objective)
+    _value_axis(axes, [v for _, v in line + rest])
+    if rest:
+        axes.scatter(*zip(*rest, strict=True), s=12, color=PALE, lw=0, label=f"dominated ({len(rest)})", zorder=1)
+    label = f"front ({len(line)})"
+    axes.plot(*zip(*line, strict=True), color=BLUE, marker="o", ms=5, lw=1.5, drawstyle="steps-post", label=label)
+    for point in (p for p in front if p.get("knee")):
+        x, y = _pairs([point], objective)[0]
+        knee = f"knee: {x:.0f} % removed, {point['layers']} layers" if "layers" in point else f"knee: {x:.0f} % removed"
+        axes.plot(x, y, marker="D", ms=10, mfc="none", mec=VERMILION, mew=2, ls="none", label=knee, zorder=4)
+    _finish(axes, "Quality against size", "parameters removed (%)", OBJECTIVES.get(objective, _plain(objective)))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(loc="upper left", framealpha=0.85, edgecolor="none")
+    if hypervolume:
+        side = figure.add_subplot(grid[1])
+        side.plot(*zip(*hypervolume, strict=True), color=BLUE, lw=1.5, drawstyle="steps-post")
+        _finish(side, "Progress of the front", "trials", "hypervolume (larger is better)")
+    return _save(figure, path)
+
+
+def comparison(report: Mapping[str, Any], path: str | Path) -> Path:
+    """Report-split perplexity of the result and the baselines, with 95 % intervals and the dense model as a line.
+
+    On a logarithmic axis bars start at the dense model, so their length is the log-perplexity lost.
+
+    Args:
+        report: uses `text.all` and `baselines`.
+        path: PNG to write.
+    """
+    dense = _number(report["text"]["all"]["dense"]["perplexity"])
+    rows = _comparison_rows(report)
+    finite = [r["perplexity"] for r in rows if math.isfinite(r["perplexity"])] + [dense]
+    figure = _figure(1.35 + 0.42 * len(rows))
+    axes = figure.add_subplot()
+    log = max(finite) / min(finite) > LOG_SPREAD
+    if log:
+        axes.set_xscale("log")
+        _plain_ticks(axes.xaxis)
+    start = dense if log else 0.0
+    intervals = [x for r in rows for x in map(_number, r.get("ci") or ()) if math.isfinite(x)]
+    reach = max(finite + intervals)
+    limits = (min(finite) / 1.15, reach * (reach / dense) ** 0.16) if log else (0, reach * 1.15)
+    axes.set_xlim(*limits)
+    for y, row in enumerate(rows):
+        _bar(axes, y, row, start, limits[1])
+    axes.axvline(dense, color=INK, lw=1.5, ls=(0, (5, 3)))
+    axes.annotate(f"dense model {_digits(dense)}", (dense, -0.72), xytext=(5, 0), textcoords="offset points", size=9)
+    axes.set_yticks(range(len(rows)), [_plain(r["label"]) for r in rows])
+    axes.set_ylim(len(rows) - 0.45, -1.05)
+    axes.tick_params(axis="y", length=0)
+    axes.get_yticklabels()[0].set_weight("bold")
+    unit = f"perplexity (lower is better{', log scale' if log else ''}; whiskers: 95 %)"
+    _finish(axes, "Perplexity at the same size, report split", unit, "")
+    axes.grid(visible=False, axis="y")
+    return _save(figure, path)
+
+
+def _figure(height: float, layout: str | None = "constrained") -> Figure:
+    figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout=layout, facecolor="white")
+    FigureCanvasAgg(figure)
+    if layout:
+        figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08)
+    return figure
+
+
+def _save(figure: Figure, path: str | Path) -> Path:
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        figure.savefig(temporary, format="png", metadata={"Software": None})
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def _homes(layers: Sequence[Mapping[str, Any]]) -> dict[int, int]:
+    """Output layer -> the source layer it is drawn under: its heaviest contribution."""
+    heaviest: dict[int, Mapping[str, Any]] = {}
+    for x in layers:
+        j = x.get("output")
+        if j is not None and (j not in heaviest or (x.get("weight") or 1) > (heaviest[j].get("weight") or 1)):
+            heaviest[j] = x
+    return {j: x["source"] for j, x in sorted(heaviest.items())}
+
+
+def _strip_band(axes: Axes, piece: Sequence[Mapping[str, Any]], homes: Mapping[int, int], columns: int) -> None:
+    first = piece[0]["source"]
+    here = [j for j, home in homes.items() if first <= home < first + len(piece)]
+    shift = (len(piece) - len(here)) / 2
+    place = {j: i + shift for i, j in enumerate(here)}
+    size = 10 if columns <= 24 else 7.5
+    for i, x in enumerate(piece):
+        _source_box(axes, i, x, size)
+        if x.get("output") in place:
+            line = {"color": FATES[x["fate"]][0], "lw": 2.2 if columns <= 24 else 1.6, "solid_capstyle": "round"}
+            axes.plot([i, place[x["output"]]], [-0.06, -0.74], zorder=1, **line)
+        elif x.get("output") is not None:
+            axes.text(i, -0.1, f"↳{x['output']}", ha="center", va="top", size=size - 1, color=INK)
+    fates = {x["output"]: x["fate"] for x in piece if x.get("output") is not None}
+    for j in here:
+        axes.add_patch(Rectangle((place[j] - 0.42, -1.4), 0.84, 0.6, fc=FATES[fates[j]][0], ec=INK, lw=0.6))
+        axes.text(place[j], -1.1, str(j), ha="center", va="center", size=size, color=INK)
+    for y, label in ((0.4, "source"), (-1.1, "result")):
+        axes.text(-0.018, y, label, ha="right", va="center", size=10, color=INK, transform=axes.get_yaxis_transform())
+    axes.set_xlim(-0.6, columns - 0.4)
+    axes.set_ylim(-1.62, 0.95)
+    axes.axis("off")
+
+
+def _source_box(axes: Axes, x: float, layer: Mapping[str, Any], size: float) -> None:
+    fate = layer["fate"]
+    colour = FATES[fate][0]
+    gone = {"removed": (0.0, 0.8), "attn_removed": (0.4, 0.4), "mlp_removed": (0.0, 0.4)}.get(fate)
+    axes.add_patch(Rectangle((x - 0.42, 0), 0.84, 0.8, fc=colour, ec="none" if gone else INK, lw=0.6))
+    if gone:
+        axes.add_patch(Rectangle((x - 0.42, gone[0]), 0.84, gone[1], fc="white", **DASHED))
+    weight = layer.get("weight")
+    merged = fate == "merged" and weight is not None
+    number_y = {"attn_removed": 0.2, "mlp_removed": 0.6}.get(fate, 0.55 if merged else 0.4)
+    ink = GREY if fate == "removed" else INK
+    axes.text(x, number_y, str(layer["source"]), ha="center", va="center", size=size, color=ink)
+    if merged:
+        # Two decimals without the leading zero: four characters are what a narrow box holds.
+        text = f"{weight:.2f}".rstrip("0").rstrip(".").replace("0.", ".", 1) if abs(weight) < 1 else f"{weight:.3g}"
+        axes.text(x, 0.2, text.replace("-", "−"), ha="center", va="center", size=size - 1.5, color=INK)
+
+
+def _value_axis(axes: Axes, values: Sequence[float]) -> tuple[float, float]:
+    """Scale the y axis for these values; infinite ones are drawn at the returned ceiling, inside the frame."""
+    finite = [v for v in values if math.isfinite(v)] or [1.0]
+    low, high = min(finite), max(finite)
+    if low > 0 and high / low > LOG_SPREAD:
+        axes.set_yscale("log")
+        _plain_ticks(axes.yaxis)
+        margin = (high / low) ** 0.06
+        floor, ceiling = low / margin, high * margin
+        axes.set_ylim(floor, ceiling * margin**0.6)
+    else:
+        margin = 0.06 * (high - low or abs(high) or 1.0)
+        floor, ceiling = low - margin, high + margin
+        axes.set_ylim(floor, ceiling + 0.6 * margin)
+    return floor, ceiling
+
+
+def _stage_dots(axes: Axes, points: Sequence[tuple[int, float, Any]], ceiling: float) -> None:
+    stages = list(dict.fromkeys(s for _, _, s in points))
+    if all(isinstance(s, int | float) for s in stages):
+        stages.sort()
+    # More evidence, more ink.
+    ramp = LinearSegmentedColormap.from_list("evidence", [PALE, SKY, BLUE])
+    shades = [ramp(1 - i / 2 if len(stages) < 3 else 1 - i / (len(stages) - 1)) for i in range(len(stages))][::-1]
+    colours = dict(zip(stages, shades, strict=True))
+    for stage in stages:
+        mine = [(n, v) for n, v, s in points if s == stage and math.isfinite(v)]
+        label = "candidate" if stage is None else f"{stage} windows" if isinstance(stage, int) else _plain(stage)
+        if mine:
+            axes.scatter(*zip(*mine, strict=True), s=14, color=colours[stage], lw=0, label=label, zorder=2)
+    bad = [n for n, v, _ in points if not math.isfinite(v)]
+    if bad:
+        axes.scatter(bad, [ceiling] * len(bad), s=30, marker="x", color=VERMILION, lw=1.2, label="not finite", zorder=2)
+    runs = [list(run) for _, run in groupby(points, key=lambda p: p[2])]
+    if len(runs) <= MOST_MARKS:
+        marks = [run[0][0] - 0.5 for run in runs[1:]]
+        axes.vlines(marks, 0, 1, color=PALE, lw=1, zorder=0, transform=axes.get_xaxis_transform())
+    else:
+        runs = [[p for p in points if p[2] == stages[-1]]]
+    for i, run in enumerate(runs):
+        _best_line(axes, run, "best so far" if i == 0 else None)
+
+
+def _best_line(axes: Axes, run: Sequence[tuple[int, float, Any]], label: str | None) -> None:
+    best, line = math.inf, []
+    for n, value, _ in run:
+        best = min(best, value)
+        if math.isfinite(best):
+            line.append((n, best))
+    if line:
+        axes.plot(*zip(*line, strict=True), color=VERMILION, lw=1.8, drawstyle="steps-post", label=label, zorder=3)
+
+
+def _spread_labels(axes: Axes, reference: Sequence[tuple[str, float]], floor: float, ceiling: float) -> None:
+    """Name the reference lines at the right edge, moved apart where they would overlap."""
+    scale = math.log if axes.get_yscale() == "log" else float
+    low, span = scale(floor), scale(ceiling) - scale(floor)
+    previous = -1.0
+    for label, value in sorted(reference, key=lambda r: r[1]):
+        y = max((scale(value) - low) / span * 0.965, previous + 0.055)
+        leader = {"arrowstyle": "-", "color": GREY, "lw": 0.6}
+        place = {"xycoords": axes.get_yaxis_transform(), "xytext": (1.03, y), "textcoords": "axes fraction"}
+        axes.annotate(f"{_plain(label)} {_digits(value)}", (1, value), size=9, va="center", arrowprops=leader, **place)
+        previous = y
+
+
+def _comparison_rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    own = {"label": "this model", **report["text"]["all"]["pruned"], "own": True}
+    rivals = [{**b, "own": False} for b in report.get("baselines") or () if b["name"] != "hf_prune"]
+    rows = [{**row, "perplexity": _number(row["perplexity"])} for row in (own, *rivals)]
+    return sorted(rows, key=lambda row: (not row["own"], row["perplexity"]))
+
+
+def _bar(axes: Axes, y: int, row: Mapping[str, Any], start: float, edge: float) -> None:
+    value, colour = row["perplexity"], BLUE if row["own"] else PALE
+    if not math.isfinite(value):
+        axes.barh(y, edge - start, left=start, height=0.62, fc="white", ec=GREY, hatch="///", lw=0.6)
+        axes.text(edge, y, "not finite ", ha="right", va="center", backgroundcolor="white")
+        return
+    axes.barh(y, value - start, left=start, height=0.62, color=colour)
+    end, ci = value, [_number(x) for x in row.get("ci") or ()]
+    if ci and all(map(math.isfinite, ci)):
+        error = [[max(value - ci[0], 0)], [max(ci[1] - value, 0)]]
+        axes.errorbar(value, y, xerr=error, color=INK, lw=1.2, capsize=3)
+        end = max(end, ci[1])
+    axes.annotate(_digits(value), (end, y), xytext=(5, 0), textcoords="offset points", va="center")
+
+
+def _pairs(points: Iterable[Mapping[str, Any]], objective: str) -> list[tuple[float, float]]:
+    pairs = [(100 * p["removed_ratio"], _number(p.get(objective, p.get("kl")))) for p in points]
+    return [p for p in pairs if math.isfinite(p[1])]
+
+
+def _finish(axes: Axes, title: str, x: str, y: str) -> None:
+    axes.set_title(title, loc="left", weight="bold", size=11)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#ECECEC", lw=0.8)
+    axes.set_axisbelow(True)
+
+
+def _plain_ticks(axis: Any) -> None:
+    """Write 5, 20, 1000 on a logarithmic axis instead of powers of ten."""
+    axis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _digits(value: float) -> str:
+    """Three significant digits, without an exponent up to a million."""
+    return f"{value:#.3g}".rstrip(".") if value < 1000 else f"{value:,.0f}" if value < 1e6 else f"{value:.2e}"
+
+
+def _number(value: Any) -> float:
+    return math.inf if value is None else float(value)
+
+
+def _plain(text: Any) -> str:
+    """Text from outside, without a dollar sign that matplotlib would read as mathematics."""
+    return str(text).replace("$", r"\$")

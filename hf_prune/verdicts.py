@@ -1,0 +1,296 @@
+"""What the numbers of a report mean, in words: rows of the table, warnings, and who won.
+
+Pure functions from the report to strings; nothing here measures or writes. Every number printed comes from the report.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Report = Mapping[str, Any]
+Row = tuple[str, str, str, str]
+"""What is measured, dense, pruned, change."""
+
+MUCH_WORSE, WORSE = 2.0, 1.25
+"""Perplexity ratios from which a reader is warned: doubled, and clearly worse."""
+NONE = "–"
+
+
+def number(value: Any) -> float:
+    """A number of the report; null is nan and the text "inf" is infinite."""
+    return math.nan if value is None else float(value)
+
+
+def significant(value: Any, digits: int = 3) -> str:
+    """`digits` significant digits without an exponent: 0.0123, 27.1, 5,530."""
+    x = number(value)
+    if not math.isfinite(x):
+        return NONE if math.isnan(x) else "not finite"
+    if x == 0:
+        return "0"
+    magnitude = math.floor(math.log10(abs(x)))
+    rounded = round(x, digits - 1 - magnitude)
+    return f"{rounded:,.{max(0, digits - 1 - math.floor(math.log10(abs(rounded))))}f}".replace("-", "−")
+
+
+def percent(share: Any, digits: int = 1) -> str:
+    """A share between 0 and 1 as a percentage."""
+    x = number(share)
+    return f"{100 * x:.{digits}f} %".replace("-", "−") if math.isfinite(x) else NONE
+
+
+def amount(value: Any, unit: str = "") -> str:
+    """A large number with a decimal prefix: 3.41 M, 6.74 G (or B for counts), 512."""
+    x = number(value)
+    if not math.isfinite(x):
+        return NONE
+    for power, prefix in ((12, "T"), (9, "G" if unit else "B"), (6, "M"), (3, "k" if unit else "K")):
+        if abs(x) >= 10**power:
+            text = significant(x / 10**power)
+            return f"{text} {prefix}{unit}" if unit else f"{text}{prefix}"
+    return f"{x:,.0f} {unit}".strip()
+
+
+def decimals(value: Any, digits: int = 2) -> str:
+    """A number with a fixed count of decimals, as correlations are written."""
+    x = number(value)
+    return f"{x:.{digits}f}".replace("-", "−") if math.isfinite(x) else NONE
+
+
+def duration(seconds: Any) -> str:
+    """4.2 s, 3 min 10 s, 2 h 5 min."""
+    x = number(seconds)
+    if not math.isfinite(x):
+        return NONE
+    if x < 60:
+        return f"{significant(x, 2)} s"
+    minutes, rest = divmod(round(x), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def interval(value: str, ci: Sequence[Any] | None, show: Any = significant) -> str:
+    """The value with its 95 % interval, when there is one."""
+    return f"{value} ({show(ci[0])} to {show(ci[1])})" if ci else value
+
+
+def table(report: Report) -> list[Row]:
+    """The one table of the card: dense | pruned | change, one row per measurement that the report holds."""
+    return [
+        *_text_rows(report),
+        *_task_rows(report),
+        *_generation_rows(report),
+        *_size_rows(report),
+        *_speed_rows(report),
+    ]
+
+
+def corpora(report: Report) -> list[str]:
+    """Corpora of the report split, all of them together first; a single corpus is not repeated as `all`."""
+    names = [n for n in report.get("text") or {} if n != "all"]
+    return ["all", *names] if "all" in (report.get("text") or {}) and len(names) != 1 else names or ["all"]
+
+
+def total_text(report: Report) -> Mapping[str, Any] | None:
+    """The measurements over the whole report split, or None."""
+    text = report.get("text") or {}
+    return text.get("all") or (next(iter(text.values())) if len(text) == 1 else None)
+
+
+def perplexity_ratio(report: Report) -> float:
+    """Pruned over dense perplexity on the report split; nan when it was not measured."""
+    text = total_text(report)
+    return number(text["pruned"]["perplexity"]) / number(text["dense"]["perplexity"]) if text else math.nan
+
+
+def warnings(report: Report) -> list[str]:
+    """What a reader must know before using the model, in plain words; empty when nothing is badly wrong."""
+    found = _text_warnings(report) + _task_warnings(report) + _generation_warnings(report)
+    if (report.get("certificate") or {}).get("ok") is False:
+        found.append("The saved model does not reload as the model that was measured. Do not use it.")
+    speed = report.get("speed")
+    if speed and number(speed["pruned"]["decode_tokens_per_s"]) < number(speed["dense"]["decode_tokens_per_s"]):
+        found.append("It does not decode faster than the dense model on the hardware it was measured on.")
+    return found
+
+
+def baseline_verdict(report: Report) -> str | None:
+    """Whether the result beats the best baseline on the report split, judged by the paired interval.
+
+    `log_ratio_ci_vs_ours` is the interval of log(baseline perplexity / ours): above zero the result is better.
+    """
+    rivals = [b for b in report.get("baselines") or () if b["name"] != "hf_prune" and b.get("perplexity") is not None]
+    text = total_text(report)
+    if not rivals or text is None:
+        return None
+    best = min(rivals, key=lambda b: number(b["perplexity"]))
+    ours, theirs = number(text["pruned"]["perplexity"]), number(best["perplexity"])
+    name = f"{best['label']} (perplexity {significant(theirs)}, this model {significant(ours)})"
+    if best.get("removed") is not None and sorted(best["removed"]) == deleted(report):
+        return f"The search did not beat the best baseline: {best['label']} removes the same layers."
+    if not math.isfinite(theirs):
+        return "No baseline of this size gives finite perplexity."
+    ci = best.get("log_ratio_ci_vs_ours")
+    if not ci:
+        word = "lower than" if ours < theirs else "not lower than"
+        return f"Perplexity is {word} that of the best baseline, {name}; without a paired interval this proves little."
+    paired = f"paired 95 % interval of the log-perplexity difference: {decimals(ci[0], 3)} to {decimals(ci[1], 3)}"
+    if number(ci[0]) <= 0 <= number(ci[1]):
+        return (
+            f"The search did not clearly beat the best baseline, {name}: the difference is within the noise ({paired})."
+        )
+    if ours < theirs:
+        return f"The search beats the best baseline, {name}; {paired}."
+    return f"The search lost to the best baseline, {name}; {paired}. Use that cut instead."
+
+
+def merging_verdict(report: Report) -> str | None:
+    """Whether merging layers beat deleting them at the same partition, on the selection split."""
+    merging = report.get("merging")
+    if not merging:
+        return None
+    numbers = f"KL {significant(merging['ours'])} against {significant(merging['deletion'])} on the selection split"
+    if not any(layer["fate"] == "merged" for layer in report["layers"]):
+        return f"Nothing is merged in this model: deleting layers was the best choice found ({numbers})."
+    if merging["helps"]:
+        return f"Merging helped: it is better than the best deletion at the same partition ({numbers})."
+    return f"Merging did not help: the best deletion at the same partition is as good or better ({numbers})."
+
+
+def deleted(report: Report) -> list[int] | None:
+    """The removed source layers, or None when the model is not a pure deletion."""
+    layers = report["layers"]
+    if any(layer["fate"] not in ("kept", "removed") for layer in layers):
+        return None
+    return [layer["source"] for layer in layers if layer["fate"] == "removed"]
+
+
+def size_miss(report: Report) -> str | None:
+    """How far the size lies from what was asked; None when it was hit or nothing was asked as a ratio."""
+    size = report["size"]
+    asked, removed = size.get("asked_ratio"), size.get("removed_ratio")
+    if asked is None or removed is None or abs(removed - asked) < 0.0005:
+        return None
+    word = "less" if removed < asked else "more"
+    points = f"{100 * abs(removed - asked):.1f}"
+    return (
+        f"The target was to remove {percent(asked)} of the parameters; {percent(removed)} are gone, "
+        f"{points} percentage points {word}. Whole units rarely add up to a target exactly."
+    )
+
+
+def _text_rows(report: Report) -> list[Row]:
+    text = report.get("text") or {}
+    rows = []
+    for name in (n for n in corpora(report) if n in text):
+        entry = text[name]
+        pair = [interval(significant(entry[k]["perplexity"]), entry[k].get("ci")) for k in ("dense", "pruned")]
+        rows.append((f"Perplexity, {'all text' if name == 'all' else name}", *pair, _times(entry)))
+    entry = total_text(report)
+    if entry and entry.get("kl") is not None:
+        rows.append(("KL to dense, nats per token", NONE, interval(significant(entry["kl"]), entry.get("kl_ci")), ""))
+    return rows
+
+
+def _times(entry: Mapping[str, Any]) -> str:
+    if entry.get("log_ratio") is None:
+        return ""
+
+    def factor(log_ratio: Any) -> str:
+        x = number(log_ratio)
+        return f"× {significant(math.exp(x) if x < 700 else math.inf)}"
+
+    ci = entry.get("log_ratio_ci")
+    return interval(factor(entry["log_ratio"]), ci, lambda x: factor(x).removeprefix("× "))
+
+
+def _task_rows(report: Report) -> list[Row]:
+    rows = []
+    for name, task in (report.get("tasks") or {}).items():
+        pair = [interval(percent(task[k]["accuracy"]), task[k].get("ci"), percent) for k in ("dense", "pruned")]
+        change = "" if task.get("difference") is None else interval(
+            f"{_points(task['difference'])} points", task.get("difference_ci"), _points
+        )  # fmt: skip
+        rows.append((f"{name} accuracy ({task['items']} items, chance {percent(task['chance'], 0)})", *pair, change))
+    return rows
+
+
+def _points(share: Any) -> str:
+    return f"{100 * number(share):+.1f}".replace("-", "−")
+
+
+def _generation_rows(report: Report) -> list[Row]:
+    generation = report.get("generation") or {}
+    dense, pruned = generation.get("dense") or {}, generation.get("pruned") or {}
+    labels = (
+        ("repetition", "Repeated 4-grams in greedy samples", percent),
+        ("distinct_2", "Distinct token pairs in greedy samples", percent),
+        ("mean_length", "Mean length of greedy samples, tokens", significant),
+    )
+    return [(label, show(dense[k]), show(pruned[k]), "") for k, label, show in labels if k in dense and k in pruned]
+
+
+def _size_rows(report: Report) -> list[Row]:
+    dense, pruned = report["size"]["dense"], report["size"]["pruned"]
+    rows = [("Layers", str(dense["layers"]), str(pruned["layers"]), f"−{dense['layers'] - pruned['layers']}")]
+    rows.append(_smaller("Parameters", dense["parameters"], pruned["parameters"], ""))
+    active = pruned.get("active_parameters")
+    if active is not None and active < pruned["parameters"]:
+        rows.append(_smaller("Parameters in use (not zeroed)", dense["parameters"], active, ""))
+    rows.append(_smaller("Size of the weights", dense["bytes"], pruned["bytes"], "B"))
+    rows.append(_smaller("KV cache per token", dense["kv_bytes_per_token"], pruned["kv_bytes_per_token"], "B"))
+    return rows
+
+
+def _smaller(label: str, dense: Any, pruned: Any, unit: str) -> Row:
+    change = number(pruned) / number(dense) - 1 if dense else math.nan
+    return label, amount(dense, unit), amount(pruned, unit), percent(change) if change else ""
+
+
+def _speed_rows(report: Report) -> list[Row]:
+    speed = report.get("speed") or {}
+    rows = []
+    for key, label in (("prefill", "Prefill"), ("decode", "Decode")) if speed else ():
+        dense, pruned = (speed[k][f"{key}_tokens_per_s"] for k in ("dense", "pruned"))
+        gain = f"× {significant(number(pruned) / number(dense))}" if dense and pruned else ""
+        rows.append((f"{label}, tokens per second", significant(dense), significant(pruned), gain))
+    return rows
+
+
+def _text_warnings(report: Report) -> list[str]:
+    ratio, text = perplexity_ratio(report), total_text(report)
+    if text is None or math.isnan(ratio):
+        return []
+    if not math.isfinite(ratio):
+        return ["The model's perplexity is not finite: it is broken. Do not use it."]
+    times = f"Perplexity is {significant(ratio)} times that of the dense model"
+    if ratio >= MUCH_WORSE:
+        return [f"{times}. Expect wrong and incoherent text; without further training this is not a usable model."]
+    return [f"{times}. The text it writes is clearly worse."] if ratio >= WORSE else []
+
+
+def _task_warnings(report: Report) -> list[str]:
+    found = []
+    for name, task in (report.get("tasks") or {}).items():
+        chance, at_chance = task["chance"], [number(task[k]["ci"][0]) <= task["chance"] for k in ("dense", "pruned")]
+        guess = f"chance is {percent(chance, 0)}"
+        if all(at_chance):
+            found.append(f"{name} says nothing here: neither the dense nor the pruned model beats guessing ({guess}).")
+        elif at_chance[1]:
+            accuracy = interval(percent(task["pruned"]["accuracy"]), task["pruned"]["ci"], percent)
+            found.append(f"On {name} it cannot be told from guessing: {accuracy}, {guess}.")
+    return found
+
+
+def _generation_warnings(report: Report) -> list[str]:
+    generation = report.get("generation") or {}
+    dense, pruned = generation.get("dense") or {}, generation.get("pruned") or {}
+    found = []
+    before, after = number(dense.get("repetition")), number(pruned.get("repetition"))
+    if after > before + 0.1 and after > 1.5 * before:
+        found.append(
+            f"It repeats itself: {percent(after)} of its 4-grams repeat earlier ones, dense {percent(before)}."
+        )
+    before, after = number(dense.get("mean_length")), number(pruned.get("mean_length"))
+    if after < 0.5 * before:
+        found.append(f"It stops early: {significant(after)} tokens on average, dense {significant(before)}.")
+    return found

@@ -1,0 +1,128 @@
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hf_prune import verdicts
+from tests.test_card import make_report
+
+
+@pytest.fixture
+def report():
+    return make_report()
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(27.08, "27.1"), (5528.4, "5,530"), (0.0123456, "0.0123"), (9.999, "10.0"), (41, "41.0"), (0, "0"),
+     (-0.0193, "−0.0193"), ("inf", "not finite"), (None, "–")],
+)  # fmt: skip
+def test_three_significant_digits(value, text):
+    assert verdicts.significant(value) == text
+
+
+@given(st.floats(1e-6, 1e9), st.integers(1, 5))
+def test_significant_digits_keep_the_value(value, digits):
+    assert float(verdicts.significant(value, digits).replace(",", "")) == pytest.approx(
+        value, rel=0.51 * 10 ** (1 - digits)
+    )
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [(verdicts.amount(3413120), "3.41M"), (verdicts.amount(6.738e9), "6.74B"), (verdicts.amount(999), "999"),
+     (verdicts.amount(6826240, "B"), "6.83 MB"), (verdicts.amount(512, "B"), "512 B"),
+     (verdicts.percent(0.2307), "23.1 %"), (verdicts.percent(-0.25), "−25.0 %"),
+     (verdicts.duration(43.2), "43 s"), (verdicts.duration(190), "3 min 10 s"),
+     (verdicts.duration(7500), "2 h 5 min"), (verdicts.duration(None), "–"), (verdicts.decimals(-0.1234, 3), "−0.123")],
+)  # fmt: skip
+def test_units(call, text):
+    assert call == text
+
+
+def test_the_table_puts_dense_beside_pruned(report):
+    rows = {row[0]: row[1:] for row in verdicts.table(report)}
+    assert rows["Perplexity, all text"] == ("18.9 (18.2 to 19.7)", "27.1 (25.7 to 28.4)", "× 1.43 (1.39 to 1.47)")
+    assert rows["stories_cloze accuracy (150 items, chance 25 %)"][2] == "−6.6 points (−11.8 to −1.4)"
+    assert rows["Parameters"] == ("3.41M", "2.63M", "−23.1 %")
+    assert "Parameters in use (not zeroed)" not in rows
+
+
+def test_one_corpus_is_not_shown_twice(report):
+    del report["text"]["wiki"]
+    assert [r[0] for r in verdicts.table(report) if r[0].startswith("Perplexity")] == ["Perplexity, stories"]
+    assert verdicts.total_text(report) == report["text"]["all"]
+
+
+def no_damage(report):
+    report["text"]["all"]["pruned"]["perplexity"] = report["text"]["all"]["dense"]["perplexity"] * 1.05
+    return report
+
+
+def test_a_good_model_gets_no_warning(report):
+    assert verdicts.warnings(no_damage(report)) == []
+
+
+@pytest.mark.parametrize(
+    ("ratio", "words"), [(1.4, "clearly worse"), (2.5, "2.50 times"), (2.5, "not a usable"), (math.inf, "broken")]
+)
+def test_lost_perplexity_is_said_plainly(report, ratio, words):
+    text = report["text"]["all"]
+    text["pruned"]["perplexity"] = text["dense"]["perplexity"] * ratio
+    assert words in verdicts.warnings(report)[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda r: r["tasks"]["stories_cloze"]["pruned"].update(ci=[0.23, 0.38]), "cannot be told from guessing"),
+        (lambda r: [r["tasks"]["stories_cloze"][k].update(ci=[0.2, 0.3]) for k in ("dense", "pruned")], "says nothing"),
+        (lambda r: r["generation"]["pruned"].update(repetition=0.55), "55.0 % of its 4-grams repeat"),
+        (lambda r: r["generation"]["pruned"].update(mean_length=9.0), "stops early"),
+        (lambda r: r["certificate"].update(ok=False), "Do not use it"),
+        (lambda r: r["speed"]["pruned"].update(decode_tokens_per_s=100.0), "does not decode faster"),
+    ],
+)  # fmt: skip
+def test_each_kind_of_damage_has_its_warning(report, change, words):
+    change(no_damage(report))
+    (warning,) = verdicts.warnings(report)
+    assert words in warning
+
+
+def test_beating_the_best_baseline_needs_the_paired_interval(report):
+    best = report["baselines"][0]
+    assert verdicts.baseline_verdict(report).startswith("The search beats the best baseline, SLEB (greedy)")
+    best["log_ratio_ci_vs_ours"] = [-0.01, 0.03]
+    assert "did not clearly beat" in verdicts.baseline_verdict(report)
+    best |= {"log_ratio_ci_vs_ours": [-0.04, -0.01], "perplexity": 26.4}
+    assert "lost to the best baseline" in verdicts.baseline_verdict(report)
+    best["log_ratio_ci_vs_ours"] = None
+    assert "proves little" in verdicts.baseline_verdict(report)
+    best["removed"] = [11, 7, 6, 3]
+    assert "removes the same layers" in verdicts.baseline_verdict(report)
+
+
+def test_no_rival_no_verdict(report):
+    report["baselines"] = [{"name": "hf_prune", "label": "this model", "perplexity": 27.08}]
+    assert verdicts.baseline_verdict(report) is None
+
+
+def test_merging_is_judged_only_where_something_was_merged(report):
+    assert "Nothing is merged" in verdicts.merging_verdict(report)
+    report["layers"][5]["fate"] = "merged"
+    assert "did not help" in verdicts.merging_verdict(report)
+    report["merging"] = {"ours": 0.29, "deletion": 0.31, "helps": True}
+    assert "Merging helped" in verdicts.merging_verdict(report) and "0.290 against 0.310" in verdicts.merging_verdict(
+        report
+    )
+    report["merging"] = None
+    assert verdicts.merging_verdict(report) is None
+
+
+def test_the_missed_target_is_stated(report):
+    assert "23.1 % are gone, 1.9 percentage points less" in verdicts.size_miss(report)
+    report["size"]["asked_ratio"] = 0.2307
+    assert verdicts.size_miss(report) is None
+    report["size"]["asked_ratio"] = None
+    assert verdicts.size_miss(report) is None

@@ -1,0 +1,129 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hf_prune.blueprint import Fidelity, Trial
+from hf_prune.journal import Journal
+from hf_prune.search import SEARCHERS, Schedule, drive
+from tests.search.toy import FULL, Landscape, Removals
+
+SPACE = Removals(8, 3)
+LAND = Landscape.draw(0, depth=8, size=3)
+
+
+def key(trial):
+    """The model, as if the first layer's bit did not matter: genomes alias."""
+    return "".join(map(str, trial.genome[1:])), trial.fidelity
+
+
+def asking(*batches):
+    """A searcher that asks for these genomes and returns all it was told."""
+    told = ()
+    for batch in batches:
+        told += yield tuple(Trial(g, FULL) for g in batch)
+    return told
+
+
+def run(search, evaluate, journal, **options):
+    """(events, finalists)"""
+    events, loop = [], drive(search, evaluate, journal, key, **options)
+    try:
+        while True:
+            events.append(next(loop))
+    except StopIteration as end:
+        return events, end.value
+
+
+class Counted:
+    """Values that say which call made them."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, trials):
+        self.calls.append([t.genome for t in trials])
+        return [(float(len(self.calls)), float(i)) for i, _ in enumerate(trials)]
+
+
+def test_aliases_are_scored_once_and_all_are_answered_in_order():
+    evaluate, a, alias, b = Counted(), (0, 1), (1, 1), (0, 0)
+    events, told = run(asking([a, b, alias, a], [alias, b]), evaluate, Journal.memory())
+    assert evaluate.calls == [[a, b]]
+    assert [o.trial.genome for o in told] == [a, b, alias, a, alias, b]
+    assert [o.values[1] for o in told] == [0.0, 1.0, 0.0, 0.0, 0.0, 1.0]
+    assert [e.cached for e in events] == [2, 2] and [e.done for e in events] == [4, 6]
+
+
+@given(st.lists(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9)), max_size=12), max_size=4), st.integers(1, 5))
+def test_every_key_is_evaluated_once_in_the_order_asked_in_bounded_batches(batches, most):
+    evaluate = Counted()
+    run(asking(*batches), evaluate, Journal.memory(), batch=most)
+    evaluated = [g for call in evaluate.calls for g in call]
+    assert evaluated == list({g[1]: g for b in reversed(batches) for g in reversed(b)}[n] for n in dict.fromkeys(
+        g[1] for b in batches for g in b))  # fmt: skip
+    assert all(0 < len(call) <= most for call in evaluate.calls)
+    assert len(evaluate.calls) <= sum(math.ceil(len(b) / most) for b in batches)
+
+
+def test_nothing_is_reported_before_it_is_recorded(tmp_path):
+    journal = Journal.open(tmp_path / "j", {})
+    genomes = list(SPACE.enumerate())[:7]
+    loop = drive(asking(genomes[:4], genomes[4:]), LAND.evaluate, journal, key, batch=3)
+    for event in loop:
+        on_disk = (tmp_path / "j").read_text()
+        assert all(f'"{key(o.trial)[0]}"' in on_disk for o in event.outcomes)
+
+
+def test_a_failing_batch_leaves_the_earlier_ones_recorded():
+    journal, genomes = Journal.memory(), list(SPACE.enumerate())[:7]
+
+    def evaluate(trials):
+        if genomes[6] in [t.genome for t in trials]:
+            raise MemoryError
+        return LAND.evaluate(trials)
+
+    with pytest.raises(MemoryError):
+        run(asking(genomes), evaluate, journal, batch=3)
+    assert [row.genome for row in journal.rows()] == genomes[:6]
+
+
+def test_values_that_are_not_finite_survive_and_nan_is_the_worst():
+    answers = [(math.inf, 1.0), (math.nan, 2.0), (0.5, -math.inf)]
+    events, told = run(asking([(0, 1), (0, 2), (0, 3)]), lambda _: answers, Journal.memory())
+    assert [o.values for o in told] == [(math.inf, 1.0), (math.inf, 2.0), (0.5, -math.inf)]
+    assert events[0].best == 0.5
+
+
+def test_best_is_that_of_the_fullest_evidence():
+    def search():
+        for n in (2, 8, 2):
+            yield (Trial((n,), Fidelity(n)), Trial((n + 1,), Fidelity(n)))
+        return ()
+
+    values = {2: 0.1, 3: 0.2, 8: 0.9, 9: 0.7}
+    loop = drive(
+        search(), lambda ts: [(values[t.genome[0]],) for t in ts], Journal.memory(), lambda t: (str(t), FULL), total=9
+    )
+    events = list(loop)
+    assert [e.best for e in events] == [0.1, 0.7, 0.7] and {e.total for e in events} == {9}
+
+
+def test_a_wrong_number_of_values_is_an_error():
+    with pytest.raises(ValueError, match="zip"):
+        run(asking([(0, 1), (0, 2)]), lambda _: [(1.0,)], Journal.memory())
+
+
+@pytest.mark.parametrize("name", ["staged", "nsga2", "genetic", "greedy"])
+def test_a_replayed_search_asks_for_nothing_and_ends_the_same(name):
+    def search():
+        plan = Schedule((Fidelity(2), FULL), 60, 6, 8)
+        space = Removals(8) if name == "nsga2" else SPACE
+        return SEARCHERS[name](space, plan, np.random.default_rng(0))
+
+    journal, evaluate = Journal.memory(), LAND.evaluate
+    events, finalists = run(search(), evaluate, journal)
+    again, same = run(search(), lambda _: pytest.fail("evaluated again"), journal)
+    assert same == finalists and [e.outcomes for e in again] == [e.outcomes for e in events]

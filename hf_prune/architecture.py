@@ -19,10 +19,10 @@ from hf_prune.errors import UnsupportedArchitecture
 class Family:
     """Names inside one model family.
 
-    `layers` is the path of the layer list, `norm` the final norm before the head; `attention`, `attention_out`, `mlp_out` are
-    paths inside a layer; `mlp` is None when the MLP has no module of its own. `lists` are config keys with one entry
-    per layer. `refuse` maps config keys to (value that is fine, reason). `renames` are prefixes that files spell otherwise
-    than the modules: (module, file).
+    `layers` is the path of the layer list, `norm` the final norm before the head; `attention`, `attention_out` and
+    `mlp_out` are paths inside a layer; `mlp` is None when the MLP has no module of its own. `lists` are config keys
+    with one entry per layer. `refuse` maps config keys to (value that is fine, reason). `renames` are prefixes that
+    files spell otherwise than the modules: (module, file).
     """
 
     model_type: str
@@ -121,7 +121,7 @@ def family_of(config: PretrainedConfig) -> Family:
     """The row of a config's family, or an inferred one.
 
     Raises:
-        UnsupportedArchitecture: the family is unknown and ambiguous, or this config uses a rule that depends on layer numbers.
+        UnsupportedArchitecture: the family is unknown and ambiguous, or its config has a rule that depends on numbers.
     """
     row = FAMILIES.get(config.model_type) or infer(config)
     for key, fine, reason in row.refuse:
@@ -213,7 +213,9 @@ def infer(config: PretrainedConfig) -> Family:
     norm = _only(
         [k for k, m in trunk.named_children() if "norm" in k.lower() or k.startswith("ln_")], name, "a final norm"
     )
-    attention = _only([k for k, m in layer.named_children() if _is_attention(m)], name, "an attention module in a layer")
+    attention = _only(
+        [k for k, m in layer.named_children() if _is_attention(m)], name, "an attention module in a layer"
+    )
     mlp = _only([k for k, m in layer.named_children() if _is_mlp(m)], name, "an MLP module in a layer")
     return Family(
         model_type=name,
@@ -253,6 +255,6 @@ def _refuse_periodic(config: PretrainedConfig) -> None:
     for key in PERIODIC:
         if getattr(config, key, None) not in (None, 0, 1, [], False):
             raise UnsupportedArchitecture(
-                f"Model family {config.model_type!r} sets {key}={getattr(config, key)}, which tells layers apart by number; "
-                "hf_prune has no row that says how to renumber it."
+                f"Model family {config.model_type!r} sets {key}={getattr(config, key)}, which tells layers apart by "
+                "number; hf_prune has no row that says how to renumber it."
             )

@@ -49,13 +49,13 @@ class Parent:
         """Open config and shard headers of a local folder; no weights are read.
 
         Raises:
-            UnsupportedArchitecture, BrokenCheckpoint, UnsafeSource, IncompatibleSources: see the modules that read them.
+            UnsupportedArchitecture, BrokenCheckpoint, UnsafeSource, IncompatibleSources: as the modules that read.
         """
         config = read_config(folder, trust_remote_code)
-        parent = cls(source, config, family_of(config), Checkpoint.open(folder, adapter, allow_pickle), trust_remote_code)
-        checkpoint = parent.checkpoint.named(
-            parent.shapes, parent.skeleton.base_model_prefix, parent.family.renames
+        parent = cls(
+            source, config, family_of(config), Checkpoint.open(folder, adapter, allow_pickle), trust_remote_code
         )
+        checkpoint = parent.checkpoint.named(parent.shapes, parent.skeleton.base_model_prefix, parent.family.renames)
         return replace(parent, checkpoint=checkpoint)
 
     @property
@@ -231,7 +231,7 @@ TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "vocab*", "merges.tx
 def write(
     blueprint: Blueprint, parents: Sequence[Parent], folder: Path, *, shard_bytes: int = SHARD_BYTES
 ) -> tuple[int, int]:
-    """Write weights, config, tokenizer and blueprint into an existing folder; memory stays at one shard above the reader.
+    """Write weights, config, tokenizer and blueprint into an existing folder; memory stays at one shard.
 
     Returns:
         Parameters and bytes of the written weights.

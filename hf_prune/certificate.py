@@ -1,4 +1,4 @@
-"""The reload certificate: the folder, loaded by stock transformers in a fresh process, is the model that was searched."""
+"""The reload certificate: the folder, loaded afresh by stock transformers, is the model that was searched."""
 
 import json
 import subprocess
@@ -20,7 +20,13 @@ LOADING = {"missing": "missing_keys", "unexpected": "unexpected_keys", "mismatch
 
 
 def certify(
-    folder: Path, tokens: torch.Tensor, expected: torch.Tensor, *, dtype: str, device: str, trust_remote_code: bool = False
+    folder: Path,
+    tokens: torch.Tensor,
+    expected: torch.Tensor,
+    *,
+    dtype: str,
+    device: str,
+    trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """Reload `folder` in a fresh process and compare.
 
@@ -36,8 +42,8 @@ def certify(
         The certificate that goes into report.json.
 
     Raises:
-        ReloadMismatch: it does not load, a tensor is missing, unexpected or of another shape, the logits differ, or cached
-            decoding differs from uncached.
+        ReloadMismatch: it does not load, a tensor is missing, unexpected or of another shape, the logits differ, or
+            cached decoding differs from uncached.
     """
     with tempfile.TemporaryDirectory() as scratch:
         answer = Path(scratch) / "answer.safetensors"
@@ -57,7 +63,12 @@ def certify(
 
 
 def _judge(
-    name: str, expected: torch.Tensor, logits: torch.Tensor, cached: torch.Tensor, loading: dict[str, Any], tolerance: float
+    name: str,
+    expected: torch.Tensor,
+    logits: torch.Tensor,
+    cached: torch.Tensor,
+    loading: dict[str, Any],
+    tolerance: float,
 ) -> dict[str, Any]:
     wrong = {k: loading.get(key, []) for k, key in LOADING.items()}
     if any(wrong.values()):
@@ -69,7 +80,9 @@ def _judge(
     if not searched <= bound:
         raise ReloadMismatch(f"{name} reloads as another model: logits differ by {searched:.3g} (allowed {bound:.3g}).")
     if not stepped <= bound:
-        raise ReloadMismatch(f"{name} decodes differently with its cache: logits differ by {stepped:.3g} (allowed {bound:.3g}).")
+        raise ReloadMismatch(
+            f"{name} decodes differently with its cache: logits differ by {stepped:.3g} (allowed {bound:.3g})."
+        )
     return {
         "ok": True,
         "max_logit_difference": searched,

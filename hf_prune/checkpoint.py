@@ -1,4 +1,4 @@
-"""Read one tensor of a source at a time (memory-mapped safetensors, LoRA merged on read); write shards and their index."""
+"""Read one tensor of a source at a time (memory-mapped, LoRA merged on read); write shards and their index."""
 
 import json
 import math
@@ -55,7 +55,9 @@ class Adapter:
             IncompatibleSources: not a plain LoRA (DoRA, bias training and other PEFT types are refused by name).
         """
         raw = json.loads((self.folder / "adapter_config.json").read_text(encoding="utf-8"))
-        odd = [k for k in ("use_dora", "layer_replication", "trainable_token_indices", "target_parameters") if raw.get(k)]
+        odd = [
+            k for k in ("use_dora", "layer_replication", "trainable_token_indices", "target_parameters") if raw.get(k)
+        ]
         odd += ["bias"] if raw.get("bias", "none") != "none" else []
         if raw.get("peft_type") != "LORA" or odd:
             what = f"uses {', '.join(odd)}" if odd else f"is of type {raw.get('peft_type')}"
@@ -81,7 +83,8 @@ class Adapter:
         known = {n for pair in found.values() for n in pair} | set(self.saved.values())
         if unknown := sorted(set(self.tensors) - known):
             raise IncompatibleSources(
-                f"The adapter {self.folder.name} holds {unknown[0]}, which is neither a linear LoRA pair nor a saved module."
+                f"The adapter {self.folder.name} holds {unknown[0]}, which is neither a linear LoRA pair nor a "
+                "saved module."
             )
         return found
 
@@ -115,7 +118,8 @@ class Adapter:
             delta = delta.T
         if delta.shape != weight.shape:
             raise IncompatibleSources(
-                f"The adapter {self.folder.name} does not fit: {name} is {tuple(weight.shape)}, its update {tuple(delta.shape)}."
+                f"The adapter {self.folder.name} does not fit: {name} is {tuple(weight.shape)}, "
+                f"its update {tuple(delta.shape)}."
             )
         return (weight.float() + delta).to(weight.dtype)
 
@@ -138,9 +142,9 @@ class Checkpoint:
             UnsafeSource: only pickles, and they are not allowed.
         """
         self = cls(Path(folder), Adapter(Path(adapter)) if adapter else None, allow_pickle)
-        self.tensors
+        len(self.tensors)
         if self.adapter:
-            self.adapter.modules
+            len(self.adapter.modules)
         return self
 
     @cached_property
@@ -154,17 +158,16 @@ class Checkpoint:
             raise BrokenCheckpoint(f"{self.folder.name} holds no weights: neither {SINGLE} nor {INDEX} is there.")
         if not self.allow_pickle:
             raise UnsafeSource(
-                f"{self.folder.name} holds only pickles ({pickles[0].name}), which can run code when read; convert it to "
-                "safetensors, or pass --allow-pickle if you trust its author."
+                f"{self.folder.name} holds only pickles ({pickles[0].name}), which can run code when read; convert it "
+                "to safetensors, or pass --allow-pickle if you trust its author."
             )
         return _pickled(pickles)
 
-    def named(
-        self, expected: Iterable[str], base_prefix: str, renames: Sequence[tuple[str, str]] = ()
-    ) -> "Checkpoint":
+    def named(self, expected: Iterable[str], base_prefix: str, renames: Sequence[tuple[str, str]] = ()) -> "Checkpoint":
         """The same checkpoint under the model's own names.
 
-        Files may be saved from the bare trunk (`h.0...` in GPT-2) or spell a prefix otherwise (`embed_out.` in GPT-NeoX).
+        Files may be saved from the bare trunk (`h.0...` in GPT-2) or spell a prefix otherwise (`embed_out.` in
+        GPT-NeoX).
 
         Raises:
             IncompatibleSources: an adapter changes modules that the model does not have.
@@ -177,7 +180,8 @@ class Checkpoint:
             strange = [m for m in self.adapter.modules if f"{m}.weight" not in expected]
             if strange:
                 raise IncompatibleSources(
-                    f"The adapter {self.adapter.folder.name} changes {strange[0]}, which {self.folder.name} does not have."
+                    f"The adapter {self.adapter.folder.name} changes {strange[0]}, which {self.folder.name} does "
+                    "not have."
                 )
         return Checkpoint(self.folder, self.adapter, self.allow_pickle, aliases)
 
@@ -197,9 +201,10 @@ class Checkpoint:
         if self.adapter:
             tensor = self.adapter.apply(name, tensor)
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise BrokenCheckpoint(f"{self.folder.name}: tensor {name} holds NaN or infinite values; nothing can be measured on it.")
+            raise BrokenCheckpoint(
+                f"{self.folder.name}: tensor {name} holds NaN or infinite values; nothing can be measured on it."
+            )
         return tensor
-
 
     def itemsize(self, name: str) -> int:
         """Bytes per element of a stored tensor, from its header where there is one."""
@@ -228,7 +233,11 @@ def write_shards(
         if groups[-1] and sum(i[1] for i in groups[-1]) + item[1] > shard_bytes:
             groups.append([])
         groups[-1].append(item)
-    names = [SINGLE] if len(groups) == 1 else [f"model-{i + 1:05d}-of-{len(groups):05d}.safetensors" for i in range(len(groups))]
+    names = (
+        [SINGLE]
+        if len(groups) == 1
+        else [f"model-{i + 1:05d}-of-{len(groups):05d}.safetensors" for i in range(len(groups))]
+    )
     for name, group in zip(names, groups, strict=True):
         _save(folder / name, {n: read().contiguous() for n, _, read in group})
     if len(groups) > 1:
@@ -256,7 +265,9 @@ def _weight_files(folder: Path) -> list[Path]:
         raise BrokenCheckpoint(f"{folder.name}/{INDEX} is malformed; download the checkpoint again.") from None
     for shard in shards:
         if Path(shard).name != shard:
-            raise UnsafeSource(f"{folder.name}/{INDEX} points outside its folder ({shard}); do not use this checkpoint.")
+            raise UnsafeSource(
+                f"{folder.name}/{INDEX} points outside its folder ({shard}); do not use this checkpoint."
+            )
         if not (folder / shard).exists():
             raise BrokenCheckpoint(f"{folder.name} lacks the shard {shard} that its index names; download it again.")
     return [folder / s for s in shards]
@@ -269,7 +280,9 @@ def _readers(files: list[Path]) -> dict[str, Callable[[], torch.Tensor]]:
             handle = safe_open(path, framework="pt")
             names = list(handle.keys())
         except (SafetensorError, OSError) as e:
-            raise BrokenCheckpoint(f"{path.parent.name}/{path.name} is truncated or malformed ({e}); download it again.") from None
+            raise BrokenCheckpoint(
+                f"{path.parent.name}/{path.name} is truncated or malformed ({e}); download it again."
+            ) from None
         readers |= {name: Stored(handle, name) for name in names}
     return readers
 

@@ -1,8 +1,8 @@
 """The sweep: all candidates of a generation go through the layers side by side.
 
-Candidates become a trie of their canonical layer specs. A prefix that candidates share is computed once; a prefix that is
-the dense model's own is read from the reference run; all trie edges with the same spec are served in one visit to that
-layer, so its weights are touched once a generation. Memory is bounded by taking few sequences at a time.
+Candidates become a trie of their canonical layer specs. A prefix that candidates share is computed once; a prefix that
+is the dense model's own is read from the reference run; all trie edges with the same spec are served in one visit to
+that layer, so its weights are touched once a generation. Memory is bounded by taking few sequences at a time.
 """
 
 import math
@@ -278,8 +278,8 @@ class Evaluator:
     def _head(self, node: Node, window: slice) -> tuple[Tensor, Tensor]:
         """KL(dense || candidate) and NLL per token, float32 [n, T-1] each; a set of log-probabilities is never held.
 
-        KL runs over the dense top k and one bucket for the rest: a lower bound of the full KL (log-sum inequality), exact
-        when k is the vocabulary.
+        KL runs over the dense top k and one bucket for the rest: a lower bound of the full KL (log-sum inequality),
+        exact when k is the vocabulary.
         """
         ref = self.reference
         if node.dense and node.depth == len(ref.hidden) - 1:
@@ -304,7 +304,7 @@ class Evaluator:
         return kl, nll
 
     def _gelaco(self, node: Node, window: slice) -> float:
-        """GeLaCo v1 (arXiv 2507.10059): a third each of attention, feed-forward and final-hidden cosine, layer l against psi(l).
+        """GeLaCo v1 (arXiv 2507.10059): thirds of attention, feed-forward and final-hidden cosine, l against psi(l).
 
         Source layers behind the last output layer belong to it.
         """

@@ -27,7 +27,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A batch of candidates has been scored; `done` of at most `total` trials, `best` at the fullest evidence so far."""
+    """A batch of candidates is scored; `done` of at most `total` trials, `best` at the fullest evidence so far."""
 
     outcomes: tuple[Outcome, ...]
     done: int

@@ -11,7 +11,7 @@ class Measures:
 
     kl: mean KL(dense || candidate) of next-token distributions, nats per token.
     nll: mean negative log-likelihood of the text, nats per token.
-    update_cosine: mean over output layers and tokens of cos(original residual update of the layers it stands for, its own).
+    update_cosine: mean over output layers and tokens of cos(residual update of the layers it stands for, its own).
     gelaco: mean of the three cosines of GeLaCo's first fitness; NaN unless asked for.
     parameters: of the candidate, removed halves not counted.
     finite: False when a hidden state overflowed or became NaN.

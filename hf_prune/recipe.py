@@ -28,22 +28,29 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    base: str = Field(description="Local folder, repo, repo@revision, or repo+adapter_repo (a PEFT LoRA, merged on load).")
+    base: str = Field(
+        description="Local folder, repo, repo@revision, or repo+adapter_repo (a PEFT LoRA, merged on load)."
+    )
     output: str = Field("pruned", description="Folder for the result; must not exist unless --overwrite.")
     method: Method = Field("collapse", description="What an integer means: collapse, halves or intervals.")
     ratio: float | None = Field(None, description="Share of the whole model's parameters to remove, e.g. 0.25.")
     keep_layers: int | None = Field(None, description="Number of layers to keep, instead of --ratio.")
     drop: tuple[str, ...] = Field((), description="Layers to drop by hand, e.g. 21-28 or 3,6,7; no search.")
     rules: tuple[str, ...] = Field(RULES, description="Rules a group of layers may collapse by.")
-    norms: Literal["follow", "kept"] = Field("kept", description="Merged norms: follow the rule, or stay with the kept layer.")
+    norms: Literal["follow", "kept"] = Field(
+        "kept", description="Merged norms: follow the rule, or stay with the kept layer."
+    )
     objective: Objective = Field("kl", description="What the search minimises.")
     search: Search = Field("staged", description="Who proposes candidates.")
-    evaluations: int | None = Field(None, description="Most trials the search may ask for; default follows from the depth.")
+    evaluations: int | None = Field(
+        None, description="Most trials the search may ask for; default follows from the depth."
+    )
     population: int = Field(16, description="Candidates kept per generation.")
     offspring: int = Field(32, description="Candidates proposed per generation.")
     seed: int = Field(0, description="Seed of everything random.")
     data: tuple[str, ...] = Field(
-        (), description="Text: folder of NAME.{search,selection,report}.jsonl, a .jsonl or .txt file, or repo[:config[:column]]."
+        (),
+        description="Text: folder of NAME.{search,selection,report}.jsonl, a .jsonl or .txt file, or repo[:config:column].",
     )
     sequences: int = Field(16, description="Windows of full search evidence; split evenly over the corpora.")
     selection_sequences: int = Field(16, description="Windows that choose among finalists.")
@@ -92,7 +99,10 @@ class Recipe(BaseModel):
         self.dropped()
         for rule in self.rules:
             if not re.fullmatch(r"keep|keep-first|keep-last|mean|laco-released|difference:-?\d+(\.\d+)?", rule):
-                raise ValueError(f"unknown rule {rule!r}; rules are keep, keep-first, keep-last, mean, difference:LAMBDA, laco-released")
+                raise ValueError(
+                    f"unknown rule {rule!r}; rules are keep, keep-first, keep-last, mean, difference:LAMBDA, "
+                    "laco-released"
+                )
         return self
 
     def dropped(self) -> tuple[int, ...]:

@@ -85,7 +85,7 @@ class Dense:
         return logits if not self.softcap else torch.tanh(logits / self.softcap) * self.softcap
 
     def apply(self, layer: torch.nn.Module, batches: Sequence[Tensor], call: Call) -> list[tuple[Tensor, Halves]]:
-        """One layer over several [B, T, d], in tiles of whole sequences; with its halves' outputs when they are recorded."""
+        """One layer over several [B, T, d], in tiles of whole sequences; with its halves' outputs where recorded."""
         args, kwargs = call
         outs = [torch.empty_like(b) for b in batches]
         inner: list[list[tuple[Tensor, Tensor]]] = [[] for _ in batches]
@@ -150,8 +150,8 @@ class Dense:
         scale = max(1.0, float(logits.abs().max())) * (1e-3 if logits.dtype == torch.float32 else 5e-2)
         if not float((self.logits(hidden[-1][:1]) - logits).abs().max()) <= scale:
             raise UnsupportedArchitecture(
-                f"{self.family.model_type}: layer by layer does not give the logits of the model's own forward, so candidates "
-                "cannot be scored; the family needs a row in hf_prune/architecture.py."
+                f"{self.family.model_type}: layer by layer does not give the logits of the model's own forward, so "
+                "candidates cannot be scored; the family needs a row in hf_prune/architecture.py."
             )
         top, log_p, log_tail, nll = self._distributions(hidden[-1], tokens, min(top_k, logits.shape[-1]))
         kept = tuple(modules) if self.with_modules else None
@@ -216,7 +216,7 @@ def block_influence(reference: Reference) -> tuple[float, ...]:
 
 
 def block_distance(reference: Reference) -> tuple[tuple[float, ...], ...]:
-    """d[l][n-1] = arccos(cos(h_l, h_{l+n})) / pi on the last token of each window (Gromov et al., arXiv 2403.17887, eq. 7)."""
+    """d[l][n-1] = arccos(cos(h_l, h_{l+n})) / pi on last tokens (Gromov et al., arXiv 2403.17887, eq. 7)."""
     last = [h[:, -1] for h in reference.hidden]
     depth = len(last) - 1
 

@@ -1,0 +1,345 @@
+"""The command line: flags from `Recipe`, events to a progress bar, errors to one line and an exit code."""
+
+import functools
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from hf_prune import __version__
+from hf_prune.errors import HfPruneError, InvalidRecipe
+from hf_prune.flags import flags_of, with_flags
+from hf_prune.recipe import Recipe
+
+Format = Literal["human", "json", "quiet"]
+FormatFlag = Annotated[Format, typer.Option("--format", help="human, json (one line per event on stdout) or quiet.")]
+QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="Same as --format quiet: only the result on stdout.")]
+RecipeFlag = Annotated[Path | None, typer.Option("--recipe", help="YAML recipe; flags given here override it.")]
+DryRunFlag = Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop; nothing is written.")]
+MEASUREMENT = ("data", "report_sequences", "length", "tasks", "task_items", "device")
+SIZES = {"ratio", "keep_layers", "drop"}
+"""Ways to say how small; a flag for one of them replaces whichever the recipe file uses."""
+EXTENSION = Path("~/.local/share/hf/extensions/hf-prune/manifest.json")
+
+app = typer.Typer(
+    name="hf-prune",
+    help="Make a smaller model out of a model on the Hub: search, assemble, certify, measure, publish.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app(prog_name="hf-prune")
+
+
+def guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn errors into one line on stderr and an exit code; the traceback is kept for HF_PRUNE_DEBUG=1."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except (typer.Exit, typer.Abort):
+            raise
+        except KeyboardInterrupt:
+            _complain("Interrupted; run the same command again to resume where it stopped.")
+            raise typer.Exit(130) from None
+        except Exception as e:
+            if os.environ.get("HF_PRUNE_DEBUG") == "1":
+                raise
+            known = isinstance(e, HfPruneError)
+            text = str(e) if known else f"{type(e).__name__}: {e} (unexpected; HF_PRUNE_DEBUG=1 shows the traceback)"
+            _complain("Error: " + " ".join(text.split()))
+            raise typer.Exit(e.exit_code if known else 1) from None
+
+    return run
+
+
+RECIPE_FLAGS = [flag for flag in flags_of(Recipe) if flag.name != "base"]
+BaseArgument = Annotated[str | None, typer.Argument(metavar="BASE", help=Recipe.model_fields["base"].description)]
+
+
+@app.command("plan")
+@with_flags(*RECIPE_FLAGS)
+@guarded
+def plan_command(
+    base: BaseArgument = None,
+    recipe: RecipeFlag = None,
+    format: FormatFlag = "human",
+    quiet: QuietFlag = False,
+    **values: Any,
+) -> None:
+    """Say what compress would do and need.
+
+    Reads the config and the weight headers alone; no weights are downloaded.
+    """
+    _show_plan(_recipe(base, recipe, values), _format(format, quiet))
+
+
+@app.command("compress")
+@with_flags(*RECIPE_FLAGS)
+@guarded
+def compress_command(
+    base: BaseArgument = None,
+    recipe: RecipeFlag = None,
+    dry_run: DryRunFlag = False,
+    format: FormatFlag = "human",
+    quiet: QuietFlag = False,
+    **values: Any,
+) -> None:
+    """Search for a smaller model and write it.
+
+    The result is loaded afresh to check it, measured beside its dense parent and, with --push-to, published.
+    Interrupted, the same command resumes.
+    """
+    wanted = _recipe(base, recipe, values)
+    if dry_run:
+        _show_plan(wanted, _format(format, quiet))
+    else:
+        _compress(wanted, _format(format, quiet))
+
+
+@app.command("demo")
+@guarded
+def demo_command(
+    output: Annotated[str, typer.Option("--output", help="Folder for the result.")] = "pruned-demo",
+    format: FormatFlag = "human",
+    quiet: QuietFlag = False,
+) -> None:
+    """Compress the bundled model by a quarter.
+
+    It has 16 layers; needs no network and no account.
+    """
+    form = _format(format, quiet)
+    from hf_prune.calibration import demo_folder
+
+    folder = Path(demo_folder())
+    base, text = str(folder / "storymath-16l"), str(folder / "text")
+    _compress(Recipe.of(base=base, data=(text,), ratio=0.25, evaluations=240, task_items=60, output=output), form)
+
+
+@app.command("assemble")
+@guarded
+def assemble_command(
+    path: Annotated[Path, typer.Argument(metavar="BLUEPRINT", help="blueprint.json, or front.json with --pick.")],
+    output: Annotated[Path, typer.Option("--output", help="Folder for the model; must not exist.")] = Path("Assembled"),
+    source: Annotated[
+        str | None, typer.Option("--source", help="Read the weights here instead of the repo the blueprint names.")
+    ] = None,
+    pick: Annotated[
+        str | None, typer.Option("--pick", help="Member of a front: knee, a share removed such as 0.25, or #3.")
+    ] = None,
+    format: FormatFlag = "human",
+    quiet: QuietFlag = False,
+) -> None:
+    """Rebuild the model of a blueprint, bit for bit."""
+    form = _format(format, quiet)
+    from hf_prune.pipeline import assemble_blueprint
+
+    folder = assemble_blueprint(path, output, source=source, pick=pick)
+    _result(form, "Assembled", folder=str(folder))
+
+
+@app.command("report")
+@with_flags(*flags_of(Recipe, MEASUREMENT))
+@guarded
+def report_command(
+    folder: Annotated[Path, typer.Argument(help="A folder that compress or assemble wrote.")],
+    base: Annotated[
+        str | None, typer.Option("--base", help="The dense parent; default: the one the blueprint names.")
+    ] = None,
+    format: FormatFlag = "human",
+    quiet: QuietFlag = False,
+    **values: Any,
+) -> None:
+    """Measure a result again beside its dense parent."""
+    form = _format(format, quiet)
+    from hf_prune.pipeline import report_folder
+
+    report = report_folder(folder, base=base, **_given(values))
+    if form != "human":
+        return _result(form, "Reported", folder=str(folder), report=report)
+    _report(report)
+
+
+@app.command("push")
+@guarded
+def push_command(
+    folder: Annotated[Path, typer.Argument(help="A folder that compress or assemble wrote.")],
+    repo_id: Annotated[str, typer.Argument(metavar="REPO", help="Repo to publish to, ns/name.")],
+    public: Annotated[bool, typer.Option("--public", help="Make a newly created repo public.")] = False,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Publish as a pull request.")] = False,
+    revision: Annotated[str | None, typer.Option("--revision", help="Branch to push to.")] = None,
+    commit_message: Annotated[str | None, typer.Option("--commit-message", help="Commit message.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be uploaded and stop.")] = False,
+    format: FormatFlag = "human",
+    quiet: QuietFlag = False,
+) -> None:
+    """Publish a finished folder.
+
+    Doing it twice changes nothing.
+    """
+    form = _format(format, quiet)
+    if not (folder / "config.json").is_file():
+        raise InvalidRecipe(f"{folder} is not a finished model folder (no config.json); run compress first.")
+    if dry_run:
+        files = {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
+        return _result(form, "WouldPush", repo=repo_id, folder=str(folder), files=files)
+    from hf_prune.hub import push
+
+    done = push(
+        folder, repo_id, private=not public, create_pr=create_pr, revision=revision, commit_message=commit_message
+    )
+    _result(form, "Pushed" if done.changed else "Unchanged", url=done.url, commit=done.commit, changed=done.changed)
+
+
+@app.command("register")
+@guarded
+def register_command(format: FormatFlag = "human", quiet: QuietFlag = False) -> None:
+    """Make `hf prune ...` work.
+
+    Writes the manifest by which the hf command finds hf-prune.
+    """
+    form = _format(format, quiet)
+    path = EXTENSION.expanduser()
+    manifest = {
+        # GitHub names cannot begin with an underscore: `hf extensions update` can never fetch a stranger's code.
+        "owner": "_local",
+        "repo": "hf-prune",
+        "repo_id": "_local/hf-prune",
+        "short_name": "prune",
+        "executable_path": str(_executable()),
+        "type": "python",
+        "installed_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "description": "Make a smaller model out of a model on the Hub.",
+        "commit_sha": None,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+    _result(form, "Registered", manifest=str(path), try_it="hf prune --help")
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.", is_eager=True)] = False,
+) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit()
+
+
+def _executable() -> Path:
+    called = Path(sys.argv[0])
+    beside = Path(sys.executable).parent / "hf-prune"
+    found = shutil.which("hf-prune")
+    for path in (called, beside, *([Path(found)] if found else [])):
+        if path.name == "hf-prune" and path.is_file():
+            return path.absolute()
+    raise InvalidRecipe(
+        "There is no hf-prune command beside this Python; install the package first (pip install -e .)."
+    )
+
+
+def _format(format: Format, quiet: bool) -> Format:
+    """The output format; also silences the progress bars of the libraries where nobody would see them."""
+    form = "quiet" if quiet else format
+    if form != "human" or not sys.stderr.isatty():
+        for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE"):
+            os.environ.setdefault(name, "1")
+    return form
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in values.items() if v not in (None, [])}
+
+
+def _recipe(base: str | None, path: Path | None, values: dict[str, Any]) -> Recipe:
+    fields = _given({"base": base, **values})
+    if SIZES & set(fields):
+        fields = {**dict.fromkeys(SIZES - {"drop"}), "drop": (), **fields}
+    if path is None and base is None:
+        raise InvalidRecipe("Say which model to compress: hf-prune compress BASE, or --recipe FILE.yaml with a base.")
+    return Recipe.load(path, **fields) if path else Recipe.of(**fields)
+
+
+def _show_plan(recipe: Recipe, form: Format) -> None:
+    from hf_prune.hub import peek
+    from hf_prune.plan import plan
+    from hf_prune.screen import plan_table
+
+    seen = peek(recipe.base, allow_pickle=recipe.allow_pickle, trust_remote_code=recipe.trust_remote_code)
+    found = plan(recipe, seen)
+    if form == "json":
+        _line({"event": "Plan", **found.to_dict()})
+    elif form == "human":
+        _table(plan_table(found))
+
+
+def _compress(recipe: Recipe, form: Format) -> None:
+    from rich.console import Console
+
+    from hf_prune.pipeline import compress
+    from hf_prune.screen import Screen, event_dict
+
+    with Screen(Console(stderr=True, quiet=form != "human")) as screen:
+        for event in compress(recipe):
+            screen.show(event)
+            if form == "json":
+                _line(event_dict(event))
+    if form == "human":
+        _report(event.report)
+    if form != "json":
+        card = str(Path(event.folder) / "README.md")
+        _result(form, "Finished", result=event.folder, report=card, **({"hub": event.url} if event.url else {}))
+
+
+def _result(form: Format, event: str, **fields: Any) -> None:
+    """The last word of a command: names and values, one JSON line, or (quiet) the first value alone."""
+    if form == "json":
+        _line({"event": event, **fields})
+    elif form == "quiet":
+        print(next(iter(fields.values())))
+    else:
+        print(event, *(f"  {name:8} {value}" for name, value in fields.items()), sep="\n")
+
+
+def _line(value: dict[str, Any]) -> None:
+    from hf_prune.screen import plain
+
+    print(json.dumps(plain(value), allow_nan=False), flush=True)
+
+
+def _report(report: dict[str, Any]) -> None:
+    from hf_prune.screen import report_lines, report_table
+
+    _table(report_table(report))
+    for line in report_lines(report):
+        print(line)
+
+
+def _table(table: Any) -> None:
+    from rich.console import Console
+
+    # Tables must not be cut to 80 columns when they go to a file.
+    (Console() if sys.stdout.isatty() else Console(width=160)).print(table)
+
+
+def _complain(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""One run: a recipe with its base pinned and opened, its evidence, its evaluator and the meaning of its genomes."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoTokenizer
+
+from hf_prune import hub
+from hf_prune.assemble import LayerBank, Parent, assemble, quiet
+from hf_prune.blueprint import Blueprint, Fidelity, Genome, Trial
+from hf_prune.calibration import Windows, windows
+from hf_prune.errors import InvalidData
+from hf_prune.evaluate import Evaluator
+from hf_prune.methods import METHODS
+from hf_prune.objectives import OBJECTIVES, values
+from hf_prune.plan import Target, layers_to_remove
+from hf_prune.recipe import DEFAULT_DATA, Recipe
+
+ALWAYS = ("kl", "perplexity", "similarity", "kl_similarity", "params")
+"""What every trial is journaled with, so that reports and baselines need no second forward."""
+
+
+class Clock:
+    """Wall seconds per stage."""
+
+    def __init__(self) -> None:
+        self.started = self.last = time.monotonic()
+        self.laps: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        """Close the stage that ran until now."""
+        now = time.monotonic()
+        self.laps[name] = round(self.laps.get(name, 0.0) + now - self.last, 2)
+        self.last = now
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """All laps and their total."""
+        return {**self.laps, "total": round(time.monotonic() - self.started, 2)}
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A run with its base pinned and opened; what is heavy is made when first asked for, once."""
+
+    recipe: Recipe
+    parent: Parent
+    target: Target
+    card: Mapping[str, Any]
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The base's own."""
+        with quiet():
+            return AutoTokenizer.from_pretrained(self.parent.checkpoint.folder, local_files_only=True)
+
+    @cached_property
+    def evidence(self) -> dict[str, Windows]:
+        """The three disjoint splits."""
+        r = self.recipe
+        counts = {"search": r.sequences, "selection": r.selection_sequences, "report": r.report_sequences}
+        limit = getattr(self.parent.config, "max_position_embeddings", None)
+        if limit and r.length > limit:
+            raise InvalidData(
+                f"length is {r.length}, but {self.parent.source.repo} reads at most {limit} tokens; lower --length."
+            )
+        rows = self.parent.skeleton.get_input_embeddings().weight.shape[0]
+        return {
+            split: windows(r.data or (DEFAULT_DATA,), self.tokenizer, split, n, r.length, r.force_test_split, rows)
+            for split, n in counts.items()
+        }
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where the search runs."""
+        if self.recipe.device != "auto":
+            return torch.device(self.recipe.device)
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """Precision of the search."""
+        if self.recipe.dtype != "auto":
+            return getattr(torch, self.recipe.dtype)
+        stored = self.parent.checkpoint.tensor(next(iter(self.parent.shapes))).dtype
+        return torch.float32 if self.device.type == "cpu" else stored
+
+    @cached_property
+    def bank(self) -> LayerBank:
+        """The dense model, resident."""
+        identity = Blueprint.identity(self.parent.source, self.parent.depth)
+        return LayerBank(assemble(identity, [self.parent], dtype=self.dtype, device=self.device), [self.parent])
+
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        """The sweep over the search windows, followed by the selection windows."""
+        tokens = torch.cat([self.evidence[s].tokens for s in ("search", "selection")])
+        return Evaluator(self.bank, tokens, with_modules=OBJECTIVES[self.recipe.objective].needs_modules)
+
+    @property
+    def selection(self) -> Fidelity:
+        """The windows that choose among finalists."""
+        return Fidelity(self.recipe.selection_sequences, start=self.recipe.sequences)
+
+    @cached_property
+    def columns(self) -> tuple[str, ...]:
+        """Objectives of every journaled value tuple; the searched one first."""
+        return (self.recipe.objective, *(n for n in ALWAYS if n != self.recipe.objective))
+
+    @cached_property
+    def scorer(self) -> "Scorer":
+        """Over the genomes of the recipe's method at this run's budget (free for a front)."""
+        depth, remove, method = self.parent.depth, self.target.remove or None, METHODS[self.recipe.method]
+        if self.recipe.method == "collapse":
+            return Scorer(self, method(depth, remove, self.recipe.rules, self.recipe.norms))
+        return Scorer(self, method(depth, 2 * remove if remove and self.recipe.method == "halves" else remove))
+
+    def deletions(self, remove: int) -> "Scorer":
+        """Over the plain deletions of `remove` layers: the space of every baseline."""
+        return Scorer(self, METHODS["collapse"](self.parent.depth, remove, ("keep",)))
+
+    def header(self) -> dict[str, Any]:
+        """What a journal must agree on to be resumed."""
+        return {
+            "recipe": self.recipe.digest,
+            "base": str(self.parent.source),
+            "evidence": [self.evidence[s].digest for s in ("search", "selection")],
+            "objectives": list(self.columns),
+            "numerics": {"torch": torch.__version__.split("+")[0], "transformers": transformers.__version__,
+                         "dtype": str(self.dtype), "device": self.device.type},
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Scorer:
+    """What `drive` asks: the meaning of one space's genomes and their values in a job's columns."""
+
+    job: Job
+    space: Any
+
+    def blueprint(self, genome: Genome) -> Blueprint:
+        """The model a genome stands for."""
+        return Blueprint((self.job.parent.source,), self.space.decode(genome)).canonical()
+
+    def key(self, trial: Trial) -> tuple[str, Fidelity]:
+        """What identifies a trial in the journal: the model, not its spelling, and the evidence."""
+        return self.blueprint(trial.genome).digest, trial.fidelity
+
+    def evaluate(self, trials: Sequence[Trial]) -> list[tuple[float, ...]]:
+        """Values of trials, in the order of the job's columns; trials of one fidelity share a sweep."""
+        found: dict[int, tuple[float, ...]] = {}
+        for fidelity in dict.fromkeys(t.fidelity for t in trials):
+            numbers = [i for i, t in enumerate(trials) if t.fidelity == fidelity]
+            measured = self.job.evaluator.evaluate([self.blueprint(trials[i].genome) for i in numbers], fidelity)
+            found |= {i: values(m, self.job.columns) for i, m in zip(numbers, measured, strict=True)}
+        return [found[i] for i in range(len(trials))]
+
+
+def open_job(recipe: Recipe) -> Job:
+    """Pin, pull and open the base, and fix the target.
+
+    Raises:
+        SourceError, UnsupportedArchitecture, IncompatibleSources: the base cannot be used.
+        InvalidRecipe: the target cannot be met.
+    """
+    pulled = hub.pull(recipe.base, allow_pickle=recipe.allow_pickle, trust_remote_code=recipe.trust_remote_code)
+    parent = Parent.open(
+        pulled.source,
+        pulled.folder,
+        pulled.adapter,
+        allow_pickle=recipe.allow_pickle,
+        trust_remote_code=recipe.trust_remote_code,
+    )
+    sizes = [parent.layer_parameters] * parent.depth
+    target = layers_to_remove(recipe, parent.depth, sizes, parent.parameters)
+    seen = hub.peek(recipe.base, allow_pickle=recipe.allow_pickle, trust_remote_code=recipe.trust_remote_code)
+    return Job(recipe, parent, target, seen.card)

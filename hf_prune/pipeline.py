@@ -1,0 +1,394 @@
+"""The table of contents: from a base's name to a published smaller model.
+
+`compress` yields events and owns no loop but the order of stages; whoever calls it shows them. A run lives in
+`OUTPUT.run` (the journal) until the result is complete under its final name, so an interrupted run is resumed by the
+same call and never evaluates a candidate twice.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from hf_prune import hub
+from hf_prune.assemble import Parent, quiet, write
+from hf_prune.blueprint import Blueprint, Fidelity, Genome, Outcome, Trial
+from hf_prune.certificate import certify
+from hf_prune.documents import Found, Rival, describe, front_of, measured_again, picked, scored
+from hf_prune.errors import HfPruneError, IncompatibleSources, InvalidBlueprint, InvalidRecipe, SourceError
+from hf_prune.events import Assembled, Event, Finished, Pushed, Reported, Stage, Started
+from hf_prune.job import Clock, Job, open_job
+from hf_prune.journal import Journal
+from hf_prune.plan import asked, evaluations
+from hf_prune.recipe import Recipe
+from hf_prune.reference import block_distance, block_influence
+from hf_prune.search import SEARCHERS, Schedule, Scores, drive
+
+CERTIFIED = (2, 64)
+"""Windows and tokens per window that the reload certificate compares."""
+RANDOM_DRAWS = 5
+FINALISTS = 16
+SCREENING_TOKENS = 1000
+BATCH = 2048
+"""Most candidates of one sweep: many, because they share prefixes; the journal is written after each sweep."""
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """A finished run."""
+
+    folder: Path
+    report: dict[str, Any]
+    url: str | None = None
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        """The smaller model, loaded by stock transformers."""
+        with quiet():
+            return AutoModelForCausalLM.from_pretrained(self.folder, dtype="auto")
+
+    @property
+    def front(self) -> list[dict[str, Any]] | None:
+        """The Pareto front of a `nsga2` run: size, quality and digest of every member."""
+        return self.report.get("front")
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Copy the finished folder (weights, tokenizer, card, figures, blueprint, journal).
+
+        Raises:
+            InvalidRecipe: the target exists.
+        """
+        return Path(_copied(self.folder, Path(folder)))
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        private: bool = True,
+        revision: str | None = None,
+        create_pr: bool = False,
+        commit_message: str | None = None,
+    ) -> str:
+        """Publish the folder as it is and return the URL; a repeat changes nothing."""
+        done = hub.push(
+            self.folder, repo_id, private=private, revision=revision, create_pr=create_pr, commit_message=commit_message
+        )
+        return done.url
+
+
+def run(recipe: Recipe) -> Result:
+    """`compress` without watching."""
+    for event in compress(recipe):
+        if isinstance(event, Finished):
+            return Result(Path(event.folder), event.report, event.url)
+    raise AssertionError("compress ended without Finished")
+
+
+def compress(recipe: Recipe) -> Iterator[Event]:
+    """Everything, in order: pull, calibrate, baselines, search, select, assemble, report, card, push.
+
+    Raises:
+        HfPruneError: its subclasses say what is wrong and what to do; nothing half-written is left behind.
+    """
+    output = Path(recipe.output)
+    finished = _finished(recipe, output)
+    if finished is None:
+        finished = yield from _make(recipe, output)
+    else:
+        yield Stage("done", f"{output} already holds the result of this recipe")
+    url = None
+    if recipe.push_to:
+        yield Stage("push", recipe.push_to)
+        pushed = hub.push(
+            output,
+            recipe.push_to,
+            private=not recipe.public,
+            create_pr=recipe.create_pr,
+            commit_message=recipe.commit_message,
+        )
+        url = pushed.url
+        yield Pushed(pushed.url, pushed.commit, pushed.changed)
+    yield Finished(str(output), finished, url)
+
+
+def _finished(recipe: Recipe, output: Path) -> dict[str, Any] | None:
+    """The report of a result of this very recipe; None when there is nothing yet."""
+    if not output.exists():
+        return None
+    report = output / "report.json"
+    if report.is_file():
+        found = json.loads(report.read_text(encoding="utf-8"))
+        if found.get("recipe_digest") == recipe.digest:
+            return found
+    if not recipe.overwrite:
+        raise InvalidRecipe(
+            f"{output} exists and is not the result of this recipe; choose another --output or pass --overwrite."
+        )
+    return None
+
+
+def _make(recipe: Recipe, output: Path) -> Generator[Event, None, dict[str, Any]]:
+    clock = Clock()
+    yield Stage("pull", recipe.base)
+    job = open_job(recipe)
+    clock.lap("pull")
+    trials = evaluations(recipe, job.parent.depth, job.target.remove)
+    yield Started(recipe, str(job.parent.source), job.parent.depth, asked(recipe), trials)
+    yield Stage("calibrate", ", ".join(job.evidence["search"].origin))
+    job.evaluator  # noqa: B018 - the dense reference is run here, under its own stage
+    clock.lap("calibrate")
+    home = output.with_name(output.name + ".run")
+    home.mkdir(parents=True, exist_ok=True)
+    with Journal.open(home / "journal.jsonl", job.header()) as journal:
+        found = yield from _search(job, journal, trials, clock)
+        report = yield from _finish(job, journal, found, output, clock)
+    shutil.rmtree(home, ignore_errors=True)
+    return report
+
+
+def _finish(
+    job: Job, journal: Journal, found: Found, output: Path, clock: Clock
+) -> Generator[Event, None, dict[str, Any]]:
+    """Write, certify, measure and describe under a temporary name; the final name appears last."""
+    yield Stage("assemble", f"{len(found.winner.layers)} layers")
+    partial = output.with_name(output.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        stored = write(found.winner, [job.parent], partial)
+        certificate = _certificate(job, found.winner, partial)
+        clock.lap("assemble")
+        yield Assembled(found.winner, str(partial), stored[0])
+        yield Stage("report", f"{job.recipe.report_sequences} windows")
+        report = describe(job, journal, found, partial, stored, certificate, clock)
+        yield Reported(report)
+        shutil.copyfile(journal.path, partial / "journal.jsonl")
+        _replace(partial, output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return report
+
+
+def _search(job: Job, journal: Journal, trials: int, clock: Clock) -> Generator[Event, None, Found]:
+    """Baselines first (they seed the search), then the search, then the choice on the selection windows."""
+    recipe, remove = job.recipe, job.target.remove
+    rivals = yield from _rivals(job, journal, remove, clock)
+    if recipe.drop:
+        scorer = job.deletions(remove)
+        return Found(scorer.blueprint(scorer.space.from_removed(recipe.dropped())), (), rivals, None, 0)
+    yield Stage("search", f"{recipe.search} on {recipe.objective}")
+    before = job.evaluator.cost.layer_tokens
+    scorer = job.scorer
+    schedule = _schedule(job, trials, _seeds(job, rivals))
+    searching = SEARCHERS[recipe.search](scorer.space, schedule, np.random.default_rng(recipe.seed))
+    seen = (0, job.columns.index("params")) if recipe.search == "nsga2" else (0,)
+    finalists = yield from drive(
+        _focused(searching, seen), scorer.evaluate, journal, scorer.key, batch=BATCH, total=trials
+    )
+    layer_tokens = job.evaluator.cost.layer_tokens - before
+    clock.lap("search")
+    if recipe.search == "nsga2":
+        front = front_of(job, finalists)
+        winner, _ = picked(front, "knee")
+        rivals = yield from _rivals(job, journal, job.parent.depth - len(winner.layers), clock)
+        return Found(winner, finalists, rivals, front, layer_tokens)
+    yield Stage("select", f"{len(finalists)} finalists on {recipe.selection_sequences} windows the search has not seen")
+    winner = _best_unseen(job, journal, finalists)
+    clock.lap("select")
+    return Found(winner, finalists, rivals, None, layer_tokens)
+
+
+def _schedule(job: Job, trials: int, seeds: tuple[Genome, ...] = (), finalists: int = FINALISTS) -> Schedule:
+    recipe, full = job.recipe, job.recipe.sequences
+    # Screening on less than about a thousand tokens ends in local optima: then half of the evidence, not a quarter.
+    first = full // 4 if full // 4 * recipe.length >= SCREENING_TOKENS else full // 2
+    stages = sorted({max(1, first), full}) if recipe.search in ("staged", "evopress") else [full]
+    reference = job.evaluator.reference
+    scores = Scores(block_influence(reference), block_distance(reference))
+    return Schedule(
+        tuple(map(Fidelity, stages)), max(trials, 1), recipe.population, recipe.offspring, seeds, finalists, scores
+    )
+
+
+def _seeds(job: Job, rivals: Sequence[Rival]) -> tuple[Genome, ...]:
+    """The baselines' cuts; for a front, ShortGPT's cut at every size."""
+    cuts = [r.removed for r in rivals]
+    if job.recipe.search == "nsga2":
+        order = np.argsort(block_influence(job.evaluator.reference), kind="stable")
+        cuts = [tuple(sorted(map(int, order[:n]))) for n in range(1, job.parent.depth)]
+    seeds = []
+    for cut in cuts:
+        try:
+            seeds.append(job.scorer.space.from_removed(cut))
+        except InvalidRecipe:  # the paper's interval genome cannot spell every deletion
+            continue
+    return tuple(dict.fromkeys(seeds))
+
+
+def _focused(search: Any, columns: tuple[int, ...]) -> Generator[Any, Any, tuple[Outcome, ...]]:
+    """Let a searcher see only some of the journaled values; what it returns keeps them all."""
+    known: dict[Any, Outcome] = {}
+    try:
+        trials = next(search)
+        while True:
+            outcomes = yield trials
+            known |= {o.trial: o for o in outcomes}
+            trials = search.send(tuple(Outcome(o.trial, tuple(o.values[c] for c in columns)) for o in outcomes))
+    except StopIteration as stop:
+        return tuple(known[o.trial] for o in stop.value)
+
+
+def _rivals(job: Job, journal: Journal, remove: int, clock: Clock) -> Generator[Event, None, tuple[Rival, ...]]:
+    """Every baseline's cut of the same number of layers, searched on the same evidence."""
+    if not remove or not job.recipe.baselines:
+        return ()
+    yield Stage("baselines", ", ".join(job.recipe.baselines))
+    scorer, rivals = job.deletions(remove), []
+    for name in job.recipe.baselines:
+        schedule = _schedule(job, RANDOM_DRAWS if name == "random" else 1 << 30, finalists=RANDOM_DRAWS)
+        search = SEARCHERS[name](scorer.space, schedule, np.random.default_rng(job.recipe.seed))
+        column = job.columns.index("perplexity" if name == "greedy" else "kl")
+        ranked = yield from drive(_focused(search, (column,)), scorer.evaluate, journal, scorer.key)
+        best = ranked[len(ranked) // 2] if name == "random" else ranked[0]
+        blueprint = scorer.blueprint(best.trial.genome)
+        kept = {s.anchor.layer for s in blueprint.layers}
+        removed = tuple(i for i in range(job.parent.depth) if i not in kept)
+        rivals.append(Rival(name, blueprint, removed, best.values))
+    clock.lap("baselines")
+    return tuple(rivals)
+
+
+def _best_unseen(job: Job, journal: Journal, finalists: Sequence[Outcome]) -> Blueprint:
+    """The finalist that is best on the selection windows: the search's best are a lucky draw of its own evidence."""
+    if not finalists:
+        raise HfPruneError("The search ended without a candidate; raise --evaluations.")
+    trials = [Trial(o.trial.genome, job.selection) for o in finalists]
+    best = min(scored(job.scorer, journal, trials), key=lambda o: o.values[0])
+    if not np.isfinite(best.values[0]):
+        raise HfPruneError(
+            "Every finalist breaks (NaN or infinite activations) on the selection windows; remove fewer layers."
+        )
+    return job.scorer.blueprint(best.trial.genome)
+
+
+def _certificate(job: Job, winner: Blueprint, folder: Path) -> dict[str, Any]:
+    rows, length = CERTIFIED
+    tokens = job.evidence["search"].tokens[:rows, :length]
+    expected = job.evaluator.logits(winner, rows)[:, :length]
+    dtype = str(job.dtype).removeprefix("torch.")
+    return certify(
+        folder, tokens, expected, dtype=dtype, device=str(job.device), trust_remote_code=job.recipe.trust_remote_code
+    )
+
+
+def _replace(partial: Path, output: Path) -> None:
+    """Give the finished folder its name; an overwritten one disappears only then."""
+    old = output.with_name(output.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if output.exists():
+        os.replace(output, old)
+    os.replace(partial, output)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _copied(folder: Path, target: Path) -> Path:
+    if target.exists():
+        raise InvalidRecipe(f"{target} exists; choose another folder.")
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(folder, partial)
+    os.replace(partial, target)
+    return target
+
+
+def assemble_blueprint(path: Path, output: Path, *, source: str | None = None, pick: str | None = None) -> Path:
+    """Rebuild the model of `blueprint.json`, or of one member of `front.json`, bit for bit.
+
+    Args:
+        path: a blueprint or a front.
+        output: folder for the model; must not exist.
+        source: base to read instead of the one the blueprint names (local folders are named by content, not by path).
+        pick: member of a front: `knee`, a share removed such as `0.25` (the nearest member), or `#3` (counted from 0).
+
+    Raises:
+        InvalidBlueprint: not a blueprint or front, or `pick` names nobody.
+        IncompatibleSources: the source is not the one the blueprint was made from.
+        SourceError: the source cannot be read.
+    """
+    text = _read(path)
+    if '"front"' in text:
+        blueprint, _ = picked(json.loads(text)["front"], pick or "knee")
+    elif pick:
+        raise InvalidBlueprint(f"{path.name} is one blueprint, not a front, so --pick {pick} has no meaning.")
+    else:
+        blueprint = Blueprint.from_json(text)
+    output = Path(output)
+    if output.exists():
+        raise InvalidRecipe(f"{output} exists; choose another --output.")
+    partial = output.with_name(output.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        write(blueprint, open_parents(blueprint, source), partial)
+        os.replace(partial, output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return output
+
+
+def open_parents(blueprint: Blueprint, source: str | None = None) -> list[Parent]:
+    """Pull and open every source of a blueprint, and make sure that it is the same one.
+
+    Raises:
+        IncompatibleSources: another revision than the blueprint's.
+        SourceError: a local source whose folder is not given, or one that cannot be read.
+    """
+    parents = []
+    for pinned in blueprint.sources:
+        if source is None and pinned.revision.startswith("sha256-"):
+            raise SourceError(
+                f"The blueprint was made from the local folder {pinned.repo!r}; say where it is with "
+                "--source or --base."
+            )
+        pulled = hub.pull(source or str(pinned))
+        if pulled.source.revision != pinned.revision or pulled.source.adapter != pinned.adapter:
+            raise IncompatibleSources(
+                f"The blueprint was made from {pinned}, not from {pulled.source}; the weights would differ."
+            )
+        parents.append(Parent.open(pinned, pulled.folder, pulled.adapter))
+    return parents
+
+
+def report_folder(folder: Path, *, base: str | None = None, **changes: Any) -> dict[str, Any]:
+    """Measure a finished folder again: same blueprint, same or other data, new report, figures and card.
+
+    Args:
+        folder: written by `compress`.
+        base: the dense parent, where the blueprint names a local folder.
+        changes: recipe fields, e.g. `data`, `report_sequences`, `tasks`.
+
+    Raises:
+        InvalidRecipe: the folder holds no result of hf_prune.
+        SourceError, IncompatibleSources: the parent cannot be read, or is another one.
+    """
+    folder = Path(folder)
+    blueprint = Blueprint.from_json(_read(folder / "blueprint.json"))
+    before = json.loads(_read(folder / "report.json"))
+    parents = open_parents(blueprint, base)
+    kept = {k: v for k, v in before["recipe"].items() if k in Recipe.model_fields}
+    recipe = Recipe.of(**{**kept, **changes, "base": base or str(blueprint.sources[0]), "output": str(folder)})
+    job = replace(open_job(recipe), parent=parents[0])
+    return measured_again(job, blueprint, folder, before)
+
+
+def _read(path: Path) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError as e:
+        raise InvalidBlueprint(f"Cannot read {path}: {e.strerror or e}.") from None

@@ -1,0 +1,361 @@
+"""What a run would do, from a config and safetensors headers alone: sizes, memory, disk, forward tokens."""
+
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from hf_prune.errors import InvalidRecipe, SourceError, UnsupportedArchitecture
+from hf_prune.methods import METHODS
+from hf_prune.recipe import DEFAULT_RATIO, Recipe
+
+if TYPE_CHECKING:
+    from hf_prune.hub import Peek, TensorInfo
+
+BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
+"""Bytes per number of a safetensors dtype; everything else (8-bit floats, integers, booleans) takes one."""
+SEARCH_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+TOP_K = 512
+FRONTIER_BYTES = 1 << 30
+TILE_TOKENS = {"cpu": 1024, "gpu": 1 << 15}
+"""These three are the evaluator's own numbers, repeated here because planning must not load torch."""
+RANDOM_DRAWS = 5
+"""Cuts the random baseline draws."""
+LOCAL = "sha256-"
+"""What the revision of a local folder begins with; nothing is downloaded for it."""
+TRIALS_PER_SWAP = 8
+HEADS = ("lm_head.weight", "embed_out.weight")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Whole layers to remove (0 = the search looks at every size), the share of all parameters that is, and by how
+    much that misses the share asked for (None when no share was asked)."""
+
+    remove: int
+    removed_ratio: float
+    miss: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Parameters of a checkpoint: one count per layer, everything outside the layers, and stored bytes."""
+
+    layers: tuple[int, ...]
+    outside: int
+    bytes: int
+
+    @property
+    def total(self) -> int:
+        """All parameters, tied ones once."""
+        return sum(self.layers) + self.outside
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What `plan` found; all sizes in bytes, all token counts upper bounds.
+
+    `forward_tokens` counts tokens through whole candidates, `layer_tokens` tokens through single layers without any
+    sharing of prefixes; both for the dense model, the baselines and the search on the search windows. `candidates`
+    counts the models the search can choose among.
+    """
+
+    base: str
+    model_type: str
+    method: str
+    search: str
+    asked: str
+    depth: int
+    parameters: int
+    bytes: int
+    layer_parameters: tuple[int, ...]
+    outside_parameters: int
+    target: Target
+    result_layers: int
+    result_parameters: int
+    result_bytes: int
+    download_bytes: int
+    disk_bytes: int
+    memory_bytes: int
+    evaluations: int
+    baseline_evaluations: int
+    candidates: int
+    forward_tokens: int
+    layer_tokens: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, ready for JSON."""
+        return asdict(self)
+
+
+def plan(recipe: Recipe, peek: "Peek") -> Plan:
+    """Work out what `compress(recipe)` would do to the model behind `peek`; reads and writes nothing.
+
+    Raises:
+        InvalidRecipe: the target leaves no layer, removes none, or names layers that do not exist.
+        SourceError: the repo has no safetensors, so there are no headers to count from.
+        UnsupportedArchitecture: no numbered layers among the tensor names.
+    """
+    weights = weigh(peek)
+    depth = len(weights.layers)
+    target = layers_to_remove(recipe, depth, weights.layers, weights.total)
+    kept = depth - target.remove
+    result = round(weights.total * (1 - target.removed_ratio))
+    # A removed half stays in the file as zeros (stock classes have no layer without it), so halves save no bytes.
+    size = weights.bytes if recipe.method == "halves" else math.ceil(weights.bytes * result / weights.total)
+    download = 0 if peek.source.revision.startswith(LOCAL) else _needed_files(peek)
+    trials = evaluations(recipe, depth, target.remove)
+    rivals = baseline_evaluations(recipe, depth, target.remove)
+    tokens = recipe.sequences * recipe.length
+    return Plan(
+        base=str(peek.source),
+        model_type=str(peek.config.get("model_type", "unknown")),
+        method=recipe.method,
+        search="none" if recipe.drop else recipe.search,
+        asked=asked(recipe),
+        depth=depth,
+        parameters=weights.total,
+        bytes=weights.bytes,
+        layer_parameters=weights.layers,
+        outside_parameters=weights.outside,
+        target=target,
+        result_layers=kept,
+        result_parameters=result,
+        result_bytes=size,
+        download_bytes=download,
+        disk_bytes=download + size,
+        memory_bytes=peak_memory(recipe, peek, weights),
+        evaluations=trials,
+        baseline_evaluations=rivals,
+        candidates=candidates(recipe, depth, target.remove),
+        forward_tokens=(1 + trials + rivals) * tokens,
+        layer_tokens=layer_passes(recipe, depth, target.remove) * tokens,
+    )
+
+
+def asked(recipe: Recipe) -> str:
+    """The target in the user's words: "ratio 0.25", "keep 12", "drop 3,6,7" or "every size"."""
+    if recipe.drop:
+        return "drop " + ",".join(recipe.drop)
+    if recipe.keep_layers is not None:
+        return f"keep {recipe.keep_layers}"
+    return "every size" if recipe.search == "nsga2" else f"ratio {recipe.ratio or DEFAULT_RATIO:g}"
+
+
+def layers_to_remove(recipe: Recipe, depth: int, layer_parameters: Sequence[int], total_parameters: int) -> Target:
+    """Turn the one dial into a number of layers.
+
+    A ratio becomes the number of (mean) layers that comes nearest to it, the smaller one at a tie.
+
+    Args:
+        recipe: at most one of ratio, keep_layers and drop is set; none means ratio 0.25, nsga2 means every size.
+        depth: layers of the source.
+        layer_parameters: parameters of each layer, [depth].
+        total_parameters: parameters of the whole model, tied ones counted once.
+
+    Raises:
+        InvalidRecipe: the target would remove no layer, or all of them, or one that does not exist.
+    """
+    if recipe.search == "nsga2":
+        return Target(0, 0.0, None)
+    if recipe.drop:
+        return _by_hand(recipe.dropped(), depth, layer_parameters, total_parameters)
+    share = sum(layer_parameters) / depth / total_parameters
+    if recipe.keep_layers is not None:
+        if not 1 <= recipe.keep_layers < depth:
+            raise InvalidRecipe(
+                f"keep_layers is {recipe.keep_layers}, but the model has {depth} layers; "
+                f"keep between 1 and {depth - 1} of them."
+            )
+        return Target(depth - recipe.keep_layers, (depth - recipe.keep_layers) * share, None)
+    ratio = recipe.ratio or DEFAULT_RATIO
+    remove = math.ceil(ratio / share - 0.5)
+    if not 1 <= remove < depth:
+        raise InvalidRecipe(
+            f"ratio {ratio:g} means {ratio / share:.1f} of the {depth} layers, each {share:.1%} of all parameters; "
+            f"ask for between {share:.3f} and {(depth - 1) * share:.3f}."
+        )
+    return Target(remove, remove * share, remove * share - ratio)
+
+
+def _by_hand(dropped: Sequence[int], depth: int, layer_parameters: Sequence[int], total: int) -> Target:
+    if beyond := [i for i in dropped if i >= depth]:
+        raise InvalidRecipe(f"drop names layer {beyond[0]}, but the model's layers are 0 to {depth - 1}.")
+    if len(dropped) >= depth:
+        raise InvalidRecipe(f"drop names all {depth} layers; leave at least one.")
+    if not dropped:
+        raise InvalidRecipe("drop names no layer; write for example 21-28 or 3,6,7.")
+    return Target(len(dropped), sum(layer_parameters[i] for i in dropped) / total, None)
+
+
+def candidates(recipe: Recipe, depth: int, remove: int) -> int:
+    """Models the search can choose among, at most (some merges are deletions in disguise); 1 with `drop`."""
+    if recipe.drop:
+        return 1
+    space, budget = METHODS[recipe.method], remove or None
+    if recipe.method == "collapse":
+        return space(depth, budget, recipe.rules, recipe.norms).count()
+    return space(depth, 2 * remove if remove and recipe.method == "halves" else budget).count()
+
+
+def evaluations(recipe: Recipe, depth: int, remove: int) -> int:
+    """Most trials the search will ask for: 0 with `drop`, 1 for the one-shot scores.
+
+    The default of the evolutionary and random searches is a population plus `TRIALS_PER_SWAP` for each of the
+    remove x (depth - remove) single swaps a candidate has: the number of generations that EvoPress takes (arXiv
+    2410.14649) grows the same way. examples/benchmarks/search_quality.py shows what it buys.
+    """
+    if recipe.drop:
+        return 0
+    middle = remove or depth // 2
+    match recipe.search:
+        case "shortgpt" | "window" | "last":
+            needed = 1
+        case "greedy":
+            parts = 2 if recipe.method == "halves" else 1
+            needed = sum(parts * depth - i for i in range(parts * remove))
+        case "exhaustive":
+            needed = candidates(recipe, depth, remove)
+        case _:
+            return recipe.evaluations or recipe.population + TRIALS_PER_SWAP * middle * (depth - middle)
+    return min(needed, recipe.evaluations or needed)
+
+
+def baseline_evaluations(recipe: Recipe, depth: int, remove: int) -> int:
+    """Trials of the baselines, which delete as many whole layers; none beside a front."""
+    return sum(_rival_trials(name, depth, remove) for name in recipe.baselines) if remove else 0
+
+
+def _rival_trials(name: str, depth: int, remove: int) -> int:
+    return sum(depth - i for i in range(remove)) if name == "greedy" else RANDOM_DRAWS if name == "random" else 1
+
+
+def layer_passes(recipe: Recipe, depth: int, remove: int) -> int:
+    """Layers that full evidence passes through without any prefix shared: dense model, baselines and search at most."""
+    greedy = sum((depth - i) * (depth - i - 1) for i in range(remove))
+    baselines = sum(
+        greedy if name == "greedy" else _rival_trials(name, depth, remove) * (depth - remove)
+        for name in (recipe.baselines if remove else ())
+    )
+    whole = recipe.method != "halves"
+    if recipe.search == "greedy" and whole and not recipe.drop:
+        return depth + baselines + greedy
+    deepest = depth - (remove or 1) if whole else depth
+    return depth + baselines + evaluations(recipe, depth, remove) * deepest
+
+
+def peak_memory(recipe: Recipe, peek: "Peek", weights: Weights) -> int:
+    """Bytes the search needs at its peak, on the device it runs on.
+
+    weights:   parameters x b
+    reference: W x length x (layers + 1) x hidden x b states of the dense model on all W search and selection windows,
+               and W x length x k x 12 for its k likeliest tokens (number, log-probability), k = 512 or the vocabulary
+    modules:   W x length x 2 layers x hidden x b, what its attention and MLP put out, for `gelaco_v1` only
+    frontier:  2 x offspring x T x hidden x b, all candidates of a generation between two layers, at most 1 GiB,
+               with T the tokens of the larger of the two splits
+    head:      2 x tile x vocabulary x 4, the float32 logits of one tile of tokens and their log-softmax
+
+    with b the bytes of the search precision (auto: float32 on the CPU, else two).
+    """
+    cpu = _on_cpu(recipe.device)
+    width = SEARCH_BYTES.get(recipe.dtype) or (4 if cpu else 2)
+    hidden, vocabulary = _number(peek, "hidden_size", "n_embd", "d_model"), _number(peek, "vocab_size")
+    layers, tokens = len(weights.layers), (recipe.sequences + recipe.selection_sequences) * recipe.length
+    larger = max(recipe.sequences, recipe.selection_sequences) * recipe.length
+    state = tokens * hidden * width
+    reference = (layers + 1) * state + tokens * min(TOP_K, vocabulary) * 12
+    modules = 2 * layers * state if recipe.objective == "gelaco_v1" else 0
+    frontier = min(2 * recipe.offspring * larger * hidden * width, FRONTIER_BYTES)
+    tile = max(recipe.length, min(tokens, TILE_TOKENS["cpu" if cpu else "gpu"]))
+    return weights.total * width + reference + modules + frontier + 2 * tile * vocabulary * 4
+
+
+def _on_cpu(device: str) -> bool:
+    # Planning must not load torch to look for an accelerator; CPU is also the larger estimate.
+    return device in ("auto", "cpu")
+
+
+def weigh(peek: "Peek") -> Weights:
+    """Count the parameters of each layer from tensor names and shapes.
+
+    Raises:
+        SourceError: there are no safetensors headers to count from.
+        UnsupportedArchitecture: the layers cannot be told from the names.
+    """
+    tensors = {n: t for n, t in peek.tensors.items() if not _is_buffer(n, t)}
+    if not tensors:
+        raise SourceError(
+            f"{peek.source} has no safetensors, so its sizes cannot be read without loading it; "
+            "convert it to safetensors, or skip plan and run compress --allow-pickle."
+        )
+    if _setting(peek.config, "tie_word_embeddings") and len(tensors) > 1:
+        tensors = {n: t for n, t in tensors.items() if not n.endswith(HEADS)}
+    prefix, depth = layer_prefix(tensors, _setting(peek.config, "num_hidden_layers", "n_layer"))
+    counts: Counter[int] = Counter()
+    outside = size = 0
+    for name, info in tensors.items():
+        number = math.prod(info.shape)
+        size += number * BYTES.get(info.dtype, 1)
+        index = name.removeprefix(prefix).partition(".")[0] if name.startswith(prefix) else ""
+        if index.isdigit():
+            counts[int(index)] += number
+        else:
+            outside += number
+    return Weights(tuple(counts[i] for i in range(depth)), outside, size)
+
+
+def layer_prefix(names: "Mapping[str, TensorInfo]", depth: int | None = None) -> tuple[str, int]:
+    """What every tensor name of a layer begins with ("model.layers."), and the number of layers.
+
+    The first numbered component of a name counts. Several stacks (a vision tower beside the text model) are told apart
+    by `depth` from the config, then by size.
+
+    Raises:
+        UnsupportedArchitecture: no stack is numbered 0, 1, 2 ... without a gap, or none has `depth` layers.
+    """
+    stacks: dict[str, set[int]] = defaultdict(set)
+    sizes: Counter[str] = Counter()
+    for name, info in names.items():
+        if match := re.match(r"((?:.*?\.)?)(\d+)\.", name):
+            stacks[match[1]].add(int(match[2]))
+            sizes[match[1]] += math.prod(info.shape)
+    whole = {p: len(n) for p, n in stacks.items() if n == set(range(len(n))) and depth in (None, len(n))}
+    if not whole:
+        found = ", ".join(f"{p}N ({len(n)})" for p, n in stacks.items()) or "no numbered tensors"
+        raise UnsupportedArchitecture(
+            f"The layers cannot be told from the tensor names: expected {depth or 'a run of'} layers numbered from 0, "
+            f"found {found}."
+        )
+    prefix = max(whole, key=lambda p: sizes[p])
+    return prefix, whole[prefix]
+
+
+def _is_buffer(name: str, info: "TensorInfo") -> bool:
+    """Masks and rotary tables that older checkpoints store; transformers does not count or load them."""
+    if name.endswith(("rotary_emb.inv_freq", ".masked_bias")):
+        return True
+    return name.endswith((".attn.bias", ".attention.bias")) and len(info.shape) > 2
+
+
+def _needed_files(peek: "Peek") -> int:
+    shards = {t.file for t in peek.tensors.values()}
+    small = (".json", ".txt", ".model", ".jinja")
+    return sum(size for name, size in peek.files.items() if name in shards or name.endswith(small))
+
+
+def _setting(config: Mapping[str, Any], *names: str) -> Any:
+    """The first of `names` in the config or in its text part."""
+    for part in (config, config.get("text_config") or {}):
+        for name in names:
+            if part.get(name) is not None:
+                return part[name]
+    return None
+
+
+def _number(peek: "Peek", *names: str) -> int:
+    value = _setting(peek.config, *names)
+    if not isinstance(value, int):
+        raise UnsupportedArchitecture(f"The config of {peek.source} does not say its {names[0]}.")
+    return value

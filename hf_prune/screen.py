@@ -1,0 +1,164 @@
+"""What a run looks like: events on a progress bar, plan and report as tables, both as plain JSON values."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, is_dataclass
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from hf_prune import verdicts
+from hf_prune.events import Event, Pushed, Scored, Stage, Started
+from hf_prune.verdicts import amount, percent
+
+if TYPE_CHECKING:
+    from hf_prune.plan import Plan
+
+
+class Screen:
+    """Shows a stream of events on `console`; a context manager that owns the progress bar.
+
+    Without a terminal there is no bar, only one line per stage.
+    """
+
+    def __init__(self, console: Console):
+        self.console = console
+        self.progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("best {task.fields[best]}"),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=console.quiet or not console.is_terminal,
+        )
+        self.task: Any = None
+
+    def __enter__(self) -> "Screen":
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def show(self, event: Event) -> None:
+        """Draw one event."""
+        match event:
+            case Started():
+                self._say(
+                    f"{event.base}: {event.depth} layers, {event.target}, at most {event.evaluations} evaluations"
+                )
+            case Stage():
+                self._end_bar()
+                self._say(f"{event.name}: {event.detail}" if event.detail else event.name)
+            case Scored():
+                self._advance(event)
+            case Pushed():
+                self._say(f"{'pushed' if event.changed else 'unchanged'}: {event.url} ({event.commit})")
+
+    def _advance(self, event: Scored) -> None:
+        if self.task is None:
+            self.task = self.progress.add_task("search", total=event.total, best="-")
+        self.progress.update(self.task, completed=event.done, total=event.total, best=f"{event.best:.4g}")
+
+    def _end_bar(self) -> None:
+        if self.task is not None:
+            self.progress.remove_task(self.task)
+            self.task = None
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
+def event_dict(event: Event) -> dict[str, Any]:
+    """`{"event": "Scored", ...}`: the event's name and its fields as plain values."""
+    return {"event": type(event).__name__, **plain(event)}
+
+
+def plain(value: Any) -> Any:
+    """JSON values all the way down; infinities and NaN, which JSON lacks, become "inf", "-inf" and "nan"."""
+    if isinstance(value, BaseModel):
+        return plain(value.model_dump(mode="json"))
+    if is_dataclass(value):
+        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, str | int | float | bool) or value is None:
+        return value
+    return [plain(v) for v in value] if isinstance(value, Iterable) else str(value)
+
+
+def plan_table(plan: "Plan") -> Table:
+    """What a run would do, one row per figure."""
+    layer = _span([amount(n) for n in plan.layer_parameters])
+    rows = {
+        "model": f"{plan.base} ({plan.model_type})",
+        "layers": f"{plan.depth} of {layer} parameters each; {amount(plan.outside_parameters)} outside the layers",
+        "size": f"{amount(plan.parameters)} parameters, {amount(plan.bytes, 'B')}",
+        "asked": plan.asked,
+        "result": _planned_result(plan),
+        "disk": f"{amount(plan.disk_bytes, 'B')}, of which download {amount(plan.download_bytes, 'B')}",
+        "memory": f"about {amount(plan.memory_bytes, 'B')} at the peak of the search",
+        "search": _planned_search(plan),
+        "tokens": f"at most {plan.forward_tokens:,} forward, {plan.layer_tokens:,} layer-tokens before sharing",
+    }
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, text in rows.items():
+        table.add_row(name, text)
+    return table
+
+
+def report_table(report: Mapping[str, Any]) -> Table:
+    """The card's table: dense beside pruned, one row per measurement that the report holds."""
+    table = Table("", "dense", "pruned", "change")
+    for row in verdicts.table(report):
+        table.add_row(*row)
+    return table
+
+
+def report_lines(report: Mapping[str, Any]) -> list[str]:
+    """The card's warnings and verdicts, one sentence or two each."""
+    found = (verdicts.size_miss(report), verdicts.baseline_verdict(report), verdicts.merging_verdict(report))
+    return [f"Warning: {w}" for w in verdicts.warnings(report)] + [v for v in found if v]
+
+
+def _planned_result(plan: "Plan") -> str:
+    target = plan.target
+    if not target.remove:
+        return "a Pareto front over every size"
+    layers = "1 layer" if target.remove == 1 else f"{target.remove} layers"
+    return (
+        f"remove {layers}, {percent(target.removed_ratio)} of all parameters{_miss(target.miss)}: "
+        f"{plan.result_layers} layers, {amount(plan.result_parameters)} parameters, "
+        f"at most {amount(plan.result_bytes, 'B')}"
+    )
+
+
+def _planned_search(plan: "Plan") -> str:
+    rivals = f"{plan.baseline_evaluations:,} evaluations of baselines"
+    if not plan.evaluations:
+        return f"none, the layers are given; {rivals}"
+    among = f"at most {_shortly(plan.candidates)} candidates"
+    return f"{plan.search}, at most {plan.evaluations:,} evaluations among {among}; {rivals}"
+
+
+def _shortly(number: int) -> str:
+    return f"{number:,}" if number < 10**9 else f"{number:.1e}" if number < 10**300 else "10^300"
+
+
+def _miss(miss: float | None) -> str:
+    if miss is None:
+        return ""
+    word = "less" if miss < 0 else "more"
+    return "" if abs(miss) < 5e-4 else f", {100 * abs(miss):.1f} percentage points {word} than asked"
+
+
+def _span(texts: list[str]) -> str:
+    return texts[0] if len(set(texts)) == 1 else f"{texts[0]} to {texts[-1]}"

@@ -1,0 +1,102 @@
+"""Screen: events on a terminal, values as JSON, plan and report as tables."""
+
+import io
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from hf_prune.blueprint import Fidelity, Genome, Outcome, Trial
+from hf_prune.events import Pushed, Scored, Stage, Started
+from hf_prune.recipe import Recipe
+from hf_prune.screen import Screen, event_dict, plain, report_lines
+
+EVENTS = (
+    Started(Recipe.of(base="m"), "ns/m", 16, "remove 4 layers [of 16]", 9),
+    Stage("search"),
+    Scored((Outcome(Trial((0,), Fidelity(4)), (2.5,)),), 3, 9, 2.5),
+    Scored((Outcome(Trial((1,), Fidelity(4)), (0.125,)),), 9, 9, 0.125),
+    Stage("assemble", "12 layers"),
+    Pushed("https://hub/me/small", "abc", False),
+)
+
+
+def shown(terminal: bool) -> str:
+    out = io.StringIO()
+    with Screen(Console(file=out, force_terminal=terminal, width=120, color_system=None)) as screen:
+        for event in EVENTS:
+            screen.show(event)
+            screen.progress.refresh()
+    return out.getvalue()
+
+
+def test_a_terminal_shows_progress_and_the_best_so_far():
+    text = shown(terminal=True)
+    assert "3/9" in text and "best 2.5" in text and "9/9" in text and "best 0.125" in text
+
+
+def test_without_a_terminal_there_is_one_line_per_stage():
+    assert shown(terminal=False).splitlines() == [
+        "ns/m: 16 layers, remove 4 layers [of 16], at most 9 evaluations",
+        "search",
+        "assemble: 12 layers",
+        "unchanged: https://hub/me/small (abc)",
+    ]
+
+
+def test_a_quiet_console_shows_nothing():
+    out = io.StringIO()
+    with Screen(Console(file=out, quiet=True)) as screen:
+        for event in EVENTS:
+            screen.show(event)
+    assert out.getvalue() == ""
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.tuples(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@given(values)
+def test_plain_values_are_strict_json(value):
+    assert json.loads(json.dumps(plain(value), allow_nan=False)) == plain(value)
+
+
+@pytest.mark.parametrize(("value", "text"), [(math.inf, "inf"), (-math.inf, "-inf"), (math.nan, "nan")])
+def test_what_json_lacks_is_written_out(value, text):
+    assert plain({"a": (value,)}) == {"a": [text]}
+
+
+@pytest.mark.parametrize("event", EVENTS, ids=lambda e: type(e).__name__)
+def test_every_event_keeps_all_its_fields(event):
+    found = event_dict(event)
+    assert found.pop("event") == type(event).__name__
+    assert set(found) == set(type(event).__dataclass_fields__)
+    json.dumps(found, allow_nan=False)
+
+
+def test_genomes_and_fidelities_survive():
+    genome: Genome = (0, 3, 1)
+    outcome = Outcome(Trial(genome, Fidelity(8, 2)), (0.5, math.inf))
+    assert event_dict(Scored((outcome,), 1, 2, 0.5))["outcomes"] == [
+        {
+            "trial": {"genome": [0, 3, 1], "fidelity": {"sequences": 8, "start": 2, "heal_tokens": 0}},
+            "values": [0.5, "inf"],
+        }
+    ]
+
+
+def test_a_report_that_must_not_be_used_says_so():
+    size = {"layers": 2, "parameters": 10, "bytes": 20, "kv_bytes_per_token": 4}
+    report = {
+        "size": {"dense": size, "pruned": size, "asked_ratio": 0.25, "removed_ratio": 0.2},
+        "layers": [{"source": 0, "fate": "kept"}],
+        "certificate": {"ok": False},
+    }
+    lines = report_lines(report)
+    assert lines[0].startswith("Warning: ") and "Do not use" in lines[0]
+    assert any("25.0 %" in line for line in lines[1:])

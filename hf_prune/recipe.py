@@ -50,7 +50,7 @@ class Recipe(BaseModel):
     seed: int = Field(0, description="Seed of everything random.")
     data: tuple[str, ...] = Field(
         (),
-        description="Text: folder of NAME.{search,selection,report}.jsonl, a .jsonl or .txt file, or repo[:config:column].",
+        description="Text: folder of NAME.{search,selection,report}.jsonl, a file, or repo[:config[:column]].",
     )
     sequences: int = Field(16, description="Windows of full search evidence; split evenly over the corpora.")
     selection_sequences: int = Field(16, description="Windows that choose among finalists.")

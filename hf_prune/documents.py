@@ -13,17 +13,15 @@ import numpy as np
 import yaml
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from hf_prune import __version__, card, figures, report, speed
+from hf_prune import __version__, card, figures, front, report, speed
 from hf_prune.assemble import quiet
 from hf_prune.blueprint import Blueprint, Fidelity, LayerSpec, Outcome, Part, Trial
-from hf_prune.errors import InvalidBlueprint
 from hf_prune.evaluate import Evaluator
 from hf_prune.job import Clock, Job, Scorer
 from hf_prune.journal import Journal, Row
 from hf_prune.plan import asked
 from hf_prune.redaction import public_recipe
 from hf_prune.search import drive
-from hf_prune.search.pareto import hypervolume_history, knee
 
 LABELS = {
     "random": "random (median of 5)",
@@ -95,8 +93,8 @@ def describe(
         "merging": merging(job, journal, found),
         "search_summary": _summary(job, journal, found),
         "certificate": dict(certificate),
-        "front": [_public(member) for member in found.front] if found.front else None,
-        "hypervolume": _hypervolume(job, journal) if found.front else None,
+        "front": [front.public(member) for member in found.front] if found.front else None,
+        "hypervolume": front.hypervolume(job, journal) if found.front else None,
         "hardware": report.hardware(job.device),
         "versions": {p: version(p) for p in ("torch", "transformers", "huggingface_hub", "safetensors", "numpy")},
     }
@@ -322,70 +320,6 @@ def _correlations(job: Job, journal: Journal) -> dict[str, Any]:
     }
 
 
-def front_of(job: Job, finalists: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """Members of a front from dense to small, knee marked; each carries its blueprint, ready to be assembled."""
-    objective = job.recipe.objective
-    rows = []
-    for outcome in finalists:
-        blueprint = job.scorer.blueprint(outcome.trial.genome)
-        live = job.evaluator.parameters(blueprint)
-        rows.append(
-            {
-                "removed_ratio": 1 - live / job.parent.parameters,
-                "layers": len(blueprint.layers),
-                "parameters": live,
-                **dict(zip(job.columns, outcome.values, strict=True)),
-                "digest": blueprint.digest,
-                "blueprint": json.loads(blueprint.to_json()),
-            }
-        )
-    rows.sort(key=lambda r: (r["removed_ratio"], r[objective]))
-    at = knee([(-r["removed_ratio"], r[objective]) for r in rows])
-    return [{**r, "knee": i == at} for i, r in enumerate(rows)]
-
-
-def picked(front: Sequence[Mapping[str, Any]], pick: str) -> tuple[Blueprint, Mapping[str, Any]]:
-    """One member: `knee`, a share of parameters removed (nearest), or `#3` counted from 0.
-
-    Raises:
-        InvalidBlueprint: nobody answers to that.
-    """
-    try:
-        if pick == "knee":
-            member = next(m for m in front if m["knee"])
-        elif pick.startswith("#"):
-            member = list(front)[int(pick[1:])]
-        else:
-            member = min(front, key=lambda m: abs(m["removed_ratio"] - float(pick)))
-        return Blueprint.from_json(json.dumps(member["blueprint"])), member
-    except (ValueError, IndexError, StopIteration, KeyError, TypeError):
-        raise InvalidBlueprint(
-            f"--pick {pick} names no member of the front; use knee, a share such as 0.25, or #0 to #{len(front) - 1}."
-        ) from None
-
-
-def _public(member: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in member.items() if k != "blueprint"}
-
-
-def _points(job: Job, journal: Journal) -> list[dict[str, Any]]:
-    total, where = job.parent.parameters, job.columns.index("params")
-    full = Fidelity(job.recipe.sequences)
-    return [
-        {"removed_ratio": 1 - r.values[where] / total, **dict(zip(job.columns, r.values, strict=True))}
-        for r in journal.rows()
-        if r.fidelity == full and math.isfinite(r.values[0])
-    ]
-
-
-def _hypervolume(job: Job, journal: Journal) -> list[list[float]]:
-    """History of the area that the front cuts from (nothing removed, worst finite quality seen)."""
-    points = [(-p["removed_ratio"], p[job.recipe.objective]) for p in _points(job, journal)]
-    batches = [points[i : i + job.recipe.offspring] for i in range(0, len(points), job.recipe.offspring)]
-    worst = max((v for _, v in points), default=1.0)
-    return [list(p) for p in hypervolume_history(batches, (0.0, worst))]
-
-
 def _figures(job: Job, journal: Journal, found: Found, result: Mapping[str, Any], folder: Path) -> dict[str, str]:
     """Draw what this run can show; name -> file relative to the folder."""
     (folder / "figures").mkdir(exist_ok=True)
@@ -400,7 +334,7 @@ def _figures(job: Job, journal: Journal, found: Found, result: Mapping[str, Any]
         )
     if found.front:
         drawn["pareto"] = figures.pareto(
-            result["front"], _points(job, journal), result["hypervolume"], paths["pareto"], objective=objective
+            result["front"], front.points(job, journal), result["hypervolume"], paths["pareto"], objective=objective
         )
     if result["baselines"]:
         drawn["comparison"] = figures.comparison(result, paths["comparison"])

@@ -21,9 +21,10 @@ from hf_prune import hub
 from hf_prune.assemble import Parent, quiet, write
 from hf_prune.blueprint import Blueprint, Fidelity, Genome, Outcome, Trial
 from hf_prune.certificate import certify
-from hf_prune.documents import Found, Rival, describe, front_of, measured_again, picked, scored
+from hf_prune.documents import Found, Rival, describe, measured_again, scored
 from hf_prune.errors import HfPruneError, IncompatibleSources, InvalidBlueprint, InvalidRecipe, SourceError
 from hf_prune.events import Assembled, Event, Finished, Pushed, Reported, Stage, Started
+from hf_prune.front import front_of, picked
 from hf_prune.job import Clock, Job, open_job
 from hf_prune.journal import Journal
 from hf_prune.plan import asked, evaluations

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from hf_prune.errors import InvalidRecipe
 
 Method = Literal["collapse", "halves", "intervals"]
-Search = Literal["staged", "genetic", "nsga2", "greedy", "exhaustive", "random", "shortgpt", "window", "last"]
+Search = Literal[
+    "staged", "genetic", "nsga2", "evopress", "greedy", "exhaustive", "random", "shortgpt", "window", "last"
+]
 Objective = Literal["kl", "perplexity", "similarity", "kl_similarity", "gelaco_v1"]
 Baseline = Literal["random", "last", "shortgpt", "window", "greedy"]
 
@@ -21,6 +23,11 @@ DEFAULT_RATIO = 0.25
 DEFAULT_DATA = "Salesforce/wikitext:wikitext-2-raw-v1"
 NOT_IDENTITY = {"output", "push_to", "create_pr", "public", "commit_message", "overwrite", "device"}
 """Fields that do not change which model comes out, so a changed value does not make a journal stale."""
+
+AT_LEAST_ONE = (
+    "sequences", "selection_sequences", "report_sequences", "population", "offspring", "evaluations", "keep_layers",
+    "task_items",
+)  # fmt: skip
 
 
 class Recipe(BaseModel):
@@ -82,6 +89,13 @@ class Recipe(BaseModel):
                 raise ValueError(f"unknown key {key!r}{hint}")
         return raw
 
+    @field_validator("drop", "rules", "data", "tasks", "baselines", mode="before")
+    @classmethod
+    def _one_or_many(cls, raw: Any) -> Any:
+        # YAML: `data: folder` and `drop: [3, 6]` are what people write.
+        entries = [raw] if isinstance(raw, str | int) else raw
+        return [str(e) if type(e) is int else e for e in entries] if isinstance(entries, list | tuple) else raw
+
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":
         asked = [n for n in ("ratio", "keep_layers", "drop") if getattr(self, n) not in (None, ())]
@@ -91,9 +105,9 @@ class Recipe(BaseModel):
             raise ValueError(f"ratio is the share of parameters to remove, between 0 and 1, not {self.ratio}")
         if self.search == "nsga2" and asked:
             raise ValueError(f"search nsga2 looks at every size, so {asked[0]} has no meaning; drop one of the two")
-        for name in ("sequences", "selection_sequences", "report_sequences", "population", "offspring", "task_items"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in AT_LEAST_ONE:
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
         if self.length < 8:
             raise ValueError(f"length must be at least 8 tokens, not {self.length}")
         self.dropped()

@@ -6,9 +6,14 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.hub import Hub
+
+# Machines are noisy, and a slow one is not a wrong one.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 # The client reads these when it is imported, which the first test module may do.
 _HOME = tempfile.TemporaryDirectory(prefix="hf_prune_tests_")

@@ -17,6 +17,7 @@ LADDER = {
     3: "assemble objectives reference reload_probe",
     4: "evaluate tasks generation speed figures certificate licence redaction verdicts plan",
     5: "report card job",
+    5.2: "front",
     5.5: "documents",
     6: "pipeline screen flags",
     7: "cli",

@@ -154,3 +154,26 @@ def test_the_digest_follows_exactly_the_fields_that_decide_the_result(name):
 def test_the_example_recipes_are_valid(path):
     recipe = Recipe.load(path)
     assert (Path(__file__).parents[1] / recipe.base).is_dir()
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "value"),
+    [
+        ("drop: [3, 6]", "drop", ("3", "6")),
+        ("drop: 21-28", "drop", ("21-28",)),
+        ("drop: 4", "drop", ("4",)),
+        ("data: my-texts", "data", ("my-texts",)),
+        ("baselines: last", "baselines", ("last",)),
+        ("baselines: []", "baselines", ()),
+    ],
+)
+def test_yaml_lists_may_be_written_the_way_people_write_them(tmp_path, text, field, value):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"base: m\n{text}\n")
+    assert getattr(Recipe.load(path), field) == value
+
+
+@pytest.mark.parametrize("name", ["evaluations", "population", "keep_layers", "task_items"])
+def test_a_count_below_one_is_refused(name):
+    with pytest.raises(InvalidRecipe, match=f"{name} must be at least 1"):
+        Recipe.of(base="m", **{name: 0})

@@ -52,7 +52,7 @@ def _layers(space: Space, name: str) -> int:
     """Whole layers to drop; a space that counts halves has two units per layer, and an odd one stays in."""
     if space.budget is None:
         raise InvalidRecipe(f"Search {name} needs a size to cut to; give ratio or keep_layers, or search with nsga2.")
-    return space.budget // max(space.removed(space.from_removed([space.depth - 1])), 1)
+    return space.budget // max(space.removed(space.from_removed([0])), 1)
 
 
 def _scores(schedule: Schedule, name: str) -> Scores:

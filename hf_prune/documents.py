@@ -252,17 +252,21 @@ def merging(job: Job, journal: Journal, found: Found) -> dict[str, Any] | None:
     KL on the selection windows of the best merged candidate and of the best of its deletions; None when no candidate
     merged anything.
     """
-    merged = [(o, b) for o, b in _full(job, journal) if any(len(s.parts) > 1 for s in b.layers)]
+    merged = [(o, b) for o, b in _full(job, journal) if any(map(_mixed, b.layers))]
     if not merged:
         return None
     best = min(merged, key=lambda pair: pair[0])[1]
     options = [best]
     for i, spec in enumerate(best.layers):
-        if len(spec.parts) > 1:
+        if _mixed(spec):
             options = [_with(b, i, LayerSpec((Part(p.source, p.layer),))) for b in options for p in spec.parts][:256]
     measures = job.evaluator.evaluate([best, *options], job.selection)
     ours, deletion = measures[0].kl, min(m.kl for m in measures[1:])
     return {"ours": ours, "deletion": deletion, "helps": ours < deletion, "won": best.digest == found.winner.digest}
+
+
+def _mixed(spec: LayerSpec) -> bool:
+    return len(spec.parts) > 1 or spec.norms is not None
 
 
 def _with(blueprint: Blueprint, index: int, spec: LayerSpec) -> Blueprint:

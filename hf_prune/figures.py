@@ -18,7 +18,7 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 INK, GREY, PALE = "#222222", "#767676", "#C8C8C8"
-BLUE, SKY, ORANGE, GREEN, VERMILION = "#0072B2", "#56B4E9", "#E69F00", "#009E73", "#D55E00"
+BLUE, SKY, ORANGE, GREEN, VERMILION, YELLOW = "#0072B2", "#56B4E9", "#E69F00", "#009E73", "#D55E00", "#F0E442"
 DASHED = {"ec": GREY, "lw": 0.8, "ls": (0, (2, 2))}
 WIDTH, DPI = 9.0, 200
 STRIP_COLUMNS = 40
@@ -28,8 +28,9 @@ LOG_SPREAD, MOST_MARKS = 8.0, 12
 FATES = {
     "kept": (SKY, "kept"),
     "merged": (ORANGE, "merged (weight)"),
-    "attn_removed": (GREEN, "attention removed (upper half)"),
-    "mlp_removed": (GREEN, "MLP removed (lower half)"),
+    "norms_only": (YELLOW, "norms only"),
+    "attn_removed": (GREEN, "attention gone (top)"),
+    "mlp_removed": (GREEN, "MLP gone (bottom)"),
     "removed": ("white", "removed"),
 }
 OBJECTIVES = {
@@ -79,7 +80,7 @@ def layer_strip(report: Mapping[str, Any], path: str | Path) -> Path:
         ncols=len(handles),
         frameon=False,
         fontsize=9,
-        columnspacing=1.4,
+        columnspacing=1.2,
     )
     return _save(figure, path)
 
@@ -229,7 +230,7 @@ def _homes(layers: Sequence[Mapping[str, Any]]) -> dict[int, int]:
     heaviest: dict[int, Mapping[str, Any]] = {}
     for x in layers:
         j = x.get("output")
-        if j is not None and (j not in heaviest or (x.get("weight") or 1) > (heaviest[j].get("weight") or 1)):
+        if j is not None and (j not in heaviest or x["weight"] > heaviest[j]["weight"]):
             heaviest[j] = x
     return {j: x["source"] for j, x in sorted(heaviest.items())}
 
@@ -247,7 +248,7 @@ def _strip_band(axes: Axes, piece: Sequence[Mapping[str, Any]], homes: Mapping[i
             axes.plot([i, place[x["output"]]], [-0.06, -0.74], zorder=1, **line)
         elif x.get("output") is not None:
             axes.text(i, -0.1, f"↳{x['output']}", ha="center", va="top", size=size - 1, color=INK)
-    fates = {x["output"]: x["fate"] for x in piece if x.get("output") is not None}
+    fates = {x["output"]: x["fate"] for x in piece if homes.get(x.get("output")) == x["source"]}
     for j in here:
         axes.add_patch(Rectangle((place[j] - 0.42, -1.4), 0.84, 0.6, fc=FATES[fates[j]][0], ec=INK, lw=0.6))
         axes.text(place[j], -1.1, str(j), ha="center", va="center", size=size, color=INK)

@@ -146,7 +146,11 @@ def sizes(parent: Parent, blueprint: Blueprint, live: int, stored: tuple[int, in
 
 
 def fates(blueprint: Blueprint, depth: int) -> list[dict[str, Any]]:
-    """What became of every source layer: kept, removed, merged, or one half gone; for the table and the layer strip."""
+    """What became of every source layer, for the table and the layer strip.
+
+    One of kept, removed, merged, attn_removed, mlp_removed, or norms_only: its norms went to an output layer that has
+    the rest of its weights from elsewhere.
+    """
     homes: list[list[dict[str, Any]]] = [[] for _ in range(depth)]
     for output, spec in enumerate(blueprint.canonical().layers):
         for part in spec.parts:
@@ -154,6 +158,8 @@ def fates(blueprint: Blueprint, depth: int) -> list[dict[str, Any]]:
             if spec.attn_level == GONE or spec.mlp_level == GONE:
                 fate = "attn_removed" if spec.attn_level == GONE else "mlp_removed"
             homes[part.layer].append({"fate": fate, "output": output, "weight": part.weight})
+        if spec.norms and spec.norms.layer not in [p.layer for p in spec.parts]:
+            homes[spec.norms.layer].append({"fate": "norms_only", "output": output, "weight": 0.0})
     gone = {"fate": "removed", "output": None, "weight": 0.0}
     return [
         {"source": i, **(max(found, key=lambda f: f["weight"]) if found else gone)} for i, found in enumerate(homes)

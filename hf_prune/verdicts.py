@@ -149,7 +149,7 @@ def merging_verdict(report: Report) -> str | None:
     if not merging:
         return None
     numbers = f"KL {significant(merging['ours'])} against {significant(merging['deletion'])} on the selection split"
-    if not any(layer["fate"] == "merged" for layer in report["layers"]):
+    if not any(layer["fate"] in ("merged", "norms_only") for layer in report["layers"]):
         return f"Nothing is merged in this model: deleting layers was the best choice found ({numbers})."
     if merging["helps"]:
         return f"Merging helped: it is better than the best deletion at the same partition ({numbers})."

@@ -15,14 +15,13 @@ from tests.test_card import make_report
 
 
 def layers(fates):
-    """One entry per source layer; `m` joins the output of the layer before it when that is `m` too."""
-    names = {"k": "kept", "-": "removed", "m": "merged", "a": "attn_removed", "p": "mlp_removed"}
+    """One entry per source layer; `m` joins the output of an `m` before it, the layer after `n` the output of `n`."""
+    names = {"k": "kept", "-": "removed", "m": "merged", "a": "attn_removed", "p": "mlp_removed", "n": "norms_only"}
     entries, j = [], -1
     for i, f in enumerate(fates):
-        j += f != "-" and not (f == "m" and i and fates[i - 1] == "m")
-        entries.append(
-            {"source": i, "fate": names[f], "output": None if f == "-" else j, "weight": 1.0 if f != "m" else 0.5}
-        )
+        j += f != "-" and not (i and fates[i - 1] in "mn" and (f == "m" or fates[i - 1] == "n"))
+        weight = {"m": 0.5, "n": 0.0}.get(f, 1.0)
+        entries.append({"source": i, "fate": names[f], "output": None if f == "-" else j, "weight": weight})
     return entries
 
 
@@ -37,7 +36,7 @@ FRONT = [
 ]
 OTHERS = [{"removed_ratio": 0.2, "kl": 1.0}]
 DRAW = {
-    "strip": lambda path: figures.layer_strip(strip_report("kk-mmkka-pk"), path),
+    "strip": lambda path: figures.layer_strip(strip_report("kk-mmknka-pk"), path),
     "history": lambda path: figures.search_history(POINTS, path, objective="kl", baselines={"SLEB": 0.3, "last": 0.31}),
     "pareto": lambda path: figures.pareto(FRONT, OTHERS, [[1, 0.1], [9, 0.4]], path, objective="kl"),
     "comparison": lambda path: figures.comparison(make_report(), path),
@@ -111,9 +110,7 @@ def test_the_strip_says_what_became_of_each_layer(tmp_path, drawn):
     figures.layer_strip(strip_report("kap"), tmp_path / "a.png")
     assert "5 layers become 3" in words(drawn[0]) and words(drawn[0]).split().count(".5") == 2
     assert "merged" in words(drawn[0]) and "attention" not in words(drawn[0])
-    assert (
-        "attention removed" in words(drawn[1]) and "MLP removed" in words(drawn[1]) and "merged" not in words(drawn[1])
-    )
+    assert "attention gone" in words(drawn[1]) and "MLP gone" in words(drawn[1]) and "merged" not in words(drawn[1])
     # One line per contribution: three boxes of the result, four layers that reach them.
     assert len(drawn[0].axes[0].lines) == 4
 

@@ -110,6 +110,8 @@ def test_no_rival_no_verdict(report):
 
 def test_merging_is_judged_only_where_something_was_merged(report):
     assert "Nothing is merged" in verdicts.merging_verdict(report)
+    report["layers"][5]["fate"] = "norms_only"
+    assert "did not help" in verdicts.merging_verdict(report) and verdicts.deleted(report) is None
     report["layers"][5]["fate"] = "merged"
     assert "did not help" in verdicts.merging_verdict(report)
     report["merging"] = {"ours": 0.29, "deletion": 0.31, "helps": True}

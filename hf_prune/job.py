@@ -178,5 +178,4 @@ def open_job(recipe: Recipe) -> Job:
     )
     sizes = [parent.layer_parameters] * parent.depth
     target = layers_to_remove(recipe, parent.depth, sizes, parent.parameters)
-    seen = hub.peek(recipe.base, allow_pickle=recipe.allow_pickle, trust_remote_code=recipe.trust_remote_code)
-    return Job(recipe, parent, target, seen.card)
+    return Job(recipe, parent, target, pulled.card)

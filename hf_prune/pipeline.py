@@ -27,7 +27,7 @@ from hf_prune.events import Assembled, Event, Finished, Pushed, Reported, Stage,
 from hf_prune.front import front_of, picked
 from hf_prune.job import Clock, Job, open_job
 from hf_prune.journal import Journal
-from hf_prune.plan import asked, evaluations
+from hf_prune.plan import evaluations
 from hf_prune.recipe import Recipe
 from hf_prune.reference import block_distance, block_influence
 from hf_prune.search import SEARCHERS, Schedule, Scores, drive
@@ -140,7 +140,8 @@ def _make(recipe: Recipe, output: Path) -> Generator[Event, None, dict[str, Any]
     job = open_job(recipe)
     clock.lap("pull")
     trials = evaluations(recipe, job.parent.depth, job.target.remove)
-    yield Started(recipe, str(job.parent.source), job.parent.depth, asked(recipe), trials)
+    goal = f"remove {job.target.remove} of {job.parent.depth} layers" if job.target.remove else "every size"
+    yield Started(recipe, str(job.parent.source), job.parent.depth, goal, trials)
     yield Stage("calibrate", ", ".join(job.evidence["search"].origin))
     job.evaluator  # noqa: B018 - the dense reference is run here, under its own stage
     clock.lap("calibrate")

@@ -50,9 +50,7 @@ class Screen:
         """Draw one event."""
         match event:
             case Started():
-                self._say(
-                    f"{event.base}: {event.depth} layers, {event.target}, at most {event.evaluations} evaluations"
-                )
+                self._say(f"{event.base}: {event.target}, at most {event.evaluations:,} evaluations")
             case Stage():
                 self._end_bar()
                 self._say(f"{event.name}: {event.detail}" if event.detail else event.name)

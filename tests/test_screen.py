@@ -40,7 +40,7 @@ def test_a_terminal_shows_progress_and_the_best_so_far():
 
 def test_without_a_terminal_there_is_one_line_per_stage():
     assert shown(terminal=False).splitlines() == [
-        "ns/m: 16 layers, remove 4 layers [of 16], at most 9 evaluations",
+        "ns/m: remove 4 layers [of 16], at most 9 evaluations",
         "search",
         "assemble: 12 layers",
         "unchanged: https://hub/me/small (abc)",

@@ -18,7 +18,6 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 
 from hf_prune.errors import SourceError, SourceForbidden, SourceNotFound, SourceOffline
 
@@ -116,11 +115,6 @@ def _explain_status(error: BaseException, what: str) -> SourceError:
     return SourceOffline(
         f"{what} is not in the cache and the Hub at {constants.ENDPOINT} cannot be reached; check the connection."
     )
-
-
-def show_progress(on: bool) -> None:
-    """Switch the client's progress bars for downloads and uploads."""
-    enable_progress_bars() if on else disable_progress_bars()
 
 
 def scrub(text: str) -> str:

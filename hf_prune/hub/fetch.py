@@ -20,10 +20,11 @@ HEADERS_AT_ONCE = 8
 
 @dataclass(frozen=True)
 class Pulled:
-    """A pinned source on this disk; `adapter` is the folder of its LoRA."""
+    """A pinned source on this disk; `adapter` is the folder of its LoRA, `card` what the source states about itself."""
 
     source: Source
     folder: Path
+    card: Mapping[str, Any]
     adapter: Path | None = None
 
 
@@ -110,7 +111,7 @@ def pull(
     folder = found.base.fetch(contents.needed(found.base.files, found.weights, found.code))
     for source in filter(None, (found.base, found.adapter)):
         remember(source.name, source)
-    return Pulled(found.source, folder, adapter)
+    return Pulled(found.source, folder, found.base.card, adapter)
 
 
 def _check(base: str, allow_pickle: bool, trust_remote_code: bool, retry: Retry) -> _Checked:

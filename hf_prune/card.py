@@ -274,7 +274,8 @@ def _search(report: Report) -> str | None:
     text = f"The search ({code(report['search'])}) scored {s['evaluations']:,} candidates"
     if s.get("distinct") is not None:
         text += f", {s['distinct']:,} of them distinct,"
-    text += f" in {verdicts.duration(s.get('seconds'))}"
+    if seconds := (report.get("seconds") or {}).get("search"):
+        text += f" in {verdicts.duration(seconds)}"
     if s.get("layer_tokens"):
         text += f" ({verdicts.amount(s['layer_tokens'])} layer-token products)"
     finalists = s.get("finalists")
@@ -300,7 +301,8 @@ def _certificate(report: Report) -> str | None:
     return (
         f"{'Passed' if c['ok'] else '**Failed**'}. Loaded in a fresh process with transformers {version}: {tensors}. "
         f"{limit} to the measured model: {verdicts.significant(c.get('max_logit_difference'), 2)}; "
-        f"of cached to uncached decoding: {verdicts.significant(c.get('cached_difference'), 2)}."
+        f"of cached to uncached decoding: {verdicts.significant(c.get('cached_difference'), 2)} "
+        f"(in {md(c['dtype'])}; allowed {verdicts.significant(c['tolerance'], 2)})."
     )
 
 

@@ -59,7 +59,7 @@ def certify(
         with safe_open(answer, framework="pt") as f:
             logits, cached = f.get_tensor("logits"), f.get_tensor("cached")
             loading = json.loads(f.metadata()["loading"])
-    return _judge(folder.name, expected.float().cpu(), logits, cached, loading, TOLERANCE[dtype])
+    return _judge(folder.name, expected.float().cpu(), logits, cached, loading, dtype)
 
 
 def _judge(
@@ -68,14 +68,14 @@ def _judge(
     logits: torch.Tensor,
     cached: torch.Tensor,
     loading: dict[str, Any],
-    tolerance: float,
+    dtype: str,
 ) -> dict[str, Any]:
     wrong = {k: loading.get(key, []) for k, key in LOADING.items()}
     if any(wrong.values()):
         raise ReloadMismatch(f"{name} reloads with tensors missing, unexpected or of another shape: {wrong}.")
     if logits.shape != expected.shape:
         raise ReloadMismatch(f"{name} reloads with logits of shape {tuple(logits.shape)}, not {tuple(expected.shape)}.")
-    bound = tolerance * max(1.0, float(expected.abs().max()))
+    bound = TOLERANCE[dtype] * max(1.0, float(expected.abs().max()))
     searched, stepped = float((logits - expected).abs().max()), float((cached - logits).abs().max())
     if not searched <= bound:
         raise ReloadMismatch(f"{name} reloads as another model: logits differ by {searched:.3g} (allowed {bound:.3g}).")
@@ -88,6 +88,7 @@ def _judge(
         "max_logit_difference": searched,
         "cached_difference": stepped,
         "tolerance": bound,
+        "dtype": dtype,
         **wrong,
         "transformers": loading["transformers"],
         "without_hf_prune": not loading["hf_prune_imported"],

@@ -337,7 +337,7 @@ def _spread_labels(axes: Axes, reference: Sequence[tuple[str, float]], floor: fl
     previous = -1.0
     for label, value in sorted(reference, key=lambda r: r[1]):
         y = max((scale(value) - low) / span * 0.965, previous + 0.055)
-        leader = {"arrowstyle": "-", "color": GREY, "lw": 0.6}
+        leader = {"arrowstyle": "-", "color": GREY, "lw": 0.6, "relpos": (0, 0.5)}
         place = {"xycoords": axes.get_yaxis_transform(), "xytext": (1.03, y), "textcoords": "axes fraction"}
         axes.annotate(f"{_plain(label)} {_digits(value)}", (1, value), size=9, va="center", arrowprops=leader, **place)
         previous = y

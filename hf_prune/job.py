@@ -84,11 +84,12 @@ class Job:
 
     @cached_property
     def dtype(self) -> torch.dtype:
-        """Precision of the search."""
+        """Precision of the search: the checkpoint's own where the device computes in it, else float32."""
         if self.recipe.dtype != "auto":
             return getattr(torch, self.recipe.dtype)
         stored = self.parent.checkpoint.tensor(next(iter(self.parent.shapes))).dtype
-        return torch.float32 if self.device.type == "cpu" else stored
+        native = self.device.type != "cpu" or stored == torch.bfloat16 and computes_bfloat16()
+        return stored if native else torch.float32
 
     @cached_property
     def bank(self) -> LayerBank:
@@ -159,6 +160,13 @@ class Scorer:
             measured = self.job.evaluator.evaluate([self.blueprint(trials[i].genome) for i in numbers], fidelity)
             found |= {i: values(m, self.job.columns) for i, m in zip(numbers, measured, strict=True)}
         return [found[i] for i in range(len(trials))]
+
+
+def computes_bfloat16() -> bool:
+    """Whether this processor multiplies in bfloat16; others emulate it, slower than float32."""
+    # torch before 2.11 cannot say.
+    known = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def open_job(recipe: Recipe) -> Job:

@@ -257,7 +257,7 @@ def peak_memory(recipe: Recipe, peek: "Peek", weights: Weights) -> int:
                with T the tokens of the larger of the two splits
     head:      2 x tile x vocabulary x 4, the float32 logits of one tile of tokens and their log-softmax
 
-    with b the bytes of the search precision (auto: float32 on the CPU, else two).
+    with b the bytes of the search precision (auto: at most four on the CPU, else two).
     """
     cpu = _on_cpu(recipe.device)
     width = SEARCH_BYTES.get(recipe.dtype) or (4 if cpu else 2)

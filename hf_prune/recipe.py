@@ -68,7 +68,7 @@ class Recipe(BaseModel):
     baselines: tuple[Baseline, ...] = Field(get_args(Baseline), description="Baselines measured at the same size.")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Precision of the search; auto is float32 on CPU, the checkpoint's own elsewhere."
+        "auto", description="Precision of the search; auto is the checkpoint's own where the device computes in it."
     )
     allow_pickle: bool = Field(False, description="Accept .bin weights (they can run code when read).")
     trust_remote_code: bool = Field(False, description="Accept models that ship their own code.")

@@ -150,7 +150,7 @@ def merging_verdict(report: Report) -> str | None:
         return None
     numbers = f"KL {significant(merging['ours'])} against {significant(merging['deletion'])} on the selection split"
     if not any(layer["fate"] in ("merged", "norms_only") for layer in report["layers"]):
-        return f"Nothing is merged in this model: deleting layers was the best choice found ({numbers})."
+        return f"Nothing is merged in this model. The best candidate that merges: {numbers} for its best deletion."
     if merging["helps"]:
         return f"Merging helped: it is better than the best deletion at the same partition ({numbers})."
     return f"Merging did not help: the best deletion at the same partition is as good or better ({numbers})."

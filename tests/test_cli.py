@@ -218,7 +218,7 @@ def test_quiet_prints_the_folder_alone(pipeline, flag):
 
 def test_for_people_stages_go_to_stderr_and_figures_to_stdout_without_colour(pipeline):
     result = hf_prune("compress", "ns/m", "--output", "there")
-    assert "ns/m: 16 layers, remove 4" in result.stderr and "search: 16 windows" in result.stderr
+    assert "ns/m: remove 4, at most" in result.stderr and "search: 16 windows" in result.stderr
     for text in ("3.41M", "2.62M", "9.13 (8.50 to 9.75)", "there/README.md", "https://hub/me"):
         assert text in result.stdout
     assert "\x1b" not in result.output and "search:" not in result.stdout

@@ -3,9 +3,11 @@
 The plain way is what the papers' code does for each candidate: deep copy of the model, drop the layers, forward, KL of
 full next-token distributions against cached dense log-probabilities; once at batch 1 and once with all windows in one
 batch. Offspring are 1 to 3 swaps away from one parent with a quarter of the layers gone. Ratios are medians over
-interleaved rounds.
+interleaved rounds. Where the processor computes in bfloat16 the search uses it; both ways are then timed in float32
+too, and the ranks of the generation in both precisions are compared.
 
     python examples/benchmarks/search_throughput.py
+    python examples/benchmarks/search_throughput.py --shape demo --layers 32
     python examples/benchmarks/search_throughput.py --shape 7b --device cuda --dtype bfloat16 --windows 1 --length 2048
 """
 
@@ -27,9 +29,19 @@ from hf_prune.assemble import LayerBank, Parent, assemble, quiet
 from hf_prune.blueprint import Blueprint, Fidelity, Source
 from hf_prune.calibration import demo_folder, windows
 from hf_prune.evaluate import Evaluator
+from hf_prune.job import computes_bfloat16
 from hf_prune.methods import METHODS
+from hf_prune.report import spearman
 
 SHAPES = {
+    "demo": {
+        "vocab_size": 2048,
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    },
     "7b": {
         "vocab_size": 32000,
         "hidden_size": 4096,
@@ -51,7 +63,8 @@ def main() -> None:
     """Measure and print a markdown table."""
     a = arguments()
     torch.manual_seed(a.seed)
-    bank, tokens = subject(a)
+    dtype = precision(a)
+    bank, tokens = subject(a, dtype)
     depth = bank.parents[0].depth
     offspring = generation(depth, a.drop or depth // 4, a.offspring, np.random.default_rng(a.seed), bank)
     fidelity = Fidelity(len(tokens))
@@ -60,6 +73,10 @@ def main() -> None:
         f"seed {a.seed}, {bank.model.dtype}, {tokens.device}, {torch.get_num_threads()} threads\n"
     )
     ways = {name: way(bank, tokens, offspring, fidelity) for name, way in WAYS.items() if name not in a.skip}
+    twice = dtype != torch.float32 and not a.shape
+    if twice:
+        exact = subject(a, torch.float32)[0]
+        ways |= {f"{n}, float32": w(exact, tokens, offspring, fidelity) for n, w in WAYS.items() if n in IN_BOTH}
     seconds = {name: [] for name in ways}
     for _ in range(a.rounds):
         for name, run in ways.items():
@@ -70,6 +87,16 @@ def main() -> None:
         ratio = statistics.median(x / y for x, y in zip(seconds[name], seconds["sweep"], strict=True))
         print(f"| {name} | {value * 1e3:.1f} | {min(seconds[name]) * 1e3:.1f} | {ratio:.2f} x |")
     agree(bank, tokens, offspring[0], fidelity)
+    if twice:
+        kls = [[m.kl for m in Evaluator(b, tokens).evaluate(offspring, fidelity)] for b in (bank, exact)]
+        print(f"rank correlation of the generation's KL in {bank.model.dtype} and float32: {spearman(*kls):.5f}")
+
+
+def precision(a: argparse.Namespace) -> torch.dtype:
+    """What the search would use: the bundled weights are bfloat16."""
+    if a.dtype != "auto":
+        return getattr(torch, a.dtype)
+    return torch.bfloat16 if a.device != "cpu" or computes_bfloat16() else torch.float32
 
 
 def arguments() -> argparse.Namespace:
@@ -84,16 +111,17 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--rounds", type=int, default=5)
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--device", default="cpu")
-    p.add_argument("--dtype", default="float32")
+    p.add_argument("--dtype", default="auto")
     p.add_argument("--skip", nargs="*", default=[], help="ways to leave out")
     return p.parse_args()
 
 
-def subject(a: argparse.Namespace) -> tuple[LayerBank, torch.Tensor]:
+def subject(a: argparse.Namespace, dtype: torch.dtype) -> tuple[LayerBank, torch.Tensor]:
     """The dense model on its device, and the windows."""
-    dtype = getattr(torch, a.dtype)
     if a.shape:
-        return random_model(a, dtype), torch.randint(100, 30000, (a.windows, a.length), device=a.device)
+        return random_model(a, dtype), torch.randint(
+            100, SHAPES[a.shape]["vocab_size"], (a.windows, a.length), device=a.device
+        )
     folder = demo_folder() / "storymath-16l"
     parent = Parent.open(Source(folder.name, "bundled"), folder)
     model = assemble(Blueprint.identity(parent.source, parent.depth), [parent], dtype=dtype, device=a.device)
@@ -208,6 +236,7 @@ WAYS = {
     "plain, batch 1": plain(1),
     "plain, one batch": plain(None),
 }
+IN_BOTH = ("sweep", "plain, batch 1", "plain, one batch")
 
 
 def timed(run: Callable[[], float], device: torch.device) -> float:

@@ -69,7 +69,10 @@ class Dense:
         self.head = model.get_output_embeddings()
         self.device = next(model.parameters()).device
         self.tile_tokens = tile_tokens or (TILE_TOKENS if self.device.type == "cpu" else GPU_TILE_TOKENS)
-        self.softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+        config = model.config.get_text_config()
+        self.softcap = getattr(config, "final_logit_softcapping", None)
+        # Cohere multiplies its logits, Granite divides them.
+        self.scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
 
     @cached_property
     def project(self) -> torch.nn.Module | None:
@@ -82,6 +85,7 @@ class Dense:
         if self.project is not None:
             hidden = self.project(hidden)
         logits = self.head(hidden)
+        logits = logits if self.scale == 1.0 else logits * self.scale
         return logits if not self.softcap else torch.tanh(logits / self.softcap) * self.softcap
 
     def apply(self, layer: torch.nn.Module, batches: Sequence[Tensor], call: Call) -> list[tuple[Tensor, Halves]]:

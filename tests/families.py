@@ -1,0 +1,133 @@
+"""A tiny random model of every family hf_prune has a row for, and of some it infers."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from hf_prune.assemble import LayerBank, Parent, assemble
+from hf_prune.blueprint import DENSE, GONE, Blueprint, LayerSpec, Part, Source
+
+DEPTH, VOCABULARY = 6, 97
+SOURCE = Source("ns/tiny", "a" * 40)
+SLIDING = ["sliding_attention", "full_attention", "sliding_attention", "sliding_attention"]
+# No two neighbours may be cut the same way, or a list sliced wrongly would look right.
+MIXED = {"layer_types": SLIDING + ["full_attention", "sliding_attention"], "sliding_window": 5}
+
+SHARED = {
+    "vocab_size": VOCABULARY,
+    "num_hidden_layers": DEPTH,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+    "tie_word_embeddings": False,
+}
+GROUPED = {**SHARED, "num_key_value_heads": 2}
+TIED = {"tie_word_embeddings": True}
+
+TINY: dict[str, dict[str, Any]] = {
+    "llama": {**GROUPED, "attention_bias": True, "mlp_bias": True},
+    "mistral": {**GROUPED, "sliding_window": 5},
+    "qwen2": {**GROUPED, **MIXED, **TIED, "use_sliding_window": True},
+    "qwen3": {**GROUPED, **MIXED, "use_sliding_window": True, "head_dim": 16},
+    "gemma2": {**GROUPED, **MIXED, **TIED, "head_dim": 8, "query_pre_attn_scalar": 8},
+    "gemma3_text": {**GROUPED, **MIXED, **TIED, "head_dim": 8, "query_pre_attn_scalar": 8},
+    "phi3": {**GROUPED, "sliding_window": 5},
+    "olmo2": GROUPED,
+    "smollm3": {**GROUPED, **MIXED, **TIED, "use_sliding_window": True, "no_rope_layers": [1, 1, 0, 1, 0, 0]},
+    "gpt_neox": {**SHARED, "rotary_pct": 0.5},
+    "gpt2": {
+        "vocab_size": VOCABULARY, "n_layer": DEPTH, "n_embd": 32, "n_head": 4, "n_positions": 64, "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
+    "opt": {**SHARED, **TIED, "ffn_dim": 48, "word_embed_proj_dim": 16},
+}  # fmt: skip
+"""Settings by model type, one per row of `architecture.FAMILIES`."""
+
+INFERRED: dict[str, dict[str, Any]] = {
+    "granite": {**GROUPED, **TIED, "residual_multiplier": 0.7, "attention_multiplier": 0.4, "embedding_multiplier": 3.0},
+    "olmo": {**GROUPED, "clip_qkv": 2.0},
+    "stablelm": {**GROUPED, "use_qkv_bias": True},
+    "starcoder2": {**GROUPED, **TIED, "sliding_window": 5, "use_bias": True},
+}
+"""The same for families without a row."""
+
+EVERY = {**TINY, **INFERRED}
+
+
+def tiny(model_type: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any) -> PreTrainedModel:
+    """A seeded random model; norms and biases are random too, so that one left out or swapped shows."""
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **{**EVERY[model_type], **changes}))
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            noise = torch.randn(p.shape, generator=draw)
+            p.copy_(p + 0.3 * noise if p.dim() == 1 else 0.2 * noise)
+    return model.to(dtype).eval()
+
+
+def save_tiny(model_type: str, folder: Path, dtype: torch.dtype = torch.float32, **changes: Any) -> PreTrainedModel:
+    """Write `tiny` by stock save_pretrained and return it."""
+    model = tiny(model_type, dtype=dtype, **changes)
+    model.save_pretrained(folder)
+    return model
+
+
+def opened(folder: Path, **how: Any) -> Parent:
+    """The folder as a source."""
+    return Parent.open(SOURCE, folder, **how)
+
+
+def bank_of(parent: Parent) -> LayerBank:
+    """Its dense model, resident."""
+    return LayerBank(assemble(Blueprint.identity(parent.source, parent.depth), [parent]), [parent])
+
+
+def blueprint(*layers: LayerSpec | int) -> Blueprint:
+    """Layers given whole, or by source number."""
+    return Blueprint((SOURCE,), tuple(LayerSpec((Part(0, s),)) if isinstance(s, int) else s for s in layers))
+
+
+def mean(*layers: int, norms: int | None = None) -> LayerSpec:
+    """The average of source layers."""
+    parts = tuple(Part(0, i, 1 / len(layers)) for i in layers)
+    return LayerSpec(parts, norms=None if norms is None else Part(0, norms))
+
+
+def without(layer: int, half: str) -> LayerSpec:
+    """A source layer that has lost its attention or its MLP."""
+    gone = {"attention": (GONE, DENSE), "mlp": (DENSE, GONE)}[half]
+    return LayerSpec((Part(0, layer),), "linear", *gone)
+
+
+CUTS: dict[str, Blueprint] = {
+    "dropped": blueprint(0, 2, 4, 5),
+    "merged": blueprint(0, mean(1, 2), 3, mean(4, 5)),
+    "merged_norms": blueprint(0, mean(1, 2, norms=2), mean(3, 4, 5, norms=3)),
+    "attention_gone": blueprint(without(0, "attention"), 1, without(2, "attention"), 4, 5),
+    "mlp_gone": blueprint(0, without(1, "mlp"), 2, 4, without(5, "mlp")),
+    "all_at_once": blueprint(without(0, "mlp"), LayerSpec((Part(0, 2, 1.5), Part(0, 3, -0.5)), attn_level=GONE), 5),
+}
+"""One small model for every way to change layers."""
+
+
+def windows(rows: int = 3, length: int = 12, seed: int = 0) -> torch.Tensor:
+    """Random tokens [rows, length]."""
+    return torch.randint(3, VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+@torch.inference_mode()
+def stepwise(model: PreTrainedModel, tokens: torch.Tensor, prefill: int = 5) -> torch.Tensor:
+    """Logits of a prefill and one-token steps with the model's own cache."""
+    out = model(input_ids=tokens[:, :prefill], use_cache=True)
+    steps: Sequence[torch.Tensor] = [out.logits]
+    for t in range(prefill, tokens.shape[1]):
+        out = model(input_ids=tokens[:, t : t + 1], past_key_values=out.past_key_values, use_cache=True)
+        steps = [*steps, out.logits]
+    return torch.cat(list(steps), 1)

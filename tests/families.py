@@ -51,7 +51,8 @@ TINY: dict[str, dict[str, Any]] = {
 """Settings by model type, one per row of `architecture.FAMILIES`."""
 
 INFERRED: dict[str, dict[str, Any]] = {
-    "granite": {**GROUPED, **TIED, "residual_multiplier": 0.7, "attention_multiplier": 0.4, "embedding_multiplier": 3.0},
+    "cohere": {**GROUPED, **TIED, "logit_scale": 0.4},
+    "granite": {**GROUPED, **TIED, "residual_multiplier": 0.7, "attention_multiplier": 0.4, "logits_scaling": 2.0},
     "olmo": {**GROUPED, "clip_qkv": 2.0},
     "stablelm": {**GROUPED, "use_qkv_bias": True},
     "starcoder2": {**GROUPED, **TIED, "sliding_window": 5, "use_bias": True},

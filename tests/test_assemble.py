@@ -10,23 +10,20 @@ from hf_prune.assemble import LayerBank, Parent, assemble, check, output_config,
 from hf_prune.blueprint import GONE, Blueprint, LayerSpec, Part, Source
 from hf_prune.errors import BrokenCheckpoint, IncompatibleSources, InvalidBlueprint
 from hf_prune.evaluate import Evaluator
-from tests.families import (
-    DEPTH,
+from tests.families import DEPTH, EVERY, tiny
+from tests.oracle import (
     EDITS,
-    TINY,
     blueprint,
     cached_logits,
-    config_of,
     logits,
     opened,
     oracle,
-    random_model,
     saved,
     stock,
     tokens,
 )
 
-families = pytest.mark.parametrize("name", TINY)
+families = pytest.mark.parametrize("name", EVERY)
 edits = pytest.mark.parametrize("edit", EDITS)
 WINDOWS = tokens(2)
 
@@ -100,7 +97,7 @@ def test_a_merged_layer_inherits_the_attention_type_of_its_heaviest_part():
 
 def test_two_parents_of_one_shape_merge_and_give_embedding_and_head(tmp_path):
     other_folder = tmp_path / "other"
-    random_model(config_of("llama"), seed=1).save_pretrained(other_folder)
+    tiny("llama", seed=1).save_pretrained(other_folder)
     parents = [opened("llama"), Parent.open(Source("other", "tiny"), other_folder)]
     mixed = LayerSpec((Part(0, 0, 0.25), Part(1, 0, 0.75)))
     bp = Blueprint(tuple(p.source for p in parents), (mixed, LayerSpec((Part(1, 5),))), embed=1, head=0)
@@ -114,7 +111,7 @@ def test_two_parents_of_one_shape_merge_and_give_embedding_and_head(tmp_path):
 
 
 def test_parents_of_other_shapes_are_refused(tmp_path):
-    random_model(config_of("llama", intermediate_size=64)).save_pretrained(tmp_path)
+    tiny("llama", intermediate_size=64).save_pretrained(tmp_path)
     parents = [opened("llama"), Parent.open(Source("wide", "tiny"), tmp_path)]
     bp = Blueprint(tuple(p.source for p in parents), (LayerSpec((Part(0, 0, 0.5), Part(1, 0, 0.5))),))
     with pytest.raises(IncompatibleSources, match="wide@tiny"):
@@ -137,7 +134,7 @@ def test_a_blueprint_beyond_its_parents_is_refused(spec, what, tmp_path):
 
 
 def test_nan_weights_are_named(tmp_path):
-    model = random_model(config_of("llama"))
+    model = tiny("llama")
     model.model.layers[2].mlp.up_proj.weight.data[3, 1] = float("nan")
     model.save_pretrained(tmp_path)
     parent = Parent.open(Source("broken", "tiny"), tmp_path)
@@ -148,11 +145,11 @@ def test_nan_weights_are_named(tmp_path):
 def test_nothing_is_read_before_it_is_needed():
     parent = opened("llama")
     read = dict(plan_tensors(blueprint(parent, "dropped"), [parent]))
-    assert len(read) == 3 + 4 * 9 and all(map(callable, read.values()))
+    assert len(read) == 3 + 4 * 16 and all(map(callable, read.values()))
 
 
 def test_parameters_and_halves_add_up():
-    for name in TINY:
+    for name in EVERY:
         parent = opened(name)
         source = stock(saved(name))
         assert parent.parameters == source.num_parameters(), name

@@ -1,0 +1,45 @@
+"""Objectives are pure functions of measures; what broke is infinite, what is not asked for does no harm."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hf_prune.objectives import OBJECTIVES, Measures, values
+
+NUMBERS = st.floats(0, 20)
+COSINES = st.floats(-1, 1)
+
+
+@given(NUMBERS, NUMBERS, COSINES, COSINES)
+def test_every_objective_is_its_formula(kl, nll, updates, gelaco):
+    found = dict(zip(OBJECTIVES, values(Measures(kl, nll, updates, gelaco, 7), tuple(OBJECTIVES)), strict=True))
+    assert found == pytest.approx(
+        {
+            "kl": kl,
+            "perplexity": math.exp(nll),
+            "similarity": 1 - updates,
+            "kl_similarity": kl + 1 - updates,
+            "gelaco_v1": 1 - gelaco,
+            "params": 7.0,
+        }
+    )
+
+
+def test_what_broke_is_infinite_except_its_size():
+    found = values(Measures(math.inf, math.inf, -1.0, -1.0, 7, finite=False), tuple(OBJECTIVES))
+    assert found[:-1] == (math.inf,) * 5 and found[-1] == 7.0
+
+
+def test_what_was_not_measured_is_infinite_rather_than_nan():
+    assert values(Measures(1.0, 2.0, 0.5, math.nan, 7), ("gelaco_v1", "kl")) == (math.inf, 1.0)
+
+
+def test_a_hopeless_perplexity_is_large_but_a_number():
+    assert math.isfinite(values(Measures(1.0, 1e4, 0.0, 0.0, 7), ("perplexity",))[0])
+
+
+def test_only_gelaco_needs_modules_and_only_size_no_forward():
+    assert [n for n, o in OBJECTIVES.items() if o.needs_modules] == ["gelaco_v1"]
+    assert [n for n, o in OBJECTIVES.items() if not o.needs_forward] == ["params"]

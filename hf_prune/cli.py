@@ -126,7 +126,7 @@ def demo_command(
 
     folder = Path(demo_folder())
     base, text = str(folder / "storymath-16l"), str(folder / "text")
-    _compress(Recipe.of(base=base, data=(text,), ratio=0.25, evaluations=240, output=output), form)
+    _compress(Recipe.of(base=base, data=(text,), ratio=0.25, output=output), form)
 
 
 @app.command("assemble")

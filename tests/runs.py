@@ -1,0 +1,63 @@
+"""Runs small enough for a test: a tiny random model, invented text, and the command line in a process of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from hf_prune.recipe import Recipe
+from tests.hub.samples import model
+
+DEPTH = 6
+SMALL = {"length": 32, "sequences": 4, "selection_sequences": 4, "report_sequences": 6, "evaluations": 24,
+         "population": 4, "offspring": 6, "task_items": 4}  # fmt: skip
+FLAGS = [part for name, value in SMALL.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+WORDS = "the cat sat on a mat and saw that no dog had been there since noon".split()
+
+
+def base(folder: Path, seed: int = 0, **config: object) -> Path:
+    """A model folder of six lively layers."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in model(seed=seed, num_hidden_layers=DEPTH, **config).items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def prose(seed: int = 0, sentences: int = 400) -> list[str]:
+    rng = np.random.default_rng(seed)
+    return [" ".join(rng.choice(WORDS, rng.integers(6, 14))).capitalize() + "." for _ in range(sentences)]
+
+
+def text(path: Path) -> Path:
+    """A .txt file of paragraphs."""
+    path.write_text("\n\n".join(prose()))
+    return path
+
+
+def recipe(home: Path, **changes: object) -> Recipe:
+    """A run in `home`: base and text are made there unless given."""
+    fields = {"output": str(home / "small"), **SMALL, **changes}
+    fields.setdefault("base", str(base(home / "base")))
+    fields.setdefault("data", (str(text(home / "text.txt")),))
+    return Recipe.of(**fields)
+
+
+def start(*arguments: object, **environment: str) -> subprocess.Popen:
+    """`hf-prune ...` in a process of its own."""
+    command = [sys.executable, "-m", "hf_prune.cli", *map(str, arguments)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+
+
+def command(*arguments: object, **environment: str) -> subprocess.CompletedProcess:
+    """The same, waited for."""
+    process = start(*arguments, **environment)
+    out, err = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def leftovers(home: Path) -> list[str]:
+    """Names of anything that is neither finished nor given."""
+    return sorted(p.name for p in home.rglob("*") if p.name.endswith((".partial", ".old", ".tmp", ".run")))

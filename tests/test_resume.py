@@ -1,0 +1,101 @@
+"""Interrupted at any moment and started again, a run ends with the same bytes, and scores nothing twice."""
+
+import json
+import shutil
+import signal
+import time
+from collections import Counter
+
+import pytest
+
+from hf_prune.errors import StaleJournal
+from hf_prune.pipeline import run
+from tests.runs import FLAGS, base, command, leftovers, recipe, start, text
+
+pytestmark = pytest.mark.slow
+
+LONG = ["--keep-layers", 3, *FLAGS, "--evaluations", 60, "--sequences", 16, "--length", 64]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    home = tmp_path_factory.mktemp("source")
+    return ["compress", base(home / "base"), "--data", text(home / "text.txt"), *LONG]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(source, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed") / "small"
+    done = command(*source, "--output", folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def rows(journal):
+    """Lines that are whole; a killed process may leave half of one."""
+    lines = journal.read_text().split("\n")[1:-1] if journal.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def pairs(journal):
+    return Counter(json.dumps([r["digest"], r["fidelity"]]) for r in rows(journal))
+
+
+def interrupted(arguments, journal, after, how):
+    """Start, wait until the journal has `after` rows (or the process ends), and send the signal."""
+    process = start(*arguments)
+    until = time.monotonic() + 120
+    while process.poll() is None and len(rows(journal)) < after and time.monotonic() < until:
+        time.sleep(0.005)
+    process.send_signal(how)
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out, err
+
+
+def test_killed_again_and_again_it_ends_with_the_same_bytes(source, undisturbed, tmp_path):
+    folder = tmp_path / "small"
+    journal = tmp_path / "small.run/journal.jsonl"
+    kills, seen, total = 0, 0, len(rows(undisturbed / "journal.jsonl"))
+    for after in (1, total // 4, total // 2):
+        code, _, _ = interrupted([*source, "--output", folder], journal, max(after, seen + 1), signal.SIGKILL)
+        kills += code == -signal.SIGKILL
+        seen = len(rows(journal))
+        assert not folder.exists()
+    done = command(*source, "--output", folder)
+    assert done.returncode == 0 and kills == 3, done.stderr
+    for name in ("model.safetensors", "blueprint.json", "config.json", "recipe.yaml"):
+        assert (folder / name).read_bytes() == (undisturbed / name).read_bytes(), name
+    assert rows(folder / "journal.jsonl") == rows(undisturbed / "journal.jsonl")
+    assert set(pairs(folder / "journal.jsonl").values()) == {1} and leftovers(tmp_path) == []
+
+
+def test_killed_while_it_writes_the_result_it_leaves_no_half_of_it(source, undisturbed, tmp_path):
+    folder, journal = tmp_path / "small", tmp_path / "small.run/journal.jsonl"
+    total = len(rows(undisturbed / "journal.jsonl"))
+    code, _, _ = interrupted([*source, "--output", folder], journal, total, signal.SIGKILL)
+    assert code == -signal.SIGKILL and not folder.exists()
+    assert command(*source, "--output", folder).returncode == 0
+    assert (folder / "model.safetensors").read_bytes() == (undisturbed / "model.safetensors").read_bytes()
+    assert leftovers(tmp_path) == []
+
+
+def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(source, undisturbed, tmp_path):
+    folder, journal = tmp_path / "small", tmp_path / "small.run/journal.jsonl"
+    code, _, err = interrupted([*source, "--output", folder], journal, 5, signal.SIGINT)
+    assert code == 130 and "run the same command again to resume" in err.splitlines()[-1] and "Traceback" not in err
+    kept = rows(journal)
+    assert len(kept) >= 5 and not folder.exists()
+    assert command(*source, "--output", folder).returncode == 0
+    assert rows(folder / "journal.jsonl")[: len(kept)] == kept
+    assert (folder / "model.safetensors").read_bytes() == (undisturbed / "model.safetensors").read_bytes()
+
+
+def test_a_journal_of_another_recipe_is_refused(tmp_path):
+    run(recipe(tmp_path, drop=("1",), baselines=("last",)))
+    home = tmp_path / "small.run"
+    home.mkdir()
+    shutil.move(tmp_path / "small/journal.jsonl", home / "journal.jsonl")
+    shutil.rmtree(tmp_path / "small")
+    with pytest.raises(StaleJournal, match="recipe"):
+        run(recipe(tmp_path, drop=("2",), baselines=("last",)))
+    run(recipe(tmp_path, drop=("1",), baselines=("last",)))

@@ -32,9 +32,9 @@ def undisturbed(source, tmp_path_factory):
 
 
 def rows(journal):
-    """Lines that are whole; a killed process may leave half of one."""
+    """Trials of the lines that are whole; a killed process may leave half of one."""
     lines = journal.read_text().split("\n")[1:-1] if journal.exists() else []
-    return [json.loads(line) for line in lines]
+    return [trial for line in lines for trial in json.loads(line)["trials"]]
 
 
 def pairs(journal):

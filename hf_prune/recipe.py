@@ -25,7 +25,7 @@ NOT_IDENTITY = {"output", "push_to", "create_pr", "public", "commit_message", "o
 """Fields that do not change which model comes out, so a changed value does not make a journal stale."""
 
 AT_LEAST_ONE = (
-    "sequences", "selection_sequences", "report_sequences", "population", "offspring", "evaluations", "keep_layers",
+    "sequences", "selection_sequences", "report_sequences", "population", "offspring", "evaluations",
     "task_items",
 )  # fmt: skip
 

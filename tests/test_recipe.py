@@ -173,7 +173,7 @@ def test_yaml_lists_may_be_written_the_way_people_write_them(tmp_path, text, fie
     assert getattr(Recipe.load(path), field) == value
 
 
-@pytest.mark.parametrize("name", ["evaluations", "population", "keep_layers", "task_items"])
+@pytest.mark.parametrize("name", ["evaluations", "population", "task_items"])
 def test_a_count_below_one_is_refused(name):
     with pytest.raises(InvalidRecipe, match=f"{name} must be at least 1"):
         Recipe.of(base="m", **{name: 0})

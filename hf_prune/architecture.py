@@ -113,6 +113,9 @@ PERIODIC = ("first_k_dense_replace", "moe_layer_freq", "decoder_sparse_step", "m
             "expert_layer_period", "cross_attention_layers", "layer_group_size", "num_kv_shared_layers")  # fmt: skip
 """Config keys that tell layers apart by their number: dropping a layer would silently change the others."""
 
+NUMBERS = ("layer_idx", "layer_id", "layer_number", "layer_index", "block_idx")
+"""Attributes that hold a layer's number, which its cache needs."""
+
 ATTENTION_OUT = ("o_proj", "out_proj", "dense", "c_proj", "wo")
 MLP_OUT = ("down_proj", "c_proj", "fc2", "dense_4h_to_h", "w2", "fc_out")
 
@@ -129,8 +132,9 @@ def family_of(config: PretrainedConfig) -> Family:
             raise UnsupportedArchitecture(
                 f"{config.model_type} with {key}={getattr(config, key)} cannot be cut: {reason}. Choose another base."
             )
-    if FAMILIES.get(config.model_type) is None:
+    if row.inferred:
         _refuse_periodic(config)
+        _refuse_numbered(config, row)
     return row
 
 
@@ -148,7 +152,8 @@ def skeleton(config: PretrainedConfig, trust_remote_code: bool = False) -> torch
     try:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=trust_remote_code)
-    except (ValueError, KeyError) as e:
+    # Modelling code trips over a config it does not expect in any error there is.
+    except Exception as e:
         reason = str(e).split("\n")[0][:200]
         raise UnsupportedArchitecture(
             f"transformers has no causal language model for model_type {config.model_type!r} ({reason})."
@@ -163,7 +168,8 @@ def read_config(folder: Any, trust_remote_code: bool = False) -> PretrainedConfi
     """
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
-    except (ValueError, KeyError, OSError) as e:
+    # What transformers raises on a value of the wrong type derives from Exception alone.
+    except Exception as e:
         reason = str(e).split("\n")[0][:200]
         raise UnsupportedArchitecture(
             f"config.json is of no family this transformers version knows ({reason}); "
@@ -249,6 +255,32 @@ def _only(found: list[str], name: str, what: str) -> str:
             f"Model family {name!r} has no row in hf_prune and cannot be inferred: looking for {what} found {seen}."
         )
     return found[0]
+
+
+def _refuse_numbered(config: PretrainedConfig, family: Family) -> None:
+    """Refuse layers that are built by their number: without the first layer, the others must be what they were."""
+    depth = depth_of(config, family)
+    if depth < 2:
+        return
+    before = skeleton(config).get_submodule(family.layers)
+    after = skeleton(sliced(config, family, range(1, depth))).get_submodule(family.layers)
+    for old, new in zip(list(before)[1:], after, strict=True):
+        for (name, mine), (_, other) in zip(_traits(old), _traits(new), strict=False):
+            if mine != other:
+                raise UnsupportedArchitecture(
+                    f"Model family {family.model_type!r} makes {name} of a layer from its number, so dropping one "
+                    "would change the others; hf_prune has no row that says how to renumber it."
+                )
+
+
+def _traits(layer: torch.nn.Module) -> list[tuple[str, Any]]:
+    """What a layer is made of besides weights: classes, and settings other than its number."""
+    found: list[tuple[str, Any]] = []
+    for path, module in layer.named_modules():
+        found.append((path, type(module)))
+        plain = {k: v for k, v in vars(module).items() if isinstance(v, int | float | str | None)}
+        found += [(f"{path}.{k}".strip("."), v) for k, v in sorted(plain.items()) if k not in NUMBERS]
+    return found
 
 
 def _refuse_periodic(config: PretrainedConfig) -> None:

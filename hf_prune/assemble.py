@@ -55,7 +55,12 @@ class Parent:
         parent = cls(
             source, config, family_of(config), Checkpoint.open(folder, adapter, allow_pickle), trust_remote_code
         )
-        checkpoint = parent.checkpoint.named(parent.shapes, parent.skeleton.base_model_prefix, parent.family.renames)
+        skeleton = parent.skeleton
+        transposed = [n for n, m in skeleton.named_modules() if type(m).__name__ == "Conv1D"]
+        checkpoint = parent.checkpoint.named(
+            parent.shapes, skeleton.base_model_prefix, parent.family.renames, transposed
+        )
+        _refuse_untying(checkpoint, skeleton)
         return replace(parent, checkpoint=checkpoint)
 
     @property
@@ -137,11 +142,16 @@ def output_config(blueprint: Blueprint, parents: Sequence[Parent]) -> Pretrained
     return sliced(base.config, base.family, [s.anchor.layer for s in blueprint.layers])
 
 
+def alive(blueprint: Blueprint) -> Blueprint:
+    """Without the layers that have lost both halves; sources keep their order, which `canonical` would change."""
+    return replace(blueprint, layers=tuple(s for s in blueprint.layers if not s.attn_level == s.mlp_level == GONE))
+
+
 def check(blueprint: Blueprint, parents: Sequence[Parent]) -> None:
     """Refuse a blueprint that its parents cannot serve.
 
     Raises:
-        InvalidBlueprint: a layer number beyond the parent's depth, or levels without a library.
+        InvalidBlueprint: a layer number beyond the parent's depth, levels without a library, or an unknown merge.
         IncompatibleSources: parents of different shapes.
     """
     blueprint.check()
@@ -150,6 +160,8 @@ def check(blueprint: Blueprint, parents: Sequence[Parent]) -> None:
         if parent.shapes != first.shapes:
             raise IncompatibleSources(f"{parent.source} and {first.source} do not have the same tensor shapes.")
     for spec in blueprint.layers:
+        if spec.merge not in MERGES:
+            raise InvalidBlueprint(f"The blueprint merges by {spec.merge!r}; known are {', '.join(MERGES)}.")
         if spec.attn_level not in (0, GONE) or spec.mlp_level not in (0, GONE):
             raise InvalidBlueprint("The blueprint uses width levels, but no level library is given.")
         for part in spec.parts + ((spec.norms,) if spec.norms else ()):
@@ -184,7 +196,7 @@ def assemble(
     """The model in memory, in eval mode.
 
     Args:
-        blueprint: its canonical form is assembled.
+        blueprint: layers that have lost both halves are left out.
         parents: opened sources, in the order of `blueprint.sources`.
         dtype: of the result; None keeps the checkpoint's.
         device: where it goes.
@@ -193,6 +205,7 @@ def assemble(
         InvalidBlueprint, IncompatibleSources, BrokenCheckpoint: see `check` and `Checkpoint.tensor`.
         ReloadMismatch: transformers did not take every tensor.
     """
+    blueprint = alive(blueprint)
     check(blueprint, parents)
     state = {name: read() for name, read in plan_tensors(blueprint, parents)}
     base = parents[blueprint.embed]
@@ -233,9 +246,12 @@ def write(
 ) -> tuple[int, int]:
     """Write weights, config, tokenizer and blueprint into an existing folder; memory stays at one shard.
 
+    Layers that have lost both halves are left out.
+
     Returns:
         Parameters and bytes of the written weights.
     """
+    blueprint = alive(blueprint)
     check(blueprint, parents)
     base = parents[blueprint.embed]
     sizes = []
@@ -287,9 +303,19 @@ def _keep_architecture(folder: Path, parent: Parent) -> None:
     path.write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
 
 
-def _tied(model: PreTrainedModel) -> list[str]:
+def _tied(model: PreTrainedModel) -> dict[str, str]:
     keys = getattr(model, "_tied_weights_keys", None) or {}
-    return list(keys) if model.config.tie_word_embeddings else []
+    return dict(keys) if model.config.tie_word_embeddings else {}
+
+
+def _refuse_untying(checkpoint: Checkpoint, model: PreTrainedModel) -> None:
+    # PEFT replaces the embedding alone and leaves the head as it was; a tied model cannot hold both.
+    adapter = checkpoint.adapter
+    if adapter and (both := [name for name in _tied(model).values() if name in adapter.saved]):
+        raise IncompatibleSources(
+            f"The adapter {adapter.folder.name} replaces {both[0]}, which its base also uses as the head; "
+            "merge it with peft's merge_and_unload() and use the merged model."
+        )
 
 
 class Silence(torch.nn.Module):
@@ -336,10 +362,10 @@ class LayerBank:
         tensors = {n: read().to(like.device, like.dtype) for n, read in layer_tensors(spec, self.parents)}
         layer.load_state_dict(tensors, assign=True)
         layer.requires_grad_(False)
-        if spec.attn_level == GONE:
+        # Zero weights silence a half already, and these only save its work. An inferred family may return other things
+        # than stock ones do (MPT's MLP adds the residual itself), and OPT's MLP has no module of its own.
+        if spec.attn_level == GONE and not family.inferred:
             layer.set_submodule(family.attention, Silence(returns_pair=True))
-        if spec.mlp_level == GONE:
-            # OPT's MLP has no module of its own: its output projection is silenced in place, by zero weights.
-            if family.mlp:
-                layer.set_submodule(family.mlp, Silence(returns_pair=False))
+        if spec.mlp_level == GONE and family.mlp and not family.inferred:
+            layer.set_submodule(family.mlp, Silence(returns_pair=False))
         return layer

@@ -4,8 +4,9 @@ import json
 import math
 import os
 import re
+import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,11 @@ class Stored:
     name: str
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """From the header."""
+        return tuple(self.handle.get_slice(self.name).get_shape())
+
+    @property
     def itemsize(self) -> int:
         """Bytes per element, from the header."""
         return ITEM_BYTES.get(self.handle.get_slice(self.name).get_dtype(), 1)
@@ -42,23 +48,62 @@ class Stored:
 
 
 @dataclass(frozen=True, eq=False)
+class Loaded:
+    """One tensor of a pickle, under the same face as `Stored`."""
+
+    tensor: torch.Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the tensor."""
+        return tuple(self.tensor.shape)
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes per element."""
+        return self.tensor.element_size()
+
+    def __call__(self) -> torch.Tensor:
+        """The tensor, memory-mapped where the file allows it."""
+        return self.tensor
+
+
+BEYOND_LORA = ("use_dora", "use_qalora", "use_bdlora", "lora_bias", "layer_replication", "trainable_token_indices",
+               "target_parameters", "alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config",
+               "velora_config")  # fmt: skip
+"""Settings of an adapter that make it more than W + scale * B A."""
+PLAIN_STARTS = (None, True, False, "gaussian", "orthogonal", "eva")
+"""Initialisations that leave the base as it is; PiSSA, OLoRA and others subtract their start from it."""
+
+
+@dataclass(frozen=True, eq=False)
 class Adapter:
-    """A PEFT LoRA, merged tensor by tensor: W + scale * B A (Hu et al. 2021, eq. 3)."""
+    """A PEFT LoRA, merged tensor by tensor: W + scale * B A (Hu et al. 2021, eq. 3).
+
+    `transposed` names the modules that store [in, out], as GPT-2 does; None: as the adapter's config says.
+    """
 
     folder: Path
+    transposed: frozenset[str] | None = None
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
         """adapter_config.json.
 
         Raises:
+            BrokenCheckpoint: it is missing or malformed.
             IncompatibleSources: not a plain LoRA (DoRA, bias training and other PEFT types are refused by name).
         """
-        raw = json.loads((self.folder / "adapter_config.json").read_text(encoding="utf-8"))
-        odd = [
-            k for k in ("use_dora", "layer_replication", "trainable_token_indices", "target_parameters") if raw.get(k)
-        ]
+        try:
+            raw = dict(json.loads((self.folder / "adapter_config.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            raise BrokenCheckpoint(
+                f"{self.folder.name}/adapter_config.json is missing or malformed; download the adapter again."
+            ) from None
+        odd = [k for k in BEYOND_LORA if raw.get(k)]
         odd += ["bias"] if raw.get("bias", "none") != "none" else []
+        start = raw.get("init_lora_weights")
+        odd += [] if start in PLAIN_STARTS else [f"init_lora_weights={start}"]
         if raw.get("peft_type") != "LORA" or odd:
             what = f"uses {', '.join(odd)}" if odd else f"is of type {raw.get('peft_type')}"
             raise IncompatibleSources(
@@ -68,7 +113,7 @@ class Adapter:
         return raw
 
     @cached_property
-    def tensors(self) -> "Mapping[str, Callable[[], torch.Tensor]]":
+    def tensors(self) -> "Mapping[str, Stored]":
         """Readers by adapter tensor name."""
         return _readers([self.folder / "adapter_model.safetensors"])
 
@@ -86,6 +131,8 @@ class Adapter:
                 f"The adapter {self.folder.name} holds {unknown[0]}, which is neither a linear LoRA pair nor a "
                 "saved module."
             )
+        if absent := sorted(known - set(self.tensors)):
+            raise BrokenCheckpoint(f"The adapter {self.folder.name} lacks {absent[0]}; download it again.")
         return found
 
     @cached_property
@@ -99,29 +146,32 @@ class Adapter:
         }
 
     def scale(self, module: str) -> float:
-        """alpha / r, or alpha / sqrt(r) with rank stabilisation; patterns override both."""
+        """alpha / r, or alpha / sqrt(r) with rank stabilisation; patterns override both, peft's default is 8."""
         c = self.config
-        rank = _pattern(c.get("rank_pattern"), module, c["r"])
-        alpha = _pattern(c.get("alpha_pattern"), module, c["lora_alpha"])
+        rank = _pattern(c.get("rank_pattern"), module, c.get("r", 8))
+        alpha = _pattern(c.get("alpha_pattern"), module, c.get("lora_alpha", 8))
         return alpha / (math.sqrt(rank) if c.get("use_rslora") else rank)
 
     def apply(self, name: str, weight: torch.Tensor) -> torch.Tensor:
         """The merged tensor, in the base's dtype; `weight` itself where the adapter does not reach."""
-        if name in self.saved:
-            return self.tensors[self.saved[name]]().to(weight.dtype)
         module = name.removesuffix(".weight")
-        if module == name or module not in self.modules:
+        if name in self.saved:
+            change = self.tensors[self.saved[name]]()
+        elif module == name or module not in self.modules:
             return weight
-        a, b = (self.tensors[n]().float() for n in self.modules[module])
-        delta = (b @ a) * self.scale(module)
-        if self.config.get("fan_in_fan_out"):
-            delta = delta.T
-        if delta.shape != weight.shape:
+        else:
+            change = self._delta(module)
+        if change.shape != weight.shape:
             raise IncompatibleSources(
                 f"The adapter {self.folder.name} does not fit: {name} is {tuple(weight.shape)}, "
-                f"its update {tuple(delta.shape)}."
+                f"its update {tuple(change.shape)}."
             )
-        return (weight.float() + delta).to(weight.dtype)
+        return (change if name in self.saved else weight.float() + change).to(weight.dtype)
+
+    def _delta(self, module: str) -> torch.Tensor:
+        a, b = (self.tensors[n]().float() for n in self.modules[module])
+        flipped = self.config.get("fan_in_fan_out") if self.transposed is None else module in self.transposed
+        return ((b @ a).T if flipped else b @ a) * self.scale(module)
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +198,7 @@ class Checkpoint:
         return self
 
     @cached_property
-    def tensors(self) -> "Mapping[str, Callable[[], torch.Tensor]]":
+    def tensors(self) -> "Mapping[str, Stored | Loaded]":
         """Readers by tensor name."""
         files = _weight_files(self.folder)
         if files:
@@ -163,27 +213,47 @@ class Checkpoint:
             )
         return _pickled(pickles)
 
-    def named(self, expected: Iterable[str], base_prefix: str, renames: Sequence[tuple[str, str]] = ()) -> "Checkpoint":
+    def named(
+        self,
+        expected: Mapping[str, Sequence[int]],
+        base_prefix: str,
+        renames: Sequence[tuple[str, str]] = (),
+        transposed: Iterable[str] = (),
+    ) -> "Checkpoint":
         """The same checkpoint under the model's own names.
 
         Files may be saved from the bare trunk (`h.0...` in GPT-2) or spell a prefix otherwise (`embed_out.` in
         GPT-NeoX).
 
+        Args:
+            expected: shape of every tensor of the model, tied duplicates left out.
+            base_prefix: of the trunk.
+            renames: prefixes (module, file).
+            transposed: modules whose weights are stored [in, out].
+
         Raises:
+            BrokenCheckpoint: a tensor has another shape than the model's.
             IncompatibleSources: an adapter changes modules that the model does not have.
         """
-        expected = set(expected)
         others = [(base_prefix + ".", ""), *renames]
         spelled = [(n, old + n.removeprefix(new)) for n in expected for new, old in others if n.startswith(new)]
         aliases = {n: s for n, s in spelled if n not in self.tensors and s in self.tensors}
-        if self.adapter:
-            strange = [m for m in self.adapter.modules if f"{m}.weight" not in expected]
-            if strange:
-                raise IncompatibleSources(
-                    f"The adapter {self.adapter.folder.name} changes {strange[0]}, which {self.folder.name} does "
-                    "not have."
+        for name, shape in expected.items():
+            stored = self.tensors.get(aliases.get(name, name))
+            if stored and tuple(stored.shape) != tuple(shape):
+                raise BrokenCheckpoint(
+                    f"{self.folder.name}: tensor {name} has shape {list(stored.shape)}, but by its config.json it "
+                    f"must have {list(shape)}; download the checkpoint again."
                 )
-        return Checkpoint(self.folder, self.adapter, self.allow_pickle, aliases)
+        adapter = self.adapter and replace(self.adapter, transposed=frozenset(transposed))
+        if adapter:
+            strange = [f"{m}.weight" for m in adapter.modules] + list(adapter.saved)
+            if strange := [n for n in strange if n not in expected]:
+                raise IncompatibleSources(
+                    f"The adapter {adapter.folder.name} changes {strange[0]}, which {self.folder.name} does not have "
+                    "as a tensor of its own."
+                )
+        return Checkpoint(self.folder, adapter, self.allow_pickle, aliases)
 
     def __contains__(self, name: str) -> bool:
         return self.aliases.get(name, name) in self.tensors
@@ -211,8 +281,7 @@ class Checkpoint:
         stored = self.aliases.get(name, name)
         if stored not in self.tensors:
             raise BrokenCheckpoint(f"{self.folder.name} has no tensor {name}; the checkpoint is incomplete.")
-        reader = self.tensors[stored]
-        return reader.itemsize if isinstance(reader, Stored) else reader().element_size()
+        return self.tensors[stored].itemsize
 
 
 def write_shards(
@@ -251,6 +320,11 @@ def write_shards(
 
 def _save(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     partial = path.with_name(path.name + ".partial")
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        # A layer used twice is mapped once, and safetensors refuses to write the same memory under two names.
+        tensors[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
+        seen.add(tensor.data_ptr())
     save_file(tensors, partial, metadata={"format": "pt"})
     os.replace(partial, path)
 
@@ -260,11 +334,11 @@ def _weight_files(folder: Path) -> list[Path]:
     if not index.exists():
         return [folder / SINGLE] if (folder / SINGLE).exists() else []
     try:
-        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError):
+        shards = sorted({Path(s).as_posix() for s in json.loads(index.read_text("utf-8"))["weight_map"].values()})
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         raise BrokenCheckpoint(f"{folder.name}/{INDEX} is malformed; download the checkpoint again.") from None
     for shard in shards:
-        if Path(shard).name != shard:
+        if Path(shard).name != shard or shard == "..":
             raise UnsafeSource(
                 f"{folder.name}/{INDEX} points outside its folder ({shard}); do not use this checkpoint."
             )
@@ -273,8 +347,8 @@ def _weight_files(folder: Path) -> list[Path]:
     return [folder / s for s in shards]
 
 
-def _readers(files: list[Path]) -> dict[str, Callable[[], torch.Tensor]]:
-    readers: dict[str, Callable[[], torch.Tensor]] = {}
+def _readers(files: list[Path]) -> dict[str, Stored]:
+    readers: dict[str, Stored] = {}
     for path in files:
         try:
             handle = safe_open(path, framework="pt")
@@ -287,11 +361,22 @@ def _readers(files: list[Path]) -> dict[str, Callable[[], torch.Tensor]]:
     return readers
 
 
-def _pickled(files: list[Path]) -> dict[str, Callable[[], torch.Tensor]]:
-    readers: dict[str, Callable[[], torch.Tensor]] = {}
+def _pickled(files: list[Path]) -> dict[str, Loaded]:
+    readers: dict[str, Loaded] = {}
     for path in files:
-        state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        readers |= {name: lambda t=t: t for name, t in state.items()}
+        where = f"{path.parent.name}/{path.name}"
+        try:
+            # Files older than torch 1.6 are no zip and cannot be mapped.
+            state = torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True)
+            readers |= {name: Loaded(tensor.detach()) for name, tensor in state.items()}
+        # A cut file ends torch's reader in whatever error its last byte leads to.
+        except Exception as e:
+            if "GLOBAL" in str(e):
+                raise UnsafeSource(
+                    f"{where} holds more than tensors, and reading that may run code; do not use this checkpoint."
+                ) from None
+            reason = str(e).split("\n")[0][:200]
+            raise BrokenCheckpoint(f"{where} is truncated or malformed ({reason}); download it again.") from None
     return readers
 
 

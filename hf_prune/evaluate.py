@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hf_prune.assemble import LayerBank
 from hf_prune.blueprint import GONE, Blueprint, Fidelity, LayerSpec
+from hf_prune.errors import InvalidBlueprint
 from hf_prune.objectives import Measures
 from hf_prune.reference import TOP_K, Dense, cosine, log_rest
 
@@ -47,8 +48,8 @@ class Node:
 
     @property
     def end(self) -> int:
-        """One past the last source layer this edge stands for."""
-        return 0 if self.spec is None else max(self.begin, max(p.layer for p in self.spec.parts)) + 1
+        """One past the last source layer this edge stands for; a repeated layer stands for no more."""
+        return 0 if self.spec is None else max(self.begin, max(p.layer for p in self.spec.parts) + 1)
 
 
 @dataclass
@@ -149,6 +150,8 @@ class Evaluator:
         if not 0 <= fidelity.start < stop <= available:
             raise ValueError(f"fidelity asks for windows {fidelity.start} to {stop}, there are {available}")
         paths = [b.canonical().layers for b in blueprints]
+        if not all(paths):
+            raise InvalidBlueprint("A blueprint without layers cannot be scored.")
         totals = [Totals() for _ in blueprints]
         chunk = max(1, STATE_BYTES // (_most_alive(paths) * self.reference.hidden[0][0].nbytes))
         for first in range(fidelity.start, stop, chunk):
@@ -167,8 +170,9 @@ class Evaluator:
             for depth, spec in enumerate(path):
                 key = spec if self.share_prefixes else (number, spec)
                 if key not in node.children:
-                    plain = self.reuse_reference and node.dense and spec.plain and spec.parts[0].layer == depth
-                    node.children[key] = Node(spec, node, depth + 1, node.end, plain)
+                    own = spec.plain and spec.parts[0].source == 0 and spec.parts[0].layer == depth
+                    known = self.reuse_reference and node.dense and own
+                    node.children[key] = Node(spec, node, depth + 1, node.end, known)
                 node = node.children[key]
             node.leaves.append(number)
         return root

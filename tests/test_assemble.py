@@ -10,7 +10,7 @@ from hf_prune.assemble import LayerBank, Parent, assemble, check, output_config,
 from hf_prune.blueprint import GONE, Blueprint, LayerSpec, Part, Source
 from hf_prune.errors import BrokenCheckpoint, IncompatibleSources, InvalidBlueprint
 from hf_prune.evaluate import Evaluator
-from tests.families import DEPTH, EVERY, tiny
+from tests.families import DEPTH, EVERY, VOCABULARY, tiny
 from tests.oracle import (
     EDITS,
     blueprint,
@@ -181,3 +181,97 @@ def test_a_half_that_is_gone_adds_nothing():
     both = bank.module(LayerSpec((Part(0, 1),), attn_level=GONE, mlp_level=GONE))
     out = both(states)
     assert torch.equal(out[0] if isinstance(out, tuple) else out, states)
+
+
+# Layers used twice, empty layers, shards ---------------------------------------------------------------------------
+
+TWICE = [LayerSpec((Part(0, 0),)), LayerSpec((Part(0, 1),)), LayerSpec((Part(0, 1),)),
+         LayerSpec((Part(0, 2, 0.5), Part(0, 3, 0.5)), norms=Part(0, 1)), LayerSpec((Part(0, 0),))]  # fmt: skip
+
+
+@families
+def test_a_layer_used_twice_is_written_twice(name, tmp_path):
+    parent = opened(name)
+    write(Blueprint((parent.source,), tuple(TWICE)), [parent], tmp_path)
+    assert close(logits(oracle(name, TWICE), WINDOWS), logits(stock(tmp_path), WINDOWS))
+
+
+def test_a_layer_that_lost_both_halves_is_left_out(tmp_path):
+    parent = opened("qwen3")
+    empty = LayerSpec((Part(0, 1),), attn_level=GONE, mlp_level=GONE)
+    bp = Blueprint((parent.source,), (EDITS["identity"][0], empty, EDITS["identity"][5]))
+    write(bp, [parent], tmp_path)
+    kept = [EDITS["identity"][0], EDITS["identity"][5]]
+    for model in (stock(tmp_path), assemble(bp, [parent])):
+        assert model.config.num_hidden_layers == 2
+        assert close(logits(oracle("qwen3", kept), WINDOWS), logits(model, WINDOWS))
+    written = Blueprint.from_json((tmp_path / "blueprint.json").read_text())
+    assert written.layers == tuple(kept) and written.digest == bp.digest
+    with pytest.raises(InvalidBlueprint, match="no layers"):
+        write(Blueprint((parent.source,), (empty,)), [parent], tmp_path)
+
+
+def test_a_merge_nobody_knows_is_refused_by_name(tmp_path):
+    parent = opened("llama")
+    spec = LayerSpec((Part(0, 0, 0.5), Part(0, 1, 0.5)), merge="slerp")
+    with pytest.raises(InvalidBlueprint, match="merges by 'slerp'; known are linear"):
+        write(Blueprint((parent.source,), (spec,)), [parent], tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@families
+def test_shards_hold_the_same_model_and_sizes_are_those_of_the_files(name, tmp_path):
+    parent = opened(name)
+    folders = {size: tmp_path / str(size) for size in (1 << 14, 1 << 30)}
+    for size, folder in folders.items():
+        folder.mkdir()
+        parameters, stored = write(blueprint(parent, "halved"), [parent], folder, shard_bytes=size)
+        files = [load_file(f) for f in folder.glob("*.safetensors")]
+        assert stored == sum(t.nbytes for f in files for t in f.values())
+        assert parameters == sum(t.numel() for f in files for t in f.values()) == stock(folder).num_parameters()
+        assert (len(files) > 5) == (size == 1 << 14)
+    one, many = (stock(f).state_dict() for f in folders.values())
+    assert one.keys() == many.keys() and all(torch.equal(one[k], many[k]) for k in one)
+
+
+def test_what_speaks_for_the_model_comes_along_and_code_does_not(tmp_path):
+    source, out = tmp_path / "source", tmp_path / "out"
+    tiny("llama").save_pretrained(source)
+    out.mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json", "merges.txt", "chat_template.jinja", "modeling_x.py"):
+        (source / name).write_text("{}")
+    parent = Parent.open(Source("speaks", "tiny"), source)
+    write(Blueprint.identity(parent.source, DEPTH), [parent], out)
+    come = {p.name for p in out.iterdir()} - {"config.json", "model.safetensors", "blueprint.json"}
+    assert come == {"tokenizer.json", "tokenizer_config.json", "merges.txt", "chat_template.jinja",
+                    "generation_config.json"}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["mpt", "falcon", "cohere", "gptj", "phi"])
+def test_inferred_halves_add_nothing_whatever_their_modules_return(name, tmp_path, monkeypatch):
+    """MPT's MLP adds the residual itself, Falcon's and GPT-J's layers run both halves beside each other."""
+    small = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": DEPTH, "num_attention_heads": 4}
+    monkeypatch.setitem(EVERY, name, {**small, "intermediate_size": 48, "bos_token_id": 1, "eos_token_id": 2,
+                                      "pad_token_id": 0, **({"rotary_dim": 4} if name == "gptj" else {})})  # fmt: skip
+    source, out = tmp_path / "source", tmp_path / "out"
+    tiny(name).save_pretrained(source)
+    out.mkdir()
+    parent = Parent.open(Source(name, "tiny"), source)
+    dense = assemble(Blueprint.identity(parent.source, DEPTH), [parent])
+    write(blueprint(parent, "halved"), [parent], out)
+    searched = Evaluator(LayerBank(dense, [parent]), WINDOWS).logits(blueprint(parent, "halved"), len(WINDOWS))
+    assert parent.family.inferred and close(logits(stock(out), WINDOWS), searched)
+
+
+def test_a_config_that_does_not_say_its_precision_is_completed(tmp_path):
+    source, out = tmp_path / "source", tmp_path / "out"
+    tiny("llama", dtype=torch.bfloat16).save_pretrained(source)
+    config = json.loads((source / "config.json").read_text())
+    del config["dtype"], config["architectures"]
+    (source / "config.json").write_text(json.dumps(config))
+    out.mkdir()
+    parent = Parent.open(Source("mute", "tiny"), source)
+    write(blueprint(parent, "dropped"), [parent], out)
+    written = json.loads((out / "config.json").read_text())
+    assert (written["dtype"], written["architectures"]) == ("bfloat16", ["LlamaForCausalLM"])
+    assert stock(out).dtype == torch.bfloat16

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from hf_prune.assemble import write
 from hf_prune.certificate import certify
 from hf_prune.errors import ReloadMismatch
+from tests.families import tiny
 from tests.oracle import EDITS, blueprint, logits, opened, oracle, tokens
 
 WINDOWS = tokens(2)
@@ -99,3 +100,25 @@ def test_logits_of_another_shape_fail(finished, expected):
 def test_half_precision_is_allowed_its_rounding_and_says_so(finished, expected):
     found = checked(finished, expected, "bfloat16")
     assert found["dtype"] == "bfloat16" and 1e-4 < found["max_logit_difference"] <= found["tolerance"]
+
+
+FORGETFUL = """
+from transformers import LlamaForCausalLM
+
+
+class Forgetful(LlamaForCausalLM):
+    def forward(self, input_ids=None, past_key_values=None, **kwargs):
+        return super().forward(input_ids=input_ids, past_key_values=None, **kwargs)
+"""
+
+
+def test_a_model_whose_cache_loses_the_past_fails(tmp_path):
+    model = tiny("llama")
+    model.save_pretrained(tmp_path / "small")
+    (tmp_path / "small" / "modeling_forgetful.py").write_text(FORGETFUL)
+    config = json.loads((tmp_path / "small" / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForCausalLM": "modeling_forgetful.Forgetful"}
+    (tmp_path / "small" / "config.json").write_text(json.dumps(config))
+    how = {"dtype": "float32", "device": "cpu", "trust_remote_code": True}
+    with pytest.raises(ReloadMismatch, match="small decodes differently with its cache: logits differ by"):
+        certify(tmp_path / "small", WINDOWS, logits(model, WINDOWS), **how)

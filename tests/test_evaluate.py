@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import hf_prune.evaluate
 from hf_prune.assemble import LayerBank, Parent, assemble
 from hf_prune.blueprint import GONE, Blueprint, Fidelity, LayerSpec, Part, Source
+from hf_prune.errors import InvalidBlueprint
 from hf_prune.evaluate import Evaluator
 from hf_prune.methods import METHODS
 from tests.families import DEPTH, EVERY, tiny
@@ -123,7 +124,7 @@ def test_threads_change_nothing():
     assert repr(found[0]) == repr(found[1])
 
 
-def test_a_candidate_that_overflows_scores_infinity_and_spoils_no_other(tmp_path):
+def test_a_candidate_that_overflows_scores_infinity_and_spoils_no_other(tmp_path, monkeypatch):
     model = tiny("llama")
     model.model.layers[3].mlp.down_proj.weight.data *= 1e20
     model.model.layers[3].mlp.gate_proj.weight.data[:] = 0
@@ -144,6 +145,10 @@ def test_a_candidate_that_overflows_scores_infinity_and_spoils_no_other(tmp_path
     only = Evaluator(bank, WINDOWS)
     only.evaluate([broken], ALL)
     assert only.cost.layer_tokens == WINDOWS.numel() and before == 0
+    # Nor through the next windows, when they are taken one at a time.
+    monkeypatch.setattr(hf_prune.evaluate, "STATE_BYTES", 1)
+    only.evaluate([broken], ALL)
+    assert only.cost.layer_tokens == WINDOWS.numel() + WINDOWS.shape[1]
 
 
 def test_all_deletions_of_four_of_sixteen_layers_cost_6187_passes(tmp_path):
@@ -192,7 +197,7 @@ def observed(name, model):
     for layer in layers:
         inner = []
         halves.append(inner)
-        for path in (family.attention, family.mlp):
+        for path in (family.attention, family.mlp or family.mlp_out):
             layer.get_submodule(path).register_forward_hook(
                 lambda m, a, out, inner=inner: inner.append(out[0] if isinstance(out, tuple) else out)
             )
@@ -250,3 +255,67 @@ def test_removed_halves_are_not_counted_as_parameters():
     gone = LayerSpec((Part(0, 0),), attn_level=GONE)
     sizes = [evaluator.parameters(Blueprint((parent.source,), (s,))) for s in (whole, gone)]
     assert sizes[0] - sizes[1] == 32 * 32 * 2 + 2 * 16 * 32 + 32 * 2 + 16 * 2
+
+
+# Repeated layers, several parents ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", [(0, 1, 1, 2, 3, 4, 5), (5, 0, 1), (0, 1, 2, 3, 4, 5, 5, 5), (3, 2, 1, 0)])
+def test_repeated_and_reordered_layers_score_like_a_plain_forward(order):
+    specs = [EDITS["identity"][i] for i in order]
+    bank = bank_of("qwen3")
+    candidate = Blueprint((bank.parents[0].source,), tuple(specs))
+    found = Evaluator(bank, WINDOWS, with_modules=True).evaluate([candidate], ALL)[0]
+    models = [oracle("qwen3", s) for s in (EDITS["identity"], specs)]
+    dense, ours = (logits(m, WINDOWS)[:, :-1].double().log_softmax(-1) for m in models)
+    assert found.kl == pytest.approx(float((dense.exp() * (dense - ours)).sum(-1).mean()), rel=2e-4)
+    states, mine = (observed("qwen3", m)[0] for m in models)
+    begin, total = 0, 0.0
+    for i, layer in enumerate(order):
+        # A layer that comes again stands for no further source layer: it is held against the last one.
+        end = max(begin, layer + 1)
+        target = states[end] - states[min(begin, end - 1)]
+        total += float(cos((mine[i + 1] - mine[i])[:, 1:], target[:, 1:]).mean())
+        begin = end
+    assert found.update_cosine == pytest.approx(total / len(order), abs=2e-5)
+    assert -1 <= found.gelaco <= 1
+
+
+def test_a_candidate_without_layers_is_refused():
+    bank = bank_of("llama")
+    empty = LayerSpec((Part(0, 1),), attn_level=GONE, mlp_level=GONE)
+    with pytest.raises(InvalidBlueprint, match="without layers"):
+        Evaluator(bank, WINDOWS).evaluate([Blueprint((bank.parents[0].source,), (empty,))], ALL)
+
+
+def test_layers_of_a_second_parent_are_not_taken_for_the_dense_ones(tmp_path):
+    """The variant has the same embedding and head, so a layer mistaken for the base's would score a KL of zero."""
+    base, variant = tiny("llama"), tiny("llama", seed=1)
+    variant.load_state_dict({k: v for k, v in base.state_dict().items() if ".layers." not in k}, strict=False)
+    parents = []
+    for name, model in (("a", base), ("b", variant)):
+        model.save_pretrained(tmp_path / name)
+        parents.append(Parent.open(Source(name, "tiny"), tmp_path / name))
+    bank = LayerBank(assemble(Blueprint.identity(parents[0].source, DEPTH), parents[:1]), parents)
+    layers = tuple(LayerSpec((Part(int(i in (0, 3)), i),)) for i in range(DEPTH))
+    mixed = Blueprint(tuple(p.source for p in parents), layers)
+    found = Evaluator(bank, WINDOWS).evaluate([mixed], ALL)[0]
+    dense, ours = (logits(m, WINDOWS)[:, :-1].double().log_softmax(-1) for m in (base, assemble(mixed, parents)))
+    expected = float((dense.exp() * (dense - ours)).sum(-1).mean())
+    assert expected > 0.01 and found.kl == pytest.approx(expected, rel=2e-4)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "opt", "gemma2", "gpt_neox", "olmo2", "granite"])
+def test_gelaco_in_families_of_every_shape(name):
+    """Halves in sequence and beside each other, with norms behind them, and an MLP without a module of its own."""
+    # The last two source layers stand behind the last output layer, and belong to it.
+    specs = EDITS["merged"][:3]
+    (dense, inner), (ours, mine) = (observed(name, oracle(name, s)) for s in (EDITS["identity"], specs))
+    ends = [max(p.layer for p in s.parts) for s in specs]
+    home = [next((i for i, e in enumerate(ends) if layer <= e), len(ends) - 1) for layer in range(DEPTH)]
+    halves = [sum(float(cos(inner[x][h], mine[home[x]][h]).mean()) for x in range(DEPTH)) / DEPTH for h in (0, 1)]
+    expected = (sum(halves) + float(cos(dense[-1], ours[-1]).mean())) / 3
+    bank = bank_of(name)
+    candidate = Blueprint((bank.parents[0].source,), tuple(specs))
+    found = Evaluator(bank, WINDOWS, with_modules=True).evaluate([candidate], ALL)[0]
+    assert found.gelaco == pytest.approx(expected, abs=2e-5)

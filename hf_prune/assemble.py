@@ -244,7 +244,7 @@ TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "vocab*", "merges.tx
 def write(
     blueprint: Blueprint, parents: Sequence[Parent], folder: Path, *, shard_bytes: int = SHARD_BYTES
 ) -> tuple[int, int]:
-    """Write weights, config, tokenizer and blueprint into an existing folder; memory stays at one shard.
+    """Write weights, config, tokenizer and blueprint into an existing folder; memory stays near one shard.
 
     Layers that have lost both halves are left out.
 

@@ -287,7 +287,7 @@ class Checkpoint:
 def write_shards(
     tensors: Iterable[tuple[str, int, Callable[[], torch.Tensor]]], folder: Path, shard_bytes: int = SHARD_BYTES
 ) -> list[str]:
-    """Stream tensors to safetensors shards; at most one shard is in memory.
+    """Stream tensors to safetensors shards; only one shard's made tensors are in memory, the others are mapped.
 
     Args:
         tensors: (name, bytes, reader), in file order.

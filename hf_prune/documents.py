@@ -249,13 +249,13 @@ def scored(scorer: Scorer, journal: Journal, trials: Sequence[Trial]) -> tuple[O
 def merging(job: Job, journal: Journal, found: Found) -> dict[str, Any] | None:
     """Does merging beat deletion at the same partition?
 
-    KL on the selection windows of the best merged candidate and of the best of its deletions; None when no candidate
-    merged anything.
+    KL on the selection windows of the winner, or of the best candidate that merges where the winner does not, and of
+    the best of its deletions; None when no candidate merged anything.
     """
     merged = [(o, b) for o, b in _full(job, journal) if any(map(_mixed, b.layers))]
     if not merged:
         return None
-    best = min(merged, key=lambda pair: pair[0])[1]
+    best = found.winner if any(map(_mixed, found.winner.layers)) else min(merged, key=lambda pair: pair[0])[1]
     options = [best]
     for i, spec in enumerate(best.layers):
         if _mixed(spec):

@@ -25,7 +25,7 @@ RANDOM_DRAWS = 5
 """Cuts the random baseline draws."""
 LOCAL = "sha256-"
 """What the revision of a local folder begins with; nothing is downloaded for it."""
-TRIALS_PER_SWAP = 8
+TRIALS_PER_SWAP = 5
 HEADS = ("lm_head.weight", "embed_out.weight")
 
 

@@ -1,6 +1,8 @@
 """Runs small enough for a test: a tiny random model, invented text, and the command line in a process of its own."""
 
+import functools
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -48,7 +50,11 @@ def start(*arguments: object, **environment: str) -> subprocess.Popen:
     """`hf-prune ...` in a process of its own."""
     command = [sys.executable, "-m", "hf_prune.cli", *map(str, arguments)]
     env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+    # A test run started in the background ignores SIGINT, and its children would inherit that.
+    listen = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, preexec_fn=listen
+    )
 
 
 def command(*arguments: object, **environment: str) -> subprocess.CompletedProcess:

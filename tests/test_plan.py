@@ -144,7 +144,7 @@ def test_number_of_evaluations_per_search():
     assert evaluations(recipe(search="exhaustive", rules=("keep",)), 16, 4) == 1820
     assert evaluations(recipe(search="window"), 16, 4) == 1
     assert evaluations(recipe(drop=("3",)), 16, 1) == 0
-    assert evaluations(recipe(), 16, 4) == 16 + 8 * 4 * 12
+    assert evaluations(recipe(), 16, 4) == 16 + 5 * 4 * 12
     assert evaluations(recipe(evaluations=99), 16, 4) == 99
 
 

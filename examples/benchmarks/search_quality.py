@@ -7,7 +7,7 @@ tokens, shared prefixes once, prefixes of the dense model free). EvoPress's sche
 staged evolution spent on average; all start from random genomes. The last columns compare perplexity on the report
 split, which none of them saw, with the optimum of the search evidence: paired 95 % interval over windows.
 
-    python examples/benchmarks/search_quality.py --drop 4 --windows 16 --length 256 --evaluations 280 --seeds 20
+    python examples/benchmarks/search_quality.py --drop 4 --windows 16 --length 256 --seeds 20
     python examples/benchmarks/search_quality.py --drop 6 --windows 8 --length 128 --seeds 10
 
 `--table FILE.npz` keeps the enumeration for another run.
@@ -16,6 +16,7 @@ split, which none of them saw, with the optimum of the search evidence: paired 9
 import argparse
 import itertools
 import math
+import os
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -137,12 +138,15 @@ def enumerate_all(table: Table, cuts: Sequence[Cut], stages: Sequence[int], path
     """Fill the table, from the file where there is one."""
     stored = dict(np.load(path)) if path and path.exists() else {}
     for sequences in stages:
-        if (values := stored.get(str(sequences))) is not None and len(values) == len(cuts):
+        key = f"{table.evaluator.bank.model.dtype}-{table.evaluator.reference.tokens.shape[1]}-{sequences}"
+        if (values := stored.get(key)) is not None and len(values) == len(cuts):
             table.known[sequences] = dict(zip(cuts, map(float, values), strict=True))
         table.fill(cuts, sequences)
-        stored[str(sequences)] = np.array([table.known[sequences][c] for c in cuts])
+        stored[key] = np.array([table.known[sequences][c] for c in cuts])
         if path:
-            np.savez(path, **stored)
+            partial = path.with_suffix(".partial.npz")
+            np.savez(partial, **stored)
+            os.replace(partial, path)
 
 
 def passes(depth: int, cuts: Sequence[Cut]) -> int:

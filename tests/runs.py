@@ -41,8 +41,10 @@ def text(path: Path) -> Path:
 def recipe(home: Path, **changes: object) -> Recipe:
     """A run in `home`: base and text are made there unless given."""
     fields = {"output": str(home / "small"), **SMALL, **changes}
-    fields.setdefault("base", str(base(home / "base")))
-    fields.setdefault("data", (str(text(home / "text.txt")),))
+    if "base" not in fields:
+        fields["base"] = str(base(home / "base"))
+    if "data" not in fields:
+        fields["data"] = (str(text(home / "text.txt")),)
     return Recipe.of(**fields)
 
 

@@ -1,0 +1,93 @@
+"""Job: what a run is made of, each part made once, and what its journal must agree on."""
+
+import pytest
+import torch
+
+from hf_prune import job as jobs
+from hf_prune.blueprint import Fidelity, Trial
+from hf_prune.errors import InvalidData, InvalidRecipe
+from hf_prune.job import ALWAYS, Clock, open_job
+from tests.runs import DEPTH, recipe
+
+
+@pytest.fixture
+def job(tmp_path):
+    return open_job(recipe(tmp_path, keep_layers=4))
+
+
+def test_heavy_parts_are_made_once(job):
+    assert job.parent.depth == DEPTH and job.target.remove == 2
+    assert job.evaluator is job.evaluator and job.bank is job.bank and job.card["license"] == "apache-2.0"
+
+
+def test_the_three_splits_share_no_window(job):
+    seen = {split: {tuple(row.tolist()) for row in w.tokens} for split, w in job.evidence.items()}
+    assert [len(s) for s in seen.values()] == [4, 4, 6]
+    assert not seen["search"] & seen["selection"] and not (seen["search"] | seen["selection"]) & seen["report"]
+
+
+def test_selection_windows_follow_the_search_windows_in_the_evaluator(job):
+    rows = job.evaluator.reference.tokens
+    assert torch.equal(rows[:4], job.evidence["search"].tokens)
+    start = job.selection.start
+    assert torch.equal(rows[start : start + job.selection.sequences], job.evidence["selection"].tokens)
+
+
+def test_values_are_in_the_order_of_the_columns_and_the_objective_is_first(tmp_path):
+    job = open_job(recipe(tmp_path, keep_layers=4, objective="perplexity"))
+    assert job.columns[0] == "perplexity" and set(job.columns) == set(ALWAYS)
+    scorer = job.deletions(2)
+    trials = [Trial(scorer.space.from_removed(cut), Fidelity(n)) for cut, n in (((1, 2), 4), ((3, 4), 2), ((1, 2), 2))]
+    together = scorer.evaluate(trials)
+    assert together == [pytest.approx(scorer.evaluate([t])[0]) for t in trials]
+    params = [v[job.columns.index("params")] for v in together]
+    assert params == [job.evaluator.parameters(scorer.blueprint(t.genome)) for t in trials]
+    assert len({scorer.key(t) for t in trials}) == 3
+
+
+def test_two_spellings_of_one_model_have_one_key(tmp_path):
+    job = open_job(recipe(tmp_path, keep_layers=4, method="halves"))
+    halves, whole = job.scorer, job.deletions(2)
+    keys = [s.key(Trial(s.space.from_removed((1, 4)), Fidelity(4))) for s in (halves, whole)]
+    assert keys[0] == keys[1]
+
+
+def test_a_journal_must_agree_on_recipe_base_evidence_and_numerics(tmp_path):
+    header = open_job(recipe(tmp_path, keep_layers=4)).header()
+    assert set(header) == {"recipe", "base", "evidence", "objectives", "numerics"}
+    (tmp_path / "text.txt").write_text((tmp_path / "text.txt").read_text().replace("cat", "cow"))
+    changed = open_job(recipe(tmp_path, keep_layers=4, data=(str(tmp_path / "text.txt"),))).header()
+    assert {k for k in header if header[k] != changed[k]} == {"evidence"}
+
+
+@pytest.mark.parametrize(("native", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_the_search_runs_in_bfloat16_only_where_checkpoint_and_processor_do(tmp_path, monkeypatch, native, dtype):
+    monkeypatch.setattr(jobs, "computes_bfloat16", lambda: native)
+    job = open_job(recipe(tmp_path, keep_layers=4))
+    assert job.dtype == torch.float32
+    job.parent.checkpoint.__dict__["tensors"] = {
+        n: lambda t=t: t().bfloat16() for n, t in job.parent.checkpoint.tensors.items()
+    }
+    assert open_job(job.recipe).dtype == torch.float32
+    fresh = jobs.Job(job.recipe, job.parent, job.target, job.card)
+    assert fresh.dtype == dtype
+    asked = recipe(tmp_path, keep_layers=4, dtype="float16")
+    assert jobs.Job(asked, job.parent, job.target, job.card).dtype == torch.float16
+
+
+def test_windows_longer_than_the_model_reads_are_refused(tmp_path):
+    with pytest.raises(InvalidData, match="reads at most 256 tokens"):
+        open_job(recipe(tmp_path, keep_layers=4, length=300)).evidence  # noqa: B018
+
+
+def test_a_target_that_cannot_be_met_is_refused_on_opening(tmp_path):
+    with pytest.raises(InvalidRecipe, match="keep between 1 and 5"):
+        open_job(recipe(tmp_path, keep_layers=6))
+
+
+def test_the_clock_adds_laps_of_one_name():
+    clock = Clock()
+    clock.lap("a")
+    clock.lap("b")
+    clock.lap("a")
+    assert set(clock.seconds) == {"a", "b", "total"} and clock.seconds["total"] >= 0

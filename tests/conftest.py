@@ -15,6 +15,8 @@ from tests.hub import Hub
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
+# Read when torch is loaded; see hf_prune/cli.py.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # The client reads these when it is imported, which the first test module may do.
 _HOME = tempfile.TemporaryDirectory(prefix="hf_prune_tests_")
 _HUB = Hub(Path(_HOME.name, "hub")).start()

@@ -1,14 +1,13 @@
 """A tiny random model of every family hf_prune has a row for, and of some it infers."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from hf_prune.assemble import LayerBank, Parent, assemble
-from hf_prune.blueprint import DENSE, GONE, Blueprint, LayerSpec, Part, Source
+from hf_prune.assemble import Parent
+from hf_prune.blueprint import Blueprint, LayerSpec, Part, Source
 
 DEPTH, VOCABULARY = 6, 97
 SOURCE = Source("ns/tiny", "a" * 40)
@@ -85,11 +84,6 @@ def opened(folder: Path, **how: Any) -> Parent:
     return Parent.open(SOURCE, folder, **how)
 
 
-def bank_of(parent: Parent) -> LayerBank:
-    """Its dense model, resident."""
-    return LayerBank(assemble(Blueprint.identity(parent.source, parent.depth), [parent]), [parent])
-
-
 def blueprint(*layers: LayerSpec | int) -> Blueprint:
     """Layers given whole, or by source number."""
     return Blueprint((SOURCE,), tuple(LayerSpec((Part(0, s),)) if isinstance(s, int) else s for s in layers))
@@ -99,36 +93,3 @@ def mean(*layers: int, norms: int | None = None) -> LayerSpec:
     """The average of source layers."""
     parts = tuple(Part(0, i, 1 / len(layers)) for i in layers)
     return LayerSpec(parts, norms=None if norms is None else Part(0, norms))
-
-
-def without(layer: int, half: str) -> LayerSpec:
-    """A source layer that has lost its attention or its MLP."""
-    gone = {"attention": (GONE, DENSE), "mlp": (DENSE, GONE)}[half]
-    return LayerSpec((Part(0, layer),), "linear", *gone)
-
-
-CUTS: dict[str, Blueprint] = {
-    "dropped": blueprint(0, 2, 4, 5),
-    "merged": blueprint(0, mean(1, 2), 3, mean(4, 5)),
-    "merged_norms": blueprint(0, mean(1, 2, norms=2), mean(3, 4, 5, norms=3)),
-    "attention_gone": blueprint(without(0, "attention"), 1, without(2, "attention"), 4, 5),
-    "mlp_gone": blueprint(0, without(1, "mlp"), 2, 4, without(5, "mlp")),
-    "all_at_once": blueprint(without(0, "mlp"), LayerSpec((Part(0, 2, 1.5), Part(0, 3, -0.5)), attn_level=GONE), 5),
-}
-"""One small model for every way to change layers."""
-
-
-def windows(rows: int = 3, length: int = 12, seed: int = 0) -> torch.Tensor:
-    """Random tokens [rows, length]."""
-    return torch.randint(3, VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(seed))
-
-
-@torch.inference_mode()
-def stepwise(model: PreTrainedModel, tokens: torch.Tensor, prefill: int = 5) -> torch.Tensor:
-    """Logits of a prefill and one-token steps with the model's own cache."""
-    out = model(input_ids=tokens[:, :prefill], use_cache=True)
-    steps: Sequence[torch.Tensor] = [out.logits]
-    for t in range(prefill, tokens.shape[1]):
-        out = model(input_ids=tokens[:, t : t + 1], past_key_values=out.past_key_values, use_cache=True)
-        steps = [*steps, out.logits]
-    return torch.cat(list(steps), 1)

@@ -90,7 +90,7 @@ def main() -> None:
     stages = screening(a.windows, a.length)
     cuts = list(itertools.combinations(range(table.depth), a.drop))
     enumerate_all(table, cuts, stages, a.table)
-    everything = passes(table.depth, [c for c in cuts]) * a.windows
+    everything = passes(table.depth, cuts) * a.windows
     cap = a.evaluations or 16 + TRIALS_PER_SWAP * a.drop * (table.depth - a.drop)
     print(
         f"{len(cuts):,} ways to drop {a.drop} of {table.depth} layers; fitness KL on {a.windows} x {a.length} tokens "

@@ -86,6 +86,10 @@ def main() -> None:
     for name, value in rows.items():
         ratio = statistics.median(x / y for x, y in zip(seconds[name], seconds["sweep"], strict=True))
         print(f"| {name} | {value * 1e3:.1f} | {min(seconds[name]) * 1e3:.1f} | {ratio:.2f} x |")
+    counted = Evaluator(bank, tokens)
+    counted.evaluate(offspring, fidelity)
+    share = counted.cost.layer_tokens / (tokens.numel() * len(offspring))
+    print(f"\nlayer passes per candidate: {share:.2f} of {len(offspring[0].layers)}")
     agree(bank, tokens, offspring[0], fidelity)
     if twice:
         kls = [[m.kl for m in Evaluator(b, tokens).evaluate(offspring, fidelity)] for b in (bank, exact)]
@@ -255,7 +259,7 @@ def agree(bank: LayerBank, tokens: torch.Tensor, blueprint: Blueprint, fidelity:
     vocabulary = bank.model.get_output_embeddings().weight.shape[0]
     ours = Evaluator(bank, tokens, top_k=vocabulary).evaluate([blueprint], fidelity)[0].kl
     theirs = plain_kl(bank.model, tokens, dense_log_probs(bank.model, tokens), blueprint, 1)
-    print(f"\nKL of the first offspring: sweep {ours:.6f}, plain {theirs:.6f}")
+    print(f"KL of the first offspring: sweep {ours:.6f}, plain {theirs:.6f}")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ class Family:
     """Names inside one model family.
 
     `layers` is the path of the layer list, `norm` the final norm before the head; `attention`, `attention_out` and
-    `mlp_out` are paths inside a layer; `mlp` is None when the MLP has no module of its own. `lists` are config keys
+    `mlp_out` are paths inside a layer; `mlp` is None when the MLP has no module of its own;
+    `attention_norm` and `mlp_norm` are RMS norms that a half's output passes before it is added. `lists` are config keys
     with one entry per layer. `refuse` maps config keys to (value that is fine, reason). `renames` are prefixes that
     files spell otherwise than the modules: (module, file).
     """
@@ -32,6 +33,8 @@ class Family:
     attention_out: str = "self_attn.o_proj"
     mlp: str | None = "mlp"
     mlp_out: str = "mlp.down_proj"
+    attention_norm: str | None = None
+    mlp_norm: str | None = None
     depth_key: str = "num_hidden_layers"
     lists: tuple[str, ...] = ()
     refuse: tuple[tuple[str, Any, str], ...] = ()
@@ -60,6 +63,8 @@ class Family:
         return any(suffix.startswith(out + ".") for out in gone)
 
 
+POST_NORMS = {"attention_norm": "post_attention_layernorm", "mlp_norm": "post_feedforward_layernorm"}
+
 FAMILIES: Mapping[str, Family] = {
     f.model_type: f
     for f in (
@@ -67,10 +72,10 @@ FAMILIES: Mapping[str, Family] = {
         Family("mistral", lists=("layer_types",)),
         Family("qwen2", lists=("layer_types",)),
         Family("qwen3", lists=("layer_types",)),
-        Family("gemma2", lists=("layer_types",)),
-        Family("gemma3_text", lists=("layer_types",)),
+        Family("gemma2", lists=("layer_types",), **POST_NORMS),
+        Family("gemma3_text", lists=("layer_types",), **POST_NORMS),
         Family("phi3", lists=("layer_types",)),
-        Family("olmo2", lists=("layer_types",)),
+        Family("olmo2", lists=("layer_types",), **POST_NORMS),
         Family("smollm3", lists=("layer_types", "no_rope_layers")),
         Family(
             "gpt_neox",

@@ -3,13 +3,11 @@
 One plan, two sinks: `assemble` fills a model in memory, `write` streams shards to disk.
 """
 
-import copy
 import json
 import shutil
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -22,8 +20,7 @@ from hf_prune.blueprint import GONE, Blueprint, LayerSpec, Part, Source
 from hf_prune.checkpoint import SHARD_BYTES, Checkpoint, write_shards
 from hf_prune.errors import IncompatibleSources, InvalidBlueprint, ReloadMismatch
 from hf_prune.merge import MERGES
-
-Tensors = dict[str, torch.Tensor]
+from hf_prune.patches import NO_PATCHES, PATCH_FILE, Patches, save_patches
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,15 +114,22 @@ class Parent:
         return sum(s.numel() for s in self.shapes.values())
 
 
-def layer_tensors(spec: LayerSpec, parents: Sequence[Parent]) -> Iterator[tuple[str, Callable[[], torch.Tensor]]]:
+def layer_tensors(
+    spec: LayerSpec, parents: Sequence[Parent], patches: Patches = NO_PATCHES
+) -> Iterator[tuple[str, Callable[[], torch.Tensor]]]:
     """Readers of one output layer's tensors, each in its checkpoint's dtype.
 
     A removed half keeps its tensors, and its output projection is zero: stock classes then add nothing for it.
+    Tensors of the layer's patch replace what its parts would give.
     """
     anchor = spec.anchor
     family = parents[anchor.source].family
+    patch = patches[spec.repair] if spec.repair else {}
     for suffix in parents[anchor.source].layer_suffixes[anchor.layer]:
-        yield suffix, lambda suffix=suffix: _combine(spec, suffix, parents, family)
+        if suffix in patch:
+            yield suffix, lambda suffix=suffix: patch[suffix]
+        else:
+            yield suffix, lambda suffix=suffix: _combine(spec, suffix, parents, family)
 
 
 def _combine(spec: LayerSpec, suffix: str, parents: Sequence[Parent], family: Family) -> torch.Tensor:
@@ -147,11 +151,12 @@ def alive(blueprint: Blueprint) -> Blueprint:
     return replace(blueprint, layers=tuple(s for s in blueprint.layers if not s.attn_level == s.mlp_level == GONE))
 
 
-def check(blueprint: Blueprint, parents: Sequence[Parent]) -> None:
+def check(blueprint: Blueprint, parents: Sequence[Parent], patches: Patches = NO_PATCHES) -> None:
     """Refuse a blueprint that its parents cannot serve.
 
     Raises:
-        InvalidBlueprint: a layer number beyond the parent's depth, levels without a library, or an unknown merge.
+        InvalidBlueprint: a layer number beyond the parent's depth, levels without a library, an unknown merge, or a
+            patch that is missing or does not fit.
         IncompatibleSources: parents of different shapes.
     """
     blueprint.check()
@@ -170,9 +175,29 @@ def check(blueprint: Blueprint, parents: Sequence[Parent]) -> None:
                     f"The blueprint asks for layer {part.layer} of {parents[part.source].source}, "
                     f"which has {parents[part.source].depth} layers."
                 )
+        _check_patch(spec, parents, patches)
 
 
-def plan_tensors(blueprint: Blueprint, parents: Sequence[Parent]) -> Iterator[tuple[str, Callable[[], torch.Tensor]]]:
+def _check_patch(spec: LayerSpec, parents: Sequence[Parent], patches: Patches) -> None:
+    if spec.repair is None:
+        return
+    if spec.repair not in patches:
+        raise InvalidBlueprint(
+            f"The blueprint was repaired, but the repair {spec.repair} is not there; keep {PATCH_FILE} beside it."
+        )
+    parent = parents[spec.anchor.source]
+    for suffix, tensor in patches[spec.repair].items():
+        shape = parent.shapes.get(f"{parent.family.prefix}{spec.anchor.layer}.{suffix}")
+        if shape != tensor.shape:
+            raise InvalidBlueprint(
+                f"The repair {spec.repair} gives {suffix} the shape {tuple(tensor.shape)}, but layer "
+                f"{spec.anchor.layer} of {parent.source} has {tuple(shape) if shape else 'no such tensor'}."
+            )
+
+
+def plan_tensors(
+    blueprint: Blueprint, parents: Sequence[Parent], patches: Patches = NO_PATCHES
+) -> Iterator[tuple[str, Callable[[], torch.Tensor]]]:
     """Name and reader of every tensor of the assembled model, in file order; nothing is read yet."""
     embed, head = parents[blueprint.embed], parents[blueprint.head]
     prefix = embed.family.prefix
@@ -182,13 +207,14 @@ def plan_tensors(blueprint: Blueprint, parents: Sequence[Parent]) -> Iterator[tu
         owner = head if name.startswith((norm, "lm_head.")) else embed
         yield name, lambda owner=owner, name=name: owner.checkpoint.tensor(name)
     for i, spec in enumerate(blueprint.layers):
-        for suffix, read in layer_tensors(spec, parents):
+        for suffix, read in layer_tensors(spec, parents, patches):
             yield f"{prefix}{i}.{suffix}", read
 
 
 def assemble(
     blueprint: Blueprint,
     parents: Sequence[Parent],
+    patches: Patches = NO_PATCHES,
     *,
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
@@ -198,6 +224,7 @@ def assemble(
     Args:
         blueprint: layers that have lost both halves are left out.
         parents: opened sources, in the order of `blueprint.sources`.
+        patches: what the blueprint's repaired layers name.
         dtype: of the result; None keeps the checkpoint's.
         device: where it goes.
 
@@ -206,8 +233,8 @@ def assemble(
         ReloadMismatch: transformers did not take every tensor.
     """
     blueprint = alive(blueprint)
-    check(blueprint, parents)
-    state = {name: read() for name, read in plan_tensors(blueprint, parents)}
+    check(blueprint, parents, patches)
+    state = {name: read() for name, read in plan_tensors(blueprint, parents, patches)}
     base = parents[blueprint.embed]
     with quiet():
         model, info = type(base.skeleton).from_pretrained(
@@ -242,22 +269,27 @@ TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "vocab*", "merges.tx
 
 
 def write(
-    blueprint: Blueprint, parents: Sequence[Parent], folder: Path, *, shard_bytes: int = SHARD_BYTES
+    blueprint: Blueprint,
+    parents: Sequence[Parent],
+    folder: Path,
+    patches: Patches = NO_PATCHES,
+    *,
+    shard_bytes: int = SHARD_BYTES,
 ) -> tuple[int, int]:
     """Write weights, config, tokenizer and blueprint into an existing folder; memory stays near one shard.
 
-    Layers that have lost both halves are left out.
+    Layers that have lost both halves are left out. Patches that the blueprint names are written beside it.
 
     Returns:
         Parameters and bytes of the written weights.
     """
     blueprint = alive(blueprint)
-    check(blueprint, parents)
+    check(blueprint, parents, patches)
     base = parents[blueprint.embed]
     sizes = []
 
     def sized() -> Iterator[tuple[str, int, Callable[[], torch.Tensor]]]:
-        for name, read in plan_tensors(blueprint, parents):
+        for name, read in plan_tensors(blueprint, parents, patches):
             shape, item = _shape_and_item(name, blueprint, parents)
             sizes.append((shape.numel(), shape.numel() * item))
             yield _file_name(name, base.family), sizes[-1][1], read
@@ -272,6 +304,7 @@ def write(
     if base.trust_remote_code:
         for path in base.checkpoint.folder.glob("*.py"):
             shutil.copyfile(path, folder / path.name)
+    save_patches({s.repair: patches[s.repair] for s in blueprint.layers if s.repair}, folder / PATCH_FILE)
     (folder / "blueprint.json").write_text(blueprint.to_json(indent=1) + "\n", encoding="utf-8")
     return sum(n for n, _ in sizes), sum(b for _, b in sizes)
 
@@ -316,56 +349,3 @@ def _refuse_untying(checkpoint: Checkpoint, model: PreTrainedModel) -> None:
             f"The adapter {adapter.folder.name} replaces {both[0]}, which its base also uses as the head; "
             "merge it with peft's merge_and_unload() and use the merged model."
         )
-
-
-class Silence(torch.nn.Module):
-    """Stands where a removed half was: adds nothing to the residual stream."""
-
-    def __init__(self, returns_pair: bool) -> None:
-        super().__init__()
-        self.returns_pair = returns_pair
-
-    def forward(self, hidden_states: torch.Tensor, *_: object, **__: object) -> object:
-        """Zeros of the input's shape, with the empty attention weights that attention modules return beside them."""
-        zeros = torch.zeros_like(hidden_states)
-        return (zeros, None) if self.returns_pair else zeros
-
-
-@dataclass(eq=False)
-class LayerBank:
-    """Decoder layers by spec over one resident dense model; merged layers are made once and kept while they fit.
-
-    `capacity` counts made layers (merged or half-removed), the least recently used goes first.
-    """
-
-    model: PreTrainedModel
-    parents: Sequence[Parent]
-    capacity: int = 64
-    _made: "OrderedDict[LayerSpec, torch.nn.Module]" = field(default_factory=OrderedDict)
-
-    def module(self, spec: LayerSpec) -> torch.nn.Module:
-        """The decoder layer of a canonical spec, in the model's dtype and on its device."""
-        dense = self.model.get_submodule(self.parents[0].family.layers)
-        if spec.plain and spec.parts[0].source == 0:
-            return dense[spec.parts[0].layer]
-        if spec not in self._made:
-            self._made[spec] = self._make(spec, dense[spec.anchor.layer])
-            if len(self._made) > self.capacity:
-                self._made.popitem(last=False)
-        self._made.move_to_end(spec)
-        return self._made[spec]
-
-    def _make(self, spec: LayerSpec, template: torch.nn.Module) -> torch.nn.Module:
-        family = self.parents[0].family
-        like = next(template.parameters())
-        layer = copy.deepcopy(template)
-        tensors = {n: read().to(like.device, like.dtype) for n, read in layer_tensors(spec, self.parents)}
-        layer.load_state_dict(tensors, assign=True)
-        layer.requires_grad_(False)
-        # Zero weights silence a half already, and these only save its work. An inferred family may return other things
-        # than stock ones do (MPT's MLP adds the residual itself), and OPT's MLP has no module of its own.
-        if spec.attn_level == GONE and not family.inferred:
-            layer.set_submodule(family.attention, Silence(returns_pair=True))
-        if spec.mlp_level == GONE and family.mlp and not family.inferred:
-            layer.set_submodule(family.mlp, Silence(returns_pair=False))
-        return layer

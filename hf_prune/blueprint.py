@@ -49,7 +49,8 @@ class LayerSpec:
     """One output layer.
 
     `norms` names the single layer that gives the normalisation weights; None means they follow `parts`.
-    Levels index a width library: `DENSE` keeps the half, `GONE` removes it.
+    Levels index a width library: `DENSE` keeps the half, `GONE` removes it. `repair` is the digest of tensors that
+    replace some of the layer's own; they lie in a repair file.
     """
 
     parts: tuple[Part, ...]
@@ -57,6 +58,7 @@ class LayerSpec:
     attn_level: int = DENSE
     mlp_level: int = DENSE
     norms: Part | None = None
+    repair: str | None = None
 
     @property
     def anchor(self) -> Part:
@@ -70,6 +72,7 @@ class LayerSpec:
             len(self.parts) == 1
             and self.parts[0].weight == 1.0
             and self.norms is None
+            and self.repair is None
             and self.attn_level == self.mlp_level == DENSE
         )
 
@@ -93,7 +96,7 @@ class LayerSpec:
 class Blueprint:
     """A model as a list of layer specs over pinned sources.
 
-    `embed` and `head` index `sources`. `levels` and `repairs` name the digests of a width library and of a repair file.
+    `embed` and `head` index `sources`. `levels` names the digest of a width library.
     """
 
     sources: tuple[Source, ...]
@@ -101,7 +104,6 @@ class Blueprint:
     embed: int = 0
     head: int = 0
     levels: str | None = None
-    repairs: str | None = None
     version: int = 1
 
     @classmethod
@@ -137,6 +139,9 @@ class Blueprint:
         """
         try:
             raw = json.loads(text)
+            # A key of early blueprints that was never used.
+            if raw.get("repairs", "") is None:
+                del raw["repairs"]
             bp = cls(
                 **{
                     **raw,
@@ -144,7 +149,7 @@ class Blueprint:
                     "layers": tuple(_layer(s) for s in raw["layers"]),
                 }
             )
-        except (ValueError, TypeError, KeyError, RecursionError) as e:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
             raise InvalidBlueprint(
                 f"This is not a blueprint hf_prune can read ({e}); write one with `hf-prune compress`."
             ) from None
@@ -171,8 +176,8 @@ class Blueprint:
             raise InvalidBlueprint("A weight of the blueprint is not a finite number.")
         if any(type(v) is not int or v < GONE for s in self.layers for v in (s.attn_level, s.mlp_level)):
             raise InvalidBlueprint("A level of the blueprint is not -1 (gone), 0 (dense) or a level of a library.")
-        if any(not isinstance(s.merge, str) for s in self.layers):
-            raise InvalidBlueprint("A merge of the blueprint is not a name.")
+        if any(not isinstance(t, str) for s in self.layers for t in (s.merge, s.repair or "")):
+            raise InvalidBlueprint("A merge or a repair of the blueprint is not a name.")
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -11,7 +11,8 @@ import transformers
 from transformers import AutoTokenizer
 
 from hf_prune import hub
-from hf_prune.assemble import LayerBank, Parent, assemble, quiet
+from hf_prune.assemble import Parent, assemble, quiet
+from hf_prune.bank import LayerBank
 from hf_prune.blueprint import Blueprint, Fidelity, Genome, Trial
 from hf_prune.calibration import Windows, windows
 from hf_prune.errors import InvalidData

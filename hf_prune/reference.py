@@ -144,8 +144,8 @@ class Dense:
             UnsupportedArchitecture: layer by layer does not give the logits of the model's own forward.
         """
         tokens = tokens.to(self.device)
-        calls, logits = self._record(tokens[:1])
-        hidden = [torch.cat([self._embed(tokens[rows]) for rows in self.tiles(tokens, self.tile_tokens)])]
+        calls, logits = self.record(tokens[:1])
+        hidden = [torch.cat([self.embed(tokens[rows]) for rows in self.tiles(tokens, self.tile_tokens)])]
         modules = []
         for layer, call in zip(self.layers, calls, strict=True):
             out, inner = self.apply(layer, hidden[-1:], call)[0]
@@ -161,7 +161,8 @@ class Dense:
         kept = tuple(modules) if self.with_modules else None
         return Reference(tokens, tuple(hidden), top, log_p, log_p.exp(), log_tail, nll, tuple(calls), kept)
 
-    def _record(self, tokens: Tensor) -> tuple[list[Call], Tensor]:
+    def record(self, tokens: Tensor) -> tuple[list[Call], Tensor]:
+        """What one real forward on int64 [1, T] tokens gives each layer besides its state, and its logits."""
         calls: list[Call] = []
 
         def note(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -174,7 +175,8 @@ class Dense:
             for hook in hooks:
                 hook.remove()
 
-    def _embed(self, tokens: Tensor) -> Tensor:
+    def embed(self, tokens: Tensor) -> Tensor:
+        """What enters the first layer for int64 [N, T] tokens: [N, T, d]."""
         seen: list[Tensor] = []
 
         def stop(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hf_prune.evaluate
-from hf_prune.assemble import LayerBank, Parent, assemble
+from hf_prune.assemble import Parent, assemble
+from hf_prune.bank import LayerBank
 from hf_prune.blueprint import GONE, Blueprint, Fidelity, LayerSpec, Part, Source
 from hf_prune.errors import InvalidBlueprint
 from hf_prune.evaluate import Evaluator

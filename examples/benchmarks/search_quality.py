@@ -27,7 +27,8 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer
 
-from hf_prune.assemble import LayerBank, Parent, assemble
+from hf_prune.assemble import Parent, assemble
+from hf_prune.bank import LayerBank
 from hf_prune.blueprint import Blueprint, Fidelity, Outcome, Source, Trial
 from hf_prune.calibration import demo_folder, windows
 from hf_prune.evaluate import Evaluator

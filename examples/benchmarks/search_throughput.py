@@ -25,7 +25,8 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig
 
 from hf_prune.architecture import family_of
-from hf_prune.assemble import LayerBank, Parent, assemble, quiet
+from hf_prune.assemble import Parent, assemble, quiet
+from hf_prune.bank import LayerBank
 from hf_prune.blueprint import Blueprint, Fidelity, Source
 from hf_prune.calibration import demo_folder, windows
 from hf_prune.evaluate import Evaluator

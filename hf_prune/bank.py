@@ -1,0 +1,96 @@
+"""Decoder layers by spec over one resident dense model."""
+
+import copy
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from transformers import PreTrainedModel
+
+from hf_prune.assemble import Parent, layer_tensors
+from hf_prune.blueprint import GONE, Blueprint, LayerSpec
+from hf_prune.patches import Patch, Patches, digest_of
+
+
+class Silence(torch.nn.Module):
+    """Stands where a removed half was: adds nothing to the residual stream."""
+
+    def __init__(self, returns_pair: bool) -> None:
+        super().__init__()
+        self.returns_pair = returns_pair
+
+    def forward(self, hidden_states: torch.Tensor, *_: object, **__: object) -> object:
+        """Zeros of the input's shape, with the empty attention weights that attention modules return beside them."""
+        zeros = torch.zeros_like(hidden_states)
+        return (zeros, None) if self.returns_pair else zeros
+
+
+@dataclass(eq=False)
+class LayerBank:
+    """Decoder layers by spec over one resident dense model; merged layers are made once and kept while they fit.
+
+    `capacity` counts made layers (merged, half-removed or repaired), the least recently used goes first. `patches`
+    holds the weights of repaired layers.
+    """
+
+    model: PreTrainedModel
+    parents: Sequence[Parent]
+    capacity: int = 64
+    patches: dict[str, Patch] = field(default_factory=dict)
+    _made: "OrderedDict[LayerSpec, torch.nn.Module]" = field(default_factory=OrderedDict)
+
+    def module(self, spec: LayerSpec) -> torch.nn.Module:
+        """The decoder layer of a canonical spec, in the model's dtype and on its device."""
+        dense = self.model.get_submodule(self.parents[0].family.layers)
+        if spec.plain and spec.parts[0].source == 0:
+            return dense[spec.parts[0].layer]
+        if spec not in self._made:
+            self._made[spec] = self._make(spec, dense[spec.anchor.layer])
+            if len(self._made) > self.capacity:
+                self._made.popitem(last=False)
+        self._made.move_to_end(spec)
+        return self._made[spec]
+
+    def repaired(self, spec: LayerSpec, patch: Patch) -> LayerSpec:
+        """Take in weights for a layer; returns the spec that names them."""
+        digest = digest_of(patch)
+        self.patches[digest] = patch
+        return replace(spec, repair=digest)
+
+    def forget(self, spec: LayerSpec) -> None:
+        """Drop what `repaired` took in."""
+        self.patches.pop(spec.repair, None)
+        self._made.pop(spec, None)
+
+    def named(self, blueprint: Blueprint) -> Patches:
+        """The patches that a blueprint names."""
+        return {s.repair: self.patches[s.repair] for s in blueprint.layers if s.repair}
+
+    def _make(self, spec: LayerSpec, template: torch.nn.Module) -> torch.nn.Module:
+        family = self.parents[0].family
+        like = next(template.parameters())
+        if spec.repair:
+            # All but the repaired tensors are those of the layer before.
+            before, patch = self.module(replace(spec, repair=None)), self.patches[spec.repair]
+            layer = _sharing(before)
+            tensors = {n: t.to(like.device, like.dtype) for n, t in patch.items()}
+            layer.load_state_dict(tensors, strict=False, assign=True)
+            return layer.requires_grad_(False)
+        layer = _sharing(template)
+        tensors = {n: read().to(like.device, like.dtype) for n, read in layer_tensors(spec, self.parents)}
+        layer.load_state_dict(tensors, assign=True)
+        layer.requires_grad_(False)
+        # Zero weights silence a half already, and these only save its work. An inferred family may return other things
+        # than stock ones do (MPT's MLP adds the residual itself), and OPT's MLP has no module of its own.
+        if spec.attn_level == GONE and not family.inferred:
+            layer.set_submodule(family.attention, Silence(returns_pair=True))
+        if spec.mlp_level == GONE and family.mlp and not family.inferred:
+            layer.set_submodule(family.mlp, Silence(returns_pair=False))
+        return layer
+
+
+def _sharing(layer: torch.nn.Module) -> torch.nn.Module:
+    """A copy of the modules over the same tensors."""
+    kept = [*layer.parameters(), *layer.buffers()]
+    return copy.deepcopy(layer, {id(t): t for t in kept})

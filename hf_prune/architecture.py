@@ -20,9 +20,9 @@ class Family:
     """Names inside one model family.
 
     `layers` is the path of the layer list, `norm` the final norm before the head; `attention`, `attention_out` and
-    `mlp_out` are paths inside a layer; `mlp` is None when the MLP has no module of its own;
-    `attention_norm` and `mlp_norm` are RMS norms that a half's output passes before it is added. `lists` are config keys
-    with one entry per layer. `refuse` maps config keys to (value that is fine, reason). `renames` are prefixes that
+    `mlp_out` are paths inside a layer; `mlp` is None when the MLP has no module of its own; `attention_norm` and
+    `mlp_norm` are RMS norms that a half's output passes before it is added. `lists` are config keys with one entry per
+    layer. `refuse` maps config keys to (value that is fine, reason). `renames` are prefixes that
     files spell otherwise than the modules: (module, file).
     """
 

@@ -1,0 +1,445 @@
+import importlib.metadata
+import json
+import logging
+import os
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hf_prune import harness, tasks
+from hf_prune.calibration import demo_folder
+from hf_prune.errors import InvalidData, InvalidRecipe, SourceError, UnsafeSource
+from hf_prune.harness import HarnessScores, scores
+from tests.families import tiny
+
+ITEMS = 20
+CLOZE = """
+task: cloze
+dataset_path: json
+dataset_kwargs: {data_files: {test: items.jsonl}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{context}}"
+doc_to_choice: choices
+doc_to_target: answer
+metric_list:
+  - {metric: acc, aggregation: mean, higher_is_better: true}
+  - {metric: acc_norm, aggregation: mean, higher_is_better: true}
+metadata: {version: 1.5}
+"""
+SAID = """
+task: said
+dataset_path: json
+dataset_kwargs: {data_files: {test: items.jsonl}}
+test_split: test
+output_type: generate_until
+doc_to_text: context
+doc_to_target: "{{choices[answer]}}"
+generation_kwargs: {max_gen_toks: 6, do_sample: false, until: ["."]}
+metric_list:
+  - {metric: exact_match, aggregation: mean, higher_is_better: true}
+  - {metric: bleu, aggregation: bleu, higher_is_better: true}
+filter_list:
+  - {name: first, filter: [{function: regex, regex_pattern: "(he)"}, {function: take_first}]}
+  - {name: whole, filter: [{function: take_first}]}
+"""
+FLOATS = st.floats(allow_subnormal=False)
+NAMES = st.sampled_from(["acc", "acc_norm", "exact_match,strict", "perplexity"])
+
+
+class Model(torch.nn.Module):
+    """What `scores` itself asks of a model."""
+
+    device = torch.device("cpu")
+
+    def __init__(self):
+        super().__init__()
+        self.inner = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Dropout().eval())
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A local task beside its data."""
+    lines = (demo_folder() / "tasks" / "stories_cloze.report.jsonl").read_text(encoding="utf-8").splitlines()[:ITEMS]
+    (tmp_path / "items.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (tmp_path / "cloze.yaml").write_text(CLOZE)
+    return tmp_path
+
+
+@pytest.fixture
+def runs(monkeypatch) -> list[list[str]]:
+    """Names of the tasks of every run; nothing is measured, and lm_eval need not be there."""
+    seen: list[list[str]] = []
+
+    def run(model, tokenizer, requests, limit, batch_size, allow_code):
+        seen.append([r.task for r in requests])
+        for r in requests:
+            yield r, found(r.task, float(len(seen)))
+
+    monkeypatch.setattr(harness, "_run", run)
+    monkeypatch.setattr(harness, "_version", lambda: "9.9")
+    return seen
+
+
+def found(task: str, value: float = 0.5) -> HarnessScores:
+    return HarnessScores(task, {"acc": value}, {"acc": True}, {"acc": np.array([0.0, value])}, "lm_eval 9.9, task 1")
+
+
+def ask(*names: object, model: object = None, cache: Path | None = None, **how: object) -> dict[str, HarnessScores]:
+    how = {"digest": "d", "limit": None, **how}
+    return scores(model or Model(), None, [str(n) for n in names], cache=cache, **how)
+
+
+def same(ours: HarnessScores, theirs: HarnessScores) -> bool:
+    np.testing.assert_equal(ours.items, theirs.items)
+    np.testing.assert_equal(ours.metrics, theirs.metrics)
+    return (ours.task, ours.higher_is_better, ours.version) == (theirs.task, theirs.higher_is_better, theirs.version)
+
+
+def test_a_second_call_reads_what_the_first_found(folder, runs):
+    cache = folder / "deep" / "cache"
+    first = ask(folder / "cloze.yaml", "piqa", cache=cache)
+    second = ask("piqa", folder / "cloze.yaml", cache=cache)
+    assert runs == [["cloze", "piqa"]]
+    assert list(first) == ["cloze", "piqa"] and list(second) == ["piqa", "cloze"]
+    assert all(same(first[name], second[name]) and second[name].items["acc"].dtype == np.float64 for name in first)
+    files = sorted(p.name for p in cache.iterdir())
+    assert len(files) == 2 and files[0].startswith("cloze-") and all(f.endswith(".json") for f in files)
+    ask("piqa", "arc_easy", cache=cache)
+    assert runs[1:] == [["arc_easy"]]
+
+
+def test_without_a_cache_every_call_runs(folder, runs):
+    ask("piqa")
+    ask("piqa")
+    assert runs == [["piqa"]] * 2 and [p.name for p in folder.iterdir() if p.is_dir()] == []
+
+
+@pytest.mark.parametrize("change", ["digest", "limit", "version", "file", "included", "data", "torn", "other"])
+def test_whatever_decides_the_scores_is_part_of_the_key(folder, runs, monkeypatch, change):
+    (folder / "base.yaml").write_text(CLOZE)
+    path, cache = folder / "cloze.yaml", folder / "cache"
+    path.write_text("include: base.yaml\ntask: cloze\n")
+    ask(path, cache=cache)
+    (written,) = cache.iterdir()
+    how = {"digest": {"digest": "e"}, "limit": {"limit": 3}}.get(change, {})
+    if change == "version":
+        monkeypatch.setattr(harness, "_version", lambda: "9.10")
+    elif change == "torn":
+        written.write_text(written.read_text()[:40])
+    elif change == "other":
+        written.write_text(json.dumps({**json.loads(written.read_text()), "key": "another"}))
+    elif change in ("file", "included", "data"):
+        name = {"file": "cloze.yaml", "included": "base.yaml", "data": "items.jsonl"}[change]
+        (folder / name).write_text((folder / name).read_text() + "\n")
+    again = ask(path, cache=cache, **how)
+    assert len(runs) == 2 and again["cloze"].metrics["acc"] == 2.0
+    ask(path, cache=cache, **how)
+    assert len(runs) == 2
+
+
+def test_moving_a_task_keeps_its_scores(folder, runs):
+    ask(folder / "cloze.yaml", cache=folder / "cache")
+    for name in ("cloze.yaml", "items.jsonl"):
+        (folder / "cache" / name).write_bytes((folder / name).read_bytes())
+    ask(folder / "cache" / "cloze.yaml", cache=folder / "cache")
+    assert len(runs) == 1
+
+
+@given(
+    st.dictionaries(NAMES, FLOATS),
+    st.dictionaries(NAMES, st.booleans()),
+    st.dictionaries(NAMES, st.lists(FLOATS, max_size=4)),
+)
+def test_scores_survive_the_file(tmp_path_factory, values, better, items):
+    cache, key = tmp_path_factory.mktemp("cache"), json.dumps({"task": "a/b c"})
+    arrays = {name: np.array(row, dtype=np.float64) for name, row in items.items()}
+    written = HarnessScores("a/b c", values, better, arrays, "lm_eval 1, task 2")
+    harness._write(cache, key, written)
+    assert same(harness._read(cache, key), written)
+    assert [p.name.split("-")[0] for p in cache.iterdir()] == ["a_b_c"]
+
+
+def test_a_task_that_fails_leaves_those_before_it_in_the_cache(folder, runs, monkeypatch):
+    def run(model, tokenizer, requests, *rest):
+        yield requests[0], found("piqa")
+        raise SourceError("gone")
+
+    monkeypatch.setattr(harness, "_run", run)
+    with pytest.raises(SourceError):
+        ask("piqa", "arc_easy", cache=folder / "cache")
+    assert [p.name.split("-")[0] for p in (folder / "cache").iterdir()] == ["piqa"]
+
+
+def test_the_model_and_the_generators_are_left_as_they_were(runs, monkeypatch):
+    def run(model, *rest):
+        model.eval()
+        random.seed(5), np.random.seed(5), torch.manual_seed(5)
+        yield from ()
+        raise SourceError("gone")
+
+    monkeypatch.setattr(harness, "_run", run)
+    model = Model()
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    expected = random.random(), np.random.random(), torch.rand(1).item()
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    with pytest.raises(SourceError):
+        ask("piqa", model=model)
+    assert (random.random(), np.random.random(), torch.rand(1).item()) == expected
+    assert [m.training for m in model.modules()] == [True, True, True, False]
+
+
+@pytest.mark.parametrize("debug", ["0", "1"])
+def test_only_debugging_lets_lm_eval_speak_and_never_on_stdout(runs, monkeypatch, capsys, debug):
+    # Made before the call, as transformers and datasets make theirs.
+    handler = logging.StreamHandler()
+    monkeypatch.setattr(logging.getLogger("lm_eval"), "handlers", [handler])
+
+    def run(model, tokenizer, requests, *rest):
+        print("printed")
+        sys.stderr.write("a bar")
+        logging.getLogger("lm_eval").warning("logged")
+        yield requests[0], found("piqa")
+
+    monkeypatch.setattr(harness, "_run", run)
+    monkeypatch.setenv("HF_PRUNE_DEBUG", debug)
+    ask("piqa")
+    out, err = capsys.readouterr()
+    assert out == "" and all((word in err) == (debug == "1") for word in ("printed", "a bar", "logged"))
+    logging.getLogger("lm_eval").warning("afterwards")
+    assert "afterwards" in capsys.readouterr().err
+
+
+def test_a_missing_lm_eval_is_named_with_its_cure(monkeypatch):
+    def version(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    with pytest.raises(InvalidRecipe, match=r"pip install 'hf-prune\[eval\]'"):
+        ask("piqa")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("task: [", "Cannot read the task file .*a.yaml"),
+        ("- task", "is no table of settings"),
+        ("dataset_path: json", "does not describe one task"),
+        ("group: g\ntask: [a, b]", "does not describe one task"),
+        ("task: a\ninclude: a.yaml", "includes itself"),
+        ("task: a\ninclude: [none.yaml]", "Cannot read the task file .*none.yaml"),
+        ("task: !!python/name:os.system", "Cannot read the task file"),
+    ],
+)
+def test_malformed_task_files_are_named(folder, runs, text, message):
+    (folder / "a.yaml").write_text(text)
+    with pytest.raises(InvalidData, match=message) as caught:
+        ask(folder / "a.yaml")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(InvalidData, match="Cannot read the task file .*absent.yaml"):
+        ask(folder / "absent.yaml")
+    assert not runs
+
+
+@pytest.mark.parametrize("place", ["own", "nested", "included"])
+def test_task_files_with_code_are_refused_unless_allowed(folder, runs, place):
+    code = {
+        "own": "doc_to_text: !function steal.run",
+        "nested": "metric_list: [{metric: !function steal.run}]",
+        "included": "include: below.yaml",
+    }[place]
+    (folder / "below.yaml").write_text("process_docs: !function steal.run\n")
+    (folder / "steal.py").write_text(f"open({str(folder / 'stolen')!r}, 'w')\n")
+    (folder / "a.yaml").write_text(f"task: a\n{code}\n")
+    with pytest.raises(UnsafeSource, match=r"a\.yaml runs Python code \(steal\.run\)"):
+        ask(folder / "a.yaml")
+    with pytest.raises(UnsafeSource):
+        ask("a", include=[folder])
+    assert not runs and not (folder / "stolen").exists()
+    ask(folder / "a.yaml", allow_code=True, cache=folder / "cache")
+    (folder / "steal.py").write_text("# another\n")
+    ask(folder / "a.yaml", allow_code=True, cache=folder / "cache")
+    assert runs == [["a"]] * 2, "the code a task runs decides its scores"
+
+
+def test_included_folders_are_searched_for_the_name(folder, runs):
+    (folder / "sub").mkdir()
+    (folder / "sub" / "fragment.yaml").write_text("dataset_path: json\n")
+    (folder / "sub" / "broken.yaml").write_text("task: [")
+    (folder / "sub" / "mine.yaml").write_text("task: piqa\ninclude: fragment.yaml\n")
+    local = harness._request("piqa", [folder], False)
+    assert local.path == folder / "sub" / "mine.yaml"
+    assert local.config == {"task": "piqa", "dataset_path": "json"}
+    assert harness._request("hellaswag", [folder], False) == harness._Request("hellaswag")
+
+
+def test_data_beside_the_file_is_found_from_anywhere(folder, runs, monkeypatch):
+    elsewhere = folder / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    (folder / "a.yaml").write_text("task: a\ndataset_kwargs: {data_files: {test: [items.jsonl, none-*.jsonl]}, x: 1}\n")
+    config = harness._request(os.path.join("..", "a.yaml"), [], False).config
+    assert config["dataset_kwargs"] == {"data_files": {"test": [str(folder / "items.jsonl"), "none-*.jsonl"]}, "x": 1}
+
+
+def test_requests_that_make_no_sense_are_refused(folder, runs):
+    (folder / "again.yaml").write_text(CLOZE)
+    with pytest.raises(InvalidRecipe, match="'cloze' is asked for twice"):
+        ask(folder / "cloze.yaml", folder / "again.yaml")
+    with pytest.raises(InvalidRecipe, match="limit is 0"):
+        ask("piqa", limit=0)
+    assert not runs and ask() == {}
+
+
+def row(doc: int, kind: str = "none", **values: object) -> dict[str, object]:
+    return {"doc_id": doc, "filter": kind, "metrics": list(values), **values}
+
+
+def results(metrics: dict[str, object], rows: list[dict[str, object]], **better: bool | None) -> dict[str, object]:
+    own = {"alias": "t", "sample_len": 3, **metrics}
+    return {"results": {"t": own}, "samples": {"t": rows}, "higher_is_better": {"t": better}, "versions": {"t": 2.0}}
+
+
+def test_one_filter_loses_its_name_and_items_come_in_order(runs):
+    rows = [row(2, acc=1, f1=0.5, bleu=("a", "b")), row(0, acc=True, bleu=("a", "b")), row(1, acc=np.float32(0), f1=1)]
+    raw = results(
+        {"acc,none": 2 / 3, "acc_stderr,none": "N/A", "f1,none": 1, "bleu,none": 3.0}, rows, acc=True, f1=None
+    )
+    scored = harness._collected("t", "t", raw)
+    assert scored.metrics == {"acc": 2 / 3, "f1": 1.0, "bleu": 3.0}
+    assert scored.higher_is_better == {"acc": True}
+    np.testing.assert_equal(scored.items, {"acc": np.array([1.0, 0, 1]), "f1": np.array([np.nan, 1, 0.5])})
+    assert scored.version == "lm_eval 9.9, task 2.0"
+
+
+def test_several_filters_keep_their_names(runs):
+    rows = [row(1, "loose", em=1), row(0, "loose", em=1), row(0, "strict", em=0), row(1, "strict", em=1)]
+    raw = results({"em,loose": 1.0, "em_stderr,loose": "N/A", "em,strict": 0.5}, rows, em=True)
+    scored = harness._collected("t", "t", raw)
+    assert scored.metrics == {"em,loose": 1.0, "em,strict": 0.5}
+    assert scored.higher_is_better == {"em,loose": True, "em,strict": True}
+    np.testing.assert_equal(scored.items, {"em,loose": np.array([1.0, 1]), "em,strict": np.array([0.0, 1])})
+
+
+@pytest.fixture(scope="module", params=["stories260K", "storymath-16l"])
+def pair(request):
+    home = demo_folder() / request.param
+    return AutoModelForCausalLM.from_pretrained(home, dtype=torch.float32), AutoTokenizer.from_pretrained(home)
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """Any look at the Hub, the stand-in's too, fails."""
+
+    def connect(*_: object) -> None:
+        raise AssertionError("a connection")
+
+    monkeypatch.setattr("socket.socket.connect", connect)
+
+
+@pytest.mark.slow
+def test_lm_eval_and_our_tasks_agree_item_by_item(pair, folder, offline, capfd, monkeypatch):
+    model, tokenizer = pair
+    monkeypatch.chdir(folder)
+    ours = tasks.score(model.eval(), tokenizer, tasks.load_tasks([folder / "items.jsonl"])[0])
+    before = {name: (p.data_ptr(), p.clone()) for name, p in model.named_parameters()}
+    padding = tokenizer.pad_token, tokenizer.padding_side
+    model.train()
+    capfd.readouterr()
+    theirs = scores(model, tokenizer, ["cloze.yaml"], digest="d", limit=None, cache=folder / "cache")["cloze"]
+    assert capfd.readouterr() == ("", "")
+    assert theirs.metrics == {"acc": ours.accuracy, "acc_norm": ours.accuracy_norm}
+    np.testing.assert_array_equal(theirs.items["acc"], ours.correct)
+    np.testing.assert_array_equal(theirs.items["acc_norm"], ours.correct_norm)
+    assert theirs.higher_is_better == {"acc": True, "acc_norm": True}
+    assert theirs.version == f"lm_eval {importlib.metadata.version('lm_eval')}, task 1.5"
+    assert all(m.training for m in model.modules()) and (tokenizer.pad_token, tokenizer.padding_side) == padding
+    assert all(p.data_ptr() == before[n][0] and torch.equal(p, before[n][1]) for n, p in model.named_parameters())
+    assert {p.name for p in folder.iterdir()} == {"items.jsonl", "cloze.yaml", "cache"}
+    again = scores(None, None, [str(folder / "cloze.yaml")], digest="d", limit=None, cache=folder / "cache")
+    assert same(again["cloze"], theirs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2", "gemma3_text"])
+@pytest.mark.parametrize("pair", ["stories260K"], indirect=True)
+def test_random_models_with_short_or_tied_tables_agree_too(pair, folder, offline, family):
+    model = tiny(family, vocab_size=len(pair[1]), **({"max_position_embeddings": 48} if family != "gpt2" else {}))
+    before = {name: (p.data_ptr(), p.clone()) for name, p in model.named_parameters(remove_duplicate=False)}
+    ours = tasks.score(model, pair[1], tasks.load_tasks([folder / "items.jsonl"])[0])
+    theirs = scores(model, pair[1], [str(folder / "cloze.yaml")], digest="d", limit=None, cache=None)["cloze"]
+    np.testing.assert_array_equal(theirs.items["acc"], ours.correct)
+    np.testing.assert_array_equal(theirs.items["acc_norm"], ours.correct_norm)
+    after = dict(model.named_parameters(remove_duplicate=False))
+    assert all(after[n].data_ptr() == place and torch.equal(after[n], value) for n, (place, value) in before.items())
+
+
+@pytest.mark.slow
+def test_batches_limits_and_company_do_not_change_a_task(pair, folder, offline):
+    model, tokenizer = pair
+    (folder / "said.yaml").write_text(SAID)
+    names = [str(folder / "said.yaml"), str(folder / "cloze.yaml")]
+    both = scores(model, tokenizer, names, digest="d", limit=6, cache=None, batch_size=1)
+    alone = scores(model, tokenizer, ["cloze"], digest="d", limit=None, cache=None, include=[folder])
+    np.testing.assert_array_equal(both["cloze"].items["acc"], alone["cloze"].items["acc"][:6])
+    assert set(both["said"].metrics) == {f"{m},{f}" for m in ("exact_match", "bleu") for f in ("first", "whole")}
+    assert set(both["said"].items) == {"exact_match,first", "exact_match,whole"}
+
+
+@pytest.mark.slow
+def test_code_runs_only_where_it_is_allowed(pair, folder, offline):
+    model, tokenizer = pair
+    (folder / "text.py").write_text("def context(doc):\n    return doc['context']\n")
+    (folder / "coded.yaml").write_text(CLOZE.replace('"{{context}}"', "!function text.context"))
+    (folder / "sly.yaml").write_text(CLOZE.replace("{{context}}", "{{context.__class__.__mro__}}"))
+    (folder / "hub.yaml").write_text(CLOZE.replace("metric: acc,", "metric: someone/metric,"))
+    how = {"digest": "d", "limit": 4, "cache": None}
+    plain = scores(model, tokenizer, [str(folder / "cloze.yaml")], **how)["cloze"]
+    coded = scores(model, tokenizer, [str(folder / "coded.yaml")], allow_code=True, **how)["cloze"]
+    assert same(plain, coded)
+    with pytest.raises(UnsafeSource, match="template of the task 'cloze' would run code"):
+        scores(model, tokenizer, [str(folder / "sly.yaml")], **how)
+    with pytest.raises(UnsafeSource, match="metric 'someone/metric' from a script"):
+        scores(model, tokenizer, [str(folder / "hub.yaml")], **how)
+    assert same(scores(model, tokenizer, [str(folder / "cloze.yaml")], **how)["cloze"], plain)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("items.jsonl", "none.jsonl", "cannot load the task 'cloze' .*none.jsonl"),
+        ("{{context}}", "{{nothing}}", "'nothing' is undefined"),
+        ("multiple_choice", "guessing", "cannot load the task 'cloze'"),
+    ],
+)
+@pytest.mark.parametrize("pair", ["stories260K"], indirect=True)
+def test_tasks_that_do_not_fit_their_data_are_named(pair, folder, offline, old, new, message):
+    (folder / "cloze.yaml").write_text(CLOZE.replace(old, new))
+    with pytest.raises(InvalidData, match=message):
+        scores(*pair, [str(folder / "cloze.yaml")], digest="d", limit=None, cache=None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("hellaswagg", InvalidRecipe, "has no task 'hellaswagg'; did you mean hellaswag,"),
+        ("mmlu", InvalidRecipe, "'mmlu' is a group of tasks in lm_eval; name members, such as mmlu_humanities"),
+        ("humaneval", UnsafeSource, "'humaneval' runs code that the model writes"),
+        ("hellaswag", SourceError, "cannot load the task 'hellaswag' .*is the Hub reachable"),
+    ],
+)
+@pytest.mark.parametrize("pair", ["stories260K"], indirect=True)
+def test_names_lm_eval_does_not_know_or_cannot_load(pair, monkeypatch, name, error, message):
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(error, match=message):
+        scores(*pair, [name], digest="d", limit=2, cache=None)

@@ -309,6 +309,29 @@ def write(
     return sum(n for n, _ in sizes), sum(b for _, b in sizes)
 
 
+def write_live(model: PreTrainedModel, parent: Parent, folder: Path) -> tuple[int, int]:
+    """Write a live model's tensors under the names and in the dtypes of `parent`, whose shapes it has.
+
+    Returns:
+        Parameters and bytes of the written weights.
+    """
+    state = model.state_dict()
+    sizes = []
+
+    def sized() -> Iterator[tuple[str, int, Callable[[], torch.Tensor]]]:
+        for name, shape in parent.shapes.items():
+            like = parent.checkpoint.tensor(name)
+            sizes.append((shape.numel(), like.nbytes))
+            yield (
+                _file_name(name, parent.family),
+                like.nbytes,
+                lambda name=name, dtype=like.dtype: state[name].to("cpu", dtype).contiguous(),
+            )
+
+    write_shards(sized(), folder, SHARD_BYTES)
+    return sum(n for n, _ in sizes), sum(b for _, b in sizes)
+
+
 def _shape_and_item(name: str, blueprint: Blueprint, parents: Sequence[Parent]) -> tuple[torch.Size, int]:
     parent = parents[blueprint.embed]
     prefix = parent.family.prefix

@@ -55,13 +55,16 @@ class LayerBank:
     def repaired(self, spec: LayerSpec, patch: Patch) -> LayerSpec:
         """Take in weights for a layer; returns the spec that names them."""
         digest = digest_of(patch)
-        self.patches[digest] = patch
+        # Tensors made in inference mode can never be part of a model that is trained.
+        with torch.inference_mode(False):
+            self.patches[digest] = {name: tensor.clone() for name, tensor in patch.items()}
         return replace(spec, repair=digest)
 
     def forget(self, spec: LayerSpec) -> None:
-        """Drop what `repaired` took in."""
-        self.patches.pop(spec.repair, None)
-        self._made.pop(spec, None)
+        """Drop what `repaired` took in; nothing else is touched."""
+        if spec.repair:
+            self.patches.pop(spec.repair, None)
+            self._made.pop(spec, None)
 
     def named(self, blueprint: Blueprint) -> Patches:
         """The patches that a blueprint names."""

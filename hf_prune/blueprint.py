@@ -182,11 +182,15 @@ class Blueprint:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Fidelity:
-    """How much evidence a trial gets: `sequences` windows from `start` on; `heal_tokens` > 0 trains first."""
+    """How much evidence a trial gets: `sequences` windows from `start` on.
+
+    `repair` > 0 refits it first on so many windows; `heal_tokens` > 0 trains it first.
+    """
 
     sequences: int
     start: int = 0
     heal_tokens: int = 0
+    repair: int = 0
 
 
 @dataclass(frozen=True, slots=True)

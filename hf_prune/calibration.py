@@ -2,6 +2,8 @@
 
 A data entry is a folder of NAME.{search,selection,report}.jsonl, a single .jsonl or .txt file, or a dataset of the Hub
 (`repo[:config[:column[:split]]]`). Files that come cut into splits must not share a document; all else is cut here.
+What is fitted or trained reads `heal`: the search split, and behind it NAME.heal.jsonl where a folder has one.
+A document is a text, or a chat ({"messages": [...]}), which the tokenizer's own template turns into tokens.
 """
 
 import hashlib
@@ -12,14 +14,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 
 from hf_prune.errors import InvalidData
 
-Split = Literal["search", "selection", "report"]
-SPLITS: tuple[Split, ...] = get_args(Split)
+Split = Literal["search", "selection", "report", "heal"]
+SPLITS: tuple[Split, ...] = ("search", "selection", "report")
+"""Those that are disjoint."""
 SHARES = (0.6, 0.2, 0.2)
 """Share of the documents that search, selection and report get of text that comes uncut."""
 TRAIN_SHARES = (0.75, 0.25)
@@ -30,15 +33,19 @@ STREAM_ABOVE = 2**29
 """Datasets of more bytes than this (or of unknown size) are streamed, not downloaded."""
 TEXT_DOCUMENT = 1000
 """Paragraphs of a .txt file are gathered into documents of at least so many characters."""
-FIELDS = {"search": "sequences", "selection": "selection_sequences", "report": "report_sequences"}
+FIELDS = {"search": "sequences", "selection": "selection_sequences", "report": "report_sequences", "heal": "heal"}
 FOLDER_HINT = "expected files named NAME.search.jsonl, NAME.selection.jsonl and NAME.report.jsonl"
 
 Documents = tuple[str, ...]
 
 
+class Chat(str):
+    """A conversation, kept as the JSON of its messages."""
+
+
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """One named body of text in three splits; `origins` says in public terms (no paths) where each split comes from."""
+    """One named body of text in its splits; `origins` says in public terms (no paths) where each split comes from."""
 
     name: str
     documents: Mapping[Split, Documents]
@@ -75,11 +82,13 @@ def windows(
     length: int,
     force_test_split: bool = False,
     vocabulary: int | None = None,
+    at_most: bool = False,
 ) -> Windows:
     """Cut `count` windows of exactly `length` tokens out of the `split` side of every data entry.
 
     Documents are taken in file order and joined with the end-of-text token; where the tokenizer would prepend a start
-    token, every window begins with it. `count` is shared over the corpora as evenly as possible.
+    token, every window begins with it. `count` is shared over the corpora as evenly as possible; with `at_most` one
+    that is too short for its share gives what it has.
 
     Raises:
         InvalidData: an entry is missing, malformed or too short; two splits share a document; a public test split
@@ -89,7 +98,8 @@ def windows(
     check_disjoint(corpora)
     quotas = [count // len(corpora) + (i < count % len(corpora)) for i in range(len(corpora))]
     bos = adds_bos(tokenizer)
-    cut = [_cut(c, tokenizer, split, q, length, bos) for c, q in zip(corpora, quotas, strict=True)]
+    cut = [_cut(c, tokenizer, split, q, length, bos, at_most) for c, q in zip(corpora, quotas, strict=True)]
+    quotas = [len(windows_of_corpus) for windows_of_corpus in cut]
     order = [(row, i) for row in range(max(quotas)) for i, q in enumerate(quotas) if row < q]
     tokens = torch.stack([cut[i][row] for row, i in order])
     used = tuple(corpora[i].name for _, i in order)
@@ -118,10 +128,11 @@ def load_corpora(data: Sequence[str], allow_test_split: bool = False) -> tuple[C
 def check_disjoint(corpora: Iterable[Corpus]) -> None:
     """Raise InvalidData when a document (letter case and white space aside) occurs in two of the three splits."""
     seen: dict[bytes, tuple[Split, str]] = {}
-    for corpus, split in itertools.product(tuple(corpora), SPLITS):
+    for corpus, split in itertools.product(tuple(corpora), (*SPLITS, "heal")):
+        side = "search" if split == "heal" else split
         for number, text in enumerate(corpus.documents[split], 1):
-            before = seen.setdefault(_key(text), (split, corpus.origins[split]))
-            if before[0] != split:
+            before = seen.setdefault(_key(text), (side, corpus.origins[split]))
+            if before[0] != side:
                 raise InvalidData(
                     f"Document {number} of {corpus.origins[split]} ({text.strip()[:40]!r}...) is in the {split} and in "
                     f"the {before[0]} split ({before[1]}); figures would be spoiled: remove it from one of them."
@@ -182,7 +193,16 @@ def _folder(folder: Path) -> tuple[Corpus, ...]:
 def _cut_corpus(folder: Path, name: str) -> Corpus:
     files = {s: folder / f"{name}.{s}.jsonl" for s in SPLITS}
     documents = {s: tuple(_lines(f)) for s, f in files.items()}
-    return Corpus(name, documents, {s: f.name for s, f in files.items()})
+    origins = {s: f.name for s, f in files.items()}
+    if (more := folder / f"{name}.heal.jsonl").is_file():
+        documents["heal"] = documents["search"] + tuple(_lines(more))
+        origins["heal"] = f"{origins['search']} and {more.name}"
+    return _corpus(name, documents, origins)
+
+
+def _corpus(name: str, documents: dict[Split, Documents], origins: dict[Split, str]) -> Corpus:
+    """Without text of its own, healing reads the search split."""
+    return Corpus(name, {"heal": documents["search"], **documents}, {"heal": origins["search"], **origins})
 
 
 def _file(path: Path) -> Corpus:
@@ -190,20 +210,30 @@ def _file(path: Path) -> Corpus:
         raise InvalidData(f"The data file {path} is neither .jsonl nor .txt; give one of the two.")
     documents = tuple(_lines(path) if path.suffix == ".jsonl" else _paragraphs(path))
     origins = {s: f"{path.name} ({share:.0%})" for s, share in zip(SPLITS, SHARES, strict=True)}
-    return Corpus(path.stem, dict(zip(SPLITS, _divide(documents, SHARES), strict=True)), origins)
+    return _corpus(path.stem, dict(zip(SPLITS, _divide(documents, SHARES), strict=True)), origins)
 
 
 def _lines(path: Path) -> Iterator[str]:
     lines = enumerate(_read(path).split("\n"), 1)
     for number, line in itertools.islice((pair for pair in lines if pair[1].strip()), MAX_DOCUMENTS):
         try:
-            text = json.loads(line)["text"]
+            raw = json.loads(line)
+            text = _chat(raw["messages"]) if "messages" in raw and "text" not in raw else raw["text"]
         except (ValueError, KeyError, TypeError):
             text = None
         if not isinstance(text, str):
-            raise InvalidData(f'Line {number} of {path} is not {{"text": "..."}}; make it one such JSON object.')
+            raise InvalidData(
+                f'Line {number} of {path} is not {{"text": "..."}}, nor {{"messages": [...]}} with role and content; '
+                "make it one such JSON object."
+            )
         if text.strip():
             yield text
+
+
+def _chat(messages: Any) -> Chat:
+    if not messages or any(not isinstance(m[k], str) for m in messages for k in ("role", "content")):
+        raise ValueError("not a list of messages")
+    return Chat(json.dumps([{"role": m["role"], "content": m["content"]} for m in messages]))
 
 
 def _paragraphs(path: Path) -> Iterator[str]:
@@ -255,14 +285,14 @@ def _dataset(entry: str, allow_test_split: bool) -> Corpus:
         source = split or _training(available, entry)
         cut = _divide(_rows(repo, config, column, source, entry), SHARES)
         origins = dict.fromkeys(SPLITS, f"{public}{':' + config if config else ''} ({source})")
-        return Corpus(name, dict(zip(SPLITS, cut, strict=True)), origins)
+        return _corpus(name, dict(zip(SPLITS, cut, strict=True)), origins)
     report = _rows(repo, config, column, "validation", entry)
     train = _rows(repo, config, column, _training(available, entry), entry)
     held_out = set(map(_key, report))
     cut = _divide(tuple(d for d in train if _key(d) not in held_out), TRAIN_SHARES)
     origin = f"{public}{':' + config if config else ''}"
     origins = {"search": f"{origin} (train)", "selection": f"{origin} (train)", "report": f"{origin} (validation)"}
-    return Corpus(name, dict(zip(SPLITS, [*cut, report], strict=True)), origins)
+    return _corpus(name, dict(zip(SPLITS, [*cut, report], strict=True)), origins)
 
 
 def _training(available: Sequence[str], entry: str) -> str:
@@ -286,11 +316,13 @@ def _rows(repo: str, config: str, column: str, split: str, entry: str) -> Docume
         streaming = (builder.info.download_size or STREAM_ABOVE + 1) > STREAM_ABOVE and not Path(repo).exists()
         rows = datasets.load_dataset(repo, config or None, split=split, streaming=streaming)
         columns = rows.column_names or list(next(iter(rows)))
-        chosen = column or ("text" if "text" in columns else columns[0] if len(columns) == 1 else None)
+        usual = [c for c in ("text", "messages") if c in columns]
+        chosen = column or (usual[0] if usual else columns[0] if len(columns) == 1 else None)
         if chosen not in columns:
             asked = f"has no column {chosen!r}" if chosen else "has several columns"
             raise InvalidData(f"The dataset {entry} {asked}; name one of {', '.join(columns)}: repo:config:column.")
-        texts = (row[chosen] for row in itertools.islice(rows, MAX_DOCUMENTS))
+        values = (row[chosen] for row in itertools.islice(rows, MAX_DOCUMENTS))
+        texts = (_chat(v) if isinstance(v, list) else v for v in values)
         return tuple(t for t in texts if isinstance(t, str) and t.strip())
 
 
@@ -318,7 +350,9 @@ def _explained(entry: str) -> Iterator[None]:
         ) from None
 
 
-def _cut(corpus: Corpus, tokenizer: Any, split: Split, count: int, length: int, bos: bool) -> list[torch.Tensor]:
+def _cut(
+    corpus: Corpus, tokenizer: Any, split: Split, count: int, length: int, bos: bool, at_most: bool
+) -> list[torch.Tensor]:
     """The first `count` windows of one corpus."""
     body = length - bos
     stream: list[int] = []
@@ -327,6 +361,8 @@ def _cut(corpus: Corpus, tokenizer: Any, split: Split, count: int, length: int, 
         if len(stream) >= count * body:
             break
     there = len(stream) // body
+    if at_most:
+        count = min(count, max(there, 1))
     if there < count:
         raise InvalidData(
             f"The {split} split of {corpus.name!r} ({corpus.origins[split]}) has text for {there} windows of {length} "
@@ -340,6 +376,15 @@ def _encoded(documents: Documents, tokenizer: Any, batch: int = 64) -> Iterator[
     end = tokenizer.eos_token_id
     joint = [end] if end is not None else tokenizer("\n\n", add_special_tokens=False)["input_ids"]
     for first in range(0, len(documents), batch):
-        texts = list(documents[first : first + batch])
+        texts = [_rendered(d, tokenizer) for d in documents[first : first + batch]]
         for ids in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]:
             yield ids + joint
+
+
+def _rendered(document: str, tokenizer: Any) -> str:
+    """A chat as the model was taught to read it; a text as it is."""
+    if not isinstance(document, Chat):
+        return document
+    if not getattr(tokenizer, "chat_template", None):
+        raise InvalidData("The data hold chats, but the base's tokenizer has no chat template; give plain text.")
+    return tokenizer.apply_chat_template(json.loads(document), tokenize=False)

@@ -52,13 +52,15 @@ class Rival:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What the search brought home."""
+    """What the search brought home: the cut, and the winner it became by repair (the same without one)."""
 
+    cut: Blueprint
     winner: Blueprint
-    finalists: tuple[Outcome, ...]
-    rivals: tuple[Rival, ...]
-    front: list[dict[str, Any]] | None
-    layer_tokens: int
+    finalists: tuple[Outcome, ...] = ()
+    rivals: tuple[Rival, ...] = ()
+    front: list[dict[str, Any]] | None = None
+    layer_tokens: int = 0
+    repair: Mapping[str, Any] | None = None
 
 
 def describe(

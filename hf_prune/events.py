@@ -19,7 +19,7 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A stage of the pipeline begins: pull, calibrate, search, baselines, assemble, report, card, push."""
+    """A stage begins: pull, calibrate, baselines, search, select, repair, assemble, heal, report or push."""
 
     name: str
     detail: str = ""
@@ -34,6 +34,35 @@ class Scored:
     total: int
     best: float
     cached: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Advanced:
+    """A long stage moved on: `done` of `total` steps; `value` is its latest measurement, if it has one."""
+
+    stage: str
+    done: int
+    total: int
+    value: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Repaired:
+    """The weights that stay were refitted: mean KL on the selection windows before and after; `kept` if it helped."""
+
+    before: float
+    after: float
+    kept: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Healed:
+    """Training ended: the loss on the selection windows before, and of the best state; `kept` if that is better."""
+
+    before: float
+    after: float
+    tokens: int
+    kept: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,4 +99,4 @@ class Finished:
     url: str | None = None
 
 
-Event = Started | Stage | Scored | Assembled | Reported | Pushed | Finished
+Event = Started | Stage | Scored | Advanced | Repaired | Assembled | Healed | Reported | Pushed | Finished

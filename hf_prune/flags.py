@@ -7,7 +7,7 @@ from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
-from pydantic import BaseModel
+from pydantic import BaseModel, BeforeValidator
 
 
 def flags_of(model: type[BaseModel], names: Iterable[str] | None = None) -> list[inspect.Parameter]:
@@ -21,6 +21,9 @@ def flags_of(model: type[BaseModel], names: Iterable[str] | None = None) -> list
 def _flag(name: str, model: type[BaseModel]) -> inspect.Parameter:
     field, dashed = model.model_fields[name], "--" + name.replace("_", "-")
     kind, choices = _option_type(field.annotation)
+    if any(isinstance(m, BeforeValidator) for m in field.metadata):
+        # pydantic reads more spellings (1M) than typer would.
+        kind, choices = str, "<tokens>"
     default = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
     option = typer.Option(
         f"{dashed}/--no-{dashed[2:]}" if kind is bool else dashed,

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from jinja2 import StrictUndefined
+from jinja2 import StrictUndefined, UndefinedError
 from jinja2.sandbox import SandboxedEnvironment, SecurityError
 
 from hf_prune.errors import InvalidData, InvalidRecipe, SourceError, UnsafeSource
@@ -170,8 +170,7 @@ def _load(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], lis
     try:
         config = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
-        reason = " ".join(str(e).split())
-        raise InvalidData(f"Cannot read the task file {path}: {reason}; it must be readable YAML.") from None
+        raise InvalidData(f"Cannot read the task file {path} ({_reason(e)}); it must be readable YAML.") from None
     if not isinstance(config, dict):
         raise InvalidData(f"The task file {path} is no table of settings; give it lines like 'task: NAME'.")
     modules = {path.parent / f"{code.rpartition('.')[0].replace('.', '/')}.py" for code in _leaves(config, _Code)}
@@ -302,15 +301,14 @@ def _check(request: _Request, manager: Any, allow_code: bool) -> None:
 
 def _known(name: str, manager: Any) -> dict[str, Any]:
     """Settings of a task of lm_eval's own."""
-    tasks = set(manager.all_subtasks)
     entry = manager.task_index.get(name)
-    if name in tasks:
+    if name in manager.all_subtasks:
         return entry.cfg
     if entry is not None:
         members = entry.tags if name in manager.all_tags else entry.cfg["task"]
         shown = sorted(m if isinstance(m, str) else str(m.get("task", m.get("group"))) for m in members)[:3]
         raise InvalidRecipe(f"{name!r} is a group of tasks in lm_eval; name members, such as {', '.join(shown)}.")
-    near = difflib.get_close_matches(name, sorted(tasks), 3, cutoff=0.5)
+    near = difflib.get_close_matches(name, manager.all_subtasks, 3, cutoff=0.5)
     hint = f"did you mean {', '.join(near)}?" if near else "lm-eval ls subtasks lists them."
     raise InvalidRecipe(f"lm_eval {_version()} has no task {name!r}; {hint}")
 
@@ -346,7 +344,11 @@ def _measure(lm: Any, manager: Any, request: _Request, limit: int | None) -> Har
     if task.get_config("num_fewshot") is None:
         task.set_config("num_fewshot", 0)
     task.set_fewshot_seed(SEEDS[1])
-    results = lm_eval.evaluate(lm=lm, task_dict=loaded, limit=limit, bootstrap_iters=0, log_samples=True)
+    try:
+        results = lm_eval.evaluate(lm=lm, task_dict=loaded, limit=limit, bootstrap_iters=0, log_samples=True)
+    except (AssertionError, LookupError, TypeError, ValueError, UndefinedError) as e:
+        message = f"lm_eval cannot score the task {request.task!r} ({_reason(e)}); check that every document has the "
+        raise InvalidData(message + "fields it needs and no option is longer than the model's context.") from e
     (name,) = loaded["tasks"]
     return _collected(request.task, name, results)
 
@@ -364,10 +366,14 @@ def _loaded(manager: Any, request: _Request) -> Any:
     except SecurityError:
         raise
     except Exception as e:
-        reason = " ".join(f"{type(e).__name__}: {e}".split())[:300]
+        message = f"lm_eval cannot load the task {request.task!r} ({_reason(e)}); "
         if request.config is None:
-            raise SourceError(f"lm_eval cannot load the task {request.task!r} ({reason}); is the Hub reachable?") from e
-        raise InvalidData(f"lm_eval cannot load the task {request.task!r} ({reason}); correct its file.") from e
+            raise SourceError(message + "check the connection to the Hub.") from e
+        raise InvalidData(message + "correct its file.") from e
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__} {error}".split())[:300]
 
 
 def _collected(task: str, name: str, results: Mapping[str, Any]) -> HarnessScores:
@@ -389,6 +395,5 @@ def _collected(task: str, name: str, results: Mapping[str, Any]) -> HarnessScore
 
 def _items(rows: Sequence[Mapping[str, Any]], metric: str) -> np.ndarray | None:
     values = [row[metric] if metric in row["metrics"] else np.nan for row in rows]
-    if not all(isinstance(v, int | float | np.number | np.bool_) for v in values):
-        return None
-    return np.array(values, dtype=np.float64)
+    numeric = all(isinstance(v, int | float | np.number | np.bool_) for v in values)
+    return np.array(values, dtype=np.float64) if numeric else None

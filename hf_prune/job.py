@@ -1,7 +1,7 @@
 """One run: a recipe with its base pinned and opened, its evidence, its evaluator and the meaning of its genomes."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,9 +18,10 @@ from hf_prune.calibration import Windows, windows
 from hf_prune.errors import InvalidData
 from hf_prune.evaluate import Evaluator
 from hf_prune.methods import METHODS
-from hf_prune.objectives import OBJECTIVES, values
+from hf_prune.objectives import OBJECTIVES, Measures, values
 from hf_prune.plan import Target, layers_to_remove
 from hf_prune.recipe import DEFAULT_DATA, Recipe
+from hf_prune.repair import Repaired, repair
 
 ALWAYS = ("kl", "perplexity", "similarity", "kl_similarity", "params")
 """What every trial is journaled with, so that reports and baselines need no second forward."""
@@ -76,6 +77,16 @@ class Job:
             for split, n in counts.items()
         }
 
+    def training(self, count: int) -> Windows:
+        """At most `count` windows to fit and train on: the search split's, and behind them what is given for healing.
+
+        Raises:
+            InvalidData: as `windows`.
+        """
+        r, rows = self.recipe, self.parent.skeleton.get_input_embeddings().weight.shape[0]
+        data = r.data or (DEFAULT_DATA,)
+        return windows(data, self.tokenizer, "heal", count, r.length, r.force_test_split, rows, at_most=True)
+
     @cached_property
     def device(self) -> torch.device:
         """Where the search runs."""
@@ -104,6 +115,13 @@ class Job:
         tokens = torch.cat([self.evidence[s].tokens for s in ("search", "selection")])
         return Evaluator(self.bank, tokens, with_modules=OBJECTIVES[self.recipe.objective].needs_modules)
 
+    def repaired(
+        self, cut: Blueprint, sequences: int, progress: Callable[[int, int], None] = lambda done, total: None
+    ) -> Repaired:
+        """A cut with its remaining weights refitted; the bank keeps them."""
+        fit, held = self.training(sequences).tokens, self.evidence["selection"].tokens
+        return repair(self.bank, cut, fit, held, reach=self.recipe.reach, progress=progress)
+
     @property
     def selection(self) -> Fidelity:
         """The windows that choose among finalists."""
@@ -129,7 +147,7 @@ class Job:
     def header(self) -> dict[str, Any]:
         """What a journal must agree on to be resumed."""
         return {
-            "recipe": self.recipe.digest,
+            "recipe": self.recipe.search_digest,
             "base": str(self.parent.source),
             "evidence": [self.evidence[s].digest for s in ("search", "selection")],
             "objectives": list(self.columns),
@@ -158,9 +176,20 @@ class Scorer:
         found: dict[int, tuple[float, ...]] = {}
         for fidelity in dict.fromkeys(t.fidelity for t in trials):
             numbers = [i for i, t in enumerate(trials) if t.fidelity == fidelity]
-            measured = self.job.evaluator.evaluate([self.blueprint(trials[i].genome) for i in numbers], fidelity)
+            measured = self._measured([self.blueprint(trials[i].genome) for i in numbers], fidelity)
             found |= {i: values(m, self.job.columns) for i, m in zip(numbers, measured, strict=True)}
         return [found[i] for i in range(len(trials))]
+
+    def _measured(self, blueprints: Sequence[Blueprint], fidelity: Fidelity) -> Sequence[Measures]:
+        if not fidelity.repair:
+            return self.job.evaluator.evaluate(blueprints, fidelity)
+        measured = []
+        for blueprint in blueprints:
+            repaired = self.job.repaired(blueprint, fidelity.repair).blueprint
+            measured += self.job.evaluator.evaluate([repaired], fidelity)
+            for spec in repaired.layers:
+                self.job.bank.forget(spec)
+        return measured
 
 
 def computes_bfloat16() -> bool:

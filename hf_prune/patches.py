@@ -16,7 +16,8 @@ Patch = Mapping[str, torch.Tensor]
 Patches = Mapping[str, Patch]
 """By digest, as `LayerSpec.repair` names them."""
 NO_PATCHES: Patches = MappingProxyType({})
-PATCH_FILE = "repairs.safetensors"
+PATCH_FILE = "repairs/patches.safetensors"
+"""In a folder of its own: some runtimes load every weight file that lies beside a config."""
 
 
 def digest_of(patch: Patch) -> str:
@@ -33,6 +34,7 @@ def save_patches(patches: Patches, path: Path) -> None:
     """Write them under a temporary name, then rename; nothing is written when there are none."""
     if not patches:
         return
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     tensors = {f"{digest}.{name}": t.contiguous() for digest, patch in patches.items() for name, t in patch.items()}
     save_file(tensors, partial, metadata={"format": "pt"})

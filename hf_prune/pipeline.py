@@ -8,27 +8,29 @@ same call and never evaluates a candidate twice.
 import json
 import os
 import shutil
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hf_prune import hub
-from hf_prune.assemble import Parent, quiet, write
+from hf_prune.assemble import quiet, write
 from hf_prune.blueprint import Blueprint, Fidelity, Genome, Outcome, Trial
 from hf_prune.certificate import certify
-from hf_prune.documents import Found, Rival, describe, measured_again, scored
-from hf_prune.errors import HfPruneError, IncompatibleSources, InvalidBlueprint, InvalidRecipe, SourceError
+from hf_prune.documents import Found, Rival, describe, scored
+from hf_prune.errors import HfPruneError, InvalidRecipe
 from hf_prune.events import Assembled, Event, Finished, Pushed, Reported, Stage, Started
 from hf_prune.front import front_of, picked
 from hf_prune.job import Clock, Job, open_job
 from hf_prune.journal import Journal
 from hf_prune.plan import evaluations
 from hf_prune.recipe import Recipe
+from hf_prune.recovery import healed, repaired
 from hf_prune.reference import block_distance, block_influence
 from hf_prune.search import SEARCHERS, Schedule, Scores, drive
 
@@ -92,7 +94,7 @@ def run(recipe: Recipe) -> Result:
 
 
 def compress(recipe: Recipe) -> Iterator[Event]:
-    """Everything, in order: pull, calibrate, baselines, search, select, assemble, report, card, push.
+    """Everything, in order: pull, calibrate, baselines, search, select, repair, assemble, heal, report, card, push.
 
     Raises:
         HfPruneError: its subclasses say what is wrong and what to do; nothing half-written is left behind.
@@ -149,28 +151,49 @@ def _make(recipe: Recipe, output: Path) -> Generator[Event, None, dict[str, Any]
     home.mkdir(parents=True, exist_ok=True)
     with Journal.open(home / "journal.jsonl", job.header()) as journal:
         found = yield from _search(job, journal, trials, clock)
-        report = yield from _finish(job, journal, found, output, clock)
+        report = yield from finish(job, journal, found, output, clock, describe)
     shutil.rmtree(home, ignore_errors=True)
     return report
 
 
-def _finish(
-    job: Job, journal: Journal, found: Found, output: Path, clock: Clock
+def finish(
+    job: Job, journal: Journal, found: Found, output: Path, clock: Clock, document: Callable[..., dict[str, Any]]
 ) -> Generator[Event, None, dict[str, Any]]:
-    """Write, certify, measure and describe under a temporary name; the final name appears last."""
+    """From a cut to a folder: repair, write, certify, heal, measure and describe; the final name appears last.
+
+    Args:
+        job: the run.
+        journal: every trial; it lies in the run's folder, where long stages keep what they have.
+        found: what is to be built.
+        output: the folder's final name.
+        clock: tells the stages' times.
+        document: `documents.describe`, or another way to write the report and all that lies beside the weights.
+    """
+    home = journal.path.parent
+    found = yield from repaired(job, found, home)
+    clock.lap("repair")
     yield Stage("assemble", f"{len(found.winner.layers)} layers")
     partial = output.with_name(output.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        stored = write(found.winner, [job.parent], partial)
-        certificate = _certificate(job, found.winner, partial)
+        stored = write(found.winner, [job.parent], partial, job.bank.named(found.winner))
+        rows, length = CERTIFIED
+        expected = job.evaluator.logits(found.winner, rows)[:, :length]
+        certificate = _certificate(job, expected, partial)
         clock.lap("assemble")
         yield Assembled(found.winner, str(partial), stored[0])
+        training = None
+        if job.recipe.heal:
+            training = yield from healed(job, partial, home)
+            if training.stored:
+                stored, certificate = training.stored, _certificate(job, _logits(job, training.model), partial)
+            clock.lap("heal")
         yield Stage("report", f"{job.recipe.report_sequences} windows")
-        report = describe(job, journal, found, partial, stored, certificate, clock)
+        report = document(job, journal, found, partial, stored, certificate, clock, training and training.summary)
         yield Reported(report)
-        shutil.copyfile(journal.path, partial / "journal.jsonl")
+        if journal.path.is_file():
+            shutil.copyfile(journal.path, partial / "journal.jsonl")
         _replace(partial, output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -183,7 +206,8 @@ def _search(job: Job, journal: Journal, trials: int, clock: Clock) -> Generator[
     rivals = yield from _rivals(job, journal, remove, clock)
     if recipe.drop:
         scorer = job.deletions(remove)
-        return Found(scorer.blueprint(scorer.space.from_removed(recipe.dropped())), (), rivals, None, 0)
+        cut = scorer.blueprint(scorer.space.from_removed(recipe.dropped()))
+        return Found(cut, cut, (), rivals)
     yield Stage("search", f"{recipe.search} on {recipe.objective}")
     before = job.evaluator.cost.layer_tokens
     scorer = job.scorer
@@ -199,11 +223,11 @@ def _search(job: Job, journal: Journal, trials: int, clock: Clock) -> Generator[
         front = front_of(job, finalists)
         winner, _ = picked(front, "knee")
         rivals = yield from _rivals(job, journal, job.parent.depth - len(winner.layers), clock)
-        return Found(winner, finalists, rivals, front, layer_tokens)
+        return Found(winner, winner, finalists, rivals, front, layer_tokens)
     yield Stage("select", f"{len(finalists)} finalists on {recipe.selection_sequences} windows the search has not seen")
-    winner = _best_unseen(job, journal, finalists)
+    winner, order = yield from _best_unseen(job, journal, finalists)
     clock.lap("select")
-    return Found(winner, finalists, rivals, None, layer_tokens)
+    return Found(winner, winner, finalists, rivals, None, layer_tokens, {"finalists": order} if order else None)
 
 
 def _schedule(job: Job, trials: int, seeds: tuple[Genome, ...] = (), finalists: int = FINALISTS) -> Schedule:
@@ -259,34 +283,73 @@ def _rivals(job: Job, journal: Journal, remove: int, clock: Clock) -> Generator[
         ranked = yield from drive(_focused(search, (column,)), scorer.evaluate, journal, scorer.key)
         best = ranked[len(ranked) // 2] if name == "random" else ranked[0]
         blueprint = scorer.blueprint(best.trial.genome)
-        kept = {s.anchor.layer for s in blueprint.layers}
-        removed = tuple(i for i in range(job.parent.depth) if i not in kept)
-        rivals.append(Rival(name, blueprint, removed, best.values))
+        rivals.append(Rival(name, blueprint, _removed(job, blueprint), best.values))
     clock.lap("baselines")
     return tuple(rivals)
 
 
-def _best_unseen(job: Job, journal: Journal, finalists: Sequence[Outcome]) -> Blueprint:
-    """The finalist that is best on the selection windows: the search's best are a lucky draw of its own evidence."""
+def _best_unseen(
+    job: Job, journal: Journal, finalists: Sequence[Outcome]
+) -> Generator[Event, None, tuple[Blueprint, list[dict[str, Any]]]]:
+    """The finalist that is best on the selection windows: the search's best are a lucky draw of its own evidence.
+
+    Where a repair follows, the best few are repaired first, since that changes their order.
+
+    Returns:
+        The winner, and of every finalist that was repaired its values before and after.
+    """
     if not finalists:
         raise HfPruneError("The search ended without a candidate; raise --evaluations.")
     trials = [Trial(o.trial.genome, job.selection) for o in finalists]
-    best = min(scored(job.scorer, journal, trials), key=lambda o: o.values[0])
-    if not np.isfinite(best.values[0]):
+    ranked = sorted(scored(job.scorer, journal, trials), key=lambda o: o.values[0])
+    if not np.isfinite(ranked[0].values[0]):
         raise HfPruneError(
             "Every finalist breaks (NaN or infinite activations) on the selection windows; remove fewer layers."
         )
-    return job.scorer.blueprint(best.trial.genome)
+    few = ranked[: job.recipe.repair_finalists] if job.recipe.repair else ranked[:1]
+    if len(few) < 2:
+        return job.scorer.blueprint(few[0].trial.genome), []
+    yield Stage("select", f"{len(few)} finalists, repaired")
+    fidelity = replace(job.selection, repair=job.recipe.repair_sequences)
+    again = yield from drive(_asked(Trial(o.trial.genome, fidelity) for o in few), job.scorer.evaluate, journal,
+                             job.scorer.key, batch=1, total=len(few))  # fmt: skip
+    order = [
+        {"removed": list(_removed(job, job.scorer.blueprint(cut.trial.genome))), "cut": cut.values[0],
+         "repaired": o.values[0]}
+        for cut, o in zip(few, again, strict=True)
+    ]  # fmt: skip
+    best = min(again, key=lambda o: o.values[0])
+    return job.scorer.blueprint(best.trial.genome), order
 
 
-def _certificate(job: Job, winner: Blueprint, folder: Path) -> dict[str, Any]:
+def _asked(trials: Iterable[Trial]) -> Generator[tuple[Trial, ...], tuple[Outcome, ...], tuple[Outcome, ...]]:
+    """A search that asks for these, one after the other."""
+    outcomes: list[Outcome] = []
+    for trial in trials:
+        outcomes += yield (trial,)
+    return tuple(outcomes)
+
+
+def _removed(job: Job, blueprint: Blueprint) -> tuple[int, ...]:
+    kept = {s.anchor.layer for s in blueprint.layers}
+    return tuple(i for i in range(job.parent.depth) if i not in kept)
+
+
+def _certificate(job: Job, expected: torch.Tensor, folder: Path) -> dict[str, Any]:
     rows, length = CERTIFIED
     tokens = job.evidence["search"].tokens[:rows, :length]
-    expected = job.evaluator.logits(winner, rows)[:, :length]
     dtype = str(job.dtype).removeprefix("torch.")
     return certify(
         folder, tokens, expected, dtype=dtype, device=str(job.device), trust_remote_code=job.recipe.trust_remote_code
     )
+
+
+@torch.inference_mode()
+def _logits(job: Job, model: PreTrainedModel) -> torch.Tensor:
+    """What the model says to the windows of the certificate, [rows, length, V]."""
+    rows, length = CERTIFIED
+    tokens = job.evidence["search"].tokens[:rows, :length].to(job.device)
+    return model(input_ids=tokens, use_cache=False).logits
 
 
 def _replace(partial: Path, output: Path) -> None:
@@ -307,90 +370,3 @@ def _copied(folder: Path, target: Path) -> Path:
     shutil.copytree(folder, partial)
     os.replace(partial, target)
     return target
-
-
-def assemble_blueprint(path: Path, output: Path, *, source: str | None = None, pick: str | None = None) -> Path:
-    """Rebuild the model of `blueprint.json`, or of one member of `front.json`, bit for bit.
-
-    Args:
-        path: a blueprint or a front.
-        output: folder for the model; must not exist.
-        source: base to read instead of the one the blueprint names (local folders are named by content, not by path).
-        pick: member of a front: `knee`, a share removed such as `0.25` (the nearest member), or `#3` (counted from 0).
-
-    Raises:
-        InvalidBlueprint: not a blueprint or front, or `pick` names nobody.
-        IncompatibleSources: the source is not the one the blueprint was made from.
-        SourceError: the source cannot be read.
-    """
-    text = _read(path)
-    if '"front"' in text:
-        blueprint, _ = picked(json.loads(text)["front"], pick or "knee")
-    elif pick:
-        raise InvalidBlueprint(f"{path.name} is one blueprint, not a front, so --pick {pick} has no meaning.")
-    else:
-        blueprint = Blueprint.from_json(text)
-    output = Path(output)
-    if output.exists():
-        raise InvalidRecipe(f"{output} exists; choose another --output.")
-    partial = output.with_name(output.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        write(blueprint, open_parents(blueprint, source), partial)
-        os.replace(partial, output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return output
-
-
-def open_parents(blueprint: Blueprint, source: str | None = None) -> list[Parent]:
-    """Pull and open every source of a blueprint, and make sure that it is the same one.
-
-    Raises:
-        IncompatibleSources: another revision than the blueprint's.
-        SourceError: a local source whose folder is not given, or one that cannot be read.
-    """
-    parents = []
-    for pinned in blueprint.sources:
-        if source is None and pinned.revision.startswith("sha256-"):
-            raise SourceError(
-                f"The blueprint was made from the local folder {pinned.repo!r}; say where it is with "
-                "--source or --base."
-            )
-        pulled = hub.pull(source or str(pinned))
-        if pulled.source.revision != pinned.revision or pulled.source.adapter != pinned.adapter:
-            raise IncompatibleSources(
-                f"The blueprint was made from {pinned}, not from {pulled.source}; the weights would differ."
-            )
-        parents.append(Parent.open(pinned, pulled.folder, pulled.adapter))
-    return parents
-
-
-def report_folder(folder: Path, *, base: str | None = None, **changes: Any) -> dict[str, Any]:
-    """Measure a finished folder again: same blueprint, same or other data, new report, figures and card.
-
-    Args:
-        folder: written by `compress`.
-        base: the dense parent, where the blueprint names a local folder.
-        changes: recipe fields, e.g. `data`, `report_sequences`, `tasks`.
-
-    Raises:
-        InvalidRecipe: the folder holds no result of hf_prune.
-        SourceError, IncompatibleSources: the parent cannot be read, or is another one.
-    """
-    folder = Path(folder)
-    blueprint = Blueprint.from_json(_read(folder / "blueprint.json"))
-    before = json.loads(_read(folder / "report.json"))
-    parents = open_parents(blueprint, base)
-    kept = {k: v for k, v in before["recipe"].items() if k in Recipe.model_fields}
-    recipe = Recipe.of(**{**kept, **changes, "base": base or str(blueprint.sources[0]), "output": str(folder)})
-    job = replace(open_job(recipe), parent=parents[0])
-    return measured_again(job, blueprint, folder, before)
-
-
-def _read(path: Path) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except OSError as e:
-        raise InvalidBlueprint(f"Cannot read {path}: {e.strerror or e}.") from None

@@ -4,10 +4,10 @@ import difflib
 import hashlib
 import re
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from hf_prune.errors import InvalidRecipe
 
@@ -24,10 +24,28 @@ DEFAULT_DATA = "Salesforce/wikitext:wikitext-2-raw-v1"
 NOT_IDENTITY = {"output", "push_to", "create_pr", "public", "commit_message", "overwrite", "device"}
 """Fields that do not change which model comes out, so a changed value does not make a journal stale."""
 
+AFTER_SEARCH = {
+    "repair", "heal", "heal_method", "heal_rank", "heal_alpha", "heal_kl", "heal_ce", "heal_top_k", "heal_lr",
+    "heal_batch", "heal_checks", "heal_patience", "gradient_checkpointing", "keep_adapter", "report_sequences",
+    "tasks", "task_items", "lm_eval",
+}  # fmt: skip
+"""Fields that no candidate's score depends on, so a journal is good for any of their values."""
+
 AT_LEAST_ONE = (
-    "sequences", "selection_sequences", "report_sequences", "population", "offspring", "evaluations",
-    "task_items",
+    "sequences", "selection_sequences", "report_sequences", "population", "offspring", "evaluations", "task_items",
+    "repair_sequences", "repair_finalists", "heal_rank", "heal_top_k", "heal_batch", "heal_checks", "heal_patience",
 )  # fmt: skip
+
+
+def _count(raw: Any) -> Any:
+    """Tokens as people write them: 1M, 500k, 2_000_000."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kMG]?)", str(raw).replace("_", "").strip())
+    if not match or isinstance(raw, bool):
+        raise ValueError(f"a number of tokens is written 1M, 500k or 250000, not {raw!r}")
+    return round(float(match[1]) * {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}[match[2]])
+
+
+Tokens = Annotated[int, BeforeValidator(_count)]
 
 
 class Recipe(BaseModel):
@@ -66,6 +84,26 @@ class Recipe(BaseModel):
     tasks: tuple[str, ...] = Field((), description="Multiple-choice JSONL files; default: the bundled cloze tasks.")
     task_items: int = Field(150, description="Most items per task in the report.")
     baselines: tuple[Baseline, ...] = Field(get_args(Baseline), description="Baselines measured at the same size.")
+    repair: bool = Field(False, description="Refit the weights that stay, in closed form and without training.")
+    reach: Literal["map", "gap", "all"] = Field(
+        "all", description="What a repair refits: a map behind each gap, the layers before gaps, or all layers."
+    )
+    repair_sequences: int = Field(192, description="Windows a repair is fitted on.")
+    repair_finalists: int = Field(4, description="Finalists that are repaired before the best is chosen.")
+    search_heal: Tokens = Field(0, description="Tokens that each of 8 finalists is trained on before the choice.")
+    heal: Tokens = Field(0, description="Tokens to train the result on, e.g. 1M; 0 does not train.")
+    heal_method: Literal["lora", "dora", "full"] = Field("lora", description="What is trained.")
+    heal_rank: int = Field(32, description="Rank of the LoRA.")
+    heal_alpha: float = Field(64.0, description="Scale of the LoRA, divided by its rank.")
+    heal_kl: float = Field(1.0, description="Weight of the KL to the dense parent; 0 is no distillation.")
+    heal_ce: float = Field(0.0, description="Weight of the cross-entropy of the text.")
+    heal_top_k: int = Field(512, description="Likeliest tokens of the dense parent that distillation compares.")
+    heal_lr: float | None = Field(None, description="Peak learning rate; default follows from the method.")
+    heal_batch: int = Field(16, description="Windows per training step.")
+    heal_checks: int = Field(10, description="Times the selection split is looked at; the best state is kept.")
+    heal_patience: int = Field(3, description="Looks without a better state until training stops.")
+    gradient_checkpointing: bool = Field(False, description="Trade time for memory in training.")
+    keep_adapter: bool = Field(False, description="Leave the weights as they are; put the LoRA into adapter/.")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Precision of the search; auto is the checkpoint's own where the device computes in it."
@@ -108,6 +146,12 @@ class Recipe(BaseModel):
         for name in AT_LEAST_ONE:
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
+        if self.heal and self.heal_kl <= 0 and self.heal_ce <= 0:
+            raise ValueError("healing needs something to learn: heal_kl or heal_ce must be above 0")
+        if min(self.heal_kl, self.heal_ce) < 0 or self.heal_alpha <= 0 or (self.heal_lr or 1.0) <= 0:
+            raise ValueError("heal_kl, heal_ce, heal_alpha and heal_lr must not be negative")
+        if self.keep_adapter and self.heal_method == "full":
+            raise ValueError("heal_method full trains the weights themselves, so there is no adapter to keep")
         if self.length < 8:
             raise ValueError(f"length must be at least 8 tokens, not {self.length}")
         self.dropped()
@@ -136,6 +180,12 @@ class Recipe(BaseModel):
     def digest(self) -> str:
         """64 bits over every field that decides the result."""
         return hashlib.sha256(self.model_dump_json(exclude=NOT_IDENTITY).encode()).hexdigest()[:16]
+
+    @property
+    def search_digest(self) -> str:
+        """64 bits over every field that decides the scores of candidates."""
+        left_out = NOT_IDENTITY | AFTER_SEARCH
+        return hashlib.sha256(self.model_dump_json(exclude=left_out).encode()).hexdigest()[:16]
 
     @classmethod
     def of(cls, **fields: Any) -> "Recipe":

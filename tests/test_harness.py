@@ -5,6 +5,7 @@ import os
 import random
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -19,55 +20,38 @@ from hf_prune.errors import InvalidData, InvalidRecipe, SourceError, UnsafeSourc
 from hf_prune.harness import HarnessScores, scores
 from tests.families import tiny
 
-ITEMS = 20
-CLOZE = """
-task: cloze
+DATA = """
 dataset_path: json
 dataset_kwargs: {data_files: {test: items.jsonl}}
 test_split: test
-output_type: multiple_choice
 doc_to_text: "{{context}}"
+"""
+CLOZE = f"""{DATA}
+task: cloze
+output_type: multiple_choice
 doc_to_choice: choices
 doc_to_target: answer
-metric_list:
-  - {metric: acc, aggregation: mean, higher_is_better: true}
-  - {metric: acc_norm, aggregation: mean, higher_is_better: true}
-metadata: {version: 1.5}
+metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}, {{metric: acc_norm}}]
+metadata: {{version: 1.5}}
 """
-SAID = """
+SAID = f"""{DATA}
 task: said
-dataset_path: json
-dataset_kwargs: {data_files: {test: items.jsonl}}
-test_split: test
 output_type: generate_until
-doc_to_text: context
-doc_to_target: "{{choices[answer]}}"
-generation_kwargs: {max_gen_toks: 6, do_sample: false, until: ["."]}
-metric_list:
-  - {metric: exact_match, aggregation: mean, higher_is_better: true}
-  - {metric: bleu, aggregation: bleu, higher_is_better: true}
+doc_to_target: "{{{{choices[answer]}}}}"
+generation_kwargs: {{max_gen_toks: 6, do_sample: false, until: ["."]}}
+metric_list: [{{metric: exact_match}}, {{metric: bleu}}]
 filter_list:
-  - {name: first, filter: [{function: regex, regex_pattern: "(he)"}, {function: take_first}]}
-  - {name: whole, filter: [{function: take_first}]}
+  - {{name: first, filter: [{{function: regex, regex_pattern: "(he)"}}, {{function: take_first}}]}}
+  - {{name: whole, filter: [{{function: take_first}}]}}
 """
-FLOATS = st.floats(allow_subnormal=False)
+ROWS = st.lists(st.floats(), max_size=4)
 NAMES = st.sampled_from(["acc", "acc_norm", "exact_match,strict", "perplexity"])
-
-
-class Model(torch.nn.Module):
-    """What `scores` itself asks of a model."""
-
-    device = torch.device("cpu")
-
-    def __init__(self):
-        super().__init__()
-        self.inner = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Dropout().eval())
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A local task beside its data."""
-    lines = (demo_folder() / "tasks" / "stories_cloze.report.jsonl").read_text(encoding="utf-8").splitlines()[:ITEMS]
+    lines = (demo_folder() / "tasks" / "stories_cloze.report.jsonl").read_text(encoding="utf-8").splitlines()[:20]
     (tmp_path / "items.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (tmp_path / "cloze.yaml").write_text(CLOZE)
     return tmp_path
@@ -88,13 +72,20 @@ def runs(monkeypatch) -> list[list[str]]:
     return seen
 
 
+def anything() -> torch.nn.Module:
+    """What `scores` itself asks of a model."""
+    made = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Dropout().eval())
+    made.device = torch.device("cpu")
+    return made
+
+
 def found(task: str, value: float = 0.5) -> HarnessScores:
     return HarnessScores(task, {"acc": value}, {"acc": True}, {"acc": np.array([0.0, value])}, "lm_eval 9.9, task 1")
 
 
 def ask(*names: object, model: object = None, cache: Path | None = None, **how: object) -> dict[str, HarnessScores]:
-    how = {"digest": "d", "limit": None, **how}
-    return scores(model or Model(), None, [str(n) for n in names], cache=cache, **how)
+    how = {"digest": "d", "limit": None, "cache": cache, **how}
+    return scores(model or anything(), None, [str(n) for n in names], **how)
 
 
 def same(ours: HarnessScores, theirs: HarnessScores) -> bool:
@@ -105,24 +96,18 @@ def same(ours: HarnessScores, theirs: HarnessScores) -> bool:
 
 def test_a_second_call_reads_what_the_first_found(folder, runs):
     cache = folder / "deep" / "cache"
-    first = ask(folder / "cloze.yaml", "piqa", cache=cache)
-    second = ask("piqa", folder / "cloze.yaml", cache=cache)
+    first, second = ask(folder / "cloze.yaml", "piqa", cache=cache), ask("piqa", folder / "cloze.yaml", cache=cache)
     assert runs == [["cloze", "piqa"]]
     assert list(first) == ["cloze", "piqa"] and list(second) == ["piqa", "cloze"]
     assert all(same(first[name], second[name]) and second[name].items["acc"].dtype == np.float64 for name in first)
     files = sorted(p.name for p in cache.iterdir())
     assert len(files) == 2 and files[0].startswith("cloze-") and all(f.endswith(".json") for f in files)
     ask("piqa", "arc_easy", cache=cache)
-    assert runs[1:] == [["arc_easy"]]
-
-
-def test_without_a_cache_every_call_runs(folder, runs):
     ask("piqa")
-    ask("piqa")
-    assert runs == [["piqa"]] * 2 and [p.name for p in folder.iterdir() if p.is_dir()] == []
+    assert runs[1:] == [["arc_easy"], ["piqa"]], "without a cache every call runs"
 
 
-@pytest.mark.parametrize("change", ["digest", "limit", "version", "file", "included", "data", "torn", "other"])
+@pytest.mark.parametrize("change", "digest limit version cloze.yaml base.yaml items.jsonl torn other".split())
 def test_whatever_decides_the_scores_is_part_of_the_key(folder, runs, monkeypatch, change):
     (folder / "base.yaml").write_text(CLOZE)
     path, cache = folder / "cloze.yaml", folder / "cache"
@@ -136,32 +121,18 @@ def test_whatever_decides_the_scores_is_part_of_the_key(folder, runs, monkeypatc
         written.write_text(written.read_text()[:40])
     elif change == "other":
         written.write_text(json.dumps({**json.loads(written.read_text()), "key": "another"}))
-    elif change in ("file", "included", "data"):
-        name = {"file": "cloze.yaml", "included": "base.yaml", "data": "items.jsonl"}[change]
-        (folder / name).write_text((folder / name).read_text() + "\n")
+    elif "." in change:
+        (folder / change).write_text((folder / change).read_text() + "\n")
     again = ask(path, cache=cache, **how)
     assert len(runs) == 2 and again["cloze"].metrics["acc"] == 2.0
     ask(path, cache=cache, **how)
     assert len(runs) == 2
 
 
-def test_moving_a_task_keeps_its_scores(folder, runs):
-    ask(folder / "cloze.yaml", cache=folder / "cache")
-    for name in ("cloze.yaml", "items.jsonl"):
-        (folder / "cache" / name).write_bytes((folder / name).read_bytes())
-    ask(folder / "cache" / "cloze.yaml", cache=folder / "cache")
-    assert len(runs) == 1
-
-
-@given(
-    st.dictionaries(NAMES, FLOATS),
-    st.dictionaries(NAMES, st.booleans()),
-    st.dictionaries(NAMES, st.lists(FLOATS, max_size=4)),
-)
+@given(st.dictionaries(NAMES, st.floats()), st.dictionaries(NAMES, st.booleans()), st.dictionaries(NAMES, ROWS))
 def test_scores_survive_the_file(tmp_path_factory, values, better, items):
     cache, key = tmp_path_factory.mktemp("cache"), json.dumps({"task": "a/b c"})
-    arrays = {name: np.array(row, dtype=np.float64) for name, row in items.items()}
-    written = HarnessScores("a/b c", values, better, arrays, "lm_eval 1, task 2")
+    written = HarnessScores("a/b c", values, better, {n: np.array(r) for n, r in items.items()}, "lm_eval 1, task 2")
     harness._write(cache, key, written)
     assert same(harness._read(cache, key), written)
     assert [p.name.split("-")[0] for p in cache.iterdir()] == ["a_b_c"]
@@ -186,21 +157,20 @@ def test_the_model_and_the_generators_are_left_as_they_were(runs, monkeypatch):
         raise SourceError("gone")
 
     monkeypatch.setattr(harness, "_run", run)
-    model = Model()
+    model = anything()
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
     expected = random.random(), np.random.random(), torch.rand(1).item()
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
     with pytest.raises(SourceError):
         ask("piqa", model=model)
     assert (random.random(), np.random.random(), torch.rand(1).item()) == expected
-    assert [m.training for m in model.modules()] == [True, True, True, False]
+    assert [m.training for m in model.modules()] == [True, True, False]
 
 
 @pytest.mark.parametrize("debug", ["0", "1"])
 def test_only_debugging_lets_lm_eval_speak_and_never_on_stdout(runs, monkeypatch, capsys, debug):
     # Made before the call, as transformers and datasets make theirs.
-    handler = logging.StreamHandler()
-    monkeypatch.setattr(logging.getLogger("lm_eval"), "handlers", [handler])
+    monkeypatch.setattr(logging.getLogger("lm_eval"), "handlers", [logging.StreamHandler()])
 
     def run(model, tokenizer, requests, *rest):
         print("printed")
@@ -218,10 +188,8 @@ def test_only_debugging_lets_lm_eval_speak_and_never_on_stdout(runs, monkeypatch
 
 
 def test_a_missing_lm_eval_is_named_with_its_cure(monkeypatch):
-    def version(name: str) -> str:
-        raise importlib.metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(importlib.metadata, "version", version)
+    missing = importlib.metadata.PackageNotFoundError("lm_eval")
+    monkeypatch.setattr(importlib.metadata, "version", Mock(side_effect=missing))
     with pytest.raises(InvalidRecipe, match=r"pip install 'hf-prune\[eval\]'"):
         ask("piqa")
 
@@ -242,19 +210,13 @@ def test_malformed_task_files_are_named(folder, runs, text, message):
     (folder / "a.yaml").write_text(text)
     with pytest.raises(InvalidData, match=message) as caught:
         ask(folder / "a.yaml")
-    assert "\n" not in str(caught.value)
-    with pytest.raises(InvalidData, match="Cannot read the task file .*absent.yaml"):
-        ask(folder / "absent.yaml")
-    assert not runs
+    assert "\n" not in str(caught.value) and not runs
 
 
-@pytest.mark.parametrize("place", ["own", "nested", "included"])
-def test_task_files_with_code_are_refused_unless_allowed(folder, runs, place):
-    code = {
-        "own": "doc_to_text: !function steal.run",
-        "nested": "metric_list: [{metric: !function steal.run}]",
-        "included": "include: below.yaml",
-    }[place]
+@pytest.mark.parametrize(
+    "code", ["doc_to_text: !function steal.run", "x: [{metric: !function steal.run}]", "include: below.yaml"]
+)
+def test_task_files_with_code_are_refused_unless_allowed(folder, runs, code):
     (folder / "below.yaml").write_text("process_docs: !function steal.run\n")
     (folder / "steal.py").write_text(f"open({str(folder / 'stolen')!r}, 'w')\n")
     (folder / "a.yaml").write_text(f"task: a\n{code}\n")
@@ -270,22 +232,19 @@ def test_task_files_with_code_are_refused_unless_allowed(folder, runs, place):
 
 
 def test_included_folders_are_searched_for_the_name(folder, runs):
-    (folder / "sub").mkdir()
-    (folder / "sub" / "fragment.yaml").write_text("dataset_path: json\n")
-    (folder / "sub" / "broken.yaml").write_text("task: [")
-    (folder / "sub" / "mine.yaml").write_text("task: piqa\ninclude: fragment.yaml\n")
+    sub = folder / "sub"
+    sub.mkdir()
+    for name, text in {"a": "task: [", "b": "dataset_path: json", "mine": "task: piqa\ninclude: b.yaml"}.items():
+        (sub / f"{name}.yaml").write_text(text)
     local = harness._request("piqa", [folder], False)
-    assert local.path == folder / "sub" / "mine.yaml"
-    assert local.config == {"task": "piqa", "dataset_path": "json"}
+    assert (local.path, local.config) == (sub / "mine.yaml", {"task": "piqa", "dataset_path": "json"})
     assert harness._request("hellaswag", [folder], False) == harness._Request("hellaswag")
 
 
 def test_data_beside_the_file_is_found_from_anywhere(folder, runs, monkeypatch):
-    elsewhere = folder / "elsewhere"
-    elsewhere.mkdir()
-    monkeypatch.chdir(elsewhere)
+    monkeypatch.chdir("/")
     (folder / "a.yaml").write_text("task: a\ndataset_kwargs: {data_files: {test: [items.jsonl, none-*.jsonl]}, x: 1}\n")
-    config = harness._request(os.path.join("..", "a.yaml"), [], False).config
+    config = harness._request(os.path.relpath(folder / "a.yaml"), [], False).config
     assert config["dataset_kwargs"] == {"data_files": {"test": [str(folder / "items.jsonl"), "none-*.jsonl"]}, "x": 1}
 
 
@@ -302,17 +261,15 @@ def row(doc: int, kind: str = "none", **values: object) -> dict[str, object]:
     return {"doc_id": doc, "filter": kind, "metrics": list(values), **values}
 
 
-def results(metrics: dict[str, object], rows: list[dict[str, object]], **better: bool | None) -> dict[str, object]:
-    own = {"alias": "t", "sample_len": 3, **metrics}
-    return {"results": {"t": own}, "samples": {"t": rows}, "higher_is_better": {"t": better}, "versions": {"t": 2.0}}
+def collected(metrics: dict[str, object], rows: list[dict[str, object]], **better: bool | None) -> HarnessScores:
+    parts = {"results": {"alias": "t", **metrics}, "samples": rows, "higher_is_better": better, "versions": 2.0}
+    return harness._collected("t", "t", {name: {"t": part} for name, part in parts.items()})
 
 
 def test_one_filter_loses_its_name_and_items_come_in_order(runs):
     rows = [row(2, acc=1, f1=0.5, bleu=("a", "b")), row(0, acc=True, bleu=("a", "b")), row(1, acc=np.float32(0), f1=1)]
-    raw = results(
-        {"acc,none": 2 / 3, "acc_stderr,none": "N/A", "f1,none": 1, "bleu,none": 3.0}, rows, acc=True, f1=None
-    )
-    scored = harness._collected("t", "t", raw)
+    metrics = {"acc,none": 2 / 3, "acc_stderr,none": "N/A", "f1,none": 1, "bleu,none": 3.0}
+    scored = collected(metrics, rows, acc=True, f1=None)
     assert scored.metrics == {"acc": 2 / 3, "f1": 1.0, "bleu": 3.0}
     assert scored.higher_is_better == {"acc": True}
     np.testing.assert_equal(scored.items, {"acc": np.array([1.0, 0, 1]), "f1": np.array([np.nan, 1, 0.5])})
@@ -321,8 +278,7 @@ def test_one_filter_loses_its_name_and_items_come_in_order(runs):
 
 def test_several_filters_keep_their_names(runs):
     rows = [row(1, "loose", em=1), row(0, "loose", em=1), row(0, "strict", em=0), row(1, "strict", em=1)]
-    raw = results({"em,loose": 1.0, "em_stderr,loose": "N/A", "em,strict": 0.5}, rows, em=True)
-    scored = harness._collected("t", "t", raw)
+    scored = collected({"em,loose": 1.0, "em_stderr,loose": "N/A", "em,strict": 0.5}, rows, em=True)
     assert scored.metrics == {"em,loose": 1.0, "em,strict": 0.5}
     assert scored.higher_is_better == {"em,loose": True, "em,strict": True}
     np.testing.assert_equal(scored.items, {"em,loose": np.array([1.0, 1]), "em,strict": np.array([0.0, 1])})
@@ -336,12 +292,11 @@ def pair(request):
 
 @pytest.fixture
 def offline(monkeypatch):
-    """Any look at the Hub, the stand-in's too, fails."""
-
-    def connect(*_: object) -> None:
-        raise AssertionError("a connection")
-
-    monkeypatch.setattr("socket.socket.connect", connect)
+    """No look at the Hub, the stand-in's neither, and be it one whose failure is passed over."""
+    tried = []
+    monkeypatch.setattr("socket.socket.connect", lambda _, address: tried.append(address) or 1 / 0)
+    yield
+    assert not tried
 
 
 @pytest.mark.slow
@@ -349,7 +304,6 @@ def test_lm_eval_and_our_tasks_agree_item_by_item(pair, folder, offline, capfd, 
     model, tokenizer = pair
     monkeypatch.chdir(folder)
     ours = tasks.score(model.eval(), tokenizer, tasks.load_tasks([folder / "items.jsonl"])[0])
-    before = {name: (p.data_ptr(), p.clone()) for name, p in model.named_parameters()}
     padding = tokenizer.pad_token, tokenizer.padding_side
     model.train()
     capfd.readouterr()
@@ -361,7 +315,6 @@ def test_lm_eval_and_our_tasks_agree_item_by_item(pair, folder, offline, capfd, 
     assert theirs.higher_is_better == {"acc": True, "acc_norm": True}
     assert theirs.version == f"lm_eval {importlib.metadata.version('lm_eval')}, task 1.5"
     assert all(m.training for m in model.modules()) and (tokenizer.pad_token, tokenizer.padding_side) == padding
-    assert all(p.data_ptr() == before[n][0] and torch.equal(p, before[n][1]) for n, p in model.named_parameters())
     assert {p.name for p in folder.iterdir()} == {"items.jsonl", "cloze.yaml", "cache"}
     again = scores(None, None, [str(folder / "cloze.yaml")], digest="d", limit=None, cache=folder / "cache")
     assert same(again["cloze"], theirs)
@@ -370,8 +323,10 @@ def test_lm_eval_and_our_tasks_agree_item_by_item(pair, folder, offline, capfd, 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2", "gemma3_text"])
 @pytest.mark.parametrize("pair", ["stories260K"], indirect=True)
-def test_random_models_with_short_or_tied_tables_agree_too(pair, folder, offline, family):
-    model = tiny(family, vocab_size=len(pair[1]), **({"max_position_embeddings": 48} if family != "gpt2" else {}))
+def test_other_families_agree_too(pair, folder, offline, family):
+    # Longer than every context: where one is cut, lm_eval keeps a token more than we do.
+    places = {"n_positions" if family == "gpt2" else "max_position_embeddings": 300}
+    model = tiny(family, vocab_size=len(pair[1]), **places)
     before = {name: (p.data_ptr(), p.clone()) for name, p in model.named_parameters(remove_duplicate=False)}
     ours = tasks.score(model, pair[1], tasks.load_tasks([folder / "items.jsonl"])[0])
     theirs = scores(model, pair[1], [str(folder / "cloze.yaml")], digest="d", limit=None, cache=None)["cloze"]
@@ -383,11 +338,9 @@ def test_random_models_with_short_or_tied_tables_agree_too(pair, folder, offline
 
 @pytest.mark.slow
 def test_batches_limits_and_company_do_not_change_a_task(pair, folder, offline):
-    model, tokenizer = pair
     (folder / "said.yaml").write_text(SAID)
-    names = [str(folder / "said.yaml"), str(folder / "cloze.yaml")]
-    both = scores(model, tokenizer, names, digest="d", limit=6, cache=None, batch_size=1)
-    alone = scores(model, tokenizer, ["cloze"], digest="d", limit=None, cache=None, include=[folder])
+    both = scores(*pair, [f"{folder}/said.yaml", f"{folder}/cloze.yaml"], digest="d", limit=6, cache=None, batch_size=1)
+    alone = scores(*pair, ["cloze"], digest="d", limit=None, cache=None, include=[folder])
     np.testing.assert_array_equal(both["cloze"].items["acc"], alone["cloze"].items["acc"][:6])
     assert set(both["said"].metrics) == {f"{m},{f}" for m in ("exact_match", "bleu") for f in ("first", "whole")}
     assert set(both["said"].items) == {"exact_match,first", "exact_match,whole"}
@@ -395,20 +348,19 @@ def test_batches_limits_and_company_do_not_change_a_task(pair, folder, offline):
 
 @pytest.mark.slow
 def test_code_runs_only_where_it_is_allowed(pair, folder, offline):
-    model, tokenizer = pair
     (folder / "text.py").write_text("def context(doc):\n    return doc['context']\n")
     (folder / "coded.yaml").write_text(CLOZE.replace('"{{context}}"', "!function text.context"))
     (folder / "sly.yaml").write_text(CLOZE.replace("{{context}}", "{{context.__class__.__mro__}}"))
     (folder / "hub.yaml").write_text(CLOZE.replace("metric: acc,", "metric: someone/metric,"))
     how = {"digest": "d", "limit": 4, "cache": None}
-    plain = scores(model, tokenizer, [str(folder / "cloze.yaml")], **how)["cloze"]
-    coded = scores(model, tokenizer, [str(folder / "coded.yaml")], allow_code=True, **how)["cloze"]
+    plain = scores(*pair, [str(folder / "cloze.yaml")], **how)["cloze"]
+    coded = scores(*pair, [str(folder / "coded.yaml")], allow_code=True, **how)["cloze"]
     assert same(plain, coded)
     with pytest.raises(UnsafeSource, match="template of the task 'cloze' would run code"):
-        scores(model, tokenizer, [str(folder / "sly.yaml")], **how)
+        scores(*pair, [str(folder / "sly.yaml")], **how)
     with pytest.raises(UnsafeSource, match="metric 'someone/metric' from a script"):
-        scores(model, tokenizer, [str(folder / "hub.yaml")], **how)
-    assert same(scores(model, tokenizer, [str(folder / "cloze.yaml")], **how)["cloze"], plain)
+        scores(*pair, [str(folder / "hub.yaml")], **how)
+    assert same(scores(*pair, [str(folder / "cloze.yaml")], **how)["cloze"], plain)
 
 
 @pytest.mark.slow
@@ -418,6 +370,8 @@ def test_code_runs_only_where_it_is_allowed(pair, folder, offline):
         ("items.jsonl", "none.jsonl", "cannot load the task 'cloze' .*none.jsonl"),
         ("{{context}}", "{{nothing}}", "'nothing' is undefined"),
         ("multiple_choice", "guessing", "cannot load the task 'cloze'"),
+        ("{{context}}", "{{choices[answer + 1]}}", "cannot score the task 'cloze' .*every document has the fields"),
+        ("task: cloze", f"task: cloze\ntarget_delimiter: {'word ' * 999}", "cannot score .*longer than the model's"),
     ],
 )
 @pytest.mark.parametrize("pair", ["stories260K"], indirect=True)
@@ -434,7 +388,7 @@ def test_tasks_that_do_not_fit_their_data_are_named(pair, folder, offline, old, 
         ("hellaswagg", InvalidRecipe, "has no task 'hellaswagg'; did you mean hellaswag,"),
         ("mmlu", InvalidRecipe, "'mmlu' is a group of tasks in lm_eval; name members, such as mmlu_humanities"),
         ("humaneval", UnsafeSource, "'humaneval' runs code that the model writes"),
-        ("hellaswag", SourceError, "cannot load the task 'hellaswag' .*is the Hub reachable"),
+        ("hellaswag", SourceError, "cannot load the task 'hellaswag' .*check the connection"),
     ],
 )
 @pytest.mark.parametrize("pair", ["stories260K"], indirect=True)

@@ -1,0 +1,292 @@
+"""Training after a cut: a LoRA, a DoRA or the layers' own weights, taught by the dense parent on the healing text.
+
+The loss is heal_kl * KL(dense || student) + heal_ce * cross-entropy, nats per token. KL runs over the dense top k and one
+bucket for the rest (a lower bound, exact when k is the vocabulary). Embeddings and head stay as they are. The selection
+windows are looked at on the way, and the best state wins; if that is the one before training, healing has not helped.
+"""
+
+import math
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import (
+    EarlyStoppingCallback,
+    PreTrainedModel,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from hf_prune.architecture import Family
+from hf_prune.reference import log_rest
+
+Method = Literal["lora", "dora", "full"]
+RATES = {"lora": 1e-3, "dora": 1e-3, "full": 2e-4}
+"""Peak learning rates that suit each method."""
+WARMUP, CLIP = 0.05, 1.0
+"""Share of the steps that warm up; largest norm of a gradient."""
+COMPLETE = "complete"
+"""Marks a checkpoint that was written to its end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """How to train; `tokens` is the budget, `batch` counts windows per step, `checks` looks at the selection split."""
+
+    tokens: int
+    method: Method = "lora"
+    rank: int = 32
+    alpha: float = 64.0
+    kl: float = 1.0
+    ce: float = 0.0
+    top_k: int = 512
+    rate: float | None = None
+    batch: int = 16
+    checks: int = 10
+    patience: int = 3
+    seed: int = 0
+    checkpointing: bool = False
+
+    def steps(self, length: int) -> int:
+        """Training steps that the budget allows with windows of `length` tokens, one at least."""
+        return max(1, self.tokens // (self.batch * length))
+
+
+@dataclass(frozen=True, eq=False)
+class Healing:
+    """What training brought.
+
+    model: with the best state's weights (a PEFT model unless all weights were trained). before, after: loss on the
+    selection windows, nats per token. curve: (tokens, loss) of every look. tokens: trained on, repeats counted.
+    """
+
+    model: Any
+    before: float
+    after: float
+    curve: tuple[tuple[int, float], ...]
+    tokens: int
+    seconds: float
+
+    @property
+    def kept(self) -> bool:
+        """Whether some state was better than the one before training."""
+        return self.after < self.before
+
+
+def heal(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    family: Family,
+    train: Tensor,
+    held: Tensor,
+    course: Course,
+    home: Path,
+    progress: Callable[[int, int, float | None], None] = lambda done, total, loss: None,
+) -> Healing:
+    """Train `student`, and give it the weights of its best state.
+
+    Interrupted, the same call goes on from the last complete checkpoint in `home`, and ends the same.
+
+    Args:
+        student: the cut model, on its device; changed in place.
+        teacher: the dense parent, on the same device.
+        family: names the layers that are trained.
+        train: int64 [N, T] windows, read again when the budget is larger.
+        held: int64 [M, T] windows that choose the best state; disjoint from `train`.
+        course: how to train.
+        home: folder of the checkpoints.
+        progress: told steps done, steps in all, and the selection loss where it was looked at.
+    """
+    # PEFT asks the Hub about the model of that name, and writes it down.
+    student.name_or_path = student.config.name_or_path = ""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(course.seed)
+        model = _trainable(student, family, course)
+    steps = course.steps(train.shape[1])
+    trainer = _Distillation(
+        teacher,
+        course,
+        model=model,
+        args=_arguments(course, steps, home, student),
+        train_dataset=_Windows(train),
+        eval_dataset=_Windows(held),
+        callbacks=[
+            EarlyStoppingCallback(early_stopping_patience=course.patience),
+            _Marker(),
+            _Teller(progress),
+        ],
+    )
+    trainer.remove_callback(PrinterCallback)
+    before = float(trainer.evaluate()["eval_loss"])
+    started = time.monotonic()
+    trainer.train(resume_from_checkpoint=_last_complete(home))
+    seconds = time.monotonic() - started
+    per_step = course.batch * train.shape[1]
+    curve = tuple((e["step"] * per_step, e["eval_loss"]) for e in trainer.state.log_history if "eval_loss" in e)
+    after = min((loss for _, loss in curve if math.isfinite(loss)), default=math.inf)
+    return Healing(model.eval(), before, after, ((0, before), *curve), trainer.state.global_step * per_step, seconds)
+
+
+def lora_targets(model: PreTrainedModel, family: Family) -> list[str]:
+    """Leaf names of every matrix inside the layers; whole paths where a name occurs outside of them as well."""
+    matrices = [n for n, m in model.named_modules() if type(m).__name__ in ("Linear", "Conv1D")]
+    inside = [n for n in matrices if n.startswith(family.prefix)]
+    leaves = {n.rpartition(".")[2] for n in inside}
+    outside = {n.rpartition(".")[2] for n in matrices if n not in inside}
+    return sorted(inside if leaves & outside else leaves)
+
+
+def distillation(student: Tensor, teacher: Tensor, labels: Tensor, course: Course) -> Tensor:
+    """The loss per token [B, T-1].
+
+    Args:
+        student: logits [B, T-1, V].
+        teacher: logits [B, T-1, V] of the dense parent.
+        labels: int64 [B, T-1] next tokens.
+        course: gives the weights and the k.
+    """
+    log_q = student.float().log_softmax(-1)
+    loss = torch.zeros_like(log_q[..., 0])
+    if course.kl:
+        log_p, top = teacher.float().log_softmax(-1).topk(min(course.top_k, teacher.shape[-1]), sorted=False)
+        found = log_q.gather(-1, top)
+        kl = (log_p.exp() * (log_p - found)).sum(-1)
+        if top.shape[-1] < teacher.shape[-1]:
+            rest = log_rest(log_p)
+            kl = kl + rest.exp() * (rest - log_rest(found))
+        loss = loss + course.kl * kl
+    if course.ce:
+        loss = loss - course.ce * log_q.gather(-1, labels[..., None]).squeeze(-1)
+    return loss
+
+
+def _trainable(student: PreTrainedModel, family: Family, course: Course) -> Any:
+    student.requires_grad_(False)
+    if course.method == "full":
+        for name, parameter in student.named_parameters():
+            parameter.requires_grad_(name.startswith(family.prefix))
+        return student
+    transposed = any(type(m).__name__ == "Conv1D" for m in student.modules())
+    config = LoraConfig(
+        r=course.rank,
+        lora_alpha=course.alpha,
+        use_dora=course.method == "dora",
+        target_modules=lora_targets(student, family),
+        fan_in_fan_out=transposed,
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(student, config)
+
+
+def _arguments(course: Course, steps: int, home: Path, student: PreTrainedModel) -> TrainingArguments:
+    every = max(1, steps // course.checks)
+    arguments = TrainingArguments(
+        output_dir=str(home),
+        per_device_train_batch_size=course.batch,
+        per_device_eval_batch_size=course.batch,
+        max_steps=steps,
+        learning_rate=course.rate or RATES[course.method],
+        lr_scheduler_type="cosine",
+        warmup_steps=max(1, round(WARMUP * steps)),
+        weight_decay=0.0,
+        max_grad_norm=CLIP,
+        eval_strategy="steps",
+        eval_steps=every,
+        save_strategy="steps",
+        save_steps=every,
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        logging_strategy="no",
+        prediction_loss_only=True,
+        remove_unused_columns=False,
+        activation_checkpointing=course.checkpointing,
+        disable_tqdm=True,
+        report_to="none",
+        seed=course.seed,
+        use_cpu=student.device.type == "cpu",
+        dataloader_pin_memory=student.device.type != "cpu",
+    )
+    # One device: the teacher lives there too.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
+
+
+class _Windows(Dataset):
+    """Rows of int64 [N, T]."""
+
+    def __init__(self, tokens: Tensor) -> None:
+        self.tokens = tokens
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, row: int) -> dict[str, Tensor]:
+        return {"input_ids": self.tokens[row]}
+
+
+class _Distillation(Trainer):
+    """transformers' Trainer with our loss."""
+
+    def __init__(self, teacher: PreTrainedModel, course: Course, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.teacher, self.course = teacher, course
+        # Our loss is a mean, so accumulated steps must be averaged.
+        self.model_accepts_loss_kwargs = False
+
+    def compute_loss(self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any) -> Any:
+        """Mean loss over all tokens of the batch."""
+        tokens = inputs["input_ids"]
+        given = torch.empty(0)
+        if self.course.kl:
+            with torch.no_grad():
+                given = self.teacher(input_ids=tokens, use_cache=False).logits[:, :-1]
+        said = model(input_ids=tokens, use_cache=False)
+        loss = distillation(said.logits[:, :-1], given, tokens[:, 1:], self.course).mean()
+        return (loss, said) if return_outputs else loss
+
+    @torch.no_grad()
+    def prediction_step(self, model: Any, inputs: dict[str, Tensor], *_: Any, **__: Any) -> tuple[Tensor, None, None]:
+        """The loss alone."""
+        return self.compute_loss(model, self._prepare_inputs(inputs)).detach(), None, None
+
+
+class _Marker(TrainerCallback):
+    """Says which checkpoints are whole."""
+
+    def on_save(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
+        """The Trainer calls this behind the last file."""
+        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+
+
+class _Teller(TrainerCallback):
+    def __init__(self, progress: Callable[[int, int, float | None], None]) -> None:
+        self.progress = progress
+
+    def on_step_end(self, args: TrainingArguments, state: Any, control: Any, **_: Any) -> None:
+        self.progress(state.global_step, state.max_steps, None)
+
+    def on_evaluate(self, args: TrainingArguments, state: Any, control: Any, metrics: Any = None, **_: Any) -> None:
+        self.progress(state.global_step, state.max_steps, (metrics or {}).get("eval_loss"))
+
+
+def _last_complete(home: Path) -> str | None:
+    """The newest whole checkpoint; torn ones are cleared away."""
+    found = []
+    for folder in home.glob("checkpoint-*"):
+        if (folder / COMPLETE).is_file():
+            found.append(folder)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+    newest = max(found, key=lambda f: int(f.name.rpartition("-")[2]), default=None)
+    return str(newest) if newest else None

@@ -1,0 +1,199 @@
+"""What a cut took, given back: the stages `repair` and `heal` of the pipeline.
+
+Both keep what they have in the run's folder, so that an interrupted run goes on from there.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Generator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from hf_prune.assemble import Parent, quiet, write, write_live
+from hf_prune.blueprint import Blueprint
+from hf_prune.documents import Found
+from hf_prune.events import Advanced, Event, Healed, Repaired, Stage
+from hf_prune.heal import Course, Healing, heal
+from hf_prune.job import Job
+from hf_prune.patches import PATCH_FILE, load_patches, save_patches
+from hf_prune.recipe import Recipe
+from hf_prune.watch import Tell, watched
+
+ADAPTER = "adapter"
+"""Folder of a LoRA that is kept apart from the weights."""
+
+
+def repaired(job: Job, found: Found, home: Path) -> Generator[Event, None, Found]:
+    """Refit what is left of the winner, if the recipe asks for it and the selection windows agree.
+
+    Args:
+        job: the run.
+        found: its winner is still the bare cut.
+        home: the run's folder.
+    """
+    recipe = job.recipe
+    if not recipe.repair:
+        return found
+    yield Stage("repair", f"{recipe.reach}, on at most {recipe.repair_sequences} windows")
+    before = _earlier(job, found.cut, home)
+    if before is None:
+        before = yield from watched(lambda tell: _repair(job, found.cut, home, tell))
+    blueprint, summary = before
+    yield Repaired(summary["kl_before"], summary["kl_after"], summary["kept"])
+    return replace(
+        found, winner=blueprint if summary["kept"] else found.cut, repair={**summary, **(found.repair or {})}
+    )
+
+
+def _repair(job: Job, cut: Blueprint, home: Path, tell: Tell) -> tuple[Blueprint, dict[str, Any]]:
+    done = job.repaired(cut, job.recipe.repair_sequences, lambda done, total: tell(Advanced("repair", done, total)))
+    kl = [m.kl for m in job.evaluator.evaluate([cut, done.blueprint], job.selection)]
+    summary = {
+        "reach": job.recipe.reach,
+        "windows": len(job.training(job.recipe.repair_sequences).tokens),
+        "kl_before": kl[0],
+        "kl_after": kl[1],
+        "kept": kl[1] < kl[0],
+        "fits": [asdict(f) for f in done.fits],
+    }
+    save_patches(job.bank.named(done.blueprint), home / PATCH_FILE)
+    record = {"cut": cut.digest, "recipe": job.recipe.digest, "blueprint": done.blueprint.to_json(), "summary": summary}
+    _replace_text(home / "repair.json", json.dumps(record))
+    return done.blueprint, summary
+
+
+def _earlier(job: Job, cut: Blueprint, home: Path) -> tuple[Blueprint, dict[str, Any]] | None:
+    """What an interrupted run had repaired already."""
+    path = home / "repair.json"
+    if not path.is_file():
+        return None
+    record = json.loads(path.read_text(encoding="utf-8"))
+    if (record["cut"], record["recipe"]) != (cut.digest, job.recipe.digest):
+        return None
+    job.bank.patches.update(load_patches(home / PATCH_FILE))
+    return Blueprint.from_json(record["blueprint"]), record["summary"]
+
+
+@dataclass(frozen=True, eq=False)
+class Training:
+    """What training brought: figures for the report, the model as it was trained, parameters and bytes stored."""
+
+    summary: dict[str, Any]
+    model: PreTrainedModel
+    stored: tuple[int, int] | None
+
+
+def healed(job: Job, folder: Path, home: Path) -> Generator[Event, None, Training]:
+    """Train the assembled model and put the better weights into its folder.
+
+    Args:
+        job: the run; its recipe asks for healing.
+        folder: holds the assembled model.
+        home: the run's folder, for checkpoints.
+    """
+    recipe = job.recipe
+    yield Stage("heal", f"{recipe.heal:,} tokens, {recipe.heal_method}")
+    done = yield from watched(lambda tell: _heal(job, folder, home / "heal", tell))
+    yield Healed(done.before, done.after, done.tokens, done.kept)
+    stored = _stored(job, folder, done) if done.kept else None
+    summary = {
+        "method": recipe.heal_method,
+        "objective": {"kl": recipe.heal_kl, "ce": recipe.heal_ce, "top_k": recipe.heal_top_k},
+        "before": done.before,
+        "after": done.after,
+        "kept": done.kept,
+        "merged": stored is not None,
+        "tokens": done.tokens,
+        "distinct_tokens": min(done.tokens, job.training(_windows(recipe)).tokens.numel()),
+        "tokens_per_s": done.tokens / done.seconds if done.seconds else None,
+        "curve": [list(point) for point in done.curve],
+    }
+    return Training(summary, done.model, stored)
+
+
+def course(recipe: Recipe) -> Course:
+    """The recipe's fields that say how to train."""
+    return Course(
+        tokens=recipe.heal,
+        method=recipe.heal_method,
+        rank=recipe.heal_rank,
+        alpha=recipe.heal_alpha,
+        kl=recipe.heal_kl,
+        ce=recipe.heal_ce,
+        top_k=recipe.heal_top_k,
+        rate=recipe.heal_lr,
+        batch=recipe.heal_batch,
+        checks=recipe.heal_checks,
+        patience=recipe.heal_patience,
+        seed=recipe.seed,
+        checkpointing=recipe.gradient_checkpointing,
+    )
+
+
+def _windows(recipe: Recipe) -> int:
+    return -(-recipe.heal // recipe.length)
+
+
+def _heal(job: Job, folder: Path, home: Path, tell: Tell) -> Healing:
+    recipe = job.recipe
+    # All weights are trained in float32, a LoRA is float32 beside weights as they are.
+    dtype = torch.float32 if recipe.heal_method == "full" else job.dtype
+    with quiet():
+        student = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, local_files_only=True, trust_remote_code=recipe.trust_remote_code
+        ).to(job.device)
+        return heal(
+            student,
+            job.bank.model,
+            job.parent.family,
+            job.training(_windows(recipe)).tokens,
+            job.evidence["selection"].tokens,
+            course(recipe),
+            home,
+            lambda done, total, loss: tell(Advanced("heal", done, total, loss)),
+        )
+
+
+def _stored(job: Job, folder: Path, done: Healing) -> tuple[int, int] | None:
+    """Merge into the folder's weights, tensor by tensor for a LoRA; or lay the adapter beside them."""
+    recipe = job.recipe
+    if recipe.heal_method != "full":
+        done.model.save_pretrained(folder / ADAPTER)
+        (folder / ADAPTER / "README.md").unlink(missing_ok=True)
+        if recipe.keep_adapter:
+            _named_base(folder / ADAPTER / "adapter_config.json", recipe.push_to)
+            return None
+    merged = folder / "merged"
+    merged.mkdir()
+    adapter = folder / ADAPTER if recipe.heal_method == "lora" else None
+    parent = Parent.open(job.parent.source, folder, adapter, trust_remote_code=recipe.trust_remote_code)
+    if adapter:
+        stored = write(Blueprint.identity(parent.source, parent.depth), [parent], merged)
+    else:
+        model = done.model.merge_and_unload() if recipe.heal_method == "dora" else done.model
+        stored = write_live(model, parent, merged)
+    del parent
+    for old in folder.glob("model*.safetensors*"):
+        old.unlink()
+    for new in merged.glob("model*.safetensors*"):
+        os.replace(new, folder / new.name)
+    shutil.rmtree(merged)
+    shutil.rmtree(folder / ADAPTER, ignore_errors=True)
+    return stored
+
+
+def _named_base(path: Path, repo: str | None) -> None:
+    """The adapter belongs to the weights beside it; a path of this machine means nothing elsewhere."""
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    _replace_text(path, json.dumps({**raw, "base_model_name_or_path": repo or ".."}, indent=2) + "\n")
+
+
+def _replace_text(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)

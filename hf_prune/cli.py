@@ -5,10 +5,10 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -16,6 +16,9 @@ from hf_prune import __version__
 from hf_prune.errors import HfPruneError, InvalidRecipe
 from hf_prune.flags import flags_of, with_flags
 from hf_prune.recipe import Recipe
+
+if TYPE_CHECKING:
+    from hf_prune.events import Event
 
 # Read when torch is loaded, which no import above does. OpenMP threads that spin while they wait starve each other on
 # shared cores: a small model then ran forty times slower, and on quiet cores sleeping costs nothing that shows.
@@ -26,7 +29,15 @@ FormatFlag = Annotated[Format, typer.Option("--format", help="human, json (one l
 QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="Same as --format quiet: only the result on stdout.")]
 RecipeFlag = Annotated[Path | None, typer.Option("--recipe", help="YAML recipe; flags given here override it.")]
 DryRunFlag = Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop; nothing is written.")]
-MEASUREMENT = ("data", "report_sequences", "length", "tasks", "task_items", "device")
+MEASUREMENT = ("data", "report_sequences", "length", "tasks", "task_items", "lm_eval", "lm_eval_limit", "device")
+RECOVERY = (
+    "repair", "reach", "repair_sequences", "heal_method", "heal_rank", "heal_alpha", "heal_kl", "heal_ce", "heal_top_k",
+    "heal_lr", "heal_batch", "heal_checks", "heal_patience", "gradient_checkpointing", "keep_adapter", "seed",
+    "selection_sequences", "overwrite",
+)  # fmt: skip
+BaseOption = Annotated[
+    str | None, typer.Option("--base", help="The dense parent; default: the one the blueprint names.")
+]
 SIZES = {"ratio", "keep_layers", "drop"}
 """Ways to say how small; a flag for one of them replaces whichever the recipe file uses."""
 EXTENSION = Path("~/.local/share/hf/extensions/hf-prune/manifest.json")
@@ -149,7 +160,7 @@ def assemble_command(
 ) -> None:
     """Rebuild the model of a blueprint, bit for bit."""
     form = _format(format, quiet)
-    from hf_prune.pipeline import assemble_blueprint
+    from hf_prune.folder import assemble_blueprint
 
     folder = assemble_blueprint(path, output, source=source, pick=pick)
     _result(form, "Assembled", folder=str(folder))
@@ -159,9 +170,11 @@ def assemble_command(
 @with_flags(*flags_of(Recipe, MEASUREMENT))
 @guarded
 def report_command(
-    folder: Annotated[Path, typer.Argument(help="A folder that compress or assemble wrote.")],
-    base: Annotated[
-        str | None, typer.Option("--base", help="The dense parent; default: the one the blueprint names.")
+    source: Annotated[str, typer.Argument(metavar="RESULT", help="A folder that compress wrote, or its repo.")],
+    base: BaseOption = None,
+    output: Annotated[
+        str | None,
+        typer.Option("--output", help="Folder for a copy with the new report; for a repo its name."),
     ] = None,
     format: FormatFlag = "human",
     quiet: QuietFlag = False,
@@ -169,12 +182,35 @@ def report_command(
 ) -> None:
     """Measure a result again beside its dense parent."""
     form = _format(format, quiet)
-    from hf_prune.pipeline import report_folder
+    from hf_prune.folder import report_folder
 
-    report = report_folder(folder, base=base, **_given(values))
+    report = report_folder(source, base=base, output=output, **_given(values))
     if form != "human":
-        return _result(form, "Reported", folder=str(folder), report=report)
+        return _result(form, "Reported", folder=output or source, report=report)
     _report(report)
+
+
+@app.command("heal")
+@with_flags(*flags_of(Recipe, MEASUREMENT), *flags_of(Recipe, RECOVERY))
+@guarded
+def heal_command(
+    source: Annotated[str, typer.Argument(metavar="RESULT", help="A folder that compress wrote, or its repo.")],
+    heal: Annotated[str, typer.Option("--heal", help="Tokens to train on, e.g. 1M.")] = "1M",
+    base: BaseOption = None,
+    output: Annotated[
+        str | None, typer.Option("--output", help="Folder for the trained model; default: RESULT-healed.")
+    ] = None,
+    format: FormatFlag = "human",
+    quiet: QuietFlag = False,
+    **values: Any,
+) -> None:
+    """Train a result, with --repair after refitting its weights.
+
+    Interrupted, the same command resumes.
+    """
+    from hf_prune.folder import heal_folder
+
+    _watch(heal_folder(source, base=base, output=output, heal=heal, **_given(values)), _format(format, quiet))
 
 
 @app.command("push")
@@ -293,13 +329,19 @@ def _show_plan(recipe: Recipe, form: Format) -> None:
 
 
 def _compress(recipe: Recipe, form: Format) -> None:
+    from hf_prune.pipeline import compress
+
+    _watch(compress(recipe), form)
+
+
+def _watch(events: "Iterable[Event]", form: Format) -> None:
+    """Show a run, and its report at the end."""
     from rich.console import Console
 
-    from hf_prune.pipeline import compress
     from hf_prune.screen import Screen, event_dict
 
     with Screen(Console(stderr=True, quiet=form != "human")) as screen:
-        for event in compress(recipe):
+        for event in events:
             screen.show(event)
             if form == "json":
                 _line(event_dict(event))

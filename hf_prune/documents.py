@@ -3,85 +3,59 @@
 import json
 import math
 import os
+import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
-from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from hf_prune import __version__, card, figures, front, report, speed
-from hf_prune.assemble import quiet
+from hf_prune import __version__, card, figures, front, report
 from hf_prune.blueprint import Blueprint, Fidelity, LayerSpec, Outcome, Part, Trial
-from hf_prune.evaluate import Evaluator
+from hf_prune.found import LABELS, Found, Rival
 from hf_prune.job import Clock, Job, Scorer
 from hf_prune.journal import Journal, Row
+from hf_prune.measurement import measured
 from hf_prune.plan import asked
 from hf_prune.redaction import public_recipe
 from hf_prune.search import drive
 
-LABELS = {
-    "random": "random (median of 5)",
-    "last": "last layers",
-    "shortgpt": "ShortGPT (block influence)",
-    "window": "best window (Gromov et al.)",
-    "greedy": "SLEB (greedy)",
-}
 FIGURES = {
     "layer_strip": "layers.png",
     "search_history": "search.png",
     "pareto": "front.png",
     "comparison": "comparison.png",
+    "capabilities": "capabilities.png",
+    "healing": "healing.png",
 }
 CORRELATED = 64
 """Candidates behind the rank correlations, evenly spaced over the ranks of the search."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rival:
-    """A baseline's cut of the same size and its values on the search windows, in the job's columns."""
-
-    name: str
-    blueprint: Blueprint
-    removed: tuple[int, ...]
-    values: tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What the search brought home: the cut, and the winner it became by repair (the same without one)."""
-
-    cut: Blueprint
-    winner: Blueprint
-    finalists: tuple[Outcome, ...] = ()
-    rivals: tuple[Rival, ...] = ()
-    front: list[dict[str, Any]] | None = None
-    layer_tokens: int = 0
-    repair: Mapping[str, Any] | None = None
-
-
 def describe(
-    job: Job,
     journal: Journal,
+    job: Job,
     found: Found,
     folder: Path,
     stored: tuple[int, int],
     certificate: Mapping[str, Any],
     clock: Clock,
+    healing: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Measure the folder on the report split and write every document into it.
 
     Args:
+        journal: every trial of the run; copied into the folder.
         job: the run.
-        journal: every trial of the run.
         found: the winner and what it is compared with.
         folder: holds the weights already.
         stored: parameters and bytes of the written weights.
         certificate: of `certify`.
         clock: closed for `report` here.
+        healing: figures of the training that followed, if one did.
 
     Returns:
         The content of report.json.
@@ -91,7 +65,9 @@ def describe(
         "size": _size(job, found.winner, stored),
         "layers": report.fates(found.winner, job.parent.depth),
         "splits": report.splits(job.evidence),
-        **_measured(job, found, folder),
+        **measured(job, found, folder, healing),
+        "repair": found.repair,
+        "healing": healing,
         "merging": merging(job, journal, found),
         "search_summary": _summary(job, journal, found),
         "certificate": dict(certificate),
@@ -107,42 +83,71 @@ def describe(
         _write(folder / "front.json", json.dumps(plain({"version": 1, "front": found.front}), indent=1) + "\n")
     _write(folder / "recipe.yaml", yaml.safe_dump(result["recipe"], sort_keys=False))
     publish(result, folder, _figures(job, journal, found, result, folder), parents_of(job))
+    shutil.copyfile(journal.path, folder / "journal.jsonl")
     return result
 
 
-def measured_again(job: Job, winner: Blueprint, folder: Path, before: Mapping[str, Any]) -> dict[str, Any]:
-    """A finished folder under the job's report windows: figures of the search stay, what is measured is new.
+def measured_again(
+    before: Mapping[str, Any],
+    job: Job,
+    found: Found,
+    folder: Path,
+    stored: tuple[int, int] | None = None,
+    certificate: Mapping[str, Any] | None = None,
+    clock: Clock | None = None,
+    healing: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """A folder measured under the job's report windows: figures of the search stay, what is measured is new.
 
     Args:
+        before: the report of the folder it was, or was made from.
         job: with the evidence to use.
-        winner: the folder's blueprint.
-        folder: holds weights and earlier documents.
-        before: its report.json.
+        found: the folder's blueprint; its baselines are read from `before`.
+        folder: holds the weights.
+        stored: parameters and bytes, where the weights are new.
+        certificate: of new weights.
+        clock: of what made them.
+        healing: figures of a training that was not there before.
 
     Returns:
         The new content of report.json.
     """
-    depth = job.parent.depth
     rivals = tuple(
         Rival(b["name"], _dropped(job, b["removed"]), tuple(b["removed"]), ())
         for b in before["baselines"]
         if b["name"] != "hf_prune"
     )
-    found = Found(winner, (), rivals, None, 0)
-    result = plain(
-        {
-            **before,
-            **_measured(job, found, folder),
-            "layers": report.fates(winner, depth),
-            "splits": {**before["splits"], **report.splits({"report": job.evidence["report"]})},
-            "hardware": report.hardware(job.device),
-        }
-    )
+    found = replace(found, rivals=rivals, repair=found.repair or before.get("repair"))
+    healing = healing or before.get("healing")
+    result = {
+        **before,
+        **measured(job, found, folder, healing),
+        "repair": found.repair,
+        "healing": healing,
+        "layers": report.fates(found.winner, job.parent.depth),
+        "splits": {**before["splits"], **report.splits({"report": job.evidence["report"]})},
+        "hardware": report.hardware(job.device),
+    }
+    if stored:
+        again = _identity(job, found)
+        result |= {k: again[k] for k in ("hf_prune", "recipe", "recipe_digest", "digest")}
+        result |= {"command": _then(before, again), "size": _size(job, found.winner, stored)}
+        result |= {"certificate": dict(certificate or {}), "seconds": {**before["seconds"], **clock.seconds}}
+    result = plain(result)
+    (folder / "figures").mkdir(exist_ok=True)
     drawn = {n: f"figures/{f}" for n, f in FIGURES.items() if (folder / "figures" / f).is_file()}
+    drawn |= _stage_figures(result, folder)
     if rivals:
         figures.comparison(result, folder / "figures" / FIGURES["comparison"])
     publish(result, folder, drawn, parents_of(job))
     return result
+
+
+def _then(before: Mapping[str, Any], again: Mapping[str, Any]) -> str:
+    """The commands that made it, one a line."""
+    fresh = {k: v for k, v in again["recipe"].items() if before["recipe"].get(k) != v and k != "base"}
+    flags = " ".join(_flag(k, v) for k, v in fresh.items() if k not in ("push_to", "public", "create_pr"))
+    return f"{before['command']}\nhf-prune heal FOLDER {flags}".strip()
 
 
 def _dropped(job: Job, removed: Sequence[int]) -> Blueprint:
@@ -207,33 +212,6 @@ def _size(job: Job, winner: Blueprint, stored: tuple[int, int]) -> dict[str, Any
     }
 
 
-def _loaded(job: Job, folder: Path) -> PreTrainedModel:
-    """The finished folder as a user gets it, in the precision of the search so that both columns are alike."""
-    code = job.recipe.trust_remote_code
-    with quiet():
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=job.dtype, local_files_only=True, trust_remote_code=code
-        )
-    return model.to(job.device).eval()
-
-
-def _measured(job: Job, found: Found, folder: Path) -> dict[str, Any]:
-    recipe, windows = job.recipe, job.evidence["report"]
-    rng = np.random.default_rng(recipe.seed)
-    models = {"dense": job.bank.model, "pruned": _loaded(job, folder)}
-    evaluator = Evaluator(job.bank, windows.tokens)
-    identity = Blueprint.identity(job.parent.source, job.parent.depth)
-    dense, ours = evaluator.token_scores([identity, found.winner], Fidelity(len(windows.tokens)))
-    entries = [("hf_prune", "hf_prune", found.winner), *((r.name, LABELS[r.name], r.blueprint) for r in found.rivals)]
-    return {
-        "text": report.text(dense, ours, windows),
-        "baselines": report.baselines(entries, evaluator, windows, ours) if found.rivals else [],
-        "tasks": report.task_scores(models, job.tokenizer, recipe.tasks, recipe.task_items, rng),
-        "generation": report.samples(models, job.tokenizer, windows),
-        "speed": speed.measure(models, rng),
-    }
-
-
 def scored(scorer: Scorer, journal: Journal, trials: Sequence[Trial]) -> tuple[Outcome, ...]:
     """Outcomes of given trials, through the journal."""
 
@@ -257,14 +235,14 @@ def merging(job: Job, journal: Journal, found: Found) -> dict[str, Any] | None:
     merged = [(o, b) for o, b in _full(job, journal) if any(map(_mixed, b.layers))]
     if not merged:
         return None
-    best = found.winner if any(map(_mixed, found.winner.layers)) else min(merged, key=lambda pair: pair[0])[1]
+    best = found.cut if any(map(_mixed, found.cut.layers)) else min(merged, key=lambda pair: pair[0])[1]
     options = [best]
     for i, spec in enumerate(best.layers):
         if _mixed(spec):
             options = [_with(b, i, LayerSpec((Part(p.source, p.layer),))) for b in options for p in spec.parts][:256]
     measures = job.evaluator.evaluate([best, *options], job.selection)
     ours, deletion = measures[0].kl, min(m.kl for m in measures[1:])
-    return {"ours": ours, "deletion": deletion, "helps": ours < deletion, "won": best.digest == found.winner.digest}
+    return {"ours": ours, "deletion": deletion, "helps": ours < deletion, "won": best.digest == found.cut.digest}
 
 
 def _mixed(spec: LayerSpec) -> bool:
@@ -344,7 +322,15 @@ def _figures(job: Job, journal: Journal, found: Found, result: Mapping[str, Any]
         )
     if result["baselines"]:
         drawn["comparison"] = figures.comparison(result, paths["comparison"])
-    return {name: str(path.relative_to(folder)) for name, path in drawn.items()}
+    return {n: str(path.relative_to(folder)) for n, path in drawn.items()} | _stage_figures(result, folder)
+
+
+def _stage_figures(result: Mapping[str, Any], folder: Path) -> dict[str, str]:
+    """What the cut cost and what came back; and the course of the training, if there was one."""
+    drawn = {"capabilities": figures.capabilities(result, folder / "figures" / FIGURES["capabilities"])}
+    if result.get("healing"):
+        drawn["healing"] = figures.healing(result, folder / "figures" / FIGURES["healing"])
+    return {n: str(path.relative_to(folder)) for n, path in drawn.items()}
 
 
 def plain(value: Any) -> Any:

@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from hf_prune.bank import LayerBank
 from hf_prune.blueprint import GONE, Blueprint, Fidelity, LayerSpec
 from hf_prune.errors import InvalidBlueprint
 from hf_prune.objectives import Measures
-from hf_prune.reference import TOP_K, Dense, cosine, log_rest
+from hf_prune.reference import TOP_K, Dense, compared, cosine
 
 STATE_BYTES = 1 << 30
 """Most bytes of hidden states the sweep keeps alive at once; sequences are chunked to stay below."""
@@ -120,6 +121,15 @@ class Evaluator:
         totals = self._sweep(blueprints, fidelity, keep_tokens=True)
         broken = torch.full((fidelity.sequences, self.reference.tokens.shape[1] - 1), math.inf)
         return [(broken, broken) if t.broken else (torch.cat(t.token_kl), torch.cat(t.token_nll)) for t in totals]
+
+    @torch.inference_mode()
+    def live_scores(self, model: PreTrainedModel) -> tuple[Tensor, Tensor]:
+        """Per-token (KL, NLL) of any model with this vocabulary on all windows, each [N, T-1] float32 on CPU."""
+        found = []
+        for rows in self.dense.tiles(self.reference.tokens, self.dense.head_tokens):
+            logits = model(input_ids=self.reference.tokens[rows], use_cache=False).logits[:, :-1]
+            found.append([x.cpu() for x in compared(self.reference, rows, logits.float())])
+        return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
 
     @torch.inference_mode()
     def logits(self, blueprint: Blueprint, rows: int) -> Tensor:
@@ -280,11 +290,7 @@ class Evaluator:
                 t.token_nll.append(nll.cpu())
 
     def _head(self, node: Node, window: slice) -> tuple[Tensor, Tensor]:
-        """KL(dense || candidate) and NLL per token, float32 [n, T-1] each; a set of log-probabilities is never held.
-
-        KL runs over the dense top k and one bucket for the rest: a lower bound of the full KL (log-sum inequality),
-        exact when k is the vocabulary.
-        """
+        """KL(dense || candidate) and NLL per token, float32 [n, T-1] each; a set of log-probabilities is never held."""
         ref = self.reference
         if node.dense and node.depth == len(ref.hidden) - 1:
             return torch.zeros_like(ref.nll[window]), ref.nll[window]
@@ -292,17 +298,7 @@ class Evaluator:
 
         def one(tile: slice) -> None:
             part = slice(window.start + tile.start, window.start + tile.stop)
-            logits = self.dense.logits(node.state[tile, :-1]).float()
-            log_q = logits.gather(-1, ref.top[part])
-            wanted = logits.gather(-1, ref.tokens[part, 1:, None])
-            largest = logits.amax(-1, keepdim=True)
-            log_z = logits.sub_(largest).exp_().sum(-1, keepdim=True).log_().add_(largest)
-            torch.sub(log_z, wanted, out=wanted)
-            log_p = ref.log_p[part]
-            value = torch.sub(log_p, log_q.sub_(log_z)).mul_(ref.p[part]).sum(-1)
-            if ref.log_tail is not None:
-                value += ref.log_tail[part].exp() * (ref.log_tail[part] - log_rest(log_q))
-            kl[tile], nll[tile] = value.clamp_(min=0.0), wanted.squeeze(-1)
+            kl[tile], nll[tile] = compared(ref, part, self.dense.logits(node.state[tile, :-1]).float())
 
         self.dense.each(one, [(tile,) for tile in self.dense.tiles(node.state, self.dense.head_tokens)])
         return kl, nll

@@ -3,7 +3,9 @@
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,12 @@ from hf_prune.assemble import Parent, write
 from hf_prune.blueprint import Blueprint
 from hf_prune.documents import measured_again
 from hf_prune.errors import IncompatibleSources, InvalidBlueprint, InvalidRecipe, SourceError
+from hf_prune.events import Event, Finished, Stage, Started
+from hf_prune.found import Found
 from hf_prune.front import picked
-from hf_prune.job import open_job
+from hf_prune.job import Clock, Job, open_job
 from hf_prune.patches import PATCH_FILE, load_patches
+from hf_prune.pipeline import copied, finish, finished
 from hf_prune.recipe import Recipe
 
 
@@ -76,26 +81,103 @@ def open_parents(blueprint: Blueprint, source: str | None = None) -> list[Parent
     return parents
 
 
-def report_folder(folder: Path, *, base: str | None = None, **changes: Any) -> dict[str, Any]:
-    """Measure a finished folder again: same blueprint, same or other data, new report, figures and card.
+def report_folder(
+    source: str | Path, *, base: str | None = None, output: str | Path | None = None, **changes: Any
+) -> dict[str, Any]:
+    """Measure a finished result again: same blueprint, same or other data, new report, figures and card.
 
     Args:
-        folder: written by `compress`.
+        source: folder written by `compress`, which is changed unless `output` is given; or a repo of the Hub.
         base: the dense parent, where the blueprint names a local folder.
+        output: folder for a copy with the new report; a repo's default is its name.
         changes: recipe fields, e.g. `data`, `report_sequences`, `tasks`.
 
     Raises:
-        InvalidRecipe: the folder holds no result of hf_prune.
+        InvalidRecipe: the folder holds no result of hf_prune, or `output` exists.
         SourceError, IncompatibleSources: the parent cannot be read, or is another one.
     """
-    folder = Path(folder)
+    here = _here(source)
+    output = Path(output or (here if Path(source).is_dir() else Path(str(source).partition("@")[0]).name))
+    if output != here:
+        copied(here, output)
+    job, found, before = _reopened(output, base, {**changes, "output": str(output)})
+    return measured_again(before, job, found, output)
+
+
+def heal_folder(
+    source: str | Path, *, base: str | None = None, output: str | Path | None = None, **changes: Any
+) -> Iterator[Event]:
+    """Train a finished result further; what `compress` with `heal` would have made of the same cut.
+
+    The cut is built afresh from its blueprint, so a result that was healed before is healed anew, not on top.
+
+    Args:
+        source: folder written by `compress`, or a repo of the Hub.
+        base: the dense parent, where the blueprint names a local folder.
+        output: folder for the result; default: the source's name with `-healed`.
+        changes: recipe fields, e.g. `heal`, `repair`, `data`.
+
+    Raises:
+        InvalidRecipe: the source is no result of hf_prune, or `output` is something else.
+        SourceError, IncompatibleSources: the parent cannot be read, or is another one.
+    """
+    output = Path(output or f"{Path(str(source).partition('@')[0]).name}-healed")
+    here = _here(source)
+    clock = Clock()
+    yield Stage("pull", str(source))
+    job, found, before = _reopened(here, base, {"overwrite": False, **changes, "output": str(output)})
+    result = finished(job.recipe, output)
+    if result is None:
+        goal = f"train {before['size']['pruned']['layers']} layers"
+        yield Started(job.recipe, str(job.parent.source), job.parent.depth, goal, 0)
+        home = output.with_name(output.name + ".run")
+        home.mkdir(parents=True, exist_ok=True)
+        result = yield from finish(job, found, output, clock, home, partial(_carried, here, before))
+        shutil.rmtree(home, ignore_errors=True)
+    else:
+        yield Stage("done", f"{output} already holds the result of this recipe")
+    yield Finished(str(output), result, None)
+
+
+CARRIED = (
+    "journal.jsonl",
+    "front.json",
+    "recipe.yaml",
+    "figures/search.png",
+    "figures/front.png",
+    "figures/layers.png",
+)
+"""What a healed folder takes over from the one it was made from."""
+
+
+def _carried(here: Path, before: dict[str, Any], job: Job, found: Found, folder: Path, *built: Any) -> dict[str, Any]:
+    (folder / "figures").mkdir(exist_ok=True)
+    for name in CARRIED:
+        if (here / name).is_file():
+            shutil.copyfile(here / name, folder / name)
+    return measured_again(before, job, found, folder, *built)
+
+
+def _here(source: str | Path) -> Path:
+    """The folder of a result, fetched if it is a repo."""
+    return Path(source) if Path(source).is_dir() else hub.fetch_result(str(source))
+
+
+def _reopened(folder: Path, base: str | None, changes: dict[str, Any]) -> tuple[Job, Found, dict[str, Any]]:
+    """The run that made a folder, as far as it is needed to build and measure its result again."""
+    if not (folder / "report.json").is_file():
+        raise InvalidRecipe(f"{folder} is not a result of hf_prune (no report.json); name what compress wrote.")
     blueprint = Blueprint.from_json(_read(folder / "blueprint.json"))
     before = json.loads(_read(folder / "report.json"))
     parents = open_parents(blueprint, base)
     kept = {k: v for k, v in before["recipe"].items() if k in Recipe.model_fields}
-    recipe = Recipe.of(**{**kept, **changes, "base": base or str(blueprint.sources[0]), "output": str(folder)})
+    if any(name in changes for name in ("ratio", "keep_layers", "drop")):
+        raise InvalidRecipe("The size of a finished result is what it is; compress its base again for another one.")
+    recipe = Recipe.of(**{**kept, **changes, "base": base or str(blueprint.sources[0])})
     job = replace(open_job(recipe), parent=parents[0])
-    return measured_again(job, blueprint, folder, before)
+    job.bank.patches.update(load_patches(folder / PATCH_FILE))
+    cut = replace(blueprint, layers=tuple(replace(s, repair=None) for s in blueprint.layers))
+    return job, Found(cut.canonical(), blueprint.canonical()), before
 
 
 def _read(path: Path) -> str:

@@ -1,8 +1,9 @@
 """Training after a cut: a LoRA, a DoRA or the layers' own weights, taught by the dense parent on the healing text.
 
-The loss is heal_kl * KL(dense || student) + heal_ce * cross-entropy, nats per token. KL runs over the dense top k and one
-bucket for the rest (a lower bound, exact when k is the vocabulary). Embeddings and head stay as they are. The selection
-windows are looked at on the way, and the best state wins; if that is the one before training, healing has not helped.
+The loss is heal_kl * KL(dense || student) + heal_ce * cross-entropy, nats per token. KL runs over the dense top k and
+one bucket for the rest (a lower bound, exact when k is the vocabulary). Embeddings and head stay as they are. The
+selection windows are looked at on the way, and the best state wins; if that is the one before training, healing has not
+helped.
 """
 
 import math
@@ -47,12 +48,12 @@ class Course:
     rank: int = 32
     alpha: float = 64.0
     kl: float = 1.0
-    ce: float = 0.0
+    ce: float = 0.5
     top_k: int = 512
     rate: float | None = None
     batch: int = 16
     checks: int = 10
-    patience: int = 3
+    patience: int = 5
     seed: int = 0
     checkpointing: bool = False
 

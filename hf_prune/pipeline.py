@@ -5,6 +5,7 @@
 same call and never evaluates a candidate twice.
 """
 
+import functools
 import json
 import os
 import shutil
@@ -22,9 +23,10 @@ from hf_prune import hub
 from hf_prune.assemble import quiet, write
 from hf_prune.blueprint import Blueprint, Fidelity, Genome, Outcome, Trial
 from hf_prune.certificate import certify
-from hf_prune.documents import Found, Rival, describe, scored
+from hf_prune.documents import describe, scored
 from hf_prune.errors import HfPruneError, InvalidRecipe
 from hf_prune.events import Assembled, Event, Finished, Pushed, Reported, Stage, Started
+from hf_prune.found import Found, Rival
 from hf_prune.front import front_of, picked
 from hf_prune.job import Clock, Job, open_job
 from hf_prune.journal import Journal
@@ -68,7 +70,7 @@ class Result:
         Raises:
             InvalidRecipe: the target exists.
         """
-        return Path(_copied(self.folder, Path(folder)))
+        return Path(copied(self.folder, Path(folder)))
 
     def push_to_hub(
         self,
@@ -100,9 +102,9 @@ def compress(recipe: Recipe) -> Iterator[Event]:
         HfPruneError: its subclasses say what is wrong and what to do; nothing half-written is left behind.
     """
     output = Path(recipe.output)
-    finished = _finished(recipe, output)
-    if finished is None:
-        finished = yield from _make(recipe, output)
+    report = finished(recipe, output)
+    if report is None:
+        report = yield from _make(recipe, output)
     else:
         yield Stage("done", f"{output} already holds the result of this recipe")
     url = None
@@ -117,10 +119,10 @@ def compress(recipe: Recipe) -> Iterator[Event]:
         )
         url = pushed.url
         yield Pushed(pushed.url, pushed.commit, pushed.changed)
-    yield Finished(str(output), finished, url)
+    yield Finished(str(output), report, url)
 
 
-def _finished(recipe: Recipe, output: Path) -> dict[str, Any] | None:
+def finished(recipe: Recipe, output: Path) -> dict[str, Any] | None:
     """The report of a result of this very recipe; None when there is nothing yet."""
     if not output.exists():
         return None
@@ -151,25 +153,24 @@ def _make(recipe: Recipe, output: Path) -> Generator[Event, None, dict[str, Any]
     home.mkdir(parents=True, exist_ok=True)
     with Journal.open(home / "journal.jsonl", job.header()) as journal:
         found = yield from _search(job, journal, trials, clock)
-        report = yield from finish(job, journal, found, output, clock, describe)
+        report = yield from finish(job, found, output, clock, home, functools.partial(describe, journal))
     shutil.rmtree(home, ignore_errors=True)
     return report
 
 
 def finish(
-    job: Job, journal: Journal, found: Found, output: Path, clock: Clock, document: Callable[..., dict[str, Any]]
+    job: Job, found: Found, output: Path, clock: Clock, home: Path, document: Callable[..., dict[str, Any]]
 ) -> Generator[Event, None, dict[str, Any]]:
     """From a cut to a folder: repair, write, certify, heal, measure and describe; the final name appears last.
 
     Args:
         job: the run.
-        journal: every trial; it lies in the run's folder, where long stages keep what they have.
         found: what is to be built.
         output: the folder's final name.
         clock: tells the stages' times.
-        document: `documents.describe`, or another way to write the report and all that lies beside the weights.
+        home: the run's folder, where long stages keep what they have.
+        document: writes the report and all that lies beside the weights.
     """
-    home = journal.path.parent
     found = yield from repaired(job, found, home)
     clock.lap("repair")
     yield Stage("assemble", f"{len(found.winner.layers)} layers")
@@ -190,10 +191,8 @@ def finish(
                 stored, certificate = training.stored, _certificate(job, _logits(job, training.model), partial)
             clock.lap("heal")
         yield Stage("report", f"{job.recipe.report_sequences} windows")
-        report = document(job, journal, found, partial, stored, certificate, clock, training and training.summary)
+        report = document(job, found, partial, stored, certificate, clock, training and training.summary)
         yield Reported(report)
-        if journal.path.is_file():
-            shutil.copyfile(journal.path, partial / "journal.jsonl")
         _replace(partial, output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -362,7 +361,12 @@ def _replace(partial: Path, output: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _copied(folder: Path, target: Path) -> Path:
+def copied(folder: Path, target: Path) -> Path:
+    """Copy a finished folder, whole or not at all.
+
+    Raises:
+        InvalidRecipe: the target exists.
+    """
     if target.exists():
         raise InvalidRecipe(f"{target} exists; choose another folder.")
     partial = target.with_name(target.name + ".partial")

@@ -27,13 +27,14 @@ NOT_IDENTITY = {"output", "push_to", "create_pr", "public", "commit_message", "o
 AFTER_SEARCH = {
     "repair", "heal", "heal_method", "heal_rank", "heal_alpha", "heal_kl", "heal_ce", "heal_top_k", "heal_lr",
     "heal_batch", "heal_checks", "heal_patience", "gradient_checkpointing", "keep_adapter", "report_sequences",
-    "tasks", "task_items", "lm_eval",
+    "tasks", "task_items", "lm_eval", "lm_eval_limit",
 }  # fmt: skip
 """Fields that no candidate's score depends on, so a journal is good for any of their values."""
 
 AT_LEAST_ONE = (
     "sequences", "selection_sequences", "report_sequences", "population", "offspring", "evaluations", "task_items",
-    "repair_sequences", "repair_finalists", "heal_rank", "heal_top_k", "heal_batch", "heal_checks", "heal_patience",
+    "lm_eval_limit", "repair_sequences", "repair_finalists", "heal_rank", "heal_top_k", "heal_batch", "heal_checks",
+    "heal_patience",
 )  # fmt: skip
 
 
@@ -83,6 +84,8 @@ class Recipe(BaseModel):
     length: int = Field(256, description="Tokens per window.")
     tasks: tuple[str, ...] = Field((), description="Multiple-choice JSONL files; default: the bundled cloze tasks.")
     task_items: int = Field(150, description="Most items per task in the report.")
+    lm_eval: tuple[str, ...] = Field((), description="Tasks of lm_eval, by name or as a local YAML file.")
+    lm_eval_limit: int | None = Field(None, description="Most documents per task of lm_eval.")
     baselines: tuple[Baseline, ...] = Field(get_args(Baseline), description="Baselines measured at the same size.")
     repair: bool = Field(False, description="Refit the weights that stay, in closed form and without training.")
     reach: Literal["map", "gap", "all"] = Field(
@@ -96,12 +99,12 @@ class Recipe(BaseModel):
     heal_rank: int = Field(32, description="Rank of the LoRA.")
     heal_alpha: float = Field(64.0, description="Scale of the LoRA, divided by its rank.")
     heal_kl: float = Field(1.0, description="Weight of the KL to the dense parent; 0 is no distillation.")
-    heal_ce: float = Field(0.0, description="Weight of the cross-entropy of the text.")
+    heal_ce: float = Field(0.5, description="Weight of the cross-entropy of the text.")
     heal_top_k: int = Field(512, description="Likeliest tokens of the dense parent that distillation compares.")
     heal_lr: float | None = Field(None, description="Peak learning rate; default follows from the method.")
     heal_batch: int = Field(16, description="Windows per training step.")
     heal_checks: int = Field(10, description="Times the selection split is looked at; the best state is kept.")
-    heal_patience: int = Field(3, description="Looks without a better state until training stops.")
+    heal_patience: int = Field(5, description="Looks without a better state until training stops.")
     gradient_checkpointing: bool = Field(False, description="Trade time for memory in training.")
     keep_adapter: bool = Field(False, description="Leave the weights as they are; put the LoRA into adapter/.")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps.")
@@ -127,7 +130,7 @@ class Recipe(BaseModel):
                 raise ValueError(f"unknown key {key!r}{hint}")
         return raw
 
-    @field_validator("drop", "rules", "data", "tasks", "baselines", mode="before")
+    @field_validator("drop", "rules", "data", "tasks", "lm_eval", "baselines", mode="before")
     @classmethod
     def _one_or_many(cls, raw: Any) -> Any:
         # YAML: `data: folder` and `drop: [3, 6]` are what people write.

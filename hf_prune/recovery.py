@@ -6,6 +6,7 @@ Both keep what they have in the run's folder, so that an interrupted run goes on
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Generator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,16 +17,14 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hf_prune.assemble import Parent, quiet, write, write_live
 from hf_prune.blueprint import Blueprint
-from hf_prune.documents import Found
 from hf_prune.events import Advanced, Event, Healed, Repaired, Stage
+from hf_prune.found import Found
 from hf_prune.heal import Course, Healing, heal
 from hf_prune.job import Job
+from hf_prune.measurement import ADAPTER
 from hf_prune.patches import PATCH_FILE, load_patches, save_patches
 from hf_prune.recipe import Recipe
 from hf_prune.watch import Tell, watched
-
-ADAPTER = "adapter"
-"""Folder of a LoRA that is kept apart from the weights."""
 
 
 def repaired(job: Job, found: Found, home: Path) -> Generator[Event, None, Found]:
@@ -37,7 +36,7 @@ def repaired(job: Job, found: Found, home: Path) -> Generator[Event, None, Found
         home: the run's folder.
     """
     recipe = job.recipe
-    if not recipe.repair:
+    if not recipe.repair or found.winner != found.cut:
         return found
     yield Stage("repair", f"{recipe.reach}, on at most {recipe.repair_sequences} windows")
     before = _earlier(job, found.cut, home)
@@ -143,7 +142,9 @@ def _heal(job: Job, folder: Path, home: Path, tell: Tell) -> Healing:
     recipe = job.recipe
     # All weights are trained in float32, a LoRA is float32 beside weights as they are.
     dtype = torch.float32 if recipe.heal_method == "full" else job.dtype
-    with quiet():
+    with quiet(), warnings.catch_warnings():
+        # Of peft, about transformers' names for what it uses.
+        warnings.simplefilter("ignore", FutureWarning)
         student = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, local_files_only=True, trust_remote_code=recipe.trust_remote_code
         ).to(job.device)

@@ -205,6 +205,24 @@ class Dense:
         return torch.cat(tops), torch.cat(logs), None if whole else torch.cat(tails), torch.cat(nlls)
 
 
+def compared(reference: Reference, rows: slice, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """KL(dense || candidate) and NLL per token, float32 [n, T-1] each; overwrites the float32 logits [n, T-1, V].
+
+    KL runs over the dense top k and one bucket for the rest: a lower bound of the full KL (log-sum inequality), exact
+    when k is the vocabulary.
+    """
+    log_q = logits.gather(-1, reference.top[rows])
+    wanted = logits.gather(-1, reference.tokens[rows, 1:, None])
+    largest = logits.amax(-1, keepdim=True)
+    log_z = logits.sub_(largest).exp_().sum(-1, keepdim=True).log_().add_(largest)
+    torch.sub(log_z, wanted, out=wanted)
+    log_p = reference.log_p[rows]
+    kl = torch.sub(log_p, log_q.sub_(log_z)).mul_(reference.p[rows]).sum(-1)
+    if reference.log_tail is not None:
+        kl += reference.log_tail[rows].exp() * (reference.log_tail[rows] - log_rest(log_q))
+    return kl.clamp_(min=0.0), wanted.squeeze(-1)
+
+
 def log_rest(log_p: Tensor) -> Tensor:
     """log(1 - sum exp log_p) over the last axis: the mass outside the listed tokens."""
     return torch.log1p(-log_p.exp().sum(-1).clamp(max=1 - 1e-7))

@@ -12,18 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
 
-from hf_prune import generation, speed, tasks
+from hf_prune import speed, tasks
 from hf_prune.assemble import Parent
 from hf_prune.blueprint import GONE, Blueprint, Fidelity
 from hf_prune.calibration import Windows
 from hf_prune.evaluate import Evaluator
 
 Z95 = 1.959963984540054
-PROMPT_TOKENS = 24
-NEW_TOKENS = 64
-SAMPLES = 6
 TokenScores = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -76,40 +72,24 @@ def _exp(x: float) -> float:
 
 
 def task_scores(
-    models: Mapping[str, PreTrainedModel], tokenizer: Any, files: Sequence[str], limit: int, rng: np.random.Generator
+    dense: Mapping[str, tasks.TaskScores], pruned: Mapping[str, tasks.TaskScores], rng: np.random.Generator
 ) -> dict[str, Any]:
-    """Accuracy of dense and pruned on the same multiple-choice items, with the paired difference."""
+    """Accuracy of both on the same multiple-choice items, with the paired difference."""
     section = {}
-    for task in tasks.load_tasks(files):
-        scores = {name: tasks.score(model, tokenizer, task, limit) for name, model in models.items()}
-        difference, ci = tasks.difference(scores["pruned"].correct, scores["dense"].correct, rng)
-        section[task.name] = {
-            "items": len(scores["dense"].correct),
-            "chance": scores["dense"].chance,
+    for name, theirs in dense.items():
+        ours = pruned[name]
+        difference, ci = tasks.difference(ours.correct, theirs.correct, rng)
+        section[name] = {
+            "items": len(theirs.correct),
+            "chance": theirs.chance,
             **{
                 n: {"accuracy": s.accuracy, "ci": list(s.interval), "accuracy_norm": s.accuracy_norm}
-                for n, s in scores.items()
+                for n, s in (("dense", theirs), ("pruned", ours))
             },
             "difference": difference,
             "difference_ci": list(ci),
         }
     return section
-
-
-def samples(models: Mapping[str, PreTrainedModel], tokenizer: Any, windows: Windows) -> dict[str, Any]:
-    """Greedy continuations of the first tokens of report windows, side by side, and how much they repeat themselves."""
-    prompts = list(windows.tokens[:SAMPLES, :PROMPT_TOKENS])
-    said = {name: generation.greedy(model, prompts, NEW_TOKENS) for name, model in models.items()}
-
-    def speak(ids: Any) -> str:
-        return tokenizer.decode(ids, skip_special_tokens=True)
-
-    shown = [
-        {"prompt": speak(p), **{name: speak(list(texts[i])) for name, texts in said.items()}}
-        for i, p in enumerate(prompts)
-    ]
-    stats = {name: generation.statistics(texts).to_dict() for name, texts in said.items()}
-    return {"samples": shown, "new_tokens": NEW_TOKENS, **stats}
 
 
 def sizes(parent: Parent, blueprint: Blueprint, live: int, stored: tuple[int, int], itemsize: int) -> dict[str, Any]:

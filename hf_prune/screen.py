@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from hf_prune import verdicts
-from hf_prune.events import Event, Pushed, Scored, Stage, Started
+from hf_prune.events import Advanced, Event, Healed, Pushed, Repaired, Scored, Stage, Started
 from hf_prune.verdicts import amount, percent
 
 if TYPE_CHECKING:
@@ -55,14 +55,21 @@ class Screen:
                 self._end_bar()
                 self._say(f"{event.name}: {event.detail}" if event.detail else event.name)
             case Scored():
-                self._advance(event)
+                self._advance("search", event.done, event.total, event.best)
+            case Advanced():
+                self._advance(event.stage, event.done, event.total, event.value)
+            case Repaired():
+                self._say(f"repaired: KL on the selection split {_change(event)}")
+            case Healed():
+                self._say(f"healed on {event.tokens:,} tokens: loss on the selection split {_change(event)}")
             case Pushed():
                 self._say(f"{'pushed' if event.changed else 'unchanged'}: {event.url} ({event.commit})")
 
-    def _advance(self, event: Scored) -> None:
+    def _advance(self, name: str, done: int, total: int, best: float | None) -> None:
         if self.task is None:
-            self.task = self.progress.add_task("search", total=event.total, best="-")
-        self.progress.update(self.task, completed=event.done, total=event.total, best=f"{event.best:.4g}")
+            self.task = self.progress.add_task(name, total=total, best="-")
+        shown = {} if best is None else {"best": f"{best:.4g}"}
+        self.progress.update(self.task, completed=done, total=total, **shown)
 
     def _end_bar(self) -> None:
         if self.task is not None:
@@ -71,6 +78,11 @@ class Screen:
 
     def _say(self, text: str) -> None:
         self.console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
+def _change(event: Repaired | Healed) -> str:
+    kept = "" if event.kept else "; no better, so the weights stay as they were"
+    return f"{event.before:.4g} -> {event.after:.4g}{kept}"
 
 
 def event_dict(event: Event) -> dict[str, Any]:

@@ -17,11 +17,14 @@ LADDER = {
     3: "assemble objectives reference reload_probe",
     3.2: "bank sites",
     3.5: "repair",
-    4: "evaluate tasks harness generation speed figures certificate licence redaction verdicts plan",
+    4: "watch heal evaluate tasks harness generation speed figures certificate licence redaction verdicts plan",
     5: "report card job",
-    5.2: "front",
+    5.1: "capabilities found",
+    5.2: "front measurement",
     5.5: "documents",
+    5.7: "recovery",
     6: "pipeline screen flags",
+    6.5: "folder",
     7: "cli",
 }
 RANK = {name: rank for rank, names in LADDER.items() for name in names.split()}

@@ -23,6 +23,9 @@ SPEECH = (
     "chat_template.json",
     "additional_chat_templates/*.jinja",
 )
+RESULT = ("*.json", "*.jsonl", "*.yaml", "repairs/*.safetensors", "figures/*.png", "adapter/*.json",
+          "adapter/*.safetensors")  # fmt: skip
+"""What hf_prune publishes beside a model."""
 ABOUT = ("README.md", "LICENSE*", "NOTICE*")
 
 

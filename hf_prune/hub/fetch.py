@@ -114,6 +114,18 @@ def pull(
     return Pulled(found.source, folder, found.base.card, adapter)
 
 
+def fetch_result(repo: str, *, sleep: Callable[[float], None] = time.sleep) -> Path:
+    """Bring a result that hf_prune published to this disk, with its blueprint, report, repairs and figures.
+
+    Raises:
+        NotEnoughDisk: the files do not fit.
+        SourceError: there is no such folder or repo, or it cannot be read; its subclasses say why.
+    """
+    found = _check(repo, allow_pickle=False, trust_remote_code=False, retry=Retry(sleep))
+    return found.base.fetch(sorted({*contents.needed(found.base.files, found.weights, found.code),
+                                    *contents.matching(found.base.files, contents.RESULT)}))  # fmt: skip
+
+
 def _check(base: str, allow_pickle: bool, trust_remote_code: bool, retry: Retry) -> _Checked:
     try:
         return _read(*parse(base), allow_pickle, trust_remote_code, retry)

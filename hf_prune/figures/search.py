@@ -1,26 +1,36 @@
-"""The pictures of a report: PNG, 1800 pixels wide, drawn on matplotlib's Agg canvas without pyplot or global state.
-
-A picture appears under its name only when it is complete. Colours: Okabe and Ito, "Color Universal Design" (2008).
-"""
+"""Pictures of the search and of what it found: layers, course, front, baselines."""
 
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 
-INK, GREY, PALE = "#222222", "#767676", "#C8C8C8"
-BLUE, SKY, ORANGE, GREEN, VERMILION, YELLOW = "#0072B2", "#56B4E9", "#E69F00", "#009E73", "#D55E00", "#F0E442"
+from hf_prune.figures.canvas import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    ORANGE,
+    PALE,
+    SKY,
+    VERMILION,
+    YELLOW,
+    canvas,
+    digits,
+    finish,
+    number,
+    plain,
+    plain_ticks,
+    save,
+)
+
 DASHED = {"ec": GREY, "lw": 0.8, "ls": (0, (2, 2))}
-WIDTH, DPI = 9.0, 200
 STRIP_COLUMNS = 40
 """Most layers in one row of the layer strip: beyond that the numbers in the boxes stop being legible."""
 LOG_SPREAD, MOST_MARKS = 8.0, 12
@@ -57,7 +67,7 @@ def layer_strip(report: Mapping[str, Any], path: str | Path) -> Path:
         raise ValueError("The layer strip needs at least one source layer.")
     bands = math.ceil(len(layers) / STRIP_COLUMNS)
     per_band = math.ceil(len(layers) / bands)
-    figure = _figure(0.85 + 1.45 * bands, None)
+    figure = canvas(0.85 + 1.45 * bands, None)
     # Fixed margins in inches, so that a box has the same height however many rows there are.
     height = figure.get_figheight()
     top, bottom = 1 - 0.42 / height, 0.38 / height
@@ -67,7 +77,7 @@ def layer_strip(report: Mapping[str, Any], path: str | Path) -> Path:
         step = (top - bottom) / bands
         axes = figure.add_axes((0.075, top - (band + 1) * step, 0.915, step))
         _strip_band(axes, piece, homes, max(per_band, 14))
-    name = _plain(" + ".join(s["repo"] for s in report["sources"]))
+    name = plain(" + ".join(s["repo"] for s in report["sources"]))
     title = f"{name}: {len(layers)} layers become {len(homes)}"
     figure.text(0.01, 1 - 0.3 / height, title, weight="bold", size=11)
     present = [f for f in FATES if any(x["fate"] == f for x in layers)]
@@ -82,7 +92,7 @@ def layer_strip(report: Mapping[str, Any], path: str | Path) -> Path:
         fontsize=9,
         columnspacing=1.2,
     )
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def search_history(
@@ -110,7 +120,7 @@ def search_history(
         raise ValueError("The search history needs at least one scored candidate.")
     points = sorted(points, key=lambda p: p[0])
     reference = [(k, v) for k, v in dict(baselines).items() if math.isfinite(v)]
-    figure = _figure(4.2)
+    figure = canvas(4.2)
     axes = figure.add_subplot()
     floor, ceiling = _value_axis(axes, [v for _, v, _ in points] + [v for _, v in reference])
     _stage_dots(axes, points, ceiling)
@@ -119,9 +129,9 @@ def search_history(
     _spread_labels(axes, reference, floor, ceiling)
     bad = sum(not math.isfinite(v) for _, v, _ in points)
     title = f"Search: {len(points)} scored candidates{f', {bad} not finite' if bad else ''}"
-    _finish(axes, title, "trial", OBJECTIVES.get(objective, _plain(objective)))
+    finish(axes, title, "trial", OBJECTIVES.get(objective, plain(objective)))
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=5, frameon=False)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def pareto(
@@ -146,7 +156,7 @@ def pareto(
     """
     if not front:
         raise ValueError("The Pareto figure needs at least one model on the front.")
-    figure = _figure(4.2)
+    figure = canvas(4.2)
     grid = figure.add_gridspec(1, 2 if hypervolume else 1, width_ratios=[2.2, 1] if hypervolume else [1])
     axes = figure.add_subplot(grid[0])
     line, rest = _pairs(sorted(front, key=lambda p: p["removed_ratio"]), objective), _pairs(others, objective)
@@ -159,14 +169,14 @@ def pareto(
         x, y = _pairs([point], objective)[0]
         knee = f"knee: {x:.0f} % removed, {point['layers']} layers" if "layers" in point else f"knee: {x:.0f} % removed"
         axes.plot(x, y, marker="D", ms=10, mfc="none", mec=VERMILION, mew=2, ls="none", label=knee, zorder=4)
-    _finish(axes, "Quality against size", "parameters removed (%)", OBJECTIVES.get(objective, _plain(objective)))
+    finish(axes, "Quality against size", "parameters removed (%)", OBJECTIVES.get(objective, plain(objective)))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(loc="upper left", framealpha=0.85, edgecolor="none")
     if hypervolume:
         side = figure.add_subplot(grid[1])
         side.plot(*zip(*hypervolume, strict=True), color=BLUE, lw=1.5, drawstyle="steps-post")
-        _finish(side, "Progress of the front", "trials", "hypervolume (larger is better)")
-    return _save(figure, path)
+        finish(side, "Progress of the front", "trials", "hypervolume (larger is better)")
+    return save(figure, path)
 
 
 def comparison(report: Mapping[str, Any], path: str | Path) -> Path:
@@ -178,51 +188,32 @@ def comparison(report: Mapping[str, Any], path: str | Path) -> Path:
         report: uses `text.all` and `baselines`.
         path: PNG to write.
     """
-    dense = _number(report["text"]["all"]["dense"]["perplexity"])
+    dense = number(report["text"]["all"]["dense"]["perplexity"])
     rows = _comparison_rows(report)
     finite = [r["perplexity"] for r in rows if math.isfinite(r["perplexity"])] + [dense]
-    figure = _figure(1.35 + 0.42 * len(rows))
+    figure = canvas(1.35 + 0.42 * len(rows))
     axes = figure.add_subplot()
     log = max(finite) / min(finite) > LOG_SPREAD
     if log:
         axes.set_xscale("log")
-        _plain_ticks(axes.xaxis)
+        plain_ticks(axes.xaxis)
     start = dense if log else 0.0
-    intervals = [x for r in rows for x in map(_number, r.get("ci") or ()) if math.isfinite(x)]
+    intervals = [x for r in rows for x in map(number, r.get("ci") or ()) if math.isfinite(x)]
     reach = max(finite + intervals)
     limits = (min(finite) / 1.15, reach * (reach / dense) ** 0.16) if log else (0, reach * 1.15)
     axes.set_xlim(*limits)
     for y, row in enumerate(rows):
         _bar(axes, y, row, start, limits[1])
     axes.axvline(dense, color=INK, lw=1.5, ls=(0, (5, 3)))
-    axes.annotate(f"dense model {_digits(dense)}", (dense, -0.72), xytext=(5, 0), textcoords="offset points", size=9)
-    axes.set_yticks(range(len(rows)), [_plain(r["label"]) for r in rows])
+    axes.annotate(f"dense model {digits(dense)}", (dense, -0.72), xytext=(5, 0), textcoords="offset points", size=9)
+    axes.set_yticks(range(len(rows)), [plain(r["label"]) for r in rows])
     axes.set_ylim(len(rows) - 0.45, -1.05)
     axes.tick_params(axis="y", length=0)
     axes.get_yticklabels()[0].set_weight("bold")
     unit = f"perplexity (lower is better{', log scale' if log else ''}; whiskers: 95 %)"
-    _finish(axes, "Perplexity at the same size, report split", unit, "")
+    finish(axes, "Perplexity at the same size, report split", unit, "")
     axes.grid(visible=False, axis="y")
-    return _save(figure, path)
-
-
-def _figure(height: float, layout: str | None = "constrained") -> Figure:
-    figure = Figure(figsize=(WIDTH, height), dpi=DPI, layout=layout, facecolor="white")
-    FigureCanvasAgg(figure)
-    if layout:
-        figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08)
-    return figure
-
-
-def _save(figure: Figure, path: str | Path) -> Path:
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        figure.savefig(temporary, format="png", metadata={"Software": None})
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    return save(figure, path)
 
 
 def _homes(layers: Sequence[Mapping[str, Any]]) -> dict[int, int]:
@@ -283,7 +274,7 @@ def _value_axis(axes: Axes, values: Sequence[float]) -> tuple[float, float]:
     low, high = min(finite), max(finite)
     if low > 0 and high / low > LOG_SPREAD:
         axes.set_yscale("log")
-        _plain_ticks(axes.yaxis)
+        plain_ticks(axes.yaxis)
         margin = (high / low) ** 0.06
         floor, ceiling = low / margin, high * margin
         axes.set_ylim(floor, ceiling * margin**0.6)
@@ -304,7 +295,7 @@ def _stage_dots(axes: Axes, points: Sequence[tuple[int, float, Any]], ceiling: f
     colours = dict(zip(stages, shades, strict=True))
     for stage in stages:
         mine = [(n, v) for n, v, s in points if s == stage and math.isfinite(v)]
-        label = "candidate" if stage is None else f"{stage} windows" if isinstance(stage, int) else _plain(stage)
+        label = "candidate" if stage is None else f"{stage} windows" if isinstance(stage, int) else plain(stage)
         if mine:
             axes.scatter(*zip(*mine, strict=True), s=14, color=colours[stage], lw=0, label=label, zorder=2)
     bad = [n for n, v, _ in points if not math.isfinite(v)]
@@ -339,14 +330,14 @@ def _spread_labels(axes: Axes, reference: Sequence[tuple[str, float]], floor: fl
         y = max((scale(value) - low) / span * 0.965, previous + 0.055)
         leader = {"arrowstyle": "-", "color": GREY, "lw": 0.6, "relpos": (0, 0.5)}
         place = {"xycoords": axes.get_yaxis_transform(), "xytext": (1.03, y), "textcoords": "axes fraction"}
-        axes.annotate(f"{_plain(label)} {_digits(value)}", (1, value), size=9, va="center", arrowprops=leader, **place)
+        axes.annotate(f"{plain(label)} {digits(value)}", (1, value), size=9, va="center", arrowprops=leader, **place)
         previous = y
 
 
 def _comparison_rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     own = {"label": "this model", **report["text"]["all"]["pruned"], "own": True}
     rivals = [{**b, "own": False} for b in report.get("baselines") or () if b["name"] != "hf_prune"]
-    rows = [{**row, "perplexity": _number(row["perplexity"])} for row in (own, *rivals)]
+    rows = [{**row, "perplexity": number(row["perplexity"])} for row in (own, *rivals)]
     return sorted(rows, key=lambda row: (not row["own"], row["perplexity"]))
 
 
@@ -357,44 +348,14 @@ def _bar(axes: Axes, y: int, row: Mapping[str, Any], start: float, edge: float) 
         axes.text(edge, y, "not finite ", ha="right", va="center", backgroundcolor="white")
         return
     axes.barh(y, value - start, left=start, height=0.62, color=colour)
-    end, ci = value, [_number(x) for x in row.get("ci") or ()]
+    end, ci = value, [number(x) for x in row.get("ci") or ()]
     if ci and all(map(math.isfinite, ci)):
         error = [[max(value - ci[0], 0)], [max(ci[1] - value, 0)]]
         axes.errorbar(value, y, xerr=error, color=INK, lw=1.2, capsize=3)
         end = max(end, ci[1])
-    axes.annotate(_digits(value), (end, y), xytext=(5, 0), textcoords="offset points", va="center")
+    axes.annotate(digits(value), (end, y), xytext=(5, 0), textcoords="offset points", va="center")
 
 
 def _pairs(points: Iterable[Mapping[str, Any]], objective: str) -> list[tuple[float, float]]:
-    pairs = [(100 * p["removed_ratio"], _number(p.get(objective, p.get("kl")))) for p in points]
+    pairs = [(100 * p["removed_ratio"], number(p.get(objective, p.get("kl")))) for p in points]
     return [p for p in pairs if math.isfinite(p[1])]
-
-
-def _finish(axes: Axes, title: str, x: str, y: str) -> None:
-    axes.set_title(title, loc="left", weight="bold", size=11)
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#ECECEC", lw=0.8)
-    axes.set_axisbelow(True)
-
-
-def _plain_ticks(axis: Any) -> None:
-    """Write 5, 20, 1000 on a logarithmic axis instead of powers of ten."""
-    axis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
-    axis.set_minor_formatter(NullFormatter())
-
-
-def _digits(value: float) -> str:
-    """Three significant digits, without an exponent up to a million."""
-    return f"{value:#.3g}".rstrip(".") if value < 1000 else f"{value:,.0f}" if value < 1e6 else f"{value:.2e}"
-
-
-def _number(value: Any) -> float:
-    return math.inf if value is None else float(value)
-
-
-def _plain(text: Any) -> str:
-    """Text from outside, without a dollar sign that matplotlib would read as mathematics."""
-    return str(text).replace("$", r"\$")

@@ -1,0 +1,6 @@
+"""The pictures of a report."""
+
+from hf_prune.figures.recovery import capabilities, healing
+from hf_prune.figures.search import STRIP_COLUMNS, comparison, layer_strip, pareto, search_history
+
+__all__ = ["STRIP_COLUMNS", "capabilities", "comparison", "healing", "layer_strip", "pareto", "search_history"]

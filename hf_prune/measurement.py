@@ -1,0 +1,96 @@
+"""A finished folder measured beside its dense parent, its bare cut and the baselines."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from hf_prune import capabilities, harness, report, speed
+from hf_prune.assemble import assemble, quiet
+from hf_prune.blueprint import Blueprint, Fidelity
+from hf_prune.capabilities import Observed, observe
+from hf_prune.evaluate import Evaluator
+from hf_prune.found import LABELS, Found
+from hf_prune.harness import HarnessScores
+from hf_prune.job import Job
+from hf_prune.tasks import load_tasks
+
+ADAPTER = "adapter"
+"""Folder of a LoRA that is kept apart from the weights."""
+
+
+def _loaded(job: Job, folder: Path) -> PreTrainedModel:
+    """The finished folder as a user gets it, in the precision of the search so that all columns are alike."""
+    code = job.recipe.trust_remote_code
+    with quiet():
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=job.dtype, local_files_only=True, trust_remote_code=code
+        )
+        if (folder / ADAPTER).is_dir():
+            model = PeftModel.from_pretrained(model, folder / ADAPTER)
+    return model.to(job.device).eval()
+
+
+def measured(job: Job, found: Found, folder: Path, healing: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Every figure of the report that needs the finished folder, on the report split.
+
+    Args:
+        job: the run.
+        found: the winner and what it is compared with.
+        folder: holds the weights.
+        healing: figures of the training that followed, if one did.
+    """
+    recipe, windows = job.recipe, job.evidence["report"]
+    rng = np.random.default_rng(recipe.seed)
+    evaluator = Evaluator(job.bank, windows.tokens)
+    seen = _observed(job, evaluator, found, folder, healing)
+    dense, ours = seen["dense"], list(seen.values())[-1]
+    entries = [("hf_prune", "hf_prune", found.winner), *((r.name, LABELS[r.name], r.blueprint) for r in found.rivals)]
+    models = {"dense": job.bank.model, "pruned": _loaded(job, folder)}
+    return {
+        "text": report.text(dense.text, ours.text, windows),
+        "baselines": report.baselines(entries, evaluator, windows, ours.text) if found.rivals else [],
+        "tasks": report.task_scores(dense.tasks, ours.tasks, rng),
+        "stages": capabilities.stages(seen, windows, rng),
+        "generation": capabilities.samples(seen, job.tokenizer, windows),
+        "speed": speed.measure(models, rng),
+    }
+
+
+def _observed(
+    job: Job, evaluator: Evaluator, found: Found, folder: Path, healing: Mapping[str, Any] | None
+) -> dict[str, Observed]:
+    """Every stage that this run has, dense first; one model at a time beside the dense one."""
+    recipe, windows = job.recipe, job.evidence["report"]
+    blueprints = {"dense": Blueprint.identity(job.parent.source, job.parent.depth), "cut": found.cut}
+    if found.winner != found.cut:
+        blueprints["repaired"] = found.winner
+    scores = evaluator.token_scores(list(blueprints.values()), Fidelity(len(windows.tokens)))
+    texts = dict(zip(blueprints, scores, strict=True))
+    trained = bool(healing and healing["kept"])
+    last = "healed" if trained else list(blueprints)[-1]
+    questions = load_tasks(recipe.tasks)
+    seen = {}
+    for stage in [*blueprints, *(["healed"] if trained else [])]:
+        if stage == "dense":
+            model = job.bank.model
+        elif stage == last:
+            model = _loaded(job, folder)
+        else:
+            patches = job.bank.named(blueprints[stage])
+            model = assemble(blueprints[stage], [job.parent], patches, dtype=job.dtype, device=job.device)
+        text = texts[stage] if stage in texts else evaluator.live_scores(model)
+        digest = blueprints[stage].digest if stage in blueprints else f"{found.winner.digest}-{recipe.digest}"
+        harness = scores_of(model, job, digest) if recipe.lm_eval else {}
+        seen[stage] = observe(model, text, job.tokenizer, windows, questions, recipe.task_items, harness)
+    return seen
+
+
+def scores_of(model: PreTrainedModel, job: Job, digest: str) -> dict[str, HarnessScores]:
+    """lm_eval's tasks of the recipe on a live model, each run once per model."""
+    recipe, cache = job.recipe, Path("~/.cache/hf_prune/lm_eval").expanduser()
+    key = f"{digest}-{str(job.dtype).removeprefix('torch.')}"
+    return harness.scores(model, job.tokenizer, recipe.lm_eval, digest=key, limit=recipe.lm_eval_limit, cache=cache)

@@ -136,7 +136,9 @@ def _context(report: Report, figures: Mapping[str, str], parents: Sequence[Paren
         "strip_alt": f"What became of each of the {report['size']['dense']['layers']} source layers",
         "warnings": verdicts.warnings(report), "table": verdicts.table(report), "speed": report.get("speed"),
         "size_miss": verdicts.size_miss(report), "zeroed": _zeroed(report),
-        "samples": generation.get("samples") or [],
+        "stage_header": verdicts.stage_table(report)[0], "stage_rows": verdicts.stage_table(report)[1],
+        "recovery": verdicts.recovery_verdict(report), "trained": bool((report.get("healing") or {}).get("kept")),
+        "adapter": _adapter(report), "samples": generation.get("samples") or [], "worst": generation.get("worst") or [],
         "baselines": _baselines(report), "baseline_verdict": verdicts.baseline_verdict(report),
         "search": _search(report), "merging_verdict": verdicts.merging_verdict(report),
         "correlations": _correlations(report), "front": report.get("front") or [],
@@ -170,7 +172,32 @@ def _lead(report: Report, parents: Sequence[Parent]) -> str:
     if not text:
         return first
     before, after = (verdicts.significant(text[k]["perplexity"]) for k in ("dense", "pruned"))
-    return f"{first}\nPerplexity on held-out text went from {before} to {after}. No training followed the cut."
+    return f"{first}\nPerplexity on held-out text went from {before} to {after}. {_after(report)}"
+
+
+def _after(report: Report) -> str:
+    """What followed the cut."""
+    repaired = (report.get("repair") or {}).get("kept")
+    healing = report.get("healing") or {}
+    trained = f"was trained on {verdicts.amount(healing['tokens'])} tokens" if healing.get("kept") else None
+    if repaired and trained:
+        return f"What stays was refitted in closed form, and {trained}."
+    if trained:
+        return f"What stays {trained}."
+    return (
+        "What stays was refitted in closed form; no training followed." if repaired else "No training followed the cut."
+    )
+
+
+def _adapter(report: Report) -> str | None:
+    """How to use training that was left out of the weights."""
+    healing = report.get("healing") or {}
+    if not healing.get("kept") or healing.get("merged"):
+        return None
+    return (
+        "The training is not in the weights: it is a PEFT adapter in `adapter/`. The figures are those with it. "
+        'Load it on top: `PeftModel.from_pretrained(model, ..., subfolder="adapter")`.'
+    )
 
 
 def _parent_link(parent: Parent) -> str:
@@ -232,7 +259,8 @@ def _baselines(report: Report) -> list[dict[str, Any]]:
     if not rows or text is None:
         return rows
     size = report["size"]["pruned"]
-    ours = {"label": "this model", "removed": verdicts.deleted(report), "kl": text.get("kl"), **text["pruned"]}
+    label = "this model" if verdicts.is_bare(report) else "this model's cut, before repair and training"
+    ours = {"label": label, "removed": verdicts.deleted(report), **verdicts.bare(report)}
     for row in rows:
         ci = row.get("log_ratio_ci_vs_ours")
         row["paired"] = f"{verdicts.decimals(ci[0], 3)} to {verdicts.decimals(ci[1], 3)}" if ci else verdicts.NONE

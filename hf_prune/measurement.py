@@ -48,11 +48,11 @@ def measured(job: Job, found: Found, folder: Path, healing: Mapping[str, Any] | 
     evaluator = Evaluator(job.bank, windows.tokens)
     seen = _observed(job, evaluator, found, folder, healing)
     dense, ours = seen["dense"], list(seen.values())[-1]
-    entries = [("hf_prune", "hf_prune", found.winner), *((r.name, LABELS[r.name], r.blueprint) for r in found.rivals)]
+    entries = [("hf_prune", "hf_prune", found.cut), *((r.name, LABELS[r.name], r.blueprint) for r in found.rivals)]
     models = {"dense": job.bank.model, "pruned": _loaded(job, folder)}
     return {
         "text": report.text(dense.text, ours.text, windows),
-        "baselines": report.baselines(entries, evaluator, windows, ours.text) if found.rivals else [],
+        "baselines": report.baselines(entries, evaluator, windows, seen["cut"].text) if found.rivals else [],
         "tasks": report.task_scores(dense.tasks, ours.tasks, rng),
         "stages": capabilities.stages(seen, windows, rng),
         "generation": capabilities.samples(seen, job.tokenizer, windows),

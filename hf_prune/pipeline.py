@@ -171,8 +171,9 @@ def finish(
         home: the run's folder, where long stages keep what they have.
         document: writes the report and all that lies beside the weights.
     """
-    found = yield from repaired(job, found, home)
-    clock.lap("repair")
+    if job.recipe.repair:
+        found = yield from repaired(job, found, home)
+        clock.lap("repair")
     yield Stage("assemble", f"{len(found.winner.layers)} layers")
     partial = output.with_name(output.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)

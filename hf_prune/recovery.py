@@ -28,15 +28,15 @@ from hf_prune.watch import Tell, watched
 
 
 def repaired(job: Job, found: Found, home: Path) -> Generator[Event, None, Found]:
-    """Refit what is left of the winner, if the recipe asks for it and the selection windows agree.
+    """Refit what is left of the winner, and keep that if the selection windows agree.
 
     Args:
         job: the run.
-        found: its winner is still the bare cut.
+        found: its winner is the bare cut; one that is repaired already stays as it is.
         home: the run's folder.
     """
     recipe = job.recipe
-    if not recipe.repair or found.winner != found.cut:
+    if found.winner != found.cut:
         return found
     yield Stage("repair", f"{recipe.reach}, on at most {recipe.repair_sequences} windows")
     before = _earlier(job, found.cut, home)

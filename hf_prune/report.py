@@ -149,7 +149,7 @@ def fates(blueprint: Blueprint, depth: int) -> list[dict[str, Any]]:
 def baselines(
     entries: Sequence[tuple[str, str, Blueprint]], evaluator: Evaluator, windows: Windows, ours: TokenScores
 ) -> list[dict[str, Any]]:
-    """Rows of the comparison at equal size: (name, label, blueprint), all under one sweep on the report split."""
+    """Rows of the comparison at equal size: (name, label, blueprint), bare cuts in one sweep over the report split."""
     scores = evaluator.token_scores([b for _, _, b in entries], Fidelity(len(windows.tokens)))
     our_nll = ours[1].double().mean(1).numpy()
     rows = []

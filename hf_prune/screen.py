@@ -136,7 +136,8 @@ def report_table(report: Mapping[str, Any]) -> Table:
 def report_lines(report: Mapping[str, Any]) -> list[str]:
     """The card's warnings and verdicts, one sentence or two each."""
     found = (verdicts.size_miss(report), verdicts.baseline_verdict(report), verdicts.merging_verdict(report))
-    return [f"Warning: {w}" for w in verdicts.warnings(report)] + [v for v in found if v]
+    warned = [f"Warning: {w}" for w in verdicts.warnings(report)]
+    return warned + verdicts.recovery_verdict(report) + [v for v in found if v]
 
 
 def _planned_result(plan: "Plan") -> str:

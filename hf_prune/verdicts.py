@@ -114,17 +114,19 @@ def warnings(report: Report) -> list[str]:
 
 
 def baseline_verdict(report: Report) -> str | None:
-    """Whether the result beats the best baseline on the report split, judged by the paired interval.
+    """Whether the cut beats the best baseline on the report split, judged by the paired interval.
 
-    `log_ratio_ci_vs_ours` is the interval of log(baseline perplexity / ours): above zero the result is better.
+    Bare cuts are compared, before any repair or training. `log_ratio_ci_vs_ours` is the interval of log(baseline
+    perplexity / ours): above zero the result is better.
     """
     rivals = [b for b in report.get("baselines") or () if b["name"] != "hf_prune" and b.get("perplexity") is not None]
     text = total_text(report)
     if not rivals or text is None:
         return None
     best = min(rivals, key=lambda b: number(b["perplexity"]))
-    ours, theirs = number(text["pruned"]["perplexity"]), number(best["perplexity"])
-    name = f"{best['label']} (perplexity {significant(theirs)}, this model {significant(ours)})"
+    ours, theirs = number(bare(report)["perplexity"]), number(best["perplexity"])
+    own = "this model" if is_bare(report) else "this model's bare cut"
+    name = f"{best['label']} (perplexity {significant(theirs)}, {own} {significant(ours)})"
     if best.get("removed") is not None and sorted(best["removed"]) == deleted(report):
         return f"The search did not beat the best baseline: {best['label']} removes the same layers."
     if not math.isfinite(theirs):
@@ -141,6 +143,20 @@ def baseline_verdict(report: Report) -> str | None:
     if ours < theirs:
         return f"The search beats the best baseline, {name}; {paired}."
     return f"The search lost to the best baseline, {name}; {paired}. Use that cut instead."
+
+
+def is_bare(report: Report) -> bool:
+    """Whether neither a repair nor a training changed the weights that were cut."""
+    return not any((report.get(k) or {}).get("kept") for k in ("repair", "healing"))
+
+
+def bare(report: Report) -> Mapping[str, Any]:
+    """Perplexity, its interval and KL of the cut itself, which is what baselines are compared with."""
+    stages = report.get("stages")
+    if stages and not is_bare(report):
+        return total_text({"text": stages["text"]})["cut"]
+    text = total_text(report) or {}
+    return {**text["pruned"], "kl": text.get("kl")}
 
 
 def merging_verdict(report: Report) -> str | None:
@@ -176,6 +192,84 @@ def size_miss(report: Report) -> str | None:
         f"The target was to remove {percent(asked)} of the parameters; {percent(removed)} are gone, "
         f"{points} percentage points {word}. Whole units rarely add up to a target exactly."
     )
+
+
+def recovered(report: Report, stage: str) -> float:
+    """Share of the cut's gap in log-perplexity that a stage has closed, mean over corpora; nan when not measured."""
+    text = (report.get("stages") or {}).get("text") or {}
+    shares = [number(text[c].get(stage, {}).get("closed")) for c in text if c != "all" or len(text) == 1]
+    return sum(shares) / len(shares) if shares else math.nan
+
+
+def recovery_verdict(report: Report) -> list[str]:
+    """What repair and training brought, a sentence each; also when they brought nothing."""
+    found = []
+    repair, healing = report.get("repair") or {}, report.get("healing") or {}
+    if "kept" in repair:
+        kl = f"KL {significant(repair['kl_before'])} → {significant(repair['kl_after'])} on the selection split"
+        closes = (
+            f"it closes {percent(recovered(report, 'repaired'), 0)} of the gap in log-perplexity that the cut opened"
+        )
+        how = f"Repair (closed form, {repair['windows']} windows, {kl})"
+        found.append(
+            f"{how}: {closes}." if repair["kept"] else f"{how} did not help, so the weights stay as they were."
+        )
+    if healing:
+        loss = f"loss {significant(healing['before'])} → {significant(healing['after'])} on the selection split"
+        how = f"Training ({healing['method']}, {amount(healing['tokens'])} tokens, {loss})"
+        closes = f"together {percent(recovered(report, 'healed'), 0)} of that gap are closed"
+        if "kept" not in repair:
+            closes = f"it closes {percent(recovered(report, 'healed'), 0)} of the gap that the cut opened"
+        found.append(f"{how}: {closes}." if healing["kept"] else f"{how} did not help, so the weights before it stay.")
+    if order := repair.get("finalists"):
+        first = min(range(len(order)), key=lambda i: number(order[i]["cut"]))
+        best = min(range(len(order)), key=lambda i: number(order[i]["repaired"]))
+        same = "stays the best" if first == best else "is not the best after it"
+        found.append(f"{len(order)} finalists were repaired before the choice; the best before repair {same}.")
+    return found
+
+
+def stage_table(report: Report) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of what every stage can do; differences from dense carry paired 95 % intervals."""
+    stages = report.get("stages") or {}
+    names = list(stages.get("names") or ())
+    rows = []
+    for corpus in corpora({"text": stages.get("text") or {}}) if names else ():
+        by = stages["text"][corpus]
+        label = f"Perplexity, {'all text' if corpus == 'all' else corpus}"
+        rows.append([label, *(_stage_perplexity(by[n], n) for n in names)])
+    if text := total_text({"text": stages.get("text") or {}}):
+        rows.append(["KL to dense", *(NONE if n == "dense" else significant(text[n]["kl"]) for n in names)])
+    for task, by in (stages.get("tasks") or {}).items():
+        rows.append([f"{task} accuracy", *(_stage_accuracy(by[n], n) for n in names)])
+    generation = stages.get("generation") or {}
+    for key, label in (("rouge1", "ROUGE-1"), ("rougeL", "ROUGE-L"), ("exact_match", "Exact match")) if names else ():
+        if key in generation["dense"]:
+            cells = [_stage_score(generation[n][key], n) for n in names]
+            rows.append([f"{label} of greedy text with the corpus", *cells])
+    for task, by in (stages.get("harness") or {}).items():
+        for metric in by["dense"]["metrics"]:
+            rows.append([f"lm_eval {task}, {metric}", *(_stage_score(by[n]["metrics"][metric], n) for n in names)])
+    return ["", *names], rows
+
+
+def _stage_perplexity(row: Mapping[str, Any], stage: str) -> str:
+    value = significant(row["perplexity"])
+    return value if stage == "dense" else f"{value}; {_times(row)}"
+
+
+def _stage_accuracy(row: Mapping[str, Any], stage: str) -> str:
+    if stage == "dense":
+        return percent(row["dense"]["accuracy"])
+    change = interval(_points(row["difference"]), row["difference_ci"], _points)
+    return f"{percent(row['pruned']['accuracy'])}; {change}"
+
+
+def _stage_score(row: Mapping[str, Any], stage: str) -> str:
+    value = significant(row["value"])
+    if stage == "dense" or "difference" not in row:
+        return value
+    return f"{value}; {interval(decimals(row['difference'], 3), row['difference_ci'], lambda x: decimals(x, 3))}"
 
 
 def _text_rows(report: Report) -> list[Row]:

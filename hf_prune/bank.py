@@ -46,7 +46,9 @@ class LayerBank:
         if spec.plain and spec.parts[0].source == 0:
             return dense[spec.parts[0].layer]
         if spec not in self._made:
-            self._made[spec] = self._make(spec, dense[spec.anchor.layer])
+            # Tensors made in inference mode can never be part of a model that is trained.
+            with torch.inference_mode(False):
+                self._made[spec] = self._make(spec, dense[spec.anchor.layer])
             if len(self._made) > self.capacity:
                 self._made.popitem(last=False)
         self._made.move_to_end(spec)
@@ -55,7 +57,6 @@ class LayerBank:
     def repaired(self, spec: LayerSpec, patch: Patch) -> LayerSpec:
         """Take in weights for a layer; returns the spec that names them."""
         digest = digest_of(patch)
-        # Tensors made in inference mode can never be part of a model that is trained.
         with torch.inference_mode(False):
             self.patches[digest] = {name: tensor.clone() for name, tensor in patch.items()}
         return replace(spec, repair=digest)
@@ -76,11 +77,11 @@ class LayerBank:
         if spec.repair:
             # All but the repaired tensors are those of the layer before.
             before, patch = self.module(replace(spec, repair=None)), self.patches[spec.repair]
-            layer = _sharing(before)
+            layer = sharing(before)
             tensors = {n: t.to(like.device, like.dtype) for n, t in patch.items()}
             layer.load_state_dict(tensors, strict=False, assign=True)
             return layer.requires_grad_(False)
-        layer = _sharing(template)
+        layer = sharing(template)
         tensors = {n: read().to(like.device, like.dtype) for n, read in layer_tensors(spec, self.parents)}
         layer.load_state_dict(tensors, assign=True)
         layer.requires_grad_(False)
@@ -93,7 +94,7 @@ class LayerBank:
         return layer
 
 
-def _sharing(layer: torch.nn.Module) -> torch.nn.Module:
+def sharing(layer: torch.nn.Module) -> torch.nn.Module:
     """A copy of the modules over the same tensors."""
     kept = [*layer.parameters(), *layer.buffers()]
     return copy.deepcopy(layer, {id(t): t for t in kept})

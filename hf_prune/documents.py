@@ -68,6 +68,7 @@ def describe(
         **measured(job, found, folder, healing),
         "repair": found.repair,
         "healing": healing,
+        "selection": found.selection,
         "merging": merging(job, journal, found),
         "search_summary": _summary(job, journal, found),
         "certificate": dict(certificate),

@@ -130,10 +130,9 @@ def heal_folder(
     if result is None:
         goal = f"train {before['size']['pruned']['layers']} layers"
         yield Started(job.recipe, str(job.parent.source), job.parent.depth, goal, 0)
-        home = output.with_name(output.name + ".run")
-        home.mkdir(parents=True, exist_ok=True)
-        result = yield from finish(job, found, output, clock, home, partial(_carried, here, before))
-        shutil.rmtree(home, ignore_errors=True)
+        job.home.mkdir(parents=True, exist_ok=True)
+        result = yield from finish(job, found, output, clock, partial(_carried, here, before))
+        shutil.rmtree(job.home, ignore_errors=True)
     else:
         yield Stage("done", f"{output} already holds the result of this recipe")
     yield Finished(str(output), result, None)

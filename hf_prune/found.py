@@ -36,3 +36,4 @@ class Found:
     front: list[dict[str, Any]] | None = None
     layer_tokens: int = 0
     repair: Mapping[str, Any] | None = None
+    selection: Mapping[str, Any] | None = None

@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from hf_prune.architecture import Family
-from hf_prune.reference import log_rest
+from hf_prune.reference import Targets, log_rest
 
 Method = Literal["lora", "dora", "full"]
 RATES = {"lora": 1e-3, "dora": 1e-3, "full": 2e-4}
@@ -146,24 +146,22 @@ def lora_targets(model: PreTrainedModel, family: Family) -> list[str]:
     return sorted(inside if leaves & outside else leaves)
 
 
-def distillation(student: Tensor, teacher: Tensor, labels: Tensor, course: Course) -> Tensor:
+def distillation(student: Tensor, targets: Targets | None, labels: Tensor, course: Course) -> Tensor:
     """The loss per token [B, T-1].
 
     Args:
         student: logits [B, T-1, V].
-        teacher: logits [B, T-1, V] of the dense parent.
+        targets: of the dense parent, [B, T-1, k]; None where the course asks for no KL.
         labels: int64 [B, T-1] next tokens.
-        course: gives the weights and the k.
+        course: gives the weights.
     """
     log_q = student.float().log_softmax(-1)
     loss = torch.zeros_like(log_q[..., 0])
-    if course.kl:
-        log_p, top = teacher.float().log_softmax(-1).topk(min(course.top_k, teacher.shape[-1]), sorted=False)
-        found = log_q.gather(-1, top)
-        kl = (log_p.exp() * (log_p - found)).sum(-1)
-        if top.shape[-1] < teacher.shape[-1]:
-            rest = log_rest(log_p)
-            kl = kl + rest.exp() * (rest - log_rest(found))
+    if targets is not None:
+        found = log_q.gather(-1, targets.top)
+        kl = (targets.log_p.exp() * (targets.log_p - found)).sum(-1)
+        if targets.log_tail is not None:
+            kl = kl + targets.log_tail.exp() * (targets.log_tail - log_rest(found))
         loss = loss + course.kl * kl
     if course.ce:
         loss = loss - course.ce * log_q.gather(-1, labels[..., None]).squeeze(-1)
@@ -248,10 +246,10 @@ class _Distillation(Trainer):
     def compute_loss(self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any) -> Any:
         """Mean loss over all tokens of the batch."""
         tokens = inputs["input_ids"]
-        given = torch.empty(0)
+        given = None
         if self.course.kl:
             with torch.no_grad():
-                given = self.teacher(input_ids=tokens, use_cache=False).logits[:, :-1]
+                given = Targets.of(self.teacher(input_ids=tokens, use_cache=False).logits[:, :-1], self.course.top_k)
         said = model(input_ids=tokens, use_cache=False)
         loss = distillation(said.logits[:, :-1], given, tokens[:, 1:], self.course).mean()
         return (loss, said) if return_outputs else loss

@@ -1,9 +1,11 @@
 """One run: a recipe with its base pinned and opened, its evidence, its evaluator and the meaning of its genomes."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,9 +24,14 @@ from hf_prune.objectives import OBJECTIVES, Measures, values
 from hf_prune.plan import Target, layers_to_remove
 from hf_prune.recipe import DEFAULT_DATA, Recipe
 from hf_prune.repair import Repaired, repair
+from hf_prune.training_aware import Lesson, TrainingAware
 
 ALWAYS = ("kl", "perplexity", "similarity", "kl_similarity", "params")
 """What every trial is journaled with, so that reports and baselines need no second forward."""
+
+
+FINAL_STAGES = 3
+"""Rounds of training-aware selection: each trains twice as long as the one before, and half of the finalists go on."""
 
 
 class Clock:
@@ -54,6 +61,12 @@ class Job:
     parent: Parent
     target: Target
     card: Mapping[str, Any]
+
+    @property
+    def home(self) -> Path:
+        """The run's folder, where long stages keep what they have until the result is complete."""
+        output = Path(self.recipe.output)
+        return output.with_name(output.name + ".run")
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -122,6 +135,14 @@ class Job:
         fit, held = self.training(sequences).tokens, self.evidence["selection"].tokens
         return repair(self.bank, cut, fit, held, reach=self.recipe.reach, progress=progress)
 
+    @cached_property
+    def training_aware(self) -> TrainingAware:
+        """Judges finalists after a training, on the selection windows."""
+        tokens = self.recipe.search_heal * 2 ** (FINAL_STAGES - 1)
+        train = self.training(-(-tokens // self.recipe.length)).tokens
+        lesson = Lesson.of(self.evaluator.dense, train)
+        return TrainingAware(self.evaluator, lesson, self.home / "trials", self.recipe.seed)
+
     @property
     def selection(self) -> Fidelity:
         """The windows that choose among finalists."""
@@ -181,14 +202,24 @@ class Scorer:
         return [found[i] for i in range(len(trials))]
 
     def _measured(self, blueprints: Sequence[Blueprint], fidelity: Fidelity) -> Sequence[Measures]:
-        if not fidelity.repair:
+        if not fidelity.repair and not fidelity.heal_tokens:
             return self.job.evaluator.evaluate(blueprints, fidelity)
-        measured = []
-        for blueprint in blueprints:
-            repaired = self.job.repaired(blueprint, fidelity.repair).blueprint
-            measured += self.job.evaluator.evaluate([repaired], fidelity)
-            for spec in repaired.layers:
-                self.job.bank.forget(spec)
+        return [self._restored(blueprint, fidelity) for blueprint in blueprints]
+
+    def _restored(self, blueprint: Blueprint, fidelity: Fidelity) -> Measures:
+        """Measured after a repair, a training, or one after the other."""
+        job = self.job
+        if fidelity.repair:
+            blueprint = job.repaired(blueprint, fidelity.repair).blueprint
+        if fidelity.heal_tokens:
+            rows = slice(fidelity.start, fidelity.start + fidelity.sequences)
+            kl, nll = job.training_aware.scores(blueprint, fidelity.heal_tokens, rows)
+            parameters = job.evaluator.parameters(blueprint)
+            measured = Measures(kl, nll, math.nan, math.nan, parameters, finite=math.isfinite(kl))
+        else:
+            measured = job.evaluator.evaluate([blueprint], fidelity)[0]
+        for spec in blueprint.layers:
+            job.bank.forget(spec)
         return measured
 
 

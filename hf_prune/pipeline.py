@@ -9,7 +9,7 @@ import functools
 import json
 import os
 import shutil
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -28,13 +28,14 @@ from hf_prune.errors import HfPruneError, InvalidRecipe
 from hf_prune.events import Assembled, Event, Finished, Pushed, Reported, Stage, Started
 from hf_prune.found import Found, Rival
 from hf_prune.front import front_of, picked
-from hf_prune.job import Clock, Job, open_job
+from hf_prune.job import FINAL_STAGES, Clock, Job, open_job
 from hf_prune.journal import Journal
 from hf_prune.plan import evaluations
 from hf_prune.recipe import Recipe
 from hf_prune.recovery import healed, repaired
 from hf_prune.reference import block_distance, block_influence
-from hf_prune.search import SEARCHERS, Schedule, Scores, drive
+from hf_prune.report import spearman
+from hf_prune.search import SEARCHERS, Schedule, Scores, drive, finals
 
 CERTIFIED = (2, 64)
 """Windows and tokens per window that the reload certificate compares."""
@@ -149,17 +150,16 @@ def _make(recipe: Recipe, output: Path) -> Generator[Event, None, dict[str, Any]
     yield Stage("calibrate", ", ".join(job.evidence["search"].origin))
     job.evaluator  # noqa: B018 - the dense reference is run here, under its own stage
     clock.lap("calibrate")
-    home = output.with_name(output.name + ".run")
-    home.mkdir(parents=True, exist_ok=True)
-    with Journal.open(home / "journal.jsonl", job.header()) as journal:
+    job.home.mkdir(parents=True, exist_ok=True)
+    with Journal.open(job.home / "journal.jsonl", job.header()) as journal:
         found = yield from _search(job, journal, trials, clock)
-        report = yield from finish(job, found, output, clock, home, functools.partial(describe, journal))
-    shutil.rmtree(home, ignore_errors=True)
+        report = yield from finish(job, found, output, clock, functools.partial(describe, journal))
+    shutil.rmtree(job.home, ignore_errors=True)
     return report
 
 
 def finish(
-    job: Job, found: Found, output: Path, clock: Clock, home: Path, document: Callable[..., dict[str, Any]]
+    job: Job, found: Found, output: Path, clock: Clock, document: Callable[..., dict[str, Any]]
 ) -> Generator[Event, None, dict[str, Any]]:
     """From a cut to a folder: repair, write, certify, heal, measure and describe; the final name appears last.
 
@@ -168,11 +168,10 @@ def finish(
         found: what is to be built.
         output: the folder's final name.
         clock: tells the stages' times.
-        home: the run's folder, where long stages keep what they have.
         document: writes the report and all that lies beside the weights.
     """
     if job.recipe.repair:
-        found = yield from repaired(job, found, home)
+        found = yield from repaired(job, found)
         clock.lap("repair")
     yield Stage("assemble", f"{len(found.winner.layers)} layers")
     partial = output.with_name(output.name + ".partial")
@@ -187,7 +186,7 @@ def finish(
         yield Assembled(found.winner, str(partial), stored[0])
         training = None
         if job.recipe.heal:
-            training = yield from healed(job, partial, home)
+            training = yield from healed(job, partial)
             if training.stored:
                 stored, certificate = training.stored, _certificate(job, _logits(job, training.model), partial)
             clock.lap("heal")
@@ -225,9 +224,9 @@ def _search(job: Job, journal: Journal, trials: int, clock: Clock) -> Generator[
         rivals = yield from _rivals(job, journal, job.parent.depth - len(winner.layers), clock)
         return Found(winner, winner, finalists, rivals, front, layer_tokens)
     yield Stage("select", f"{len(finalists)} finalists on {recipe.selection_sequences} windows the search has not seen")
-    winner, order = yield from _best_unseen(job, journal, finalists)
+    winner, selection = yield from _best_unseen(job, journal, finalists)
     clock.lap("select")
-    return Found(winner, winner, finalists, rivals, None, layer_tokens, {"finalists": order} if order else None)
+    return Found(winner, winner, finalists, rivals, None, layer_tokens, selection=selection)
 
 
 def _schedule(job: Job, trials: int, seeds: tuple[Genome, ...] = (), finalists: int = FINALISTS) -> Schedule:
@@ -290,44 +289,57 @@ def _rivals(job: Job, journal: Journal, remove: int, clock: Clock) -> Generator[
 
 def _best_unseen(
     job: Job, journal: Journal, finalists: Sequence[Outcome]
-) -> Generator[Event, None, tuple[Blueprint, list[dict[str, Any]]]]:
+) -> Generator[Event, None, tuple[Blueprint, dict[str, Any] | None]]:
     """The finalist that is best on the selection windows: the search's best are a lucky draw of its own evidence.
 
-    Where a repair follows, the best few are repaired first, since that changes their order.
+    Where a repair follows, or `search_heal` is asked for, the best few are repaired or trained first, since that
+    changes their order.
 
     Returns:
-        The winner, and of every finalist that was repaired its values before and after.
+        The winner, and what the finalists were worth before and after.
     """
     if not finalists:
         raise HfPruneError("The search ended without a candidate; raise --evaluations.")
     trials = [Trial(o.trial.genome, job.selection) for o in finalists]
-    ranked = sorted(scored(job.scorer, journal, trials), key=lambda o: o.values[0])
-    if not np.isfinite(ranked[0].values[0]):
+    order = sorted(scored(job.scorer, journal, trials), key=lambda o: o.values[0])
+    if not np.isfinite(order[0].values[0]):
         raise HfPruneError(
             "Every finalist breaks (NaN or infinite activations) on the selection windows; remove fewer layers."
         )
-    few = ranked[: job.recipe.repair_finalists] if job.recipe.repair else ranked[:1]
+    few, stages = _last_rounds(job, order)
     if len(few) < 2:
-        return job.scorer.blueprint(few[0].trial.genome), []
-    yield Stage("select", f"{len(few)} finalists, repaired")
-    fidelity = replace(job.selection, repair=job.recipe.repair_sequences)
-    again = yield from drive(_asked(Trial(o.trial.genome, fidelity) for o in few), job.scorer.evaluate, journal,
-                             job.scorer.key, batch=1, total=len(few))  # fmt: skip
-    order = [
-        {"removed": list(_removed(job, job.scorer.blueprint(cut.trial.genome))), "cut": cut.values[0],
-         "repaired": o.values[0]}
-        for cut, o in zip(few, again, strict=True)
-    ]  # fmt: skip
-    best = min(again, key=lambda o: o.values[0])
-    return job.scorer.blueprint(best.trial.genome), order
+        return job.scorer.blueprint(order[0].trial.genome), None
+    yield Stage("select", f"{len(few)} finalists, {' and '.join(_means(job))}")
+    # A training measures no similarity, so candidates are then told apart by KL.
+    column = 0 if job.recipe.objective in ("kl", "perplexity") else job.columns.index("kl")
+    genomes = [o.trial.genome for o in few]
+    ranked = yield from drive(_focused(finals(genomes, stages), (column,)), job.scorer.evaluate, journal,
+                              job.scorer.key, batch=1, total=_asked(len(few), len(stages)))  # fmt: skip
+    after = [journal.get(job.scorer.key(Trial(g, stages[0])))[column] for g in genomes]
+    before = [o.values[column] for o in few]
+    rows = [{"removed": list(_removed(job, job.scorer.blueprint(g))), "before": b, "after": a}
+            for g, b, a in zip(genomes, before, after, strict=True)]  # fmt: skip
+    summary = {"means": _means(job), "finalists": rows, "spearman": spearman(before, after),
+               "changed": ranked[0].trial.genome != genomes[0]}  # fmt: skip
+    return job.scorer.blueprint(ranked[0].trial.genome), summary
 
 
-def _asked(trials: Iterable[Trial]) -> Generator[tuple[Trial, ...], tuple[Outcome, ...], tuple[Outcome, ...]]:
-    """A search that asks for these, one after the other."""
-    outcomes: list[Outcome] = []
-    for trial in trials:
-        outcomes += yield (trial,)
-    return tuple(outcomes)
+def _means(job: Job) -> list[str]:
+    return ["repaired"] * job.recipe.repair + ["trained"] * bool(job.recipe.search_heal)
+
+
+def _last_rounds(job: Job, order: Sequence[Outcome]) -> tuple[Sequence[Outcome], list[Fidelity]]:
+    """Who takes part in the last rounds, and what each round gives them."""
+    recipe = job.recipe
+    repair = recipe.repair_sequences if recipe.repair else 0
+    if recipe.search_heal:
+        tokens = [recipe.search_heal * 2**i for i in range(FINAL_STAGES)]
+        return order[: 2**FINAL_STAGES], [replace(job.selection, heal_tokens=t, repair=repair) for t in tokens]
+    return order[: recipe.repair_finalists if repair else 1], [replace(job.selection, repair=repair)]
+
+
+def _asked(candidates: int, stages: int) -> int:
+    return sum(-(-candidates // 2**i) for i in range(stages))
 
 
 def _removed(job: Job, blueprint: Blueprint) -> tuple[int, ...]:

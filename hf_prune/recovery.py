@@ -27,29 +27,26 @@ from hf_prune.recipe import Recipe
 from hf_prune.watch import Tell, watched
 
 
-def repaired(job: Job, found: Found, home: Path) -> Generator[Event, None, Found]:
+def repaired(job: Job, found: Found) -> Generator[Event, None, Found]:
     """Refit what is left of the winner, and keep that if the selection windows agree.
 
     Args:
         job: the run.
         found: its winner is the bare cut; one that is repaired already stays as it is.
-        home: the run's folder.
     """
     recipe = job.recipe
     if found.winner != found.cut:
         return found
     yield Stage("repair", f"{recipe.reach}, on at most {recipe.repair_sequences} windows")
-    before = _earlier(job, found.cut, home)
+    before = _earlier(job, found.cut)
     if before is None:
-        before = yield from watched(lambda tell: _repair(job, found.cut, home, tell))
+        before = yield from watched(lambda tell: _repair(job, found.cut, tell))
     blueprint, summary = before
     yield Repaired(summary["kl_before"], summary["kl_after"], summary["kept"])
-    return replace(
-        found, winner=blueprint if summary["kept"] else found.cut, repair={**summary, **(found.repair or {})}
-    )
+    return replace(found, winner=blueprint if summary["kept"] else found.cut, repair=summary)
 
 
-def _repair(job: Job, cut: Blueprint, home: Path, tell: Tell) -> tuple[Blueprint, dict[str, Any]]:
+def _repair(job: Job, cut: Blueprint, tell: Tell) -> tuple[Blueprint, dict[str, Any]]:
     done = job.repaired(cut, job.recipe.repair_sequences, lambda done, total: tell(Advanced("repair", done, total)))
     kl = [m.kl for m in job.evaluator.evaluate([cut, done.blueprint], job.selection)]
     summary = {
@@ -60,21 +57,21 @@ def _repair(job: Job, cut: Blueprint, home: Path, tell: Tell) -> tuple[Blueprint
         "kept": kl[1] < kl[0],
         "fits": [asdict(f) for f in done.fits],
     }
-    save_patches(job.bank.named(done.blueprint), home / PATCH_FILE)
+    save_patches(job.bank.named(done.blueprint), job.home / PATCH_FILE)
     record = {"cut": cut.digest, "recipe": job.recipe.digest, "blueprint": done.blueprint.to_json(), "summary": summary}
-    _replace_text(home / "repair.json", json.dumps(record))
+    _replace_text(job.home / "repair.json", json.dumps(record))
     return done.blueprint, summary
 
 
-def _earlier(job: Job, cut: Blueprint, home: Path) -> tuple[Blueprint, dict[str, Any]] | None:
+def _earlier(job: Job, cut: Blueprint) -> tuple[Blueprint, dict[str, Any]] | None:
     """What an interrupted run had repaired already."""
-    path = home / "repair.json"
+    path = job.home / "repair.json"
     if not path.is_file():
         return None
     record = json.loads(path.read_text(encoding="utf-8"))
     if (record["cut"], record["recipe"]) != (cut.digest, job.recipe.digest):
         return None
-    job.bank.patches.update(load_patches(home / PATCH_FILE))
+    job.bank.patches.update(load_patches(job.home / PATCH_FILE))
     return Blueprint.from_json(record["blueprint"]), record["summary"]
 
 
@@ -87,17 +84,16 @@ class Training:
     stored: tuple[int, int] | None
 
 
-def healed(job: Job, folder: Path, home: Path) -> Generator[Event, None, Training]:
+def healed(job: Job, folder: Path) -> Generator[Event, None, Training]:
     """Train the assembled model and put the better weights into its folder.
 
     Args:
         job: the run; its recipe asks for healing.
         folder: holds the assembled model.
-        home: the run's folder, for checkpoints.
     """
     recipe = job.recipe
     yield Stage("heal", f"{recipe.heal:,} tokens, {recipe.heal_method}")
-    done = yield from watched(lambda tell: _heal(job, folder, home / "heal", tell))
+    done = yield from watched(lambda tell: _heal(job, folder, job.home / "heal", tell))
     yield Healed(done.before, done.after, done.tokens, done.kept)
     stored = _stored(job, folder, done) if done.kept else None
     summary = {

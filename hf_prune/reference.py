@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +27,21 @@ Halves = tuple[Tensor, Tensor] | None
 """Attention and MLP outputs of a layer, when they are recorded."""
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 """Arguments of a layer besides its hidden state, made for batch size 1, so they fit any."""
+
+
+class Targets(NamedTuple):
+    """What a dense model expects next: token ids and log-probabilities of the k likeliest, [..., k], and the log of the
+    mass outside of them, [...], None when k is the vocabulary."""
+
+    top: Tensor
+    log_p: Tensor
+    log_tail: Tensor | None
+
+    @classmethod
+    def of(cls, logits: Tensor, k: int) -> "Targets":
+        """From logits [..., V]."""
+        log_p, top = logits.float().log_softmax(-1).topk(min(k, logits.shape[-1]), sorted=False)
+        return cls(top, log_p, None if log_p.shape[-1] == logits.shape[-1] else log_rest(log_p))
 
 
 @dataclass(frozen=True, eq=False)

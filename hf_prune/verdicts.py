@@ -221,11 +221,14 @@ def recovery_verdict(report: Report) -> list[str]:
         if "kept" not in repair:
             closes = f"it closes {percent(recovered(report, 'healed'), 0)} of the gap that the cut opened"
         found.append(f"{how}: {closes}." if healing["kept"] else f"{how} did not help, so the weights before it stay.")
-    if order := repair.get("finalists"):
-        first = min(range(len(order)), key=lambda i: number(order[i]["cut"]))
-        best = min(range(len(order)), key=lambda i: number(order[i]["repaired"]))
-        same = "stays the best" if first == best else "is not the best after it"
-        found.append(f"{len(order)} finalists were repaired before the choice; the best before repair {same}.")
+    if chosen := report.get("selection"):
+        how = " and ".join(chosen["means"])
+        best = "another one was chosen than the best bare cut" if chosen["changed"] else "the best bare cut was chosen"
+        rank = decimals(chosen["spearman"])
+        found.append(
+            f"{len(chosen['finalists'])} finalists were {how} before the choice: {best} "
+            f"(rank correlation of before and after {rank})."
+        )
     return found
 
 
@@ -245,6 +248,8 @@ def stage_table(report: Report) -> tuple[list[str], list[list[str]]]:
     generation = stages.get("generation") or {}
     for key, label in (("rouge1", "ROUGE-1"), ("rougeL", "ROUGE-L"), ("exact_match", "Exact match")) if names else ():
         if key in generation["dense"]:
+            if not any(generation[n][key]["value"] for n in names):
+                continue
             cells = [_stage_score(generation[n][key], n) for n in names]
             rows.append([f"{label} of greedy text with the corpus", *cells])
     for task, by in (stages.get("harness") or {}).items():

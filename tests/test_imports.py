@@ -18,6 +18,7 @@ LADDER = {
     3.2: "bank sites",
     3.5: "repair",
     4: "watch heal evaluate tasks harness generation speed figures certificate licence redaction verdicts plan",
+    4.5: "training_aware",
     5: "report card job",
     5.1: "capabilities found",
     5.2: "front measurement",

@@ -7,6 +7,7 @@ return finalists                 # distinct genomes, best first, at full evidenc
 from hf_prune.search.drive import drive
 from hf_prune.search.evolution import evopress, staged
 from hf_prune.search.exhaustive import exhaustive
+from hf_prune.search.finals import finals
 from hf_prune.search.genetic import genetic
 from hf_prune.search.greedy import greedy
 from hf_prune.search.nsga2 import nsga2
@@ -28,4 +29,4 @@ SEARCHERS = {
     "last": last,
 }
 
-__all__ = ["SEARCHERS", "Schedule", "Scores", "Search", "Space", "drive"]
+__all__ = ["SEARCHERS", "Schedule", "Scores", "Search", "Space", "drive", "finals"]

@@ -21,6 +21,7 @@ from hf_prune.errors import InvalidData
 from hf_prune.evaluate import Evaluator
 from hf_prune.methods import METHODS
 from hf_prune.objectives import OBJECTIVES, Measures, values
+from hf_prune.patches import load_patches, save_patches
 from hf_prune.plan import Target, layers_to_remove
 from hf_prune.recipe import DEFAULT_DATA, Recipe
 from hf_prune.repair import Repaired, repair
@@ -131,9 +132,20 @@ class Job:
     def repaired(
         self, cut: Blueprint, sequences: int, progress: Callable[[int, int], None] = lambda done, total: None
     ) -> Repaired:
-        """A cut with its remaining weights refitted; the bank keeps them."""
+        """A cut with its remaining weights refitted; the bank keeps them, and the run's folder until the run ends."""
+        path = self.home / "repairs" / f"{self.recipe.search_digest}-{cut.digest}-{sequences}.json"
+        patches = path.with_suffix(".safetensors")
+        if path.is_file():
+            self.bank.patches.update(load_patches(patches))
+            return Repaired.from_json(path.read_text(encoding="utf-8"))
         fit, held = self.training(sequences).tokens, self.evidence["selection"].tokens
-        return repair(self.bank, cut, fit, held, reach=self.recipe.reach, progress=progress)
+        done = repair(self.bank, cut, fit, held, reach=self.recipe.reach, progress=progress)
+        save_patches(self.bank.named(done.blueprint), patches)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_text(done.to_json(), encoding="utf-8")
+        partial.replace(path)
+        return done
 
     @cached_property
     def training_aware(self) -> TrainingAware:

@@ -58,8 +58,9 @@ class Plan:
     """What `plan` found; all sizes in bytes, all token counts upper bounds.
 
     `forward_tokens` counts tokens through whole candidates, `layer_tokens` tokens through single layers without any
-    sharing of prefixes; both for the dense model, the baselines and the search on the search windows. `candidates`
-    counts the models the search can choose among.
+    sharing of prefixes; both for the dense model, the baselines and the search on the search windows. `repair_tokens`
+    and `train_tokens` are what all repairs and all trainings read. `candidates` counts the models the search can choose
+    among.
     """
 
     base: str
@@ -84,6 +85,8 @@ class Plan:
     candidates: int
     forward_tokens: int
     layer_tokens: int
+    repair_tokens: int
+    train_tokens: int
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, ready for JSON."""
@@ -132,7 +135,19 @@ def plan(recipe: Recipe, peek: "Peek") -> Plan:
         candidates=candidates(recipe, depth, target.remove),
         forward_tokens=(1 + trials + rivals) * tokens,
         layer_tokens=layer_passes(recipe, depth, target.remove) * tokens,
+        repair_tokens=repairs(recipe) * recipe.repair_sequences * recipe.length,
+        # Finalists that are trained: 8, then 4 and 2, each round for twice as long as all before it.
+        train_tokens=recipe.heal + 16 * recipe.search_heal,
     )
+
+
+def repairs(recipe: Recipe) -> int:
+    """Candidates that are repaired; the winner is one of them."""
+    if not recipe.repair:
+        return 0
+    if recipe.drop or recipe.search == "nsga2":
+        return 1
+    return 8 if recipe.search_heal else recipe.repair_finalists
 
 
 def asked(recipe: Recipe) -> str:

@@ -22,7 +22,6 @@ from hf_prune.found import Found
 from hf_prune.heal import Course, Healing, heal
 from hf_prune.job import Job
 from hf_prune.measurement import ADAPTER
-from hf_prune.patches import PATCH_FILE, load_patches, save_patches
 from hf_prune.recipe import Recipe
 from hf_prune.watch import Tell, watched
 
@@ -38,41 +37,23 @@ def repaired(job: Job, found: Found) -> Generator[Event, None, Found]:
     if found.winner != found.cut:
         return found
     yield Stage("repair", f"{recipe.reach}, on at most {recipe.repair_sequences} windows")
-    before = _earlier(job, found.cut)
-    if before is None:
-        before = yield from watched(lambda tell: _repair(job, found.cut, tell))
-    blueprint, summary = before
+    blueprint, summary = yield from watched(lambda tell: _repair(job, found.cut, tell))
     yield Repaired(summary["kl_before"], summary["kl_after"], summary["kept"])
     return replace(found, winner=blueprint if summary["kept"] else found.cut, repair=summary)
 
 
 def _repair(job: Job, cut: Blueprint, tell: Tell) -> tuple[Blueprint, dict[str, Any]]:
-    done = job.repaired(cut, job.recipe.repair_sequences, lambda done, total: tell(Advanced("repair", done, total)))
+    windows = job.recipe.repair_sequences
+    done = job.repaired(cut, windows, lambda done, total: tell(Advanced("repair", done, total)))
     kl = [m.kl for m in job.evaluator.evaluate([cut, done.blueprint], job.selection)]
-    summary = {
+    return done.blueprint, {
         "reach": job.recipe.reach,
-        "windows": len(job.training(job.recipe.repair_sequences).tokens),
+        "windows": len(job.training(windows).tokens),
         "kl_before": kl[0],
         "kl_after": kl[1],
         "kept": kl[1] < kl[0],
         "fits": [asdict(f) for f in done.fits],
     }
-    save_patches(job.bank.named(done.blueprint), job.home / PATCH_FILE)
-    record = {"cut": cut.digest, "recipe": job.recipe.digest, "blueprint": done.blueprint.to_json(), "summary": summary}
-    _replace_text(job.home / "repair.json", json.dumps(record))
-    return done.blueprint, summary
-
-
-def _earlier(job: Job, cut: Blueprint) -> tuple[Blueprint, dict[str, Any]] | None:
-    """What an interrupted run had repaired already."""
-    path = job.home / "repair.json"
-    if not path.is_file():
-        return None
-    record = json.loads(path.read_text(encoding="utf-8"))
-    if (record["cut"], record["recipe"]) != (cut.digest, job.recipe.digest):
-        return None
-    job.bank.patches.update(load_patches(job.home / PATCH_FILE))
-    return Blueprint.from_json(record["blueprint"]), record["summary"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +74,7 @@ def healed(job: Job, folder: Path) -> Generator[Event, None, Training]:
     """
     recipe = job.recipe
     yield Stage("heal", f"{recipe.heal:,} tokens, {recipe.heal_method}")
-    done = yield from watched(lambda tell: _heal(job, folder, job.home / "heal", tell))
+    done = yield from watched(lambda tell: _heal(job, folder, job.home / f"heal-{recipe.digest}", tell))
     yield Healed(done.before, done.after, done.tokens, done.kept)
     stored = _stored(job, folder, done) if done.kept else None
     summary = {

@@ -12,8 +12,9 @@ state between the halves. `map` is ReplaceMe's form (arXiv 2505.02819): one matr
 No training, no new parameters.
 """
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -54,6 +55,16 @@ class Repaired:
 
     blueprint: Blueprint
     fits: tuple[Fit, ...]
+
+    def to_json(self) -> str:
+        """JSON text; the weights are not in it."""
+        return json.dumps({"blueprint": self.blueprint.to_json(), "fits": [asdict(f) for f in self.fits]})
+
+    @classmethod
+    def from_json(cls, text: str) -> "Repaired":
+        """Read what `to_json` wrote."""
+        raw = json.loads(text)
+        return cls(Blueprint.from_json(raw["blueprint"]), tuple(Fit(**f) for f in raw["fits"]))
 
 
 Pair = tuple[Normal, Normal]

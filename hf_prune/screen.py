@@ -119,6 +119,10 @@ def plan_table(plan: "Plan") -> Table:
         "search": _planned_search(plan),
         "tokens": f"at most {plan.forward_tokens:,} forward, {plan.layer_tokens:,} layer-tokens before sharing",
     }
+    after = [f"repairs read {plan.repair_tokens:,}"] * bool(plan.repair_tokens)
+    after += [f"trainings read {plan.train_tokens:,}"] * bool(plan.train_tokens)
+    if after:
+        rows["tokens"] += "; " + ", ".join(after)
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, text in rows.items():
         table.add_row(name, text)

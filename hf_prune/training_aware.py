@@ -79,7 +79,7 @@ class TrainingAware:
 
     def scores(self, blueprint: Blueprint, heal_tokens: int, rows: slice) -> tuple[float, float]:
         """Mean (KL, NLL) per token on evidence windows `rows` after training on `heal_tokens`, +inf if it breaks."""
-        candidate = _Candidate(self.evaluator.dense, self.evaluator.bank, blueprint.canonical(), self.seed)
+        candidate = Candidate(self.evaluator.dense, self.evaluator.bank, blueprint.canonical(), self.seed)
         length = self.lesson.tokens.shape[1]
         steps = max(1, heal_tokens // (BATCH * length))
         start = self._restore(candidate, blueprint, steps)
@@ -94,7 +94,7 @@ class TrainingAware:
     def _path(self, blueprint: Blueprint, steps: int) -> Path:
         return self.home / f"{blueprint.digest}-{steps}.safetensors"
 
-    def _restore(self, candidate: "_Candidate", blueprint: Blueprint, steps: int) -> int:
+    def _restore(self, candidate: "Candidate", blueprint: Blueprint, steps: int) -> int:
         """Take up the latest increment that is not beyond `steps`; its number of steps."""
         found = [int(p.stem.rpartition("-")[2]) for p in self.home.glob(f"{blueprint.digest}-*.safetensors")]
         last = max((n for n in found if n <= steps), default=0)
@@ -102,7 +102,7 @@ class TrainingAware:
             candidate.load(load_file(self._path(blueprint, last)), last)
         return last
 
-    def _keep(self, candidate: "_Candidate", blueprint: Blueprint, steps: int) -> None:
+    def _keep(self, candidate: "Candidate", blueprint: Blueprint, steps: int) -> None:
         self.home.mkdir(parents=True, exist_ok=True)
         path = self._path(blueprint, steps)
         partial = path.with_suffix(".partial")
@@ -110,22 +110,32 @@ class TrainingAware:
         partial.replace(path)
 
 
-class _Candidate:
-    """A blueprint over the bank's frozen layers with a LoRA of its own; as a context manager its hooks are in place."""
+class Candidate:
+    """A blueprint over the bank's frozen layers with a LoRA of its own; as a context manager its hooks are in place.
 
-    def __init__(self, dense: Dense, bank: LayerBank, blueprint: Blueprint, seed: int) -> None:
+    Args:
+        dense: the dense model.
+        bank: makes the layers.
+        blueprint: canonical.
+        seed: decides the LoRA's first values.
+        everywhere: train all layers, not only those from the one before the first cut on.
+    """
+
+    def __init__(
+        self, dense: Dense, bank: LayerBank, blueprint: Blueprint, seed: int, everywhere: bool = False
+    ) -> None:
         self.dense, self.specs = dense, blueprint.layers
         same = [spec == LayerSpec((Part(0, i),)) for i, spec in enumerate(self.specs)]
         first = same.index(False) if False in same else len(same)
         # The layer before the first cut learns too: it is the first that can make up for it.
-        self.learns = max(0, first - 1)
+        self.learns = 0 if everywhere else max(0, first - 1)
         self.layers = [bank.module(s) if i < self.learns else sharing(bank.module(s)) for i, s in enumerate(self.specs)]
         draw = torch.Generator().manual_seed(seed)
         self.pairs = [self._pair(m, draw) for m in self._matrices()]
         self.parameters = [p for pair in self.pairs for p in pair]
         self.optimizer = torch.optim.AdamW(self.parameters, RATE, weight_decay=0.0)
 
-    def __enter__(self) -> "_Candidate":
+    def __enter__(self) -> "Candidate":
         self.hooks = [
             m.register_forward_hook(lambda _, x, y, a=a, b=b: y + (SCALE * ((x[0].float() @ a) @ b)).to(y.dtype))
             for m, (a, b) in zip(self._matrices(), self.pairs, strict=True)

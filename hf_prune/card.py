@@ -144,7 +144,7 @@ def _context(report: Report, figures: Mapping[str, str], parents: Sequence[Paren
         "correlations": _correlations(report), "front": report.get("front") or [],
         "load_from": json.dumps(str(target or "path/to/this/folder")),
         "remote_code": bool(recipe.get("trust_remote_code")),
-        "certificate": _certificate(report), "command": public_command(report.get("command") or "", local),
+        "certificate": _certificate(report), "command": _commands(report, local),
         "recipe": yaml.safe_dump(public_recipe(recipe, local), sort_keys=False, allow_unicode=True),
         "sources": "; ".join(_parent_link(p) for p in parents), "licence_note": inherited_licence(parents)[1],
         "hardware": _hardware(report), "times": _times(report), "versions": _versions(report),
@@ -187,6 +187,11 @@ def _after(report: Report) -> str:
     return (
         "What stays was refitted in closed form; no training followed." if repaired else "No training followed the cut."
     )
+
+
+def _commands(report: Report, local: set[str]) -> str:
+    """One a line: a result may have been healed by a command of its own."""
+    return "\n".join(public_command(line, local) for line in (report.get("command") or "").splitlines())
 
 
 def _adapter(report: Report) -> str | None:

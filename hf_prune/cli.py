@@ -132,7 +132,7 @@ def demo_command(
     format: FormatFlag = "human",
     quiet: QuietFlag = False,
 ) -> None:
-    """Compress the bundled model by a quarter.
+    """Compress the bundled model by a quarter and repair it.
 
     It has 16 layers; needs no network and no account.
     """
@@ -141,7 +141,7 @@ def demo_command(
 
     folder = Path(demo_folder())
     base, text = str(folder / "storymath-16l"), str(folder / "text")
-    _compress(Recipe.of(base=base, data=(text,), ratio=0.25, output=output), form)
+    _compress(Recipe.of(base=base, data=(text,), ratio=0.25, repair=True, repair_finalists=2, output=output), form)
 
 
 @app.command("assemble")

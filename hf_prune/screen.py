@@ -50,7 +50,8 @@ class Screen:
         """Draw one event."""
         match event:
             case Started():
-                self._say(f"{event.base}: {event.target}, at most {event.evaluations:,} evaluations")
+                trials = f", at most {event.evaluations:,} evaluations" if event.evaluations else ""
+                self._say(f"{event.base}: {event.target}{trials}")
             case Stage():
                 self._end_bar()
                 self._say(f"{event.name}: {event.detail}" if event.detail else event.name)

@@ -138,6 +138,11 @@ def heal_folder(
     yield Finished(str(output), result, None)
 
 
+NEVER_KEPT = {
+    "allow_pickle", "trust_remote_code", "force_test_split", "push_to", "public", "create_pr", "commit_message",
+    "overwrite", "output", "device", "lm_eval",
+}  # fmt: skip
+"""Fields that a report, perhaps a stranger's, may not decide: what is trusted, run, published or written."""
 CARRIED = (
     "journal.jsonl",
     "front.json",
@@ -169,7 +174,7 @@ def _reopened(folder: Path, base: str | None, changes: dict[str, Any]) -> tuple[
     blueprint = Blueprint.from_json(_read(folder / "blueprint.json"))
     before = json.loads(_read(folder / "report.json"))
     parents = open_parents(blueprint, base)
-    kept = {k: v for k, v in before["recipe"].items() if k in Recipe.model_fields}
+    kept = {k: v for k, v in before["recipe"].items() if k in Recipe.model_fields and k not in NEVER_KEPT}
     if any(name in changes for name in ("ratio", "keep_layers", "drop")):
         raise InvalidRecipe("The size of a finished result is what it is; compress its base again for another one.")
     recipe = Recipe.of(**{**kept, **changes, "base": base or str(blueprint.sources[0])})

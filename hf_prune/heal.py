@@ -117,7 +117,7 @@ def heal(
         teacher,
         course,
         model=model,
-        args=_arguments(course, steps, home, student),
+        args=_arguments(course, steps, home, student, len(train)),
         train_dataset=_Windows(train),
         eval_dataset=_Windows(held),
         callbacks=[
@@ -186,7 +186,7 @@ def _trainable(student: PreTrainedModel, family: Family, course: Course) -> Any:
     return get_peft_model(student, config)
 
 
-def _arguments(course: Course, steps: int, home: Path, student: PreTrainedModel) -> TrainingArguments:
+def _arguments(course: Course, steps: int, home: Path, student: PreTrainedModel, rows: int) -> TrainingArguments:
     every = max(1, steps // course.checks)
     arguments = TrainingArguments(
         output_dir=str(home),
@@ -214,6 +214,7 @@ def _arguments(course: Course, steps: int, home: Path, student: PreTrainedModel)
         report_to="none",
         seed=course.seed,
         use_cpu=student.device.type == "cpu",
+        dataloader_drop_last=rows >= course.batch,
         dataloader_pin_memory=student.device.type != "cpu",
     )
     # One device: the teacher lives there too.

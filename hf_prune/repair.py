@@ -250,7 +250,7 @@ def _solved(
 ) -> tuple[LayerSpec, float]:
     """The layer with one map refitted, by the ridge that leaves least on the held-out windows."""
     fitting, holding = equations
-    columns = site.columns.double().square()
+    columns = site.columns.to(site.weight).square()
     through = site.weight if reach == "map" else None
     options = [(fitting.solve(ridge, through), ridge) for ridge in ridges]
     correction, ridge = min(options, key=lambda option: holding.error(option[0], columns))
@@ -277,7 +277,7 @@ def _equations(
                 normal.add(site.features(inputs, output), residual, token_weights(target[rows]))
 
     def gathered(held: bool) -> list[Normal]:
-        lanes = [[Normal(*site.weight.shape, dense.device) for site, _ in aims] for _ in range(_lanes(aims))]
+        lanes = [[Normal(*site.weight.shape, site.weight.device) for site, _ in aims] for _ in range(_lanes(aims))]
         tiles = list(walk.tiles(held))
         dense.each(one, [(lane, tiles[i :: len(lanes)]) for i, lane in enumerate(lanes)])
         return [sum(parts[1:], parts[0]) for parts in zip(*lanes, strict=True)]

@@ -18,9 +18,9 @@ class Normal:
     def add(self, features: Tensor, residual: Tensor, weights: Tensor) -> None:
         """Count in float32 features [T, k], residual [T, d] and weights [T]."""
         weighted = features * weights[:, None]
-        self.gram += weighted.T @ features
-        self.cross += weighted.T @ residual
-        self.energy += (residual * residual * weights[:, None]).sum(0)
+        self.gram += (weighted.T @ features).to(self.gram)
+        self.cross += (weighted.T @ residual).to(self.gram)
+        self.energy += (residual * residual * weights[:, None]).sum(0).to(self.gram)
 
     def __add__(self, other: "Normal") -> "Normal":
         self.gram += other.gram
@@ -33,8 +33,9 @@ class Normal:
         gram, cross = self.gram, self.cross
         if through is not None:
             gram, cross = through.T @ gram @ through, through.T @ cross
-        damped = gram + torch.eye(len(gram), dtype=gram.dtype, device=gram.device) * (ridge * gram.diagonal().mean())
-        found = torch.linalg.solve(damped, cross)
+        damped = gram.clone()
+        damped.diagonal().add_(ridge * gram.diagonal().mean().clamp_min(1e-30))
+        found = torch.cholesky_solve(cross, torch.linalg.cholesky(damped))
         return found if through is None else through @ found
 
     def error(self, correction: Tensor, columns: Tensor) -> float:

@@ -39,9 +39,9 @@ class Site:
     @cached_property
     def columns(self) -> Tensor:
         """Scale of each output dimension on the way to the stream, float32 [d]."""
-        ones = torch.ones_like(self.weight[0])
+        ones = torch.ones(self.weight.shape[1], device=self.module.weight.device)
         if self.norm is None:
-            return (ones * self.factor).float()
+            return ones * self.factor
         # An RMS norm of ones is its own weight.
         scale = self.norm(ones.to(next(self.norm.parameters()).dtype)).float()
         floor = 1e-3 * scale.abs().mean()
@@ -109,6 +109,11 @@ class Tap:
         return (out[0] if isinstance(out, tuple) else out), seen
 
 
+def exact(device: torch.device) -> torch.device:
+    """Where float64 is computed for a device: itself, or the CPU if it has none."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 def between_halves(layer: torch.nn.Module, dense: Dense, state: Tensor, call: Call) -> Tensor | None:
     """The state between the halves of a dense layer."""
     family = dense.family
@@ -150,7 +155,7 @@ def site_of(
     if names[0] not in like or like[names[0]].dim() != 2:
         return None
     module = layer.get_submodule(path)
-    weight = like[names[0]].to(state.device, torch.float64)
+    weight = like[names[0]].to(exact(state.device), torch.float64)
     weight = weight if _transposed(module) else weight.T
     if names[1] in like:
         weight = torch.cat([weight, like[names[1]].to(weight)[None]])

@@ -224,11 +224,9 @@ def recovery_verdict(report: Report) -> list[str]:
     if chosen := report.get("selection"):
         how = " and ".join(chosen["means"])
         best = "another one was chosen than the best bare cut" if chosen["changed"] else "the best bare cut was chosen"
-        rank = decimals(chosen["spearman"])
-        found.append(
-            f"{len(chosen['finalists'])} finalists were {how} before the choice: {best} "
-            f"(rank correlation of before and after {rank})."
-        )
+        rank = f" (rank correlation of before and after {decimals(chosen['spearman'])})"
+        known = rank if chosen["spearman"] is not None else ""
+        found.append(f"{len(chosen['finalists'])} finalists were {how} before the choice: {best}{known}.")
     return found
 
 

@@ -335,11 +335,13 @@ def _spread_labels(axes: Axes, reference: Sequence[tuple[str, float]], floor: fl
 
 
 def _comparison_rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    own = [{"label": "this model", **report["text"]["all"]["pruned"], "own": True}]
     stages = (report.get("stages") or {}).get("names") or ()
-    cut = report["stages"]["text"]["all"]["cut"] if len(stages) > 2 else report["text"]["all"]["pruned"]
-    own = {"label": "this cut, bare" if len(stages) > 2 else "this model", **cut, "own": True}
+    if len(stages) > 2:
+        own[0]["label"] = f"this model, {stages[-1]}"
+        own.append({"label": "its bare cut", **report["stages"]["text"]["all"]["cut"], "own": True})
     rivals = [{**b, "own": False} for b in report.get("baselines") or () if b["name"] != "hf_prune"]
-    rows = [{**row, "perplexity": number(row["perplexity"])} for row in (own, *rivals)]
+    rows = [{**row, "perplexity": number(row["perplexity"])} for row in (*own, *rivals)]
     return sorted(rows, key=lambda row: (not row["own"], row["perplexity"]))
 
 

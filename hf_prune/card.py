@@ -239,6 +239,12 @@ def _eval_results(report: Report) -> Iterator[EvalResult]:
             f"{name}, {task['items']} multiple-choice items of this run (chance {verdicts.percent(task['chance'], 0)})"
         )
         yield from _result(name, label, "accuracy", task["pruned"]["accuracy"], "Accuracy")
+    stages = report.get("stages") or {}
+    for name, by in (stages.get("harness") or {}).items():
+        last = by[stages["names"][-1]]
+        for metric, row in last["metrics"].items():
+            items = f", {row['items']} items" if "items" in row else ""
+            yield from _result(name, f"{name} ({last['version']}{items})", metric, row["value"], metric)
 
 
 def _result(config: str, label: str, metric: str, value: Any, metric_name: str) -> Iterator[EvalResult]:

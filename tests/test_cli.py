@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from hf_prune import __version__, errors
 from hf_prune.blueprint import Blueprint, Fidelity, Outcome, Source, Trial
 from hf_prune.cli import app
-from hf_prune.events import Assembled, Finished, Pushed, Reported, Scored, Stage, Started
+from hf_prune.events import Advanced, Assembled, Finished, Healed, Pushed, Reported, Scored, Stage, Started
 from hf_prune.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
@@ -51,6 +51,26 @@ VALUES = {
     "report_sequences": 4,
     "length": 32,
     "tasks": ("t.jsonl",),
+    "lm_eval": ("arc_easy", "t.yaml"),
+    "lm_eval_limit": 5,
+    "repair": True,
+    "reach": "gap",
+    "repair_sequences": 6,
+    "repair_finalists": 3,
+    "search_heal": "10k",
+    "heal": "1M",
+    "heal_method": "dora",
+    "heal_rank": 4,
+    "heal_alpha": 8.0,
+    "heal_kl": 0.5,
+    "heal_ce": 0.25,
+    "heal_top_k": 64,
+    "heal_lr": 0.001,
+    "heal_batch": 2,
+    "heal_checks": 5,
+    "heal_patience": 2,
+    "gradient_checkpointing": True,
+    "keep_adapter": True,
     "task_items": 9,
     "baselines": ("last", "greedy"),
     "device": "cpu",
@@ -80,7 +100,7 @@ def flags(values):
 
 @pytest.fixture
 def pipeline(monkeypatch):
-    """Stands in for hf_prune.pipeline and keeps the recipes it was given."""
+    """Stands in for hf_prune.pipeline and hf_prune.folder, and keeps the recipes it was given."""
     trial = Trial((0, 1), Fidelity(4))
     blueprint = Blueprint.identity(Source("m", "f"), 2)
 
@@ -97,6 +117,7 @@ def pipeline(monkeypatch):
 
     fake = SimpleNamespace(recipes=[], compress=compress)
     monkeypatch.setitem(sys.modules, "hf_prune.pipeline", fake)
+    monkeypatch.setitem(sys.modules, "hf_prune.folder", fake)
     return fake
 
 
@@ -203,7 +224,7 @@ def test_json_is_one_line_per_event_and_nothing_else(pipeline):
     assert lines[2]["best"] == "inf" and lines[3]["outcomes"][0]["values"] == [0.5]
     assert lines[3]["outcomes"][0]["trial"] == {
         "genome": [0, 1],
-        "fidelity": {"sequences": 4, "start": 0, "heal_tokens": 0},
+        "fidelity": {"sequences": 4, "start": 0, "heal_tokens": 0, "repair": 0},
     }
     assert Blueprint.from_json(json.dumps(lines[4]["blueprint"])).layers[1].parts[0].layer == 1
     assert lines[7]["report"] == REPORT
@@ -273,9 +294,28 @@ def test_assemble_and_report_pass_their_arguments_on(pipeline, tmp_path):
     assert done.stdout == f"{tmp_path / 'm'}\n"
     assert calls == [((Path("front.json"), tmp_path / "m"), {"source": None, "pick": "#3"})]
     done = hf_prune("report", "m", "--base", "ns/m", "--data", "a", "--data", "b", "--length", 64, "--format", "json")
-    assert calls[1] == ((Path("m"),), {"base": "ns/m", "data": ("a", "b"), "length": 64})
+    assert calls[1] == (("m",), {"base": "ns/m", "output": None, "data": ("a", "b"), "length": 64})
     assert json.loads(done.stdout)["report"] == REPORT
     assert "9.13" in hf_prune("report", "m").stdout
+
+
+def test_heal_passes_its_arguments_on_and_shows_the_run(pipeline):
+    calls = []
+
+    def heal_folder(*args, **kwargs):
+        calls.append((args, kwargs))
+        yield Stage("heal", "1,000,000 tokens, lora")
+        yield Advanced("heal", 1, 244)
+        yield Healed(1.9, 1.7, 1_000_000, True)
+        yield Finished("there", REPORT, None)
+
+    pipeline.heal_folder = heal_folder
+    done = hf_prune("heal", "ns/small", "--repair", "--heal-rank", 4, "--data", "a", "--output", "there")
+    assert calls == [
+        (("ns/small",), {"base": None, "output": "there", "heal": "1M", "data": ("a",), "repair": True, "heal_rank": 4})
+    ]
+    assert "healed on 1,000,000 tokens: loss on the selection split 1.9 -> 1.7" in done.stderr
+    assert "there/README.md" in done.stdout
 
 
 def test_push_is_private_unless_told_and_says_when_nothing_changed(model, monkeypatch):

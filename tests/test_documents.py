@@ -62,7 +62,7 @@ def test_the_summary_of_the_search_is_that_of_its_journal(done):
     trials = [t for line in (result.folder / "journal.jsonl").read_text().splitlines()[1:]
               for t in json.loads(line)["trials"]]  # fmt: skip
     summary = result.report["search_summary"]
-    full = [t["values"][0] for t in trials if t["fidelity"] == [4, 0, 0]]
+    full = [t["values"][0] for t in trials if t["fidelity"] == [4, 0, 0, 0]]
     assert summary["evaluations"] <= len(trials) and summary["best"] >= min(full)
     best = [v for _, v in summary["history"]]
     assert best == sorted(best, reverse=True) and best[-1] == summary["best"]

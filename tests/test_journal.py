@@ -64,7 +64,19 @@ def test_the_file_is_one_header_and_one_strict_json_line_per_batch(path):
     header, *batches = [json.loads(line, parse_constant=lambda c: pytest.fail(c)) for line in text.splitlines()]
     assert header["header"] == HEADER
     assert [[t["digest"] for t in b["trials"]] for b in batches] == [["a", "b"], ["c"]]
-    assert batches[0]["trials"][1] == {"digest": "b", "genome": [0, 1], "fidelity": [8, 0, 0], "values": ["inf", 2.0]}
+    assert batches[0]["trials"][1] == {
+        "digest": "b",
+        "genome": [0, 1],
+        "fidelity": [8, 0, 0, 0],
+        "values": ["inf", 2.0],
+    }
+
+
+def test_a_journal_from_before_repairs_is_read(path):
+    written(path, [entry("a")])
+    path.write_bytes(path.read_bytes().replace(b"[8,0,0,0]", b"[8,0,0]"))
+    with Journal.open(path, HEADER) as journal:
+        assert journal.get(("a", FULL)) is not None
 
 
 def test_a_known_pair_is_never_written_again(path):

@@ -12,8 +12,8 @@ from hf_prune import compress, run
 from hf_prune.blueprint import Blueprint
 from hf_prune.errors import IncompatibleSources, InvalidBlueprint, InvalidRecipe, ReloadMismatch, SourceError
 from hf_prune.events import Assembled, Finished, Pushed, Reported, Scored, Stage, Started
+from hf_prune.folder import assemble_blueprint, report_folder
 from hf_prune.methods import METHODS
-from hf_prune.pipeline import assemble_blueprint, report_folder
 from hf_prune.recipe import Recipe
 from hf_prune.search import SEARCHERS
 from tests.runs import DEPTH, base, leftovers, recipe, text
@@ -57,7 +57,12 @@ def test_the_folder_is_complete_and_the_run_is_cleared_away(done, home):
     folder, _ = done
     assert {"model.safetensors", "config.json", "tokenizer.json", "README.md", "report.json", "blueprint.json",
             "recipe.yaml", "journal.jsonl"} <= {p.name for p in folder.iterdir()}  # fmt: skip
-    assert {p.name for p in (folder / "figures").iterdir()} == {"layers.png", "search.png", "comparison.png"}
+    assert {p.name for p in (folder / "figures").iterdir()} == {
+        "layers.png",
+        "search.png",
+        "comparison.png",
+        "capabilities.png",
+    }
     assert leftovers(home) == []
     report = strict(folder / "report.json")
     blueprint = Blueprint.from_json((folder / "blueprint.json").read_text())
@@ -199,8 +204,8 @@ def test_a_result_that_does_not_reload_leaves_nothing_but_the_journal(tmp_path, 
 
     write = pipeline.write
 
-    def damaged(blueprint, parents, folder, **how):
-        stored = write(blueprint, parents, folder, **how)
+    def damaged(blueprint, parents, folder, *patches):
+        stored = write(blueprint, parents, folder, *patches)
         content = bytearray((folder / "model.safetensors").read_bytes())
         content[-4000:] = bytes(4000)
         (folder / "model.safetensors").write_bytes(content)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_prune.errors import InvalidRecipe
-from hf_prune.recipe import NOT_IDENTITY, RULES, Baseline, Method, Objective, Recipe, Search
+from hf_prune.recipe import AFTER_SEARCH, NOT_IDENTITY, RULES, Baseline, Method, Objective, Recipe, Search
 
 CHANGED = {
     "base": "other",
@@ -29,6 +29,13 @@ CHANGED = {
     "push_to": "me/small",
     "commit_message": "smaller",
     "device": "cuda",
+    "lm_eval": ("arc_easy",),
+    "reach": "gap",
+    "heal_method": "dora",
+    "heal_alpha": 8.0,
+    "heal_kl": 0.5,
+    "heal_ce": 0.25,
+    "heal_lr": 1e-4,
 }
 
 
@@ -173,7 +180,41 @@ def test_yaml_lists_may_be_written_the_way_people_write_them(tmp_path, text, fie
     assert getattr(Recipe.load(path), field) == value
 
 
-@pytest.mark.parametrize("name", ["evaluations", "population", "task_items"])
+@pytest.mark.parametrize(
+    ("text", "tokens"), [("1M", 10**6), ("500k", 500_000), ("1.5M", 1_500_000), (2000, 2000), ("2_000", 2000), (0, 0)]
+)
+def test_tokens_are_counted_the_way_people_write_them(text, tokens):
+    assert Recipe.of(base="m", heal=text).heal == tokens and Recipe.of(base="m", search_heal=text).search_heal == tokens
+
+
+@pytest.mark.parametrize("text", ["1MB", "many", "-5", "", True, None])
+def test_other_counts_of_tokens_are_refused(text):
+    with pytest.raises(InvalidRecipe, match="1M, 500k or 250000"):
+        Recipe.of(base="m", heal=text)
+
+
+@pytest.mark.parametrize("name", list(Recipe.model_fields))
+def test_a_journal_outlives_every_change_of_what_comes_after_the_search(name):
+    plain = Recipe.of(base="m")
+    other = Recipe.of(**{"base": "m", name: another(name, getattr(plain, name))})
+    assert (other.search_digest == plain.search_digest) is (name in NOT_IDENTITY | AFTER_SEARCH)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"heal": 1, "heal_kl": 0, "heal_ce": 0}, "something to learn"),
+        ({"heal_ce": -1.0}, "must not be negative"),
+        ({"heal_lr": -1.0}, "must not be negative"),
+        ({"keep_adapter": True, "heal_method": "full"}, "no adapter to keep"),
+    ],
+)
+def test_a_training_that_makes_no_sense_is_refused(fields, message):
+    with pytest.raises(InvalidRecipe, match=message):
+        Recipe.of(base="m", **fields)
+
+
+@pytest.mark.parametrize("name", ["evaluations", "population", "task_items", "repair_sequences", "heal_batch"])
 def test_a_count_below_one_is_refused(name):
     with pytest.raises(InvalidRecipe, match=f"{name} must be at least 1"):
         Recipe.of(base="m", **{name: 0})

@@ -108,10 +108,9 @@ def repair(
             layers.append(spec)
             continue
         # Where nothing is lost yet, the layer before a gap aims at what the last removed one had between its halves.
-        between = walk.advance(end, end - 1 if same else spec.anchor.layer)
-        way = None
-        if gap or reach == "all":
-            way = _refitted(walk, bank, spec, reach, ridges, between if reach == "all" else None)
+        anchor = end - 1 if same else spec.anchor.layer
+        between = walk.advance(end, anchor if reach == "all" else None)
+        way = _refitted(walk, bank, spec, reach, ridges, between) if gap or reach == "all" else None
         if way is None:
             walk.state = walk.through(bank.module(spec), spec)
         else:

@@ -89,7 +89,7 @@ def loss(model, course=None):
 @pytest.mark.parametrize("method", ["lora", "dora", "full"])
 def test_training_helps_and_the_best_state_is_what_one_gets(tmp_path, method):
     done = trained(tmp_path, method=method)
-    assert done.kept and done.after < 0.9 * done.before and done.tokens == 4 * 24 * 12
+    assert done.kept and done.after < 0.97 * done.before and done.tokens == 4 * 24 * 12
     assert done.curve[0] == (0, done.before) and done.after == min(x for _, x in done.curve)
     assert loss(done.model) == pytest.approx(done.after, rel=1e-3)
     names = {n for n, p in done.model.named_parameters() if p.requires_grad}

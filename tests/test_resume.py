@@ -99,3 +99,32 @@ def test_a_journal_of_another_recipe_is_refused(tmp_path):
     with pytest.raises(StaleJournal, match="recipe"):
         run(recipe(tmp_path, drop=("2",), baselines=("last",)))
     run(recipe(tmp_path, drop=("1",), baselines=("last",)))
+
+
+AFTER = ["--repair", "--repair-sequences", 24, "--repair-finalists", 3, "--search-heal", "2k", "--heal", "20k",
+         "--heal-batch", 4, "--heal-rank", 4]  # fmt: skip
+
+
+def killed_when(arguments, pattern, home):
+    """Start, wait until a file like that lies in `home`, and kill."""
+    process = start(*arguments)
+    until = time.monotonic() + 240
+    while process.poll() is None and not list(home.glob(pattern)) and time.monotonic() < until:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
+    return process.returncode
+
+
+def test_killed_in_every_stage_after_the_search_it_ends_with_the_same_bytes(source, tmp_path):
+    whole, folder, home = tmp_path / "whole", tmp_path / "small", tmp_path / "small.run"
+    done = command(*source, *AFTER, "--output", whole)
+    assert done.returncode == 0, done.stderr
+    stages = ("repairs/*.json", "trials/*.safetensors", "heal-*/checkpoint-*/complete")
+    codes = [killed_when([*source, *AFTER, "--output", folder], stage, home) for stage in stages]
+    assert codes == [-signal.SIGKILL] * 3 and not folder.exists()
+    done = command(*source, *AFTER, "--output", folder)
+    assert done.returncode == 0, done.stderr
+    for name in ("model.safetensors", "blueprint.json", "repairs/patches.safetensors"):
+        assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
+    assert rows(folder / "journal.jsonl") == rows(whole / "journal.jsonl") and leftovers(tmp_path) == []

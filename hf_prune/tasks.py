@@ -251,6 +251,8 @@ def _logits(
         return model(input_ids=tokens.to(device), attention_mask=mask.to(device), use_cache=False).logits
     prefix, before = _padded([q.prefix for q in batch], left=True)
     places = (before.cumsum(1) - 1).clamp(min=0).to(device)
+    # Padding stays at the last place of its row, which learned positions have: nobody sees it, but it is looked up.
+    behind = before.sum(1)[owner].unsqueeze(1) + mask.cumsum(1) - 1
     first = model(
         input_ids=prefix.to(device),
         attention_mask=before.to(device),
@@ -262,7 +264,7 @@ def _logits(
     return model(
         input_ids=tokens.to(device),
         attention_mask=torch.cat([before[owner], mask], 1).to(device),
-        position_ids=(before.sum(1)[owner].unsqueeze(1) + torch.arange(tokens.shape[1])).to(device),
+        position_ids=behind.to(device),
         past_key_values=first.past_key_values,
         use_cache=True,
     ).logits

@@ -10,7 +10,10 @@ PUBLIC = {
     "HfPruneError": "errors",
     "Recipe": "recipe",
     "Result": "pipeline",
+    "assemble_blueprint": "folder",
     "compress": "pipeline",
+    "heal_folder": "folder",
+    "report_folder": "folder",
     "run": "pipeline",
 }
 

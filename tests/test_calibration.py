@@ -228,3 +228,63 @@ def test_line_separators_inside_a_text_do_not_end_the_line(tmp_path):
     (tmp_path / "odd.jsonl").write_text("\r\n".join(lines), encoding="utf-8", newline="")
     (corpus,) = load_corpora([str(tmp_path / "odd.jsonl")])
     assert sorted(sum((corpus.documents[s] for s in SPLITS), ())) == sorted(texts)
+
+
+def test_healing_reads_the_search_split_and_what_lies_behind_it(tmp_path, tokenizer):
+    data = folder(tmp_path)
+    bare = windows([data], tokenizer, "heal", 4, 32)
+    assert torch.equal(bare.tokens, windows([data], tokenizer, "search", 4, 32).tokens)
+    jsonl(tmp_path / "tale.heal.jsonl", [words(900 + k) for k in range(9)])
+    (corpus,) = load_corpora([data])
+    assert len(corpus.documents["heal"]) == 18 and corpus.documents["heal"][:9] == corpus.documents["search"]
+    more = windows([data], tokenizer, "heal", 12, 32)
+    assert torch.equal(more.tokens[:4], bare.tokens) and "tale.heal.jsonl" in more.origin["tale"]
+    assert torch.equal(windows([data], tokenizer, "report", 4, 32).tokens[0], more.tokens[0]) is False
+
+
+@pytest.mark.parametrize("split", ["selection", "report"])
+def test_healing_text_may_not_be_what_choices_or_figures_rest_on(tmp_path, split):
+    data = folder(tmp_path)
+    document = json.loads((tmp_path / f"tale.{split}.jsonl").read_text().splitlines()[0])["text"]
+    jsonl(tmp_path / "tale.heal.jsonl", [document.upper()])
+    with pytest.raises(InvalidData, match="figures would be spoiled"):
+        check_disjoint(load_corpora([data]))
+    jsonl(tmp_path / "tale.heal.jsonl", [words(0)])
+    check_disjoint(load_corpora([data]))
+
+
+def test_at_most_takes_what_is_there(tmp_path, tokenizer):
+    data = folder(tmp_path)
+    got = windows([data], tokenizer, "heal", 10_000, 32, at_most=True)
+    assert 4 < len(got.tokens) < 10_000 and len(got.corpora) == len(got.tokens)
+    with pytest.raises(InvalidData, match="10000 are asked"):
+        windows([data], tokenizer, "heal", 10_000, 32)
+    with pytest.raises(InvalidData, match="text for 0 windows"):
+        windows([data], tokenizer, "heal", 3, 100_000, at_most=True)
+
+
+CHAT = [{"role": "user", "content": "where is the cat"}, {"role": "assistant", "content": "on the mat"}]
+
+
+def chats(path, count=40):
+    rows = [[{**CHAT[0], "content": f"{words(k)} where"}, CHAT[1]] for k in range(count)]
+    path.write_text("".join(json.dumps({"messages": r}) + "\n" for r in rows))
+    return path
+
+
+def test_chats_are_read_as_the_model_was_taught_to(tmp_path, tokenizer):
+    data = str(chats(tmp_path / "talk.jsonl"))
+    with pytest.raises(InvalidData, match="no chat template"):
+        windows([data], tokenizer, "search", 1, 32)
+    taught = AutoTokenizer.from_pretrained(demo_folder() / "storymath-16l")
+    taught.chat_template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
+    text = taught.decode(windows([data], taught, "search", 4, 64).tokens.flatten())
+    assert "[user]" in text and "[assistant] on the mat" in text and "messages" not in text
+
+
+@pytest.mark.parametrize("messages", [[], [{"role": "user"}], [{"role": "user", "content": 3}], "hello", [3]])
+def test_what_is_no_chat_is_refused_by_its_line(tmp_path, tokenizer, messages):
+    path = tmp_path / "talk.jsonl"
+    path.write_text(json.dumps({"messages": messages}) + "\n")
+    with pytest.raises(InvalidData, match="Line 1 of .* with role and content"):
+        windows([str(path)], tokenizer, "search", 1, 32)

@@ -35,11 +35,35 @@ FRONT = [
     for n, r in enumerate((0.1, 0.2, 0.3, 0.4))
 ]
 OTHERS = [{"removed_ratio": 0.2, "kl": 1.0}]
+CURVE = [[0, 2.0], [1000, 1.9], [2000, 1.7], [3000, 1.8]]
+
+
+def staged(count, tasks=True, broken=False):
+    """A report of so many stages."""
+    names = ["dense", "cut", "repaired", "healed"][:count]
+    worth = dict(zip(names, (10.0, 14.0, 12.0, 11.0), strict=False))
+    text = {
+        corpus: {
+            n: {
+                "perplexity": "inf" if broken and n == "cut" else p,
+                "log_ratio_ci": [math.log(p / 10.5), math.log(p / 9.5)],
+            }
+            for n, p in worth.items()
+        }
+        for corpus in ("math", "wiki")
+    }
+    answers = {"accuracy": 0.5, "ci": [0.4, 0.6], "accuracy_norm": 0.5}
+    each = {n: {"chance": 0.25, "dense": answers, "pruned": answers} for n in names}
+    return {"stages": {"names": names, "text": text, "tasks": {"math_cloze": each} if tasks else {}}}
+
+
 DRAW = {
     "strip": lambda path: figures.layer_strip(strip_report("kk-mmknka-pk"), path),
     "history": lambda path: figures.search_history(POINTS, path, objective="kl", baselines={"SLEB": 0.3, "last": 0.31}),
     "pareto": lambda path: figures.pareto(FRONT, OTHERS, [[1, 0.1], [9, 0.4]], path, objective="kl"),
     "comparison": lambda path: figures.comparison(make_report(), path),
+    "capabilities": lambda path: figures.capabilities(staged(4), path),
+    "healing": lambda path: figures.healing({"healing": {"curve": CURVE}}, path),
 }  # fmt: skip
 
 
@@ -201,3 +225,23 @@ def test_nothing_to_draw_is_an_error(tmp_path, draw):
     with pytest.raises(ValueError, match="at least one"):
         draw(tmp_path / "a.png")
     assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+@pytest.mark.parametrize("tasks", [True, False])
+def test_capabilities_show_every_stage_and_name_it(tmp_path, drawn, count, tasks):
+    figures.capabilities(staged(count, tasks), tmp_path / "c.png")
+    said = words(drawn[0])
+    assert all(n in said for n in ["dense", "cut", "repaired", "healed"][:count])
+    assert ("Accuracy" in said) is tasks and "math" in said and "times the dense model" in said
+
+
+def test_capabilities_of_a_broken_cut_are_drawn(tmp_path, drawn):
+    figures.capabilities(staged(3, broken=True), tmp_path / "c.png")
+    assert len(drawn) == 1
+
+
+@pytest.mark.parametrize(("curve", "said"), [(CURVE, "kept: 1.70"), ([[0, 1.0], [10, 2.0]], "before training")])
+def test_the_course_of_a_training_marks_what_was_kept(tmp_path, drawn, curve, said):
+    figures.healing({"healing": {"curve": curve}}, tmp_path / "h.png")
+    assert said in words(drawn[0]) and "thousand tokens" in words(drawn[0])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from hf_prune.blueprint import Fidelity, Genome, Outcome, Trial
-from hf_prune.events import Pushed, Scored, Stage, Started
+from hf_prune.events import Advanced, Healed, Pushed, Repaired, Scored, Stage, Started
 from hf_prune.recipe import Recipe
 from hf_prune.screen import Screen, event_dict, plain, report_lines
 
@@ -19,7 +19,13 @@ EVENTS = (
     Stage("search"),
     Scored((Outcome(Trial((0,), Fidelity(4)), (2.5,)),), 3, 9, 2.5),
     Scored((Outcome(Trial((1,), Fidelity(4)), (0.125,)),), 9, 9, 0.125),
+    Stage("repair", "all"),
+    Advanced("repair", 7, 12),
+    Repaired(0.25, 0.125, True),
     Stage("assemble", "12 layers"),
+    Stage("heal", "1,000 tokens, lora"),
+    Advanced("heal", 5, 244, 1.75),
+    Healed(1.75, 1.8, 1000, False),
     Pushed("https://hub/me/small", "abc", False),
 )
 
@@ -36,13 +42,18 @@ def shown(terminal: bool) -> str:
 def test_a_terminal_shows_progress_and_the_best_so_far():
     text = shown(terminal=True)
     assert "3/9" in text and "best 2.5" in text and "9/9" in text and "best 0.125" in text
+    assert "7/12" in text and "5/244" in text and "best 1.75" in text
 
 
 def test_without_a_terminal_there_is_one_line_per_stage():
     assert shown(terminal=False).splitlines() == [
         "ns/m: remove 4 layers [of 16], at most 9 evaluations",
         "search",
+        "repair: all",
+        "repaired: KL on the selection split 0.25 -> 0.125",
         "assemble: 12 layers",
+        "heal: 1,000 tokens, lora",
+        "healed on 1,000 tokens: loss on the selection split 1.75 -> 1.8; no better, so the weights stay as they were",
         "unchanged: https://hub/me/small (abc)",
     ]
 
@@ -84,7 +95,7 @@ def test_genomes_and_fidelities_survive():
     outcome = Outcome(Trial(genome, Fidelity(8, 2)), (0.5, math.inf))
     assert event_dict(Scored((outcome,), 1, 2, 0.5))["outcomes"] == [
         {
-            "trial": {"genome": [0, 3, 1], "fidelity": {"sequences": 8, "start": 2, "heal_tokens": 0}},
+            "trial": {"genome": [0, 3, 1], "fidelity": {"sequences": 8, "start": 2, "heal_tokens": 0, "repair": 0}},
             "values": [0.5, "inf"],
         }
     ]

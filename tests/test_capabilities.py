@@ -1,0 +1,139 @@
+"""The capability table: every stage beside dense, paired, and nothing but what was seen."""
+
+import numpy as np
+import pytest
+import torch
+
+from hf_prune import capabilities, verdicts
+from hf_prune.calibration import Windows
+from hf_prune.capabilities import Observed
+from hf_prune.harness import HarnessScores
+from hf_prune.tasks import Item, Task, TaskScores
+from tests.families import VOCABULARY, tiny
+
+CORPORA = ("a", "b") * 15
+WINDOWS = Windows("report", torch.arange(30 * 90).view(30, 90) % VOCABULARY, CORPORA, {"a": "x", "b": "y"})
+
+
+class Speaker:
+    """A tokenizer whose words are numbers."""
+
+    def decode(self, ids, skip_special_tokens=True):
+        return " ".join(map(str, ids))
+
+
+def seen(loss, correct, rouge=0.5, said=1):
+    """A model that loses so much on every window (more on later ones) and answers so many of four questions."""
+    nll = (2.0 + loss + 0.01 * loss * torch.arange(30.0))[:, None].expand(-1, 89)
+    right = np.arange(4) < correct
+    scores = TaskScores("cloze", 0.25, np.zeros((4, 2)), right, right)
+    close = {"rouge1": np.full(24, rouge), "exact_match": np.zeros(24)}
+    harness = {"arc": HarnessScores("arc", {"acc": correct / 4}, {"acc": True}, {"acc": right.astype(float)}, "0.4.13")}
+    return Observed((0 * nll + loss, nll), {"cloze": scores}, ((said,) * 8,) * 24, close, harness)
+
+
+def four():
+    return {
+        "dense": seen(0.0, 4),
+        "cut": seen(1.0, 1, 0.2),
+        "repaired": seen(0.5, 2, 0.3),
+        "healed": seen(0.25, 3, 0.4),
+    }
+
+
+def table():
+    return capabilities.stages(four(), WINDOWS, np.random.default_rng(0))
+
+
+def test_the_share_closed_is_that_of_the_gap_in_log_perplexity():
+    found = table()
+    assert found["names"] == ["dense", "cut", "repaired", "healed"] and set(found["text"]) == {"a", "b", "all"}
+    for corpus in found["text"].values():
+        shares = [corpus[s]["closed"] for s in found["names"]]
+        assert shares == pytest.approx([1.0, 0.0, 0.5, 0.75], abs=1e-5)
+        assert corpus["dense"]["log_ratio_ci"] == [0.0, 0.0] and corpus["cut"]["kl"] == pytest.approx(1.0)
+    assert capabilities.closed(1.0, 1.0, 0.5) is None
+
+
+def test_differences_are_paired_with_dense():
+    found = table()
+    assert found["tasks"]["cloze"]["cut"]["difference"] == -0.75 and found["tasks"]["cloze"]["dense"]["difference"] == 0
+    rouge = found["generation"]["healed"]["rouge1"]
+    assert rouge["difference"] == pytest.approx(-0.1) and rouge["difference_ci"] == pytest.approx([-0.1, -0.1])
+    acc = found["harness"]["arc"]["repaired"]["metrics"]["acc"]
+    assert acc["value"] == 0.5 and acc["difference"] == -0.5 and acc["items"] == 4
+
+
+def test_the_worst_samples_are_those_of_the_windows_that_lost_most():
+    shown = capabilities.samples(four(), Speaker(), WINDOWS)
+    assert len(shown["samples"]) == 6 and len(shown["worst"]) == 3
+    first = [int(s["prompt"].split()[0]) for s in shown["worst"]]
+    assert first == [int(WINDOWS.tokens[row, 0]) for row in (23, 22, 21)]
+    assert shown["pruned"] == shown["healed"] and set(shown["samples"][0]) == {
+        "prompt", "dense", "cut", "repaired", "healed", "pruned"}  # fmt: skip
+
+
+def report(names, **more):
+    four_of = four()
+    kept = {n: four_of[n] for n in names}
+    made = capabilities.stages(kept, WINDOWS, np.random.default_rng(0))
+    text = {
+        c: {"dense": rows["dense"], "pruned": rows[names[-1]], **rows[names[-1]]} for c, rows in made["text"].items()
+    }
+    return {"stages": made, "text": text, **more}
+
+
+REPAIR = {"kept": True, "kl_before": 1.0, "kl_after": 0.5, "windows": 192}
+HEALING = {"kept": True, "before": 1.5, "after": 1.2, "tokens": 1_000_000, "method": "lora"}
+
+
+def test_the_card_has_a_column_per_stage_and_drops_rows_of_zeros():
+    for count in (2, 3, 4):
+        header, rows = verdicts.stage_table(report(capabilities.STAGES[:count]))
+        assert header == ["", *capabilities.STAGES[:count]] and all(len(r) == count + 1 for r in rows)
+    labels = [r[0] for r in rows]
+    assert "cloze accuracy" in labels and "lm_eval arc, acc" in labels and not any("Exact" in x for x in labels)
+    assert verdicts.stage_table({}) == ([""], [])
+
+
+def test_what_came_back_is_said_and_what_did_not_help_too():
+    names = capabilities.STAGES
+    both = verdicts.recovery_verdict(report(names, repair=REPAIR, healing=HEALING))
+    assert "closes 50 % of the gap" in both[0] and "together 75 % of that gap" in both[1]
+    alone = verdicts.recovery_verdict(report(("dense", "cut", "healed"), healing=HEALING))
+    assert alone == [both[1].split(":")[0] + ": it closes 75 % of the gap that the cut opened."]
+    hurt = report(names[:2], repair={**REPAIR, "kept": False}, healing={**HEALING, "kept": False})
+    assert all("did not help" in s for s in verdicts.recovery_verdict(hurt)) and verdicts.is_bare(hurt)
+    chosen = {"means": ["repaired"], "changed": True, "finalists": [{}] * 4, "spearman": 0.4}
+    said = verdicts.recovery_verdict(report(names[:2], selection=chosen))
+    assert said == ["4 finalists were repaired before the choice: another one was chosen than the best bare cut "
+                    "(rank correlation of before and after 0.40)."]  # fmt: skip
+    assert verdicts.recovery_verdict(report(names[:2])) == []
+
+
+def test_baselines_are_compared_with_the_bare_cut():
+    made = report(capabilities.STAGES, repair=REPAIR, healing=HEALING, layers=[{"fate": "merged"}])
+    rival = {"name": "last", "label": "last layers", "perplexity": 1e9, "log_ratio_ci_vs_ours": [1.0, 2.0]}
+    cut = made["stages"]["text"]["all"]["cut"]["perplexity"]
+    assert verdicts.bare(made)["perplexity"] == cut
+    said = verdicts.baseline_verdict({**made, "baselines": [rival]})
+    assert f"this model's bare cut {verdicts.significant(cut)}" in said
+
+
+def test_a_live_model_is_observed_as_it_is():
+    model = tiny("llama", max_position_embeddings=128)
+    task = Task("t", (Item("1 2", ("3", "4"), 0),))
+    text = (torch.zeros(30, 89), torch.zeros(30, 89))
+    found = capabilities.observe(model, text, Numbers(), WINDOWS, [task], 5, {})
+    assert len(found.said) == 24 and all(len(s) <= 64 for s in found.said) and set(found.tasks) == {"t"}
+    assert set(found.closeness) == {"exact_match", "rouge1", "rouge2", "rougeL"}
+    assert all(len(v) == 24 and (0 <= v).all() and (v <= 1).all() for v in found.closeness.values())
+
+
+class Numbers(Speaker):
+    """And back again."""
+
+    bos_token_id, eos_token_id, pad_token_id = None, 2, 0
+
+    def __call__(self, text, add_special_tokens=True, verbose=True):
+        return {"input_ids": [sum(map(ord, w)) % 90 + 3 for w in text.split()]}

@@ -236,6 +236,8 @@ def infer(config: PretrainedConfig) -> Family:
         attention_out=f"{attention}.{_only(_named(layer, attention, ATTENTION_OUT), name, 'an attention output')}",
         mlp=mlp,
         mlp_out=f"{mlp}.{_only(_named(layer, mlp, MLP_OUT), name, 'an MLP output')}",
+        # Llama calls the norm before its MLP post_attention_layernorm; only beside this other name is it what it says.
+        **(POST_NORMS if hasattr(layer, POST_NORMS["mlp_norm"]) else {}),
         lists=tuple(k for k in SLICEABLE if isinstance(getattr(config, k, None), list)),
         inferred=True,
     )

@@ -117,8 +117,9 @@ def heal(
         teacher,
         course,
         model=model,
-        args=_arguments(course, steps, home, student, len(train)),
-        train_dataset=_Windows(train),
+        args=_arguments(course, steps, home, student),
+        # Whole batches, so that every step is of one size; the Trainer's own way would cut the evaluation too.
+        train_dataset=_Windows(train[: len(train) // course.batch * course.batch or None]),
         eval_dataset=_Windows(held),
         callbacks=[
             EarlyStoppingCallback(early_stopping_patience=course.patience),
@@ -186,7 +187,7 @@ def _trainable(student: PreTrainedModel, family: Family, course: Course) -> Any:
     return get_peft_model(student, config)
 
 
-def _arguments(course: Course, steps: int, home: Path, student: PreTrainedModel, rows: int) -> TrainingArguments:
+def _arguments(course: Course, steps: int, home: Path, student: PreTrainedModel) -> TrainingArguments:
     every = max(1, steps // course.checks)
     arguments = TrainingArguments(
         output_dir=str(home),
@@ -214,7 +215,6 @@ def _arguments(course: Course, steps: int, home: Path, student: PreTrainedModel,
         report_to="none",
         seed=course.seed,
         use_cpu=student.device.type == "cpu",
-        dataloader_drop_last=rows >= course.batch,
         dataloader_pin_memory=student.device.type != "cpu",
     )
     # One device: the teacher lives there too.

@@ -44,7 +44,8 @@ def observe(
 ) -> Observed:
     """Let a live model answer the questions and go on with the first tokens of report windows."""
     rows = windows.tokens[:PROMPTS]
-    said = generation.greedy(model, list(rows[:, :PROMPT_TOKENS]), NEW_TOKENS)
+    room = max(1, min(NEW_TOKENS, tasks.longest(model.config) - PROMPT_TOKENS))
+    said = generation.greedy(model, list(rows[:, :PROMPT_TOKENS]), room)
     wanted = rows[:, PROMPT_TOKENS : PROMPT_TOKENS + NEW_TOKENS].tolist()
     close = text_scores([_speech(tokenizer, ids) for ids in said], [_speech(tokenizer, ids) for ids in wanted])
     answers = {t.name: tasks.score(model, tokenizer, t, limit) for t in questions}

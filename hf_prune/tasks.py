@@ -111,8 +111,8 @@ def load_tasks(paths: Sequence[str | Path] = ()) -> tuple[Task, ...]:
 def score(model: Any, tokenizer: Any, task: Task, limit: int | None = None) -> TaskScores:
     """Score the first `limit` items of `task`; the model is used as it is (device, precision, eval or train mode)."""
     items = task.items[:limit]
-    bos, longest = adds_bos(tokenizer), _longest(model.config)
-    questions = [_question(n, item, tokenizer, bos, longest) for n, item in enumerate(items)]
+    bos, most = adds_bos(tokenizer), longest(model.config)
+    questions = [_question(n, item, tokenizer, bos, most) for n, item in enumerate(items)]
     table = np.full((len(items), max(len(i.choices) for i in items)), -np.inf)
     for batch in _batches(questions, model.get_input_embeddings().weight.shape[0]):
         for question, values in zip(batch, _log_likelihoods(model, batch), strict=True):
@@ -196,7 +196,8 @@ def _item(line: str, where: str) -> Item:
     return item
 
 
-def _longest(config: Any) -> int:
+def longest(config: Any) -> int:
+    """Most tokens that a model reads."""
     return getattr(config.get_text_config(), "max_position_embeddings", None) or 2**31
 
 

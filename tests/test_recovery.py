@@ -1,18 +1,20 @@
 """Whole runs with repair and training: what is written is what was measured, and both are kept only if they help."""
 
 import json
+import shutil
 
 import pytest
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from hf_prune import recovery
+from hf_prune import calibration, recovery
 from hf_prune.assemble import quiet
 from hf_prune.blueprint import Blueprint
 from hf_prune.events import Healed, Repaired
 from hf_prune.folder import assemble_blueprint
 from hf_prune.pipeline import compress, run
+from tests.families import tiny
 from tests.runs import base, leftovers, recipe, text
 
 AFTER = {"repair": True, "repair_sequences": 24, "repair_finalists": 2, "heal": "3k", "heal_batch": 4, "heal_rank": 4,
@@ -134,3 +136,14 @@ def test_events_tell_of_every_stage(home):
     events = list(compress(made(home, "told")))
     (repaired,), (healed,) = ([e for e in events if isinstance(e, kind)] for kind in (Repaired, Healed))
     assert repaired.after < repaired.before and healed.kept and healed.tokens <= 3000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["gpt2", "opt", "gemma2", "phi3"])
+def test_other_families_are_repaired_and_trained_to_plain_weights(home, tmp_path, family):
+    tiny(family, vocab_size=512).save_pretrained(tmp_path / "m")
+    for file in (calibration.demo_folder() / "stories260K").glob("*token*"):
+        shutil.copy(file, tmp_path / "m")
+    changes = {"base": str(tmp_path / "m"), "output": str(tmp_path / "out"), "drop": ("1", "3"), "keep_layers": None}
+    report = run(made(home, "unused", **changes)).report
+    assert report["certificate"]["ok"] and report["stages"]["names"][-1] == "healed"

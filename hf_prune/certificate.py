@@ -26,6 +26,7 @@ def certify(
     *,
     dtype: str,
     device: str,
+    stored: str | None = None,
     trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """Reload `folder` in a fresh process and compare.
@@ -36,6 +37,7 @@ def certify(
         expected: [N, T, V] logits of the searched candidate, as the sweep computed them.
         dtype: precision both sides run in, e.g. `float32`.
         device: where the fresh process runs the model.
+        stored: precision that the weights were rounded to behind `expected`; None when they were not.
         trust_remote_code: passed on to transformers.
 
     Returns:
@@ -59,7 +61,7 @@ def certify(
         with safe_open(answer, framework="pt") as f:
             logits, cached = f.get_tensor("logits"), f.get_tensor("cached")
             loading = json.loads(f.metadata()["loading"])
-    return _judge(folder.name, expected.float().cpu(), logits, cached, loading, dtype)
+    return _judge(folder.name, expected.float().cpu(), logits, cached, loading, dtype, stored or dtype)
 
 
 def _judge(
@@ -69,19 +71,22 @@ def _judge(
     cached: torch.Tensor,
     loading: dict[str, Any],
     dtype: str,
+    stored: str,
 ) -> dict[str, Any]:
     wrong = {k: loading.get(key, []) for k, key in LOADING.items()}
     if any(wrong.values()):
         raise ReloadMismatch(f"{name} reloads with tensors missing, unexpected or of another shape: {wrong}.")
     if logits.shape != expected.shape:
         raise ReloadMismatch(f"{name} reloads with logits of shape {tuple(logits.shape)}, not {tuple(expected.shape)}.")
-    bound = TOLERANCE[dtype] * max(1.0, float(expected.abs().max()))
+    largest = max(1.0, float(expected.abs().max()))
+    exact = TOLERANCE[dtype] * largest
+    bound = max(exact, TOLERANCE[stored] * largest)
     searched, stepped = float((logits - expected).abs().max()), float((cached - logits).abs().max())
     if not searched <= bound:
         raise ReloadMismatch(f"{name} reloads as another model: logits differ by {searched:.3g} (allowed {bound:.3g}).")
-    if not stepped <= bound:
+    if not stepped <= exact:
         raise ReloadMismatch(
-            f"{name} decodes differently with its cache: logits differ by {stepped:.3g} (allowed {bound:.3g})."
+            f"{name} decodes differently with its cache: logits differ by {stepped:.3g} (allowed {exact:.3g})."
         )
     return {
         "ok": True,

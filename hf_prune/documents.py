@@ -136,10 +136,10 @@ def measured_again(
         result |= {"certificate": dict(certificate or {}), "seconds": {**before["seconds"], **clock.seconds}}
     result = plain(result)
     (folder / "figures").mkdir(exist_ok=True)
-    drawn = {n: f"figures/{f}" for n, f in FIGURES.items() if (folder / "figures" / f).is_file()}
-    drawn |= _stage_figures(result, folder)
     if rivals:
         figures.comparison(result, folder / "figures" / FIGURES["comparison"])
+    _stage_figures(result, folder)
+    drawn = {n: f"figures/{f}" for n, f in FIGURES.items() if (folder / "figures" / f).is_file()}
     publish(result, folder, drawn, parents_of(job))
     return result
 

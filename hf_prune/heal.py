@@ -19,11 +19,11 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import (
-    EarlyStoppingCallback,
     PreTrainedModel,
     PrinterCallback,
     Trainer,
     TrainerCallback,
+    TrainerState,
     TrainingArguments,
 )
 
@@ -122,7 +122,7 @@ def heal(
         train_dataset=_Windows(train[: len(train) // course.batch * course.batch or None]),
         eval_dataset=_Windows(held),
         callbacks=[
-            EarlyStoppingCallback(early_stopping_patience=course.patience),
+            _Patience(course.patience),
             _Marker(),
             _Teller(progress),
         ],
@@ -130,10 +130,10 @@ def heal(
     trainer.remove_callback(PrinterCallback)
     before = float(trainer.evaluate()["eval_loss"])
     started = time.monotonic()
-    trainer.train(resume_from_checkpoint=_last_complete(home))
+    trainer.resume(_last_complete(home))
     seconds = time.monotonic() - started
     per_step = course.batch * train.shape[1]
-    curve = tuple((e["step"] * per_step, e["eval_loss"]) for e in trainer.state.log_history if "eval_loss" in e)
+    curve = tuple((step * per_step, loss) for step, loss in _looks(trainer.state))
     after = min((loss for _, loss in curve if math.isfinite(loss)), default=math.inf)
     return Healing(model.eval(), before, after, ((0, before), *curve), trainer.state.global_step * per_step, seconds)
 
@@ -244,6 +244,16 @@ class _Distillation(Trainer):
         # Our loss is a mean, so accumulated steps must be averaged.
         self.model_accepts_loss_kwargs = False
 
+    def resume(self, checkpoint: Path | None) -> None:
+        """Train, from a checkpoint on where there is one; the best state is in the model then."""
+        if checkpoint:
+            state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+            if state.global_step >= self.args.max_steps or _impatient(state, self.course.patience):
+                # Resumed at its end, the Trainer's loop would take one step more.
+                self.state = state
+                return self._load_best_model()
+        self.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+
     def compute_loss(self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any) -> Any:
         """Mean loss over all tokens of the batch."""
         tokens = inputs["input_ids"]
@@ -269,6 +279,30 @@ class _Marker(TrainerCallback):
         (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
 
 
+class _Patience(TrainerCallback):
+    """Early stopping by the looks that a checkpoint remembers; transformers' own counter begins anew on resuming."""
+
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: Any, **_: Any) -> None:
+        """The Trainer calls this behind every look."""
+        if _impatient(state, self.patience):
+            control.should_training_stop = True
+
+
+def _looks(state: TrainerState) -> list[tuple[int, float]]:
+    """(step, selection loss) of every look so far."""
+    return [(e["step"], e["eval_loss"]) for e in state.log_history if "eval_loss" in e]
+
+
+def _impatient(state: TrainerState, patience: int) -> bool:
+    """Whether that many looks in a row have brought nothing better."""
+    losses = [loss if math.isfinite(loss) else math.inf for _, loss in _looks(state)]
+    best = losses.index(min(losses)) if any(map(math.isfinite, losses)) else -1
+    return len(losses) - 1 - best >= patience
+
+
 class _Teller(TrainerCallback):
     def __init__(self, progress: Callable[[int, int, float | None], None]) -> None:
         self.progress = progress
@@ -280,7 +314,7 @@ class _Teller(TrainerCallback):
         self.progress(state.global_step, state.max_steps, (metrics or {}).get("eval_loss"))
 
 
-def _last_complete(home: Path) -> str | None:
+def _last_complete(home: Path) -> Path | None:
     """The newest whole checkpoint; torn ones are cleared away."""
     found = []
     for folder in home.glob("checkpoint-*"):
@@ -288,5 +322,4 @@ def _last_complete(home: Path) -> str | None:
             found.append(folder)
         else:
             shutil.rmtree(folder, ignore_errors=True)
-    newest = max(found, key=lambda f: int(f.name.rpartition("-")[2]), default=None)
-    return str(newest) if newest else None
+    return max(found, key=lambda f: int(f.name.rpartition("-")[2]), default=None)

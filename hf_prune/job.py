@@ -113,9 +113,13 @@ class Job:
         """Precision of the search: the checkpoint's own where the device computes in it, else float32."""
         if self.recipe.dtype != "auto":
             return getattr(torch, self.recipe.dtype)
-        stored = self.parent.checkpoint.tensor(next(iter(self.parent.shapes))).dtype
-        native = self.device.type != "cpu" or stored == torch.bfloat16 and computes_bfloat16()
-        return stored if native else torch.float32
+        native = self.device.type != "cpu" or self.stored == torch.bfloat16 and computes_bfloat16()
+        return self.stored if native else torch.float32
+
+    @cached_property
+    def stored(self) -> torch.dtype:
+        """Precision of the checkpoint, and so of the result."""
+        return self.parent.checkpoint.tensor(next(iter(self.parent.shapes))).dtype
 
     @cached_property
     def bank(self) -> LayerBank:

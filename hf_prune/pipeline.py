@@ -188,7 +188,8 @@ def finish(
         if job.recipe.heal:
             training = yield from healed(job, partial)
             if training.stored:
-                stored, certificate = training.stored, _certificate(job, _logits(job, training.model), partial)
+                stored, said = training.stored, _logits(job, training.model)
+                certificate = _certificate(job, said, partial, job.stored)
             clock.lap("heal")
         yield Stage("report", f"{job.recipe.report_sequences} windows")
         report = document(job, found, partial, stored, certificate, clock, training and training.summary)
@@ -347,12 +348,17 @@ def _removed(job: Job, blueprint: Blueprint) -> tuple[int, ...]:
     return tuple(i for i in range(job.parent.depth) if i not in kept)
 
 
-def _certificate(job: Job, expected: torch.Tensor, folder: Path) -> dict[str, Any]:
+def _certificate(job: Job, expected: torch.Tensor, folder: Path, stored: torch.dtype | None = None) -> dict[str, Any]:
     rows, length = CERTIFIED
-    tokens = job.evidence["search"].tokens[:rows, :length]
-    dtype = str(job.dtype).removeprefix("torch.")
+    dtype, rounded = (t and str(t).removeprefix("torch.") for t in (job.dtype, stored))
     return certify(
-        folder, tokens, expected, dtype=dtype, device=str(job.device), trust_remote_code=job.recipe.trust_remote_code
+        folder,
+        job.evidence["search"].tokens[:rows, :length],
+        expected,
+        dtype=dtype,
+        device=str(job.device),
+        stored=rounded,
+        trust_remote_code=job.recipe.trust_remote_code,
     )
 
 

@@ -2,15 +2,17 @@
 
 import json
 import shutil
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from hf_prune.errors import InvalidRecipe, SourceError
-from hf_prune.events import Finished, Stage
-from hf_prune.folder import heal_folder, report_folder
+from hf_prune.errors import HfPruneError, IncompatibleSources, InvalidBlueprint, InvalidRecipe, SourceError
+from hf_prune.events import Advanced, Finished, Stage
+from hf_prune.folder import assemble_blueprint, heal_folder, report_folder
 from hf_prune.pipeline import run
-from tests.runs import base, recipe, text
+from hf_prune.recipe import Recipe
+from tests.runs import base, leftovers, recipe, text
 
 HEAL = {"heal": "2k", "heal_batch": 4, "heal_rank": 4, "repair": True, "repair_sequences": 24}
 
@@ -24,17 +26,24 @@ def home(tmp_path_factory):
 
 
 def asked(home, name, **changes):
-    given = {"base": str(home / "base"), "data": (str(home / "text.txt"),), "output": str(home / name)}
-    return recipe(home, **{**given, "drop": ("1", "3"), "baselines": ("last",), **changes})
-
-
-@pytest.fixture(scope="module")
-def plain(home):
-    return run(asked(home, "plain"))
+    fixed = {"keep_layers": 4, "baselines": ("last", "greedy"), "repair_finalists": 1}
+    return recipe(home, **{**where(home), "output": str(home / name), **fixed, **changes})
 
 
 def where(home):
     return {"base": str(home / "base"), "data": (str(home / "text.txt"),)}
+
+
+@pytest.fixture(scope="module")
+def plain(home):
+    """Searched, neither repaired nor trained; nobody may write to it."""
+    return run(asked(home, "plain"))
+
+
+@pytest.fixture(scope="module")
+def later(plain, home):
+    """The same, repaired and trained afterwards."""
+    return finished(heal_folder(plain.folder, output=home / "later", **where(home), **HEAL))
 
 
 def finished(events):
@@ -42,53 +51,194 @@ def finished(events):
     return last
 
 
+def content(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()}
+
+
+def strict(path):
+    """JSON as the standard has it: no NaN, no Infinity."""
+    return json.loads(Path(path).read_text(), parse_constant=lambda name: pytest.fail(name))
+
+
+def refused(error, match, work):
+    with pytest.raises(error, match=match) as caught:
+        work()
+    said = str(caught.value)
+    assert isinstance(caught.value, HfPruneError) and "\n" not in said and said.endswith(".")
+
+
+def test_a_blueprint_rebuilds_the_weights_bit_for_bit(plain, home, tmp_path):
+    path, source = plain.folder / "blueprint.json", str(home / "base")
+    again = assemble_blueprint(path, tmp_path / "again", source=source)
+    for name in ("model.safetensors", "blueprint.json", "config.json"):
+        assert (again / name).read_bytes() == (plain.folder / name).read_bytes(), name
+
+    def wrong(error, match, output="x", **how):
+        refused(error, match, lambda: assemble_blueprint(path, tmp_path / output, **how))
+
+    base(tmp_path / "b", seed=9)
+    wrong(SourceError, "--source or --base")
+    wrong(IncompatibleSources, "weights would differ", source=str(tmp_path / "b"))
+    wrong(InvalidBlueprint, "no meaning", source=source, pick="knee")
+    wrong(InvalidRecipe, "choose another --output", source=source, output="again")
+    refused(InvalidBlueprint, "Cannot read", lambda: assemble_blueprint(tmp_path / "none.json", tmp_path / "x"))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["again", "b"]
+
+
+def test_measuring_again_keeps_the_search_and_renews_the_figures(plain, home, tmp_path):
+    folder = Path(shutil.copytree(plain.folder, tmp_path / "small"))
+    before, weights = strict(folder / "report.json"), (folder / "model.safetensors").read_bytes()
+    after = report_folder(folder, **where(home), report_sequences=3)
+    assert after == strict(folder / "report.json") and (folder / "model.safetensors").read_bytes() == weights
+    for name in ("search_summary", "merging", "selection", "command", "recipe", "certificate", "size", "layers"):
+        assert after[name] == before[name], name
+    assert after["text"]["all"]["tokens"] == 3 * 31 and "3 |" in (folder / "README.md").read_text()
+    assert [b["removed"] for b in after["baselines"]] == [b["removed"] for b in before["baselines"]]
+    assert after["splits"]["search"] == before["splits"]["search"] and after["stages"]["names"] == ["dense", "cut"]
+    assert leftovers(tmp_path) == []
+
+
 def test_a_copy_is_measured_and_the_source_is_left_alone(plain, home, tmp_path):
-    before = {p: p.read_bytes() for p in plain.folder.rglob("*") if p.is_file()}
+    before = content(plain.folder)
     report = report_folder(plain.folder, output=tmp_path / "copy", **where(home), report_sequences=3)
-    assert report["text"]["all"]["tokens"] == 3 * 31
-    assert json.loads((tmp_path / "copy/report.json").read_text()) == report
-    assert all(p.read_bytes() == content for p, content in before.items())
-    with pytest.raises(InvalidRecipe, match="exists"):
-        report_folder(plain.folder, output=tmp_path / "copy", **where(home))
+    assert report["text"]["all"]["tokens"] == 3 * 31 and strict(tmp_path / "copy/report.json") == report
+    assert content(plain.folder) == before
+    after = content(tmp_path / "copy")
+    # Some figures are drawn again, and a drawing may come out the same.
+    figures = {Path("figures", name) for name in ("capabilities.png", "comparison.png")}
+    assert after.keys() == before.keys()
+    assert {n for n in after if after[n] != before[n]} - figures == {Path("report.json"), Path("README.md")}
+    again = lambda: report_folder(plain.folder, output=tmp_path / "copy", **where(home))  # noqa: E731
+    refused(InvalidRecipe, "exists", again)
 
 
-@pytest.mark.slow
-def test_a_result_healed_later_is_the_one_healed_at_once(plain, home):
-    later = finished(heal_folder(plain.folder, output=home / "later", **where(home), **HEAL))
-    once = run(asked(home, "once", **HEAL))
-    assert (home / "later/model.safetensors").read_bytes() == (once.folder / "model.safetensors").read_bytes()
-    assert (home / "later/blueprint.json").read_bytes() == (once.folder / "blueprint.json").read_bytes()
-    report = later.report
-    assert report["search_summary"] == plain.report["search_summary"] and report["healing"]["kept"]
-    assert report["stages"]["names"] == ["dense", "cut", "repaired", "healed"]
-    first, second = report["command"].splitlines()
-    assert first == plain.report["command"] and second.startswith("hf-prune heal FOLDER") and "--heal 2000" in second
-    assert (home / "later/journal.jsonl").is_file() and "hf-prune heal FOLDER" in (home / "later/README.md").read_text()
-    again = list(heal_folder(plain.folder, output=home / "later", **where(home), **HEAL))
-    assert any(isinstance(e, Stage) and e.name == "done" for e in again) and finished(again).report == report
+def test_what_cannot_be_measured_is_refused_in_one_sentence(plain, home, tmp_path):
+    copy = Path(shutil.copytree(plain.folder, tmp_path / "copy"))
+    before = content(copy)
+
+    def wrong(error, match, source=copy, **changes):
+        refused(error, match, lambda: report_folder(source, **{**where(home), **changes}))
+
+    base(tmp_path / "b", seed=9)
+    wrong(InvalidRecipe, "not a result of hf_prune", source=home / "base")
+    wrong(SourceError, "--source or --base", base=None)
+    wrong(SourceError, "neither a folder", base=str(tmp_path / "gone"))
+    wrong(IncompatibleSources, "weights would differ", base=str(tmp_path / "b"))
+    wrong(InvalidRecipe, "compress its base again", keep_layers=5)
+    assert content(copy) == before and leftovers(tmp_path) == []
 
 
 def test_what_cannot_be_healed_is_refused_in_one_sentence(plain, home, tmp_path):
-    def refused(error, match, source=plain.folder, **changes):
-        with pytest.raises(error, match=match):
-            list(heal_folder(source, output=tmp_path / "x", **{"heal": 1000, **where(home), **changes}))
-        assert not (tmp_path / "x").exists()
+    def wrong(error, match, source=plain.folder, **changes):
+        ask = {"heal": 1000, **where(home), **changes}
+        refused(error, match, lambda: list(heal_folder(source, output=tmp_path / "x", **ask)))
 
-    refused(InvalidRecipe, "not a result of hf_prune", source=home / "base")
-    refused(InvalidRecipe, "compress its base again", ratio=0.5)
-    refused(SourceError, "--source or --base", base=None)
+    wrong(InvalidRecipe, "not a result of hf_prune", source=home / "base")
+    wrong(InvalidRecipe, "compress its base again", ratio=0.5)
+    wrong(InvalidRecipe, "compress its base again", drop=("1",))
+    wrong(InvalidRecipe, "heal_kl or heal_ce must be above 0", heal_kl=0, heal_ce=0)
+    wrong(SourceError, "--source or --base", base=None)
+    assert list(tmp_path.iterdir()) == []
     (tmp_path / "x").mkdir()
-    with pytest.raises(InvalidRecipe, match="is not the result of this recipe"):
-        list(heal_folder(plain.folder, output=tmp_path / "x", heal=1000, **where(home)))
+    wrong(InvalidRecipe, "is not the result of this recipe")
+    assert [p.name for p in tmp_path.iterdir()] == ["x"] and not list((tmp_path / "x").iterdir())
 
 
 def test_a_report_decides_nothing_about_trust_or_publishing(plain, home, tmp_path):
     folder = Path(shutil.copytree(plain.folder, tmp_path / "stranger"))
-    report = json.loads((folder / "report.json").read_text())
+    report = strict(folder / "report.json")
     report["recipe"] |= {"trust_remote_code": True, "allow_pickle": True, "push_to": "me/x", "public": True,
-                         "lm_eval": ["arc_easy"], "overwrite": True}  # fmt: skip
+                         "lm_eval": ["arc_easy"], "overwrite": True, "output": str(tmp_path / "theirs")}  # fmt: skip
     (folder / "report.json").write_text(json.dumps(report))
     (tmp_path / "taken").mkdir()
+    healing = heal_folder(folder, output=tmp_path / "taken", heal=1000, **where(home))
     with pytest.raises(InvalidRecipe, match="is not the result"):
-        list(heal_folder(folder, output=tmp_path / "taken", heal=1000, **where(home)))
+        list(healing)
     report_folder(folder, **where(home), report_sequences=3)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["stranger", "taken"]
+
+
+@pytest.mark.slow
+def test_a_result_healed_later_is_the_one_healed_at_once(later, plain, home):
+    once = run(asked(home, "once", **HEAL))
+    for name in ("model.safetensors", "blueprint.json", "repairs/patches.safetensors", "config.json"):
+        assert (home / "later" / name).read_bytes() == (once.folder / name).read_bytes(), name
+    timeless = ({**r["healing"], "tokens_per_s": None} for r in (later.report, once.report))
+    assert next(timeless) == next(timeless) and later.report["repair"] == once.report["repair"]
+    for name in ("text", "stages", "size", "recipe_digest", "digest"):
+        assert later.report[name] == once.report[name], name
+
+
+@pytest.mark.slow
+def test_a_healed_folder_keeps_what_made_it_and_says_what_was_done(later, plain, home):
+    folder, report = home / "later", later.report
+    assert strict(folder / "report.json") == report and later.folder == str(folder)
+    for name in ("search_summary", "selection", "merging", "baselines", "front", "search"):
+        assert report[name] == plain.report[name], name
+    assert report["stages"]["names"] == ["dense", "cut", "repaired", "healed"] and report["healing"]["kept"]
+    assert report["certificate"]["ok"] and {"search", "repair", "heal"} <= report["seconds"].keys()
+    first, second = report["command"].splitlines()
+    assert first == plain.report["command"] and second.startswith("hf-prune heal FOLDER")
+    for flag in ("--heal 2000", "--heal-batch 4", "--heal-rank 4", "--repair", "--repair-sequences 24"):
+        assert flag in second, flag
+    assert not {"--keep-layers", "--base", "--output", "--seed"} & set(second.split())
+    kept = {k: v for k, v in report["recipe"].items() if k in Recipe.model_fields}
+    again = Recipe.of(**{**kept, **where(home)})
+    assert again.digest == report["recipe_digest"] and again.heal == 2000 and again.keep_layers == 4
+    assert (folder / "journal.jsonl").read_bytes() == (plain.folder / "journal.jsonl").read_bytes()
+    card = (folder / "README.md").read_text()
+    assert "hf-prune heal FOLDER" in card and str(home) not in card
+    for name in {p.name for p in (plain.folder / "figures").iterdir()} | {"healing.png"}:
+        assert (folder / "figures" / name).is_file(), name
+    assert not [n for n in leftovers(home) if n.startswith("later")]
+
+
+@pytest.mark.slow
+def test_the_card_of_a_healed_folder_shows_every_figure(later, home):
+    card, figures = (home / "later/README.md").read_text(), home / "later/figures"
+    assert [p.name for p in figures.iterdir() if f"figures/{p.name}" not in card] == []
+
+
+@pytest.mark.slow
+def test_a_second_call_says_done(later, plain, home):
+    before = content(home / "later")
+    again = list(heal_folder(plain.folder, output=home / "later", **where(home), **HEAL))
+    assert [e.name for e in again if isinstance(e, Stage)] == ["pull", "done"]
+    assert finished(again).report == later.report and content(home / "later") == before
+
+
+@pytest.mark.slow
+def test_a_healed_result_is_healed_anew_and_not_on_top(later, plain, home, tmp_path):
+    other = {**where(home), **HEAL, "heal": "1k"}
+    fresh = finished(heal_folder(plain.folder, output=tmp_path / "fresh", **other)).report
+    anew = finished(heal_folder(home / "later", output=tmp_path / "anew", **other)).report
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("fresh", "anew")]
+    assert weights[0] == weights[1] != (home / "later/model.safetensors").read_bytes()
+    assert {**anew["healing"], "tokens_per_s": None} == {**fresh["healing"], "tokens_per_s": None}
+    assert anew["stages"] == fresh["stages"] and anew["repair"] == fresh["repair"]
+    assert len(anew["command"].splitlines()) == 3
+
+
+@pytest.mark.slow
+def test_a_healed_folder_is_measured_again_with_its_training(later, home, tmp_path):
+    report = report_folder(home / "later", output=tmp_path / "copy", **where(home), report_sequences=3)
+    assert report["healing"] == later.report["healing"] and report["repair"] == later.report["repair"]
+    assert report["stages"]["names"] == ["dense", "cut", "repaired", "healed"]
+    texts = report["stages"]["text"]["all"]
+    assert texts["healed"]["perplexity"] < texts["cut"]["perplexity"]
+    assert report["command"] == later.report["command"] and report["text"]["all"]["tokens"] == 3 * 31
+
+
+@pytest.mark.slow
+def test_left_in_the_middle_of_its_training_it_goes_on_from_there(later, plain, home, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with closing(heal_folder(plain.folder, **where(home), **HEAL)) as events:
+        left = next(e.done for e in events if isinstance(e, Advanced) and e.stage == "heal" and e.done == 7)
+    assert left == 7 and [p.name for p in tmp_path.iterdir()] == ["plain-healed.run"]
+    events = list(heal_folder(plain.folder, **where(home), **HEAL))
+    steps = [e.done for e in events if isinstance(e, Advanced) and e.stage == "heal"]
+    assert steps[0] == 0 and steps[1] > 1, "it began from a checkpoint"
+    assert [e for e in events if isinstance(e, Advanced) and e.stage == "repair"] == []
+    weights = [folder / "model.safetensors" for folder in (tmp_path / "plain-healed", home / "later")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert [p.name for p in tmp_path.iterdir()] == ["plain-healed"]

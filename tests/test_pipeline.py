@@ -10,13 +10,12 @@ from transformers import AutoModelForCausalLM
 
 from hf_prune import compress, run
 from hf_prune.blueprint import Blueprint
-from hf_prune.errors import IncompatibleSources, InvalidBlueprint, InvalidRecipe, ReloadMismatch, SourceError
+from hf_prune.errors import InvalidRecipe, ReloadMismatch
 from hf_prune.events import Assembled, Finished, Pushed, Reported, Scored, Stage, Started
-from hf_prune.folder import assemble_blueprint, report_folder
 from hf_prune.methods import METHODS
 from hf_prune.recipe import Recipe
 from hf_prune.search import SEARCHERS
-from tests.runs import DEPTH, base, leftovers, recipe, text
+from tests.runs import DEPTH, leftovers, recipe, text
 
 
 def removed(folder):
@@ -131,29 +130,6 @@ def test_a_run_publishes_when_asked(done, home, hub_server):
     wanted = recipe(home, ratio=0.3, push_to="ns/small")
     first, second = ([e for e in compress(wanted) if isinstance(e, Pushed)][0] for _ in range(2))
     assert first.changed and not second.changed and first.commit == second.commit
-
-
-def test_a_blueprint_rebuilds_the_weights_bit_for_bit(done, home, tmp_path):
-    again = assemble_blueprint(done[0] / "blueprint.json", tmp_path / "again", source=str(home / "base"))
-    assert (again / "model.safetensors").read_bytes() == (done[0] / "model.safetensors").read_bytes()
-    with pytest.raises(SourceError, match="--source or --base"):
-        assemble_blueprint(done[0] / "blueprint.json", tmp_path / "nowhere")
-    with pytest.raises(IncompatibleSources, match="weights would differ"):
-        assemble_blueprint(done[0] / "blueprint.json", tmp_path / "other", source=str(base(tmp_path / "b", seed=9)))
-    with pytest.raises(InvalidBlueprint, match="no meaning"):
-        assemble_blueprint(done[0] / "blueprint.json", tmp_path / "p", source=str(home / "base"), pick="knee")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["again", "b"]
-
-
-def test_measuring_again_keeps_the_search_and_renews_the_figures(done, home, tmp_path):
-    import shutil
-
-    folder = Path(shutil.copytree(done[0], tmp_path / "small"))
-    before = strict(folder / "report.json")
-    after = report_folder(folder, base=str(home / "base"), report_sequences=3, data=(str(home / "text.txt"),))
-    assert after == strict(folder / "report.json") and after["search_summary"] == before["search_summary"]
-    assert after["text"]["all"]["tokens"] == 3 * 31 and "3 |" in (folder / "README.md").read_text()
-    assert [b["removed"] for b in after["baselines"]] == [b["removed"] for b in before["baselines"]]
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 
 import pytest
 import torch
@@ -11,9 +12,10 @@ from transformers import AutoModelForCausalLM
 from hf_prune import calibration, recovery
 from hf_prune.assemble import quiet
 from hf_prune.blueprint import Blueprint
-from hf_prune.events import Healed, Repaired
+from hf_prune.events import Advanced, Healed, Repaired, Stage
 from hf_prune.folder import assemble_blueprint
-from hf_prune.pipeline import compress, run
+from hf_prune.pipeline import Result, compress, run
+from hf_prune.training_aware import BATCH, Candidate, TrainingAware
 from tests.families import tiny
 from tests.runs import base, leftovers, recipe, text
 
@@ -40,8 +42,13 @@ def untrained(home):
 
 
 @pytest.fixture(scope="module")
-def trained(home):
-    return run(made(home, "trained"))
+def told(home):
+    return list(compress(made(home, "trained")))
+
+
+@pytest.fixture(scope="module")
+def trained(home, told):
+    return Result(home / "trained", told[-1].report)
 
 
 def weights(folder):
@@ -60,12 +67,16 @@ def test_the_repair_lies_beside_the_blueprint_which_rebuilds_the_weights(untrain
 
 
 @pytest.mark.slow
-def test_training_changes_the_weights_and_is_certified_and_told(trained, untrained):
+def test_training_changes_the_weights_and_is_certified_and_told(trained, untrained, home, tmp_path):
     report = trained.report
     assert report["stages"]["names"] == ["dense", "cut", "repaired", "healed"] and report["healing"]["kept"]
     assert weights(trained.folder) != weights(untrained.folder) and report["certificate"]["ok"]
     assert (trained.folder / "blueprint.json").read_bytes() == (untrained.folder / "blueprint.json").read_bytes()
     assert not (trained.folder / "adapter").exists() and not (trained.folder / "merged").exists()
+    assert [n for n in leftovers(home) if n.startswith("trained")] == []
+    # The blueprint is that of the cut and its repair, and rebuilds what the training began with.
+    again = assemble_blueprint(trained.folder / "blueprint.json", tmp_path / "again", source=str(home / "base"))
+    assert weights(again) == weights(untrained.folder)
     healed, repaired = (report["stages"]["text"]["all"][s] for s in ("healed", "repaired"))
     assert healed["perplexity"] < repaired["perplexity"]
     assert report["text"]["all"]["pruned"] == {k: healed[k] for k in ("perplexity", "ci")}
@@ -101,13 +112,32 @@ def test_other_ways_to_train_end_as_plain_weights(home, method):
 
 
 @pytest.mark.slow
-def test_a_training_that_hurts_leaves_the_weights(home, untrained):
-    result = run(made(home, "hurt", heal_lr=50.0))
+@pytest.mark.parametrize(("method", "rate"), [("lora", 50.0), ("lora", 1e30), ("full", 1e30)])
+def test_a_training_that_hurts_leaves_the_weights(home, untrained, method, rate):
+    result = run(made(home, f"hurt-{method}-{rate:g}", heal_lr=rate, heal_method=method))
     assert not result.report["healing"]["kept"] and weights(result.folder) == weights(untrained.folder)
+    assert not result.report["healing"]["merged"] and not (result.folder / "adapter").exists()
     assert result.report["stages"]["names"] == ["dense", "cut", "repaired"]
+    assert result.report["text"]["all"]["pruned"] == untrained.report["text"]["all"]["pruned"]
     assert "did not help" in (result.folder / "README.md").read_text()
+    json.loads((result.folder / "report.json").read_text(), parse_constant=pytest.fail)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["lora", "dora", "full"])
+def test_weights_stored_shorter_than_they_are_trained_are_certified(home, tmp_path, method):
+    with quiet():
+        AutoModelForCausalLM.from_pretrained(home / "base", dtype=torch.bfloat16).save_pretrained(tmp_path / "base")
+    for file in (home / "base").glob("token*"):
+        shutil.copy(file, tmp_path / "base")
+    changes = {"base": str(tmp_path / "base"), "output": str(tmp_path / "small"), "dtype": "float32", "drop": ("2",),
+               "keep_layers": None, "repair": True, "heal_method": method}  # fmt: skip
+    result = run(made(home, "unused", **changes))
+    assert result.report["certificate"]["ok"] and result.report["healing"]["kept"]
+    assert next(result.model.parameters()).dtype == torch.bfloat16
+
+
+@pytest.mark.slow
 def test_a_repair_that_hurts_is_not_taken(home, monkeypatch):
     measured = recovery._repair
 
@@ -123,19 +153,81 @@ def test_a_repair_that_hurts_is_not_taken(home, monkeypatch):
     assert not any(s.repair for s in Blueprint.from_json((folder / "blueprint.json").read_text()).layers)
 
 
-@pytest.mark.slow
-def test_finalists_may_be_trained_before_the_choice(home):
-    result = run(made(home, "aware", heal=0, repair=False, search_heal="1k", evaluations=12))
-    chosen = result.report["selection"]
-    assert chosen["means"] == ["trained"] and 2 <= len(chosen["finalists"]) <= 8
-    assert all(row["after"] != row["before"] for row in chosen["finalists"])
+AWARE = {"heal": 0, "repair": False, "search_heal": "1k", "evaluations": 12}
+
+
+@pytest.fixture(scope="module")
+def aware(home):
+    return run(made(home, "aware", **AWARE))
+
+
+def rounds(folder):
+    """How many finalists were asked for with how many tokens, in the journal."""
+    lines = (folder / "journal.jsonl").read_text().splitlines()[1:]
+    trials = [trial for line in lines for trial in json.loads(line)["trials"] if trial["fidelity"][2]]
+    keys = [(trial["digest"], *trial["fidelity"]) for trial in trials]
+    assert len(set(keys)) == len(keys), "nothing is scored twice"
+    return dict(Counter(trial["fidelity"][2] for trial in trials))
 
 
 @pytest.mark.slow
-def test_events_tell_of_every_stage(home):
-    events = list(compress(made(home, "told")))
-    (repaired,), (healed,) = ([e for e in events if isinstance(e, kind)] for kind in (Repaired, Healed))
-    assert repaired.after < repaired.before and healed.kept and healed.tokens <= 3000
+def test_finalists_may_be_trained_before_the_choice(aware):
+    chosen = aware.report["selection"]
+    count = len(chosen["finalists"])
+    assert chosen["means"] == ["trained"] and 2 <= count <= 8
+    assert all(row["after"] < row["before"] for row in chosen["finalists"])
+    asked = rounds(aware.folder)
+    assert list(asked) == [1000, 2000, 4000] and 1 <= asked[4000] <= asked[2000] <= -(-count // 2)
+    assert asked[1000] <= count and not leftovers(aware.folder.parent)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after", [1, 4, 6])
+def test_left_between_the_rounds_it_goes_on_and_trains_nobody_twice(aware, home, monkeypatch, after):
+    recipe = made(home, f"left-{after}", **AWARE)
+    learn, steps, alive = Candidate.learn, [], [after]
+
+    def counted(self, lesson, step):
+        steps.append(step)
+        learn(self, lesson, step)
+
+    def scores(self, *args):
+        if not alive[0]:
+            raise KeyboardInterrupt
+        alive[0] -= 1
+        return judged(self, *args)
+
+    judged = TrainingAware.scores
+    monkeypatch.setattr(Candidate, "learn", counted)
+    monkeypatch.setattr(TrainingAware, "scores", scores)
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe)
+    left = sorted(p.name for p in (home / f"left-{after}.run/trials").iterdir())
+    assert left and not (home / f"left-{after}").exists()
+    alive[0] = 100
+    again = run(recipe)
+    assert weights(again.folder) == weights(aware.folder) and rounds(again.folder) == rounds(aware.folder)
+    assert again.report["selection"] == aware.report["selection"]
+    asked = rounds(again.folder)
+    # Each round goes on where the one before ended: a candidate's steps are taken once, in either run.
+    tokens = BATCH * recipe.length
+    per_round = [asked[t] * (t // tokens - (t // 2 // tokens if t > 1000 else 0)) for t in asked]
+    assert len(steps) == sum(per_round)
+
+
+@pytest.mark.slow
+def test_events_tell_of_every_stage(told, trained):
+    stages = [e.name for e in told if isinstance(e, Stage)]
+    assert stages[-4:] == ["repair", "assemble", "heal", "report"] and stages.count("select") == 2
+    (repaired,), (healed,) = ([e for e in told if isinstance(e, kind)] for kind in (Repaired, Healed))
+    report = trained.report
+    assert repaired == Repaired(report["repair"]["kl_before"], report["repair"]["kl_after"], True)
+    assert healed == Healed(report["healing"]["before"], report["healing"]["after"], 23 * 4 * 32, True)
+    assert healed.tokens <= 3000 and healed.after < healed.before
+    advanced = [e for e in told if isinstance(e, Advanced) and e.stage == "heal"]
+    assert advanced[-1].done == advanced[-1].total == 23
+    looks = [[e.done * 4 * 32, e.value] for e in advanced if e.value is not None]
+    assert looks == report["healing"]["curve"]
 
 
 @pytest.mark.slow

@@ -16,10 +16,10 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from hf_prune.architecture import Family, depth_of, family_of, read_config, skeleton, sliced
-from hf_prune.blueprint import GONE, Blueprint, LayerSpec, Part, Source
+from hf_prune.blueprint import GONE, Blueprint, LayerSpec, Mix, Source, all_parts
 from hf_prune.checkpoint import SHARD_BYTES, Checkpoint, write_shards
 from hf_prune.errors import IncompatibleSources, InvalidBlueprint, ReloadMismatch
-from hf_prune.merge import MERGES
+from hf_prune.merge import check_merge, merged
 from hf_prune.patches import NO_PATCHES, PATCH_FILE, Patches, save_patches
 
 
@@ -66,6 +66,11 @@ class Parent:
         return depth_of(self.config, self.family)
 
     @cached_property
+    def dtype(self) -> torch.dtype:
+        """Of the checkpoint."""
+        return self.checkpoint.tensor(next(iter(self.shapes))).dtype
+
+    @cached_property
     def skeleton(self) -> PreTrainedModel:
         """The model on the meta device: names and shapes without weights."""
         return skeleton(self.config, self.trust_remote_code)
@@ -85,6 +90,10 @@ class Parent:
                 index, _, suffix = name[len(self.family.prefix) :].partition(".")
                 found[int(index)].append(suffix)
         return tuple(map(tuple, found))
+
+    def outside_tensor(self, name: str) -> torch.Tensor:
+        """A tensor of the embeddings, the final norm or the head, in the checkpoint's dtype."""
+        return self.checkpoint.tensor(name)
 
     def layer_tensor(self, layer: int, suffix: str) -> torch.Tensor:
         """One tensor of one source layer, in the checkpoint's dtype."""
@@ -133,16 +142,37 @@ def layer_tensors(
 
 
 def _combine(spec: LayerSpec, suffix: str, parents: Sequence[Parent], family: Family) -> torch.Tensor:
-    parts: tuple[Part, ...] = (spec.norms,) if spec.norms and family.is_norm(suffix) else spec.parts
-    tensors = [parents[p.source].layer_tensor(p.layer, suffix) for p in parts]
+    mix = _mix(spec, suffix, family)
+    tensors = [parents[p.source].layer_tensor(p.layer, suffix) for p in mix.parts]
     if family.silenced(suffix, spec.attn_level == GONE, spec.mlp_level == GONE):
         return torch.zeros_like(tensors[0])
-    return MERGES[spec.merge](tensors, [p.weight for p in parts])
+    weights = [p.weight for p in mix.parts]
+    if mix.merge == "passthrough" and not family.silenced(suffix, True, True):
+        # What is scaled is what a half adds to the residual stream.
+        weights = [1.0]
+    where = f"{mix.parts[-1].layer}.{suffix}"
+    return merged(mix.merge, tensors, weights, where).to(parents[0].dtype)
+
+
+def _mix(spec: LayerSpec, suffix: str, family: Family) -> Mix:
+    """What a tensor of a layer is made of."""
+    if spec.norms and family.is_norm(suffix):
+        return Mix((spec.norms,))
+    if spec.mlp and family.half(suffix) == "mlp":
+        return spec.mlp
+    return Mix(spec.parts, spec.merge)
+
+
+def outside(blueprint: Blueprint, parents: Sequence[Parent]) -> dict[str, Parent]:
+    """Who gives each tensor outside of the layers: the head's parent what is behind them, the embedding's the rest."""
+    embed, head = parents[blueprint.embed], parents[blueprint.head]
+    names = [n for n in embed.shapes if not n.startswith(embed.family.prefix)]
+    return {n: head if n.startswith((embed.family.norm + ".", "lm_head.")) else embed for n in names}
 
 
 def output_config(blueprint: Blueprint, parents: Sequence[Parent]) -> PretrainedConfig:
-    """The config of the assembled model: depth set, every per-layer list sliced along the anchors."""
-    base = parents[blueprint.embed]
+    """The config of the assembled model: that of the first parent, every per-layer list sliced along the anchors."""
+    base = parents[0]
     return sliced(base.config, base.family, [s.anchor.layer for s in blueprint.layers])
 
 
@@ -165,11 +195,11 @@ def check(blueprint: Blueprint, parents: Sequence[Parent], patches: Patches = NO
         if parent.shapes != first.shapes:
             raise IncompatibleSources(f"{parent.source} and {first.source} do not have the same tensor shapes.")
     for spec in blueprint.layers:
-        if spec.merge not in MERGES:
-            raise InvalidBlueprint(f"The blueprint merges by {spec.merge!r}; known are {', '.join(MERGES)}.")
+        for mix in (Mix(spec.parts, spec.merge), *([spec.mlp] if spec.mlp else [])):
+            check_merge(mix.merge, len(mix.parts))
         if spec.attn_level not in (0, GONE) or spec.mlp_level not in (0, GONE):
             raise InvalidBlueprint("The blueprint uses width levels, but no level library is given.")
-        for part in spec.parts + ((spec.norms,) if spec.norms else ()):
+        for part in all_parts(spec):
             if part.layer >= parents[part.source].depth:
                 raise InvalidBlueprint(
                     f"The blueprint asks for layer {part.layer} of {parents[part.source].source}, "
@@ -199,13 +229,9 @@ def plan_tensors(
     blueprint: Blueprint, parents: Sequence[Parent], patches: Patches = NO_PATCHES
 ) -> Iterator[tuple[str, Callable[[], torch.Tensor]]]:
     """Name and reader of every tensor of the assembled model, in file order; nothing is read yet."""
-    embed, head = parents[blueprint.embed], parents[blueprint.head]
-    prefix = embed.family.prefix
-    norm = embed.family.norm + "."
-    others = [n for n in embed.shapes if not n.startswith(prefix)]
-    for name in others:
-        owner = head if name.startswith((norm, "lm_head.")) else embed
-        yield name, lambda owner=owner, name=name: owner.checkpoint.tensor(name)
+    prefix, dtype = parents[0].family.prefix, parents[0].dtype
+    for name, owner in outside(blueprint, parents).items():
+        yield name, lambda owner=owner, name=name: owner.outside_tensor(name).to(dtype)
     for i, spec in enumerate(blueprint.layers):
         for suffix, read in layer_tensors(spec, parents, patches):
             yield f"{prefix}{i}.{suffix}", read
@@ -223,7 +249,7 @@ def assemble(
 
     Args:
         blueprint: layers that have lost both halves are left out.
-        parents: opened sources, in the order of `blueprint.sources`.
+        parents: opened sources, in the order of `blueprint.sources`; the first gives config, tokenizer and dtype.
         patches: what the blueprint's repaired layers name.
         dtype: of the result; None keeps the checkpoint's.
         device: where it goes.
@@ -235,7 +261,7 @@ def assemble(
     blueprint = alive(blueprint)
     check(blueprint, parents, patches)
     state = {name: read() for name, read in plan_tensors(blueprint, parents, patches)}
-    base = parents[blueprint.embed]
+    base = parents[0]
     with quiet():
         model, info = type(base.skeleton).from_pretrained(
             None,
@@ -285,7 +311,7 @@ def write(
     """
     blueprint = alive(blueprint)
     check(blueprint, parents, patches)
-    base = parents[blueprint.embed]
+    base = parents[0]
     sizes = []
 
     def sized() -> Iterator[tuple[str, int, Callable[[], torch.Tensor]]]:
@@ -333,12 +359,11 @@ def write_live(model: PreTrainedModel, parent: Parent, folder: Path) -> tuple[in
 
 
 def _shape_and_item(name: str, blueprint: Blueprint, parents: Sequence[Parent]) -> tuple[torch.Size, int]:
-    parent = parents[blueprint.embed]
+    parent = parents[0]
     prefix = parent.family.prefix
     if name.startswith(prefix):
         index, _, suffix = name[len(prefix) :].partition(".")
-        anchor = blueprint.layers[int(index)].anchor
-        parent, name = parents[anchor.source], f"{prefix}{anchor.layer}.{suffix}"
+        name = f"{prefix}{blueprint.layers[int(index)].anchor.layer}.{suffix}"
     return parent.shapes[name], parent.checkpoint.itemsize(name)
 
 
@@ -353,9 +378,8 @@ def _keep_architecture(folder: Path, parent: Parent) -> None:
     # save_pretrained forgets the class and the dtype of a config that no model has touched.
     path = folder / "config.json"
     raw = json.loads(path.read_text(encoding="utf-8"))
-    dtype = parent.checkpoint.tensor(next(iter(parent.shapes))).dtype
     raw["architectures"] = [type(parent.skeleton).__name__]
-    raw["dtype"] = str(dtype).removeprefix("torch.")
+    raw["dtype"] = str(parent.dtype).removeprefix("torch.")
     path.write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from transformers import PreTrainedModel
 
-from hf_prune.assemble import Parent, layer_tensors
-from hf_prune.blueprint import GONE, Blueprint, LayerSpec
+from hf_prune.assemble import Parent, layer_tensors, outside
+from hf_prune.blueprint import GONE, Blueprint, LayerSpec, Source
 from hf_prune.patches import Patch, Patches, digest_of
 
 
@@ -30,8 +30,9 @@ class Silence(torch.nn.Module):
 class LayerBank:
     """Decoder layers by spec over one resident dense model; merged layers are made once and kept while they fit.
 
-    `capacity` counts made layers (merged, half-removed or repaired), the least recently used goes first. `patches`
-    holds the weights of repaired layers.
+    `model` is the first of `parents`; of the others, layers are read when they are asked for. `capacity` counts made
+    layers (of other parents, merged, half-removed or repaired), the least recently used goes first. `patches` holds the
+    weights of repaired layers.
     """
 
     model: PreTrainedModel
@@ -39,6 +40,18 @@ class LayerBank:
     capacity: int = 64
     patches: dict[str, Patch] = field(default_factory=dict)
     _made: "OrderedDict[LayerSpec, torch.nn.Module]" = field(default_factory=OrderedDict)
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """By which every blueprint is numbered here."""
+        return tuple(p.source for p in self.parents)
+
+    def outside(self, embed: int, head: int) -> dict[str, torch.Tensor]:
+        """Tensors outside of the layers that are not the resident model's, in its dtype and on its device."""
+        like = next(self.model.parameters())
+        named = outside(Blueprint(self.sources, (), embed, head), self.parents)
+        others = {n: p for n, p in named.items() if p is not self.parents[0]}
+        return {n: p.outside_tensor(n).to(like.device, like.dtype) for n, p in others.items()}
 
     def module(self, spec: LayerSpec) -> torch.nn.Module:
         """The decoder layer of a canonical spec, in the model's dtype and on its device."""

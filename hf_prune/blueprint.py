@@ -45,10 +45,19 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
+class Mix:
+    """Parts and how they are merged, see merge.py."""
+
+    parts: tuple[Part, ...]
+    merge: str = "linear"
+
+
+@dataclass(frozen=True, slots=True)
 class LayerSpec:
     """One output layer.
 
-    `norms` names the single layer that gives the normalisation weights; None means they follow `parts`.
+    `norms` names the single layer that gives the normalisation weights; None means they follow `parts`. `mlp` is what
+    the MLP is made of where that differs from the rest of the layer.
     Levels index a width library: `DENSE` keeps the half, `GONE` removes it. `repair` is the digest of tensors that
     replace some of the layer's own; they lie in a repair file.
     """
@@ -59,6 +68,7 @@ class LayerSpec:
     mlp_level: int = DENSE
     norms: Part | None = None
     repair: str | None = None
+    mlp: Mix | None = None
 
     @property
     def anchor(self) -> Part:
@@ -73,22 +83,20 @@ class LayerSpec:
             and self.parts[0].weight == 1.0
             and self.norms is None
             and self.repair is None
+            and self.mlp is None
             and self.attn_level == self.mlp_level == DENSE
         )
 
     def canonical(self) -> "LayerSpec":
-        """Same weights, one spelling: duplicates added up, zero weights dropped, parts sorted, weights rounded.
-
-        Merges other than linear may depend on the order of their parts, so only their weights are rounded.
-        """
+        """Same weights, one spelling: duplicates added up, zero weights dropped, parts sorted, weights rounded."""
         norms = replace(self.norms, weight=_rounded(self.norms.weight)) if self.norms else None
-        if self.merge == "linear" or len(self.parts) == 1:
-            parts = _added_up(self.parts)
-        else:
-            parts = tuple(replace(p, weight=_rounded(p.weight)) for p in self.parts)
-        single = len(parts) == 1 and parts[0].weight == 1.0
+        mix, mlp = _mixed(Mix(self.parts, self.merge)), _mixed(self.mlp) if self.mlp else None
         return replace(
-            self, parts=parts, merge="linear" if single else self.merge, norms=None if parts == (norms,) else norms
+            self,
+            parts=mix.parts,
+            merge=mix.merge,
+            norms=None if mix.parts == (norms,) else norms,
+            mlp=None if mlp == mix else mlp,
         )
 
 
@@ -113,8 +121,8 @@ class Blueprint:
 
     def canonical(self) -> "Blueprint":
         """The one spelling of this model: canonical layers, no empty layers, no unused or repeated sources."""
-        layers = tuple(s.canonical() for s in self.layers if not (s.attn_level == GONE and s.mlp_level == GONE))
-        used = {self.embed, self.head} | {p.source for s in layers for p in _all_parts(s)}
+        layers = self.canonical_layers()
+        used = {self.embed, self.head} | {p.source for s in layers for p in all_parts(s)}
         # None and text do not compare, so a base beside the same base with an adapter needs the key.
         ordered = sorted({self.sources[i] for i in used}, key=lambda s: (s.repo, s.revision, s.adapter or ""))
         number = {i: ordered.index(self.sources[i]) for i in used}
@@ -126,9 +134,24 @@ class Blueprint:
         """64 bits of SHA-256 over the canonical JSON: equal exactly when the weights are."""
         return hashlib.sha256(self.canonical().to_json().encode()).hexdigest()[:16]
 
+    def over(self, sources: tuple[Source, ...]) -> "Blueprint":
+        """The same model with its sources numbered as in `sources`, which has them all; layers are canonical."""
+        number = {i: sources.index(s) for i, s in enumerate(self.sources) if s in sources}
+        layers = tuple(_renumber(s, number).canonical() for s in self.canonical_layers())
+        return replace(self, sources=sources, layers=layers, embed=number[self.embed], head=number[self.head])
+
+    def canonical_layers(self) -> tuple[LayerSpec, ...]:
+        """Canonical layers, those without any half left out, sources numbered as they are."""
+        return tuple(s.canonical() for s in self.layers if not (s.attn_level == GONE and s.mlp_level == GONE))
+
     def to_json(self, indent: int | None = None) -> str:
         """JSON text; key order is fixed."""
-        return json.dumps(asdict(self), sort_keys=True, indent=indent)
+        raw = asdict(self)
+        for layer in raw["layers"]:
+            # Digests of layers that are of one piece are older than this key.
+            if layer["mlp"] is None:
+                del layer["mlp"]
+        return json.dumps(raw, sort_keys=True, indent=indent)
 
     @classmethod
     def from_json(cls, text: str) -> "Blueprint":
@@ -166,23 +189,27 @@ class Blueprint:
             raise InvalidBlueprint(
                 "A source of the blueprint must be given by text: repo, revision and perhaps adapter."
             )
-        parts = [p for s in self.layers for p in _all_parts(s)]
+        parts = [p for s in self.layers for p in all_parts(s)]
         indices = [self.embed, self.head] + [p.source for p in parts]
         if not self.layers or any(type(i) is not int or not 0 <= i < len(self.sources) for i in indices):
             raise InvalidBlueprint("The blueprint has no layers, or names a source it does not list.")
-        if any(type(p.layer) is not int or p.layer < 0 for p in parts) or any(not s.parts for s in self.layers):
+        if any(type(p.layer) is not int or p.layer < 0 for p in parts) or any(
+            not s.parts or (s.mlp and not s.mlp.parts) for s in self.layers
+        ):
             raise InvalidBlueprint("A layer of the blueprint has no parts, or a layer number that is not 0, 1, 2 ...")
         if any(type(p.weight) not in (int, float) or not math.isfinite(p.weight) for p in parts):
             raise InvalidBlueprint("A weight of the blueprint is not a finite number.")
         if any(type(v) is not int or v < GONE for s in self.layers for v in (s.attn_level, s.mlp_level)):
             raise InvalidBlueprint("A level of the blueprint is not -1 (gone), 0 (dense) or a level of a library.")
-        if any(not isinstance(t, str) for s in self.layers for t in (s.merge, s.repair or "")):
+        if any(
+            not isinstance(t, str) for s in self.layers for t in (s.merge, s.repair or "", s.mlp.merge if s.mlp else "")
+        ):
             raise InvalidBlueprint("A merge or a repair of the blueprint is not a name.")
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Fidelity:
-    """How much evidence a trial gets: `sequences` windows from `start` on.
+    """How much evidence a trial gets: `sequences` windows from `start` on, `items` of every task from `first_item` on.
 
     `repair` > 0 refits it first on so many windows; `heal_tokens` > 0 trains it first.
     """
@@ -191,6 +218,8 @@ class Fidelity:
     start: int = 0
     heal_tokens: int = 0
     repair: int = 0
+    items: int = 0
+    first_item: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +242,16 @@ def _rounded(weight: float) -> float:
     return float(f"{weight:.{WEIGHT_DIGITS}g}")
 
 
+def _mixed(mix: Mix) -> Mix:
+    """Merges other than linear may depend on the order of their parts, so only their weights are rounded."""
+    if mix.merge == "linear" or len(mix.parts) == 1 and not mix.merge.startswith("passthrough"):
+        parts = _added_up(mix.parts)
+    else:
+        parts = tuple(replace(p, weight=_rounded(p.weight)) for p in mix.parts)
+    single = len(parts) == 1 and parts[0].weight == 1.0
+    return Mix(parts, "linear" if single else mix.merge)
+
+
 def _added_up(parts: tuple[Part, ...]) -> tuple[Part, ...]:
     total: dict[tuple[int, int], float] = {}
     for p in parts:
@@ -222,18 +261,30 @@ def _added_up(parts: tuple[Part, ...]) -> tuple[Part, ...]:
     return kept or (Part(*min(total), 0.0),)
 
 
-def _all_parts(spec: LayerSpec) -> tuple[Part, ...]:
-    return spec.parts + ((spec.norms,) if spec.norms else ())
+def all_parts(spec: LayerSpec) -> tuple[Part, ...]:
+    """Every part that a layer is made of."""
+    return spec.parts + ((spec.norms,) if spec.norms else ()) + (spec.mlp.parts if spec.mlp else ())
 
 
 def _renumber(spec: LayerSpec, number: dict[int, int]) -> LayerSpec:
     def move(p: Part) -> Part:
         return replace(p, source=number[p.source])
 
-    return replace(spec, parts=tuple(map(move, spec.parts)), norms=move(spec.norms) if spec.norms else None)
+    return replace(
+        spec,
+        parts=tuple(map(move, spec.parts)),
+        norms=move(spec.norms) if spec.norms else None,
+        mlp=replace(spec.mlp, parts=tuple(map(move, spec.mlp.parts))) if spec.mlp else None,
+    )
 
 
 def _layer(raw: dict[str, Any]) -> LayerSpec:
-    norms = raw.get("norms")
-    parts = tuple(Part(**p) for p in raw["parts"])
-    return LayerSpec(**{**raw, "parts": parts, "norms": Part(**norms) if norms else None})
+    norms, mlp = raw.get("norms"), raw.get("mlp")
+    return LayerSpec(
+        **{
+            **raw,
+            "parts": tuple(Part(**p) for p in raw["parts"]),
+            "norms": Part(**norms) if norms else None,
+            "mlp": Mix(tuple(Part(**p) for p in mlp["parts"]), mlp["merge"]) if mlp else None,
+        }
+    )

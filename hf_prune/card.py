@@ -147,6 +147,7 @@ def _context(report: Report, figures: Mapping[str, str], parents: Sequence[Paren
         "certificate": _certificate(report), "command": _commands(report, local),
         "recipe": yaml.safe_dump(public_recipe(recipe, local), sort_keys=False, allow_unicode=True),
         "sources": "; ".join(_parent_link(p) for p in parents), "licence_note": inherited_licence(parents)[1],
+        "retention": report.get("retention"), "origins": report.get("origins"), "teachers": report.get("teachers"),
         "hardware": _hardware(report), "times": _times(report), "versions": _versions(report),
         "splits": _splits(report),
     }  # fmt: skip

@@ -14,13 +14,16 @@ import numpy as np
 import yaml
 
 from hf_prune import __version__, card, figures, front, report
-from hf_prune.blueprint import Blueprint, Fidelity, LayerSpec, Outcome, Part, Trial
-from hf_prune.found import LABELS, Found, Rival
-from hf_prune.job import Clock, Job, Scorer
+from hf_prune.blueprint import Blueprint, LayerSpec, Outcome, Part, Trial
+from hf_prune.clock import Clock
+from hf_prune.found import Found, Rival
+from hf_prune.job import Job, Scorer
 from hf_prune.journal import Journal, Row
 from hf_prune.measurement import measured
 from hf_prune.plan import asked
 from hf_prune.redaction import public_recipe
+from hf_prune.retention import origins
+from hf_prune.rivals import label
 from hf_prune.search import drive
 
 FIGURES = {
@@ -30,6 +33,7 @@ FIGURES = {
     "comparison": "comparison.png",
     "capabilities": "capabilities.png",
     "healing": "healing.png",
+    "layer_map": "parents.png",
 }
 CORRELATED = 64
 """Candidates behind the rank correlations, evenly spaced over the ranks of the search."""
@@ -64,6 +68,7 @@ def describe(
         **_identity(job, found),
         "size": _size(job, found.winner, stored),
         "layers": report.fates(found.winner, job.parent.depth),
+        **_lineage(job, found),
         "splits": report.splits(job.evidence),
         **measured(job, found, folder, healing),
         "repair": found.repair,
@@ -114,7 +119,7 @@ def measured_again(
         The new content of report.json.
     """
     rivals = tuple(
-        Rival(b["name"], _dropped(job, b["removed"]), tuple(b["removed"]), ())
+        Rival(b["name"], _rebuilt(job, b), tuple(b["removed"]), (), b["label"])
         for b in before["baselines"]
         if b["name"] != "hf_prune"
     )
@@ -151,7 +156,11 @@ def _then(before: Mapping[str, Any], again: Mapping[str, Any]) -> str:
     return f"{before['command']}\nhf-prune heal FOLDER {flags}".strip()
 
 
-def _dropped(job: Job, removed: Sequence[int]) -> Blueprint:
+def _rebuilt(job: Job, row: Mapping[str, Any]) -> Blueprint:
+    """A baseline's blueprint."""
+    if row.get("blueprint"):
+        return Blueprint.from_json(row["blueprint"])
+    removed = row["removed"]
     scorer = job.deletions(len(removed))
     return scorer.blueprint(scorer.space.from_removed(removed))
 
@@ -166,15 +175,32 @@ def publish(
 
 def parents_of(job: Job) -> list[dict[str, Any]]:
     """What the card inherits from."""
-    source = job.parent.source
-    own = {k: job.card.get(k) for k in ("license", "language", "pipeline_tag")}
-    local = source.revision.startswith("sha256-")
-    return [{"repo": source.repo, "revision": source.revision, "adapter": source.adapter, **own, "is_local": local}]
+    fields = ("license", "language", "pipeline_tag")
+    return [
+        {"repo": s.repo, "revision": s.revision, "adapter": s.adapter, **{k: card.get(k) for k in fields},
+         "is_local": s.revision.startswith("sha256-")}
+        for s, card in zip(job.sources, job.cards, strict=True)
+    ]  # fmt: skip
+
+
+def _lineage(job: Job, found: Found) -> dict[str, Any]:
+    """Of several parents: their names, which of them knows each corpus best, and what every layer is made of."""
+    if len(job.parents) == 1:
+        return {}
+    names = [label(job, k) for k in range(len(job.parents))]
+    winner = found.winner.over(job.sources)
+    return {
+        "parents": names,
+        "dense_parent": names[job.dense],
+        "teachers": {c: names[job.teacher(c)] for c in job.corpora},
+        "origins": origins(winner, names),
+        "ends": {"embedding": names[winner.embed], "head": names[winner.head]},
+    }
 
 
 def _identity(job: Job, found: Found) -> dict[str, Any]:
     recipe = job.recipe
-    local = [job.parent.source.repo] if job.parent.source.revision.startswith("sha256-") else []
+    local = [s.repo for s in job.sources if s.revision.startswith("sha256-")]
     public = public_recipe(recipe.model_dump(mode="json", exclude_defaults=True), local)
     flags = " ".join(_flag(k, v) for k, v in public.items() if k not in ("base", "push_to", "public", "create_pr"))
     return {
@@ -184,7 +210,7 @@ def _identity(job: Job, found: Found) -> dict[str, Any]:
         "recipe": public,
         "recipe_digest": recipe.digest,
         "digest": found.winner.digest,
-        "sources": report.sources(found.winner, [job.card] * len(found.winner.sources)),
+        "sources": report.sources(found.winner.over(job.sources), job.cards),
         "method": recipe.method,
         "search": "by hand" if recipe.drop else recipe.search,
         "objective": recipe.objective,
@@ -270,13 +296,13 @@ def _own(job: Job, journal: Journal) -> list[Row]:
 
 def _full(job: Job, journal: Journal) -> list[tuple[tuple[float, ...], Blueprint]]:
     """Values and blueprints of every candidate that saw all search evidence."""
-    rows = [r for r in _own(job, journal) if r.fidelity == Fidelity(job.recipe.sequences)]
+    rows = [r for r in _own(job, journal) if r.fidelity == job.full]
     return [(r.values, job.scorer.blueprint(r.genome)) for r in rows]
 
 
 def _summary(job: Job, journal: Journal, found: Found) -> dict[str, Any]:
     rows = _own(job, journal)
-    full = [r.values[0] for r in rows if r.fidelity == Fidelity(job.recipe.sequences)]
+    full = [r.values[0] for r in rows if r.fidelity == job.full]
     best = np.minimum.accumulate(full) if full else np.array([])
     return {
         "evaluations": len(rows),
@@ -311,9 +337,11 @@ def _figures(job: Job, journal: Journal, found: Found, result: Mapping[str, Any]
     paths = {name: folder / "figures" / file for name, file in FIGURES.items()}
     objective = job.recipe.objective
     drawn = {"layer_strip": figures.layer_strip(result, paths["layer_strip"])}
+    if "origins" in result:
+        drawn["layer_map"] = figures.layer_map(result, paths["layer_map"])
     if found.finalists and not found.front:
         points = [(i + 1, r.values[0], r.fidelity.sequences) for i, r in enumerate(_own(job, journal))]
-        rivals = {LABELS[r.name]: r.values[0] for r in found.rivals}
+        rivals = {r.label: r.values[0] for r in found.rivals if r.values}
         drawn["search_history"] = figures.search_history(
             points, paths["search_history"], objective=objective, baselines=rivals
         )

@@ -49,6 +49,10 @@ class SourceOffline(SourceError):
     """The Hub cannot be reached and the files are not cached."""
 
 
+class AdapterAlone(SourceError):
+    """An adapter was named without the base it belongs to."""
+
+
 class UnsafeSource(SourceError):
     """The source holds only pickles, or needs custom code, and nobody allowed it."""
 

@@ -6,10 +6,9 @@ that layer, so its weights are touched once a generation. Memory is bounded by t
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,39 +17,24 @@ from transformers import PreTrainedModel
 from hf_prune.bank import LayerBank
 from hf_prune.blueprint import GONE, Blueprint, Fidelity, LayerSpec
 from hf_prune.errors import InvalidBlueprint
+from hf_prune.exam import Exam, Sheet
 from hf_prune.objectives import Measures
-from hf_prune.reference import TOP_K, Dense, compared, cosine
+from hf_prune.reference import TOP_K, Call, Dense, compared, cosine
+from hf_prune.teachers import Teachers
+from hf_prune.trie import Node, grown, most_alive, place, reach
 
 STATE_BYTES = 1 << 30
 """Most bytes of hidden states the sweep keeps alive at once; sequences are chunked to stay below."""
 
 
-@dataclass(eq=False)
-class Node:
-    """One trie edge and the state behind it.
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """Evidence that goes through the layers as one batch: windows of text, or a sheet of tasks."""
 
-    `dense`: the path from the root is the dense model's own. `begin`..`end`: source layers this edge stands for.
-    `cosine` sums over the path the mean update cosine of each edge; `halves` the same for attention and MLP outputs.
-    """
-
-    spec: LayerSpec | None = None
-    parent: "Node | None" = None
-    depth: int = 0
-    begin: int = 0
-    dense: bool = True
-    leaves: list[int] = field(default_factory=list)
-    children: dict[Any, "Node"] = field(default_factory=dict)
-    state: Tensor | None = None
-    inner: tuple[Tensor, Tensor] | None = None
-    waiting: int = 0
-    broken: bool = False
-    cosine: Tensor | float = 0.0
-    halves: Tensor | float = 0.0
-
-    @property
-    def end(self) -> int:
-        """One past the last source layer this edge stands for; a repeated layer stands for no more."""
-        return 0 if self.spec is None else max(self.begin, max(p.layer for p in self.spec.parts) + 1)
+    hidden: Callable[[int], Tensor]
+    calls: Sequence[Call]
+    window: slice | None = None
+    sheet: Sheet | None = None
 
 
 @dataclass
@@ -65,6 +49,8 @@ class Totals:
     broken: bool = False
     token_kl: list[Tensor] = field(default_factory=list)
     token_nll: list[Tensor] = field(default_factory=list)
+    corpora: Tensor | None = None
+    answers: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
 
 @dataclass
@@ -77,7 +63,7 @@ class Cost:
 
 
 class Evaluator:
-    """Scores blueprints against the dense model on fixed windows.
+    """Scores blueprints against the dense model on fixed windows, and on tasks.
 
     Args:
         bank: layers of the dense model, resident on its device.
@@ -88,6 +74,8 @@ class Evaluator:
         tile_tokens: tokens per layer call; None chooses for the device.
         share_prefixes: compute a prefix that candidates share once.
         reuse_reference: take prefixes of the dense model from the reference run.
+        corpora: number of the corpus of each window, [N]; measures tell the text of each apart.
+        exam: makes the tasks ready, once the dense model stands.
 
     Raises:
         UnsupportedArchitecture: see `Dense.run`.
@@ -104,17 +92,26 @@ class Evaluator:
         tile_tokens: int | None = None,
         share_prefixes: bool = True,
         reuse_reference: bool = True,
+        corpora: Sequence[int] | None = None,
+        exam: Callable[[Dense], Exam] | None = None,
     ) -> None:
         self.bank = bank
         self.dense = Dense(bank.model, bank.parents[0].family, tile_tokens, with_modules)
         self.with_updates, self.share_prefixes, self.reuse_reference = with_updates, share_prefixes, reuse_reference
         self.cost = Cost()
-        self.reference = self.dense.run(tokens, top_k)
+        self.own = self.dense.run(tokens, top_k)
+        self.reference, self.top_k = self.own, top_k
+        self.corpora = torch.tensor(list(corpora) if corpora is not None else [0] * len(tokens))
+        self.exam = exam(self.dense) if exam else None
+
+    def teach(self, whose: Sequence[int]) -> None:
+        """From now on compare each window with another parent than the first: its number, [N]."""
+        self.reference = Teachers.of(self.bank, self.dense, len(whose), whose).reference(self.own, self.top_k)
 
     def evaluate(self, blueprints: Sequence[Blueprint], fidelity: Fidelity) -> tuple[Measures, ...]:
-        """Measures of every blueprint on windows `start .. start + sequences`."""
+        """Measures of every blueprint on windows `start .. start + sequences` and on its items of the tasks."""
         totals = self._sweep(blueprints, fidelity, keep_tokens=False)
-        return tuple(self._measures(t, b) for t, b in zip(totals, blueprints, strict=True))
+        return tuple(self._measures(t, b, fidelity) for t, b in zip(totals, blueprints, strict=True))
 
     def token_scores(self, blueprints: Sequence[Blueprint], fidelity: Fidelity) -> list[tuple[Tensor, Tensor]]:
         """Per-token (KL, NLL) of every blueprint, each [sequences, T-1] float32 on CPU; +inf for a broken one."""
@@ -132,20 +129,28 @@ class Evaluator:
         return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
 
     @torch.inference_mode()
+    def states(self, blueprint: Blueprint, rows: int) -> list[Tensor]:
+        """Hidden states [rows, T, d] of a candidate at every layer boundary, on the first windows."""
+        blueprint = blueprint.over(self.bank.sources)
+        states = [self._entered(blueprint.embed, self.own.tokens[:rows])]
+        for spec in blueprint.layers:
+            call = self.own.calls[spec.anchor.layer]
+            states.append(self.dense.apply(self.bank.module(spec), states[-1:], call)[0][0])
+        return states
+
+    @torch.inference_mode()
     def logits(self, blueprint: Blueprint, rows: int) -> Tensor:
         """Logits [rows, T, V] of a candidate on the first windows, computed the way candidates are."""
-        state = self.reference.hidden[0][:rows]
-        for spec in blueprint.canonical().layers:
-            state = self.dense.apply(self.bank.module(spec), [state], self.reference.calls[spec.anchor.layer])[0][0]
-        return self.dense.logits(state)
+        numbered = blueprint.over(self.bank.sources)
+        return self._ending(numbered.embed, numbered.head).logits(self.states(blueprint, rows)[-1])
 
     def parameters(self, blueprint: Blueprint) -> int:
         """Live parameters: what contributes to the output, removed halves not counted."""
-        parent = self.bank.parents[blueprint.embed]
+        parent = self.bank.parents[0]
         sizes = parent.half_parameters
         outside = parent.parameters - sum(sum(s.values()) for s in sizes)
         live = outside
-        for spec in blueprint.canonical().layers:
+        for spec in blueprint.canonical_layers():
             size = sizes[spec.anchor.layer]
             gone = size["attention"] * (spec.attn_level == GONE) + size["mlp"] * (spec.mlp_level == GONE)
             live += sum(size.values()) - gone
@@ -159,83 +164,123 @@ class Evaluator:
         stop = fidelity.start + fidelity.sequences
         if not 0 <= fidelity.start < stop <= available:
             raise ValueError(f"fidelity asks for windows {fidelity.start} to {stop}, there are {available}")
-        paths = [b.canonical().layers for b in blueprints]
+        numbered = [b.over(self.bank.sources) for b in blueprints]
+        paths = [b.layers for b in numbered]
         if not all(paths):
             raise InvalidBlueprint("A blueprint without layers cannot be scored.")
         totals = [Totals() for _ in blueprints]
-        chunk = max(1, STATE_BYTES // (_most_alive(paths) * self.reference.hidden[0][0].nbytes))
-        for first in range(fidelity.start, stop, chunk):
-            window = slice(first, min(stop, first + chunk))
-            for node in self._walk(self._trie(paths, totals), window):
-                self._score(node, window, totals, keep_tokens)
+        ends = [(b.embed, b.head) for b in numbered]
+        for pieces in self._batches(fidelity, most_alive(paths)):
+            broken = [t.broken for t in totals]
+            roots = grown(paths, [e for e, _ in ends], broken, self.share_prefixes, self.reuse_reference)
+            for node in self._walk(roots, pieces):
+                self._score(node, pieces, totals, ends, keep_tokens)
         self.cost.plain_layer_tokens += sum(map(len, paths)) * fidelity.sequences * length
         return totals
 
-    def _trie(self, paths: Sequence[tuple[LayerSpec, ...]], totals: Sequence[Totals]) -> Node:
-        root = Node()
-        for number, path in enumerate(paths):
-            if totals[number].broken:
-                continue
-            node = root
-            for depth, spec in enumerate(path):
-                key = spec if self.share_prefixes else (number, spec)
-                if key not in node.children:
-                    own = spec.plain and spec.parts[0].source == 0 and spec.parts[0].layer == depth
-                    known = self.reuse_reference and node.dense and own
-                    node.children[key] = Node(spec, node, depth + 1, node.end, known)
-                node = node.children[key]
-            node.leaves.append(number)
-        return root
+    def _batches(self, fidelity: Fidelity, alive: int) -> Iterator[list[Piece]]:
+        """The evidence in pieces, as many at a time as there may be states."""
+        own, each = self.own, self.own.hidden[0][0].nbytes
+        chunk, stop = max(1, STATE_BYTES // (alive * each)), fidelity.start + fidelity.sequences
+        batch, room = [], 0
+        for first in range(fidelity.start, stop, chunk):
+            if batch:
+                yield batch
+            window = slice(first, min(stop, first + chunk))
+            batch = [Piece(lambda depth, w=window: own.hidden[depth][w], own.calls, window)]
+            room = STATE_BYTES // alive - (window.stop - first) * each
+        for sheet in self.exam.sheets(fidelity.first_item, fidelity.items) if self.exam and fidelity.items else ():
+            room -= sheet.hidden[0].nbytes
+            if room < 0 and batch:
+                yield batch
+                batch, room = [], STATE_BYTES // alive - sheet.hidden[0].nbytes
+            batch.append(Piece(lambda depth, s=sheet: s.hidden[depth], sheet.calls, sheet=sheet))
+        yield batch
 
-    def _walk(self, root: Node, window: slice) -> Iterator[Node]:
+    def _walk(self, roots: Mapping[int, Node], pieces: Sequence[Piece]) -> Iterator[Node]:
         """Compute every edge, layer by layer in source order; yield the nodes where candidates end."""
         pending: dict[LayerSpec, list[Node]] = {}
-        root.state = self.reference.hidden[0][window]
-        _reach(root, pending)
+        for embed, root in roots.items():
+            root.states = [self._first(embed, p) for p in pieces]
+            reach(root, pending)
         while pending:
-            spec = min(pending, key=_order)
+            spec = min(pending, key=place)
             nodes = pending.pop(spec)
-            self._visit(spec, nodes, window)
+            self._visit(spec, nodes, pieces)
             for node in nodes:
                 if node.leaves:
                     yield node
                 node.inner = None
-                _reach(node, pending)
+                reach(node, pending)
 
-    def _visit(self, spec: LayerSpec, nodes: Sequence[Node], window: slice) -> None:
+    def _first(self, embed: int, piece: Piece) -> Tensor:
+        """What enters the first layer."""
+        if not embed:
+            return piece.hidden(0)
+        if piece.sheet:
+            return self._entered(embed, piece.sheet.tokens, **piece.sheet.given)
+        return self._entered(embed, self.own.tokens[piece.window])
+
+    def _entered(self, embed: int, tokens: Tensor, **given: Tensor) -> Tensor:
+        others = self._outside(embed, embed)
+        if given:
+            return self.dense.embed(tokens, others, **given)
+        tiles = self.dense.tiles(tokens, self.dense.tile_tokens)
+        return torch.cat([self.dense.embed(tokens[rows], others) for rows in tiles])
+
+    @lru_cache(maxsize=4)  # noqa: B019 - an evaluator lives as long as its run
+    def _outside(self, embed: int, head: int) -> Mapping[str, Tensor]:
+        return self.bank.outside(embed, head)
+
+    @lru_cache(maxsize=4)  # noqa: B019
+    def _ending(self, embed: int, head: int) -> Dense:
+        return self.dense.ending(self._outside(embed, head))
+
+    def _visit(self, spec: LayerSpec, nodes: Sequence[Node], pieces: Sequence[Piece]) -> None:
+        text = next((p for p in pieces if p.window), None)
         for node in nodes:
             node.broken = node.parent.broken
             if node.dense:
-                node.state = self.reference.hidden[node.depth][window]
-                node.inner = self._dense_inner(node.depth - 1, window)
+                node.states = [p.hidden(node.depth) for p in pieces]
+                node.inner = self._dense_inner(node.depth - 1, text.window) if text else None
         fresh = [n for n in nodes if not n.dense and not n.broken]
-        self._run(spec, fresh)
+        self._run(spec, fresh, pieces)
         if fresh:
             # One look per visit: asking per node would stop the device each time.
-            finite = torch.stack([n.state.sum(dtype=torch.float32) for n in fresh]).isfinite().tolist()
+            sums = [torch.stack([s.sum(dtype=torch.float32) for s in n.states]).sum() for n in fresh]
+            finite = torch.stack(sums).isfinite().tolist()
             for node, fine in zip(fresh, finite, strict=True):
                 node.broken = not fine
         for node in nodes:
-            if not node.broken:
-                self._compare(node, window)
+            if text and not node.broken:
+                self._compare(node, text.window)
             node.parent.waiting -= 1
             if not node.parent.waiting:
-                node.parent.state = None
+                node.parent.states = None
 
-    def _run(self, spec: LayerSpec, nodes: Sequence[Node]) -> None:
+    def _run(self, spec: LayerSpec, nodes: Sequence[Node], pieces: Sequence[Piece]) -> None:
         if not nodes:
             return
-        layer, call = self.bank.module(spec), self.reference.calls[spec.anchor.layer]
-        rows, length = nodes[0].parent.state.shape[:2]
-        together = max(1, self.dense.tile_tokens // (rows * length))
-        groups = [nodes[i : i + together] for i in range(0, len(nodes), together)]
-        batches = [torch.cat([n.parent.state for n in g]) if len(g) > 1 else g[0].parent.state for g in groups]
-        for group, (out, inner) in zip(groups, self.dense.apply(layer, batches, call), strict=True):
+        layer = self.bank.module(spec)
+        jobs, owners = [], []
+        for p, piece in enumerate(pieces):
+            call, (rows, length) = piece.calls[spec.anchor.layer], nodes[0].parent.states[p].shape[:2]
+            # Masks of a sheet fit its own rows; text of several candidates shares calls of one size.
+            together = 1 if piece.sheet else max(1, self.dense.tile_tokens // (rows * length))
+            for first in range(0, len(nodes), together):
+                group = nodes[first : first + together]
+                states = [n.parent.states[p] for n in group]
+                jobs.append((torch.cat(states) if len(group) > 1 else states[0], call, piece.sheet is not None))
+                owners.append((p, rows, group))
+            self.cost.layer_tokens += len(nodes) * rows * length
+        for node in nodes:
+            node.states = [None] * len(pieces)
+        for (p, rows, group), (out, inner) in zip(owners, self.dense.apply_each(layer, jobs), strict=True):
             for k, node in enumerate(group):
                 mine = slice(k * rows, (k + 1) * rows)
-                node.state = out[mine]
-                node.inner = (inner[0][mine], inner[1][mine]) if inner else None
-        self.cost.layer_tokens += len(nodes) * rows * length
+                node.states[p] = out[mine]
+                if pieces[p].window:
+                    node.inner = (inner[0][mine], inner[1][mine]) if inner else None
 
     def _dense_inner(self, layer: int, window: slice) -> tuple[Tensor, Tensor] | None:
         if self.reference.modules is None:
@@ -253,7 +298,7 @@ class Evaluator:
             # The first position is left out: attention sinks there dwarf every other update.
             hidden = self.reference.hidden
             begin = min(node.begin, node.end - 1)
-            update = (node.state - node.parent.state)[:, 1:]
+            update = (node.states[0] - node.parent.states[0])[:, 1:]
             target = (hidden[node.end][window] - hidden[begin][window])[:, 1:]
             node.cosine = node.parent.cosine + cosine(update, target).mean()
         if node.inner is not None:
@@ -267,40 +312,64 @@ class Evaluator:
             for ours, theirs in zip(node.inner, self.reference.modules[i], strict=True)
         )
 
-    def _score(self, node: Node, window: slice, totals: Sequence[Totals], keep_tokens: bool) -> None:
+    def _score(
+        self,
+        node: Node,
+        pieces: Sequence[Piece],
+        totals: Sequence[Totals],
+        ends: Sequence[tuple[int, int]],
+        keep_tokens: bool,
+    ) -> None:
         if node.broken:
             for number in node.leaves:
                 totals[number].broken = True
             return
-        kl, nll = self._head(node, window)
+        for embed, head in dict.fromkeys(ends[number] for number in node.leaves):
+            mine = [totals[n] for n in node.leaves if ends[n] == (embed, head)]
+            dense = self._ending(embed, head)
+            for piece, state in zip(pieces, node.states, strict=True):
+                if piece.sheet:
+                    scores = piece.sheet.scores(dense, state)
+                    self.cost.head_tokens += len(piece.sheet.at)
+                    for t in mine:
+                        t.answers.append(scores)
+                else:
+                    self._text(node, dense, piece.window, mine, keep_tokens)
+
+    def _text(self, node: Node, dense: Dense, window: slice, totals: Sequence[Totals], keep_tokens: bool) -> None:
+        kl, nll = self._head(node, dense, window)
         self.cost.head_tokens += kl.numel()
+        by_corpus = torch.zeros(int(self.corpora.max()) + 1, 2, dtype=torch.float64)
+        rows = torch.stack([nll.double().sum(1), torch.full_like(nll[:, 0], nll.shape[1]).double()], 1).cpu()
+        by_corpus.index_add_(0, self.corpora[window], rows)
         sums = torch.stack([kl.sum(dtype=torch.float64), nll.sum(dtype=torch.float64)]).tolist()
         similar = float(node.cosine) / node.depth
         gelaco = self._gelaco(node, window) if node.inner is not None else math.nan
-        for number in node.leaves:
-            t = totals[number]
+        for t in totals:
             t.broken |= not all(map(math.isfinite, sums))
             t.kl += sums[0]
             t.nll += sums[1]
             t.cosine += similar * kl.numel()
             t.gelaco += gelaco * kl.numel()
             t.tokens += kl.numel()
+            t.corpora = by_corpus if t.corpora is None else t.corpora + by_corpus
             if keep_tokens:
                 t.token_kl.append(kl.cpu())
                 t.token_nll.append(nll.cpu())
 
-    def _head(self, node: Node, window: slice) -> tuple[Tensor, Tensor]:
+    def _head(self, node: Node, dense: Dense, window: slice) -> tuple[Tensor, Tensor]:
         """KL(dense || candidate) and NLL per token, float32 [n, T-1] each; a set of log-probabilities is never held."""
         ref = self.reference
-        if node.dense and node.depth == len(ref.hidden) - 1:
+        if node.dense and node.depth == len(ref.hidden) - 1 and ref is self.own and dense is self.dense:
             return torch.zeros_like(ref.nll[window]), ref.nll[window]
         kl, nll = torch.empty_like(ref.nll[window]), torch.empty_like(ref.nll[window])
+        state = node.states[0]
 
         def one(tile: slice) -> None:
             part = slice(window.start + tile.start, window.start + tile.stop)
-            kl[tile], nll[tile] = compared(ref, part, self.dense.logits(node.state[tile, :-1]).float())
+            kl[tile], nll[tile] = compared(ref, part, dense.logits(state[tile, :-1]).float())
 
-        self.dense.each(one, [(tile,) for tile in self.dense.tiles(node.state, self.dense.head_tokens)])
+        self.dense.each(one, [(tile,) for tile in self.dense.tiles(state, self.dense.head_tokens)])
         return kl, nll
 
     def _gelaco(self, node: Node, window: slice) -> float:
@@ -310,32 +379,15 @@ class Evaluator:
         """
         depth = len(self.reference.hidden) - 1
         halves = node.halves + self._halves(node, range(node.end, depth), window)
-        final = cosine(node.state, self.reference.hidden[-1][window]).mean()
+        final = cosine(node.states[0], self.reference.hidden[-1][window]).mean()
         return float(halves / depth + final) / 3
 
-    def _measures(self, totals: Totals, blueprint: Blueprint) -> Measures:
+    def _measures(self, totals: Totals, blueprint: Blueprint, fidelity: Fidelity) -> Measures:
         parameters = self.parameters(blueprint)
         if totals.broken:
             return Measures(math.inf, math.inf, -1.0, -1.0, parameters, finite=False)
         n = totals.tokens
-        return Measures(totals.kl / n, totals.nll / n, totals.cosine / n, totals.gelaco / n, parameters)
-
-
-def _reach(node: Node, pending: dict[LayerSpec, list[Node]]) -> None:
-    node.waiting = len(node.children)
-    for child in node.children.values():
-        pending.setdefault(child.spec, []).append(child)
-    if not node.waiting:
-        node.state = None
-
-
-@lru_cache(maxsize=1 << 14)
-def _order(spec: LayerSpec) -> tuple[int, int, str]:
-    return spec.anchor.layer, max(p.layer for p in spec.parts), repr(spec)
-
-
-def _most_alive(paths: Sequence[tuple[LayerSpec, ...]]) -> int:
-    """Upper bound of states alive at once: distinct prefixes of two neighbouring lengths."""
-    lengths = range(1, max(map(len, paths), default=1) + 1)
-    distinct = [len({p[:n] for p in paths if len(p) >= n}) for n in lengths]
-    return max((a + b for a, b in zip(distinct, distinct[1:], strict=False)), default=2)
+        texts = tuple((totals.corpora[:, 0] / totals.corpora[:, 1].clamp_min(1)).tolist())
+        tasks = self.exam.judged(fidelity.first_item, fidelity.items, totals.answers) if totals.answers else ()
+        return Measures(totals.kl / n, totals.nll / n, totals.cosine / n, totals.gelaco / n, parameters,
+                        texts=texts, tasks=tasks)  # fmt: skip

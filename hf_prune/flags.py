@@ -19,7 +19,8 @@ def flags_of(model: type[BaseModel], names: Iterable[str] | None = None) -> list
 
 
 def _flag(name: str, model: type[BaseModel]) -> inspect.Parameter:
-    field, dashed = model.model_fields[name], "--" + name.replace("_", "-")
+    field = model.model_fields[name]
+    dashed = "--" + (field.json_schema_extra or {}).get("flag", name.replace("_", "-"))
     kind, choices = _option_type(field.annotation)
     if any(isinstance(m, BeforeValidator) for m in field.metadata):
         # pydantic reads more spellings (1M) than typer would.

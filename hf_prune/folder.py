@@ -12,12 +12,13 @@ from typing import Any
 from hf_prune import hub
 from hf_prune.assemble import Parent, write
 from hf_prune.blueprint import Blueprint
+from hf_prune.clock import Clock
 from hf_prune.documents import measured_again
 from hf_prune.errors import IncompatibleSources, InvalidBlueprint, InvalidRecipe, SourceError
 from hf_prune.events import Event, Finished, Stage, Started
 from hf_prune.found import Found
 from hf_prune.front import picked
-from hf_prune.job import Clock, Job, open_job
+from hf_prune.job import Job, open_job
 from hf_prune.patches import PATCH_FILE, load_patches
 from hf_prune.pipeline import copied, finish, finished
 from hf_prune.recipe import Recipe
@@ -150,6 +151,7 @@ CARRIED = (
     "figures/search.png",
     "figures/front.png",
     "figures/layers.png",
+    "figures/parents.png",
 )
 """What a healed folder takes over from the one it was made from."""
 
@@ -178,7 +180,7 @@ def _reopened(folder: Path, base: str | None, changes: dict[str, Any]) -> tuple[
     if any(name in changes for name in ("ratio", "keep_layers", "drop")):
         raise InvalidRecipe("The size of a finished result is what it is; compress its base again for another one.")
     recipe = Recipe.of(**{**kept, **changes, "base": base or str(blueprint.sources[0])})
-    job = replace(open_job(recipe), parent=parents[0])
+    job = replace(open_job(recipe), parents=tuple(parents))
     job.bank.patches.update(load_patches(folder / PATCH_FILE))
     cut = replace(blueprint, layers=tuple(replace(s, repair=None) for s in blueprint.layers))
     return job, Found(cut.canonical(), blueprint.canonical()), before

@@ -23,6 +23,7 @@ class Rival:
     blueprint: Blueprint
     removed: tuple[int, ...]
     values: tuple[float, ...]
+    label: str = ""
 
 
 @dataclass(frozen=True, slots=True)

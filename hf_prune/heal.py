@@ -9,7 +9,7 @@ helped.
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +31,8 @@ from hf_prune.architecture import Family
 from hf_prune.reference import Targets, log_rest
 
 Method = Literal["lora", "dora", "full"]
+Faculty = Callable[[Tensor, Sequence[int]], Tensor]
+"""Logits [N, T, V] for tokens [N, T], each row by the parent of that number."""
 RATES = {"lora": 1e-3, "dora": 1e-3, "full": 2e-4}
 """Peak learning rates that suit each method."""
 WARMUP, CLIP = 0.05, 1.0
@@ -85,13 +87,14 @@ class Healing:
 
 def heal(
     student: PreTrainedModel,
-    teacher: PreTrainedModel,
+    teacher: PreTrainedModel | Faculty,
     family: Family,
     train: Tensor,
     held: Tensor,
     course: Course,
     home: Path,
     progress: Callable[[int, int, float | None], None] = lambda done, total, loss: None,
+    whose: tuple[Sequence[int], Sequence[int]] | None = None,
 ) -> Healing:
     """Train `student`, and give it the weights of its best state.
 
@@ -99,13 +102,14 @@ def heal(
 
     Args:
         student: the cut model, on its device; changed in place.
-        teacher: the dense parent, on the same device.
+        teacher: the dense parent, on the same device; or what several of them say to tokens of given parents.
         family: names the layers that are trained.
         train: int64 [N, T] windows, read again when the budget is larger.
         held: int64 [M, T] windows that choose the best state; disjoint from `train`.
         course: how to train.
         home: folder of the checkpoints.
         progress: told steps done, steps in all, and the selection loss where it was looked at.
+        whose: with several, the number of the parent that teaches each window of `train` and of `held`.
     """
     # PEFT asks the Hub about the model of that name, and writes it down.
     student.name_or_path = student.config.name_or_path = ""
@@ -119,8 +123,8 @@ def heal(
         model=model,
         args=_arguments(course, steps, home, student),
         # Whole batches, so that every step is of one size; the Trainer's own way would cut the evaluation too.
-        train_dataset=_Windows(train[: len(train) // course.batch * course.batch or None]),
-        eval_dataset=_Windows(held),
+        train_dataset=_Windows(train[: len(train) // course.batch * course.batch or None], whose and whose[0]),
+        eval_dataset=_Windows(held, whose and whose[1]),
         callbacks=[
             _Patience(course.patience),
             _Marker(),
@@ -223,16 +227,17 @@ def _arguments(course: Course, steps: int, home: Path, student: PreTrainedModel)
 
 
 class _Windows(Dataset):
-    """Rows of int64 [N, T]."""
+    """Rows of int64 [N, T], with the number of the teacher where there are several."""
 
-    def __init__(self, tokens: Tensor) -> None:
-        self.tokens = tokens
+    def __init__(self, tokens: Tensor, whose: Sequence[int] | None = None) -> None:
+        self.tokens, self.whose = tokens, whose
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def __getitem__(self, row: int) -> dict[str, Tensor]:
-        return {"input_ids": self.tokens[row]}
+        taught = {} if self.whose is None else {"whose": torch.tensor(self.whose[row])}
+        return {"input_ids": self.tokens[row], **taught}
 
 
 class _Distillation(Trainer):
@@ -260,10 +265,15 @@ class _Distillation(Trainer):
         given = None
         if self.course.kl:
             with torch.no_grad():
-                given = Targets.of(self.teacher(input_ids=tokens, use_cache=False).logits[:, :-1], self.course.top_k)
+                given = Targets.of(self._taught(tokens, inputs.get("whose"))[:, :-1], self.course.top_k)
         said = model(input_ids=tokens, use_cache=False)
         loss = distillation(said.logits[:, :-1], given, tokens[:, 1:], self.course).mean()
         return (loss, said) if return_outputs else loss
+
+    def _taught(self, tokens: Tensor, whose: Tensor | None) -> Tensor:
+        if whose is None:
+            return self.teacher(input_ids=tokens, use_cache=False).logits
+        return self.teacher(tokens, whose.tolist())
 
     @torch.no_grad()
     def prediction_step(self, model: Any, inputs: dict[str, Tensor], *_: Any, **__: Any) -> tuple[Tensor, None, None]:

@@ -1,57 +1,43 @@
 """One run: a recipe with its base pinned and opened, its evidence, its evaluator and the meaning of its genomes."""
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedModel
 
 from hf_prune import hub
-from hf_prune.assemble import Parent, assemble, quiet
+from hf_prune.assemble import Parent, assemble, check, quiet
 from hf_prune.bank import LayerBank
-from hf_prune.blueprint import Blueprint, Fidelity, Genome, Trial
+from hf_prune.blueprint import Blueprint, Fidelity, Genome, LayerSpec, Part, Source, Trial
 from hf_prune.calibration import Windows, windows
-from hf_prune.errors import InvalidData
+from hf_prune.errors import AdapterAlone, InvalidData, InvalidRecipe
 from hf_prune.evaluate import Evaluator
+from hf_prune.exam import Exam
 from hf_prune.methods import METHODS
+from hf_prune.methods.stitch import Stack
 from hf_prune.objectives import OBJECTIVES, Measures, values
 from hf_prune.patches import load_patches, save_patches
 from hf_prune.plan import Target, layers_to_remove
 from hf_prune.recipe import DEFAULT_DATA, Recipe
+from hf_prune.reference import Dense
 from hf_prune.repair import Repaired, repair
+from hf_prune.tasks import load_tasks
 from hf_prune.training_aware import Lesson, TrainingAware
 
 ALWAYS = ("kl", "perplexity", "similarity", "kl_similarity", "params")
 """What every trial is journaled with, so that reports and baselines need no second forward."""
 
 
+CAPACITY = 64
+"""Merged layers that are kept beside the base unless told otherwise."""
 FINAL_STAGES = 3
 """Rounds of training-aware selection: each trains twice as long as the one before, and half of the finalists go on."""
-
-
-class Clock:
-    """Wall seconds per stage."""
-
-    def __init__(self) -> None:
-        self.started = self.last = time.monotonic()
-        self.laps: dict[str, float] = {}
-
-    def lap(self, name: str) -> None:
-        """Close the stage that ran until now."""
-        now = time.monotonic()
-        self.laps[name] = round(self.laps.get(name, 0.0) + now - self.last, 2)
-        self.last = now
-
-    @property
-    def seconds(self) -> dict[str, float]:
-        """All laps and their total."""
-        return {**self.laps, "total": round(time.monotonic() - self.started, 2)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,9 +45,29 @@ class Job:
     """A run with its base pinned and opened; what is heavy is made when first asked for, once."""
 
     recipe: Recipe
-    parent: Parent
+    parents: tuple[Parent, ...]
     target: Target
-    card: Mapping[str, Any]
+    cards: tuple[Mapping[str, Any], ...]
+
+    @property
+    def parent(self) -> Parent:
+        """The base."""
+        return self.parents[0]
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """Base and variants, by which blueprints of this run are numbered."""
+        return tuple(p.source for p in self.parents)
+
+    def identity(self, number: int) -> Blueprint:
+        """A parent, whole."""
+        layers = tuple(LayerSpec((Part(number, i),)) for i in range(self.parent.depth))
+        return Blueprint(self.sources, layers, number, number)
+
+    def assembled(self, blueprint: Blueprint) -> PreTrainedModel:
+        """A blueprint of this run as a model, in the precision and on the device of the search."""
+        patches = self.bank.named(blueprint)
+        return assemble(blueprint.over(self.sources), self.parents, patches, dtype=self.dtype, device=self.device)
 
     @property
     def home(self) -> Path:
@@ -119,19 +125,90 @@ class Job:
     @cached_property
     def stored(self) -> torch.dtype:
         """Precision of the checkpoint, and so of the result."""
-        return self.parent.checkpoint.tensor(next(iter(self.parent.shapes))).dtype
+        return self.parent.dtype
 
     @cached_property
     def bank(self) -> LayerBank:
         """The dense model, resident."""
         identity = Blueprint.identity(self.parent.source, self.parent.depth)
-        return LayerBank(assemble(identity, [self.parent], dtype=self.dtype, device=self.device), [self.parent])
+        model = assemble(identity, [self.parent], dtype=self.dtype, device=self.device)
+        return LayerBank(model, self.parents, self._capacity())
+
+    def _capacity(self) -> int:
+        """Merged layers kept beside the base."""
+        memory = self.recipe.memory
+        if memory is None:
+            return CAPACITY
+        layer = self.parent.layer_parameters * self.dtype.itemsize
+        room = int((memory * 2**30 - self.parent.parameters * self.dtype.itemsize) / layer) - len(self.parents)
+        if room < 1:
+            least = (self.parent.parameters * self.dtype.itemsize + (len(self.parents) + 1) * layer) / 2**30
+            raise InvalidRecipe(f"memory {memory:g} GiB is too little: base and layers being merged need {least:.2f}.")
+        return room
 
     @cached_property
     def evaluator(self) -> Evaluator:
         """The sweep over the search windows, followed by the selection windows."""
-        tokens = torch.cat([self.evidence[s].tokens for s in ("search", "selection")])
-        return Evaluator(self.bank, tokens, with_modules=OBJECTIVES[self.recipe.objective].needs_modules)
+        splits = [self.evidence[s] for s in ("search", "selection")]
+        evaluator = Evaluator(
+            self.bank,
+            torch.cat([s.tokens for s in splits]),
+            with_modules=OBJECTIVES[self.recipe.objective].needs_modules,
+            corpora=[self.corpora.index(c) for s in splits for c in s.corpora],
+            exam=self._exam if self.recipe.search_tasks else None,
+        )
+        if len(self.parents) > 1:
+            self.known.extend(evaluator.evaluate([self.identity(k) for k in range(len(self.parents))], self.full))
+            evaluator.teach([self.teacher(c) for s in splits for c in s.corpora])
+        return evaluator
+
+    def _exam(self, dense: Dense) -> Exam:
+        tasks = load_tasks(self.recipe.search_tasks)
+        exam = Exam(dense, tasks, self.tokenizer, self.recipe.seed)
+        need = self.recipe.search_items + self.recipe.selection_items
+        if short := next((t for t in tasks if len(t.items) < need), None):
+            raise InvalidData(
+                f"The task {short.name} has {len(short.items)} items, but search_items and selection_items ask for "
+                f"{need}; lower them."
+            )
+        return exam
+
+    @cached_property
+    def corpora(self) -> tuple[str, ...]:
+        """Names of the corpora, in the order of the measures' texts."""
+        return tuple(sorted({c for s in ("search", "selection") for c in self.evidence[s].corpora}))
+
+    @cached_property
+    def known(self) -> list[Measures]:
+        """Of every parent on the full search evidence; filled when the evaluator is made."""
+        return []
+
+    def teacher(self, corpus: str) -> int:
+        """The parent that knows a corpus best, by its search text; the base where a text was not searched on."""
+        if len(self.parents) == 1 or corpus not in self.corpora:
+            return 0
+        column = self.corpora.index(corpus)
+        return min(range(len(self.parents)), key=lambda k: self.known[k].texts[column])
+
+    @property
+    def dense(self) -> int:
+        """The best parent on the search evidence: by tasks where there are some, else by text."""
+        if len(self.parents) == 1:
+            return 0
+        self.evaluator  # noqa: B018 - measures the parents
+        worth = [m.error if m.tasks else m.text for m in self.known]
+        return min(range(len(worth)), key=lambda k: worth[k])
+
+    @property
+    def full(self) -> Fidelity:
+        """All the search evidence."""
+        return self.fidelity(self.recipe.sequences)
+
+    def fidelity(self, sequences: int) -> Fidelity:
+        """So many windows of search text, and the same share of the items of every task."""
+        r = self.recipe
+        items = max(1, r.search_items * sequences // r.sequences) if r.search_tasks else 0
+        return Fidelity(sequences, items=items)
 
     def repaired(
         self, cut: Blueprint, sequences: int, progress: Callable[[int, int], None] = lambda done, total: None
@@ -142,8 +219,10 @@ class Job:
         if path.is_file():
             self.bank.patches.update(load_patches(patches))
             return Repaired.from_json(path.read_text(encoding="utf-8"))
-        fit, held = self.training(sequences).tokens, self.evidence["selection"].tokens
-        done = repair(self.bank, cut, fit, held, reach=self.recipe.reach, progress=progress)
+        fit, held = self.training(sequences), self.evidence["selection"]
+        whose = [self.teacher(c) for windows in (fit, held) for c in windows.corpora]
+        done = repair(self.bank, cut, fit.tokens, held.tokens, reach=self.recipe.reach, teachers=whose,
+                      progress=progress)  # fmt: skip
         save_patches(self.bank.named(done.blueprint), patches)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
@@ -162,30 +241,61 @@ class Job:
     @property
     def selection(self) -> Fidelity:
         """The windows that choose among finalists."""
-        return Fidelity(self.recipe.selection_sequences, start=self.recipe.sequences)
+        r = self.recipe
+        tasks = {"items": r.selection_items, "first_item": r.search_items} if r.search_tasks else {}
+        return Fidelity(r.selection_sequences, start=r.sequences, **tasks)
 
     @cached_property
     def columns(self) -> tuple[str, ...]:
         """Objectives of every journaled value tuple; the searched one first."""
-        return (self.recipe.objective, *(n for n in ALWAYS if n != self.recipe.objective))
+        tasks = [f"task:{t.name}" for t in load_tasks(self.recipe.search_tasks)] if self.recipe.search_tasks else []
+        asked = (*ALWAYS, *(("tasks", "doubt", *tasks) if tasks else ()), *(("text",) if len(self.parents) > 1 else ()))
+        return tuple(dict.fromkeys((self.recipe.objective, *asked)))
 
     @cached_property
     def scorer(self) -> "Scorer":
         """Over the genomes of the recipe's method at this run's budget (free for a front)."""
         depth, remove, method = self.parent.depth, self.target.remove or None, METHODS[self.recipe.method]
+        if self.recipe.method == "stitch":
+            return Scorer(self, self.stitches(self.recipe.merges))
         if self.recipe.method == "collapse":
             return Scorer(self, method(depth, remove, self.recipe.rules, self.recipe.norms))
         return Scorer(self, method(depth, 2 * remove if remove and self.recipe.method == "halves" else remove))
 
-    def deletions(self, remove: int) -> "Scorer":
-        """Over the plain deletions of `remove` layers: the space of every baseline."""
-        return Scorer(self, METHODS["collapse"](self.parent.depth, remove, ("keep",)))
+    def stitches(self, merges: tuple[str, ...], blend: bool = True) -> Any:
+        """The space of stitched models at this run's budget."""
+        ends = [self._distinct(names) for names in self._outside()]
+        return METHODS["stitch"](self.parent.depth, self.target.remove or None, len(self.parents), merges,
+                                 self.recipe.mix_halves, blend, *ends)  # fmt: skip
+
+    def _outside(self) -> tuple[list[str], list[str]]:
+        """Names of the tensors before the layers, and of those behind them."""
+        family = self.parent.family
+        names = [n for n in self.parent.shapes if not n.startswith(family.prefix)]
+        behind = [n for n in names if n.startswith((family.norm + ".", "lm_head."))]
+        return [n for n in names if n not in behind], behind
+
+    def _distinct(self, names: Sequence[str]) -> tuple[int, ...]:
+        """The first parent of every kind, as far as these tensors go."""
+        seen: list[list[torch.Tensor]] = []
+        found = []
+        for number, parent in enumerate(self.parents):
+            mine = [parent.outside_tensor(n) for n in names]
+            if not any(all(map(torch.equal, mine, theirs)) for theirs in seen):
+                seen.append(mine)
+                found.append(number)
+        return tuple(found)
+
+    def deletions(self, remove: int, mix: tuple[float, ...] = (1.0,)) -> "Scorer":
+        """Over the plain deletions of `remove` layers of the base, or of a mix of the parents: the baselines' space."""
+        return Scorer(self, METHODS["collapse"](self.parent.depth, remove, ("keep",)), mix)
 
     def header(self) -> dict[str, Any]:
         """What a journal must agree on to be resumed."""
         return {
             "recipe": self.recipe.search_digest,
             "base": str(self.parent.source),
+            **({"variants": [str(s) for s in self.sources[1:]]} if len(self.sources) > 1 else {}),
             "evidence": [self.evidence[s].digest for s in ("search", "selection")],
             "objectives": list(self.columns),
             "numerics": {"torch": torch.__version__.split("+")[0], "transformers": transformers.__version__,
@@ -199,10 +309,20 @@ class Scorer:
 
     job: Job
     space: Any
+    mix: tuple[float, ...] = (1.0,)
+    """Weights of the parents in every layer, where the space knows one model only."""
 
     def blueprint(self, genome: Genome) -> Blueprint:
         """The model a genome stands for."""
-        return Blueprint((self.job.parent.source,), self.space.decode(genome)).canonical()
+        model = self.space.decode(genome)
+        if isinstance(model, Stack):
+            return Blueprint(self.job.sources, *model).canonical()
+        layers = tuple(replace(s, parts=self._mixed(s.parts)) for s in model) if self.mix != (1.0,) else model
+        first = next(k for k, w in enumerate(self.mix) if w)
+        return Blueprint(self.job.sources, layers, first, first).canonical()
+
+    def _mixed(self, parts: Sequence[Part]) -> tuple[Part, ...]:
+        return tuple(Part(k, p.layer, p.weight * w) for p in parts for k, w in enumerate(self.mix) if w)
 
     def key(self, trial: Trial) -> tuple[str, Fidelity]:
         """What identifies a trial in the journal: the model, not its spelling, and the evidence."""
@@ -253,14 +373,19 @@ def open_job(recipe: Recipe) -> Job:
         SourceError, UnsupportedArchitecture, IncompatibleSources: the base cannot be used.
         InvalidRecipe: the target cannot be met.
     """
-    pulled = hub.pull(recipe.base, allow_pickle=recipe.allow_pickle, trust_remote_code=recipe.trust_remote_code)
-    parent = Parent.open(
-        pulled.source,
-        pulled.folder,
-        pulled.adapter,
-        allow_pickle=recipe.allow_pickle,
-        trust_remote_code=recipe.trust_remote_code,
-    )
+    trust = {"allow_pickle": recipe.allow_pickle, "trust_remote_code": recipe.trust_remote_code}
+    pulled = [hub.pull(recipe.base, **trust), *(pull_variant(recipe.base, v, **trust) for v in recipe.variants)]
+    parents = tuple(Parent.open(p.source, p.folder, p.adapter, **trust) for p in pulled)
+    parent = parents[0]
+    check(Blueprint(tuple(p.source for p in parents), (LayerSpec((Part(0, 0),)),)), parents)
     sizes = [parent.layer_parameters] * parent.depth
     target = layers_to_remove(recipe, parent.depth, sizes, parent.parameters)
-    return Job(recipe, parent, target, pulled.card)
+    return Job(recipe, parents, target, tuple(p.card for p in pulled))
+
+
+def pull_variant(base: str, variant: str, **trust: bool) -> hub.Pulled:
+    """Pin and pull a variant; an adapter named alone belongs to the base."""
+    try:
+        return hub.pull(variant, **trust)
+    except AdapterAlone:
+        return hub.pull(f"{base}+{variant}", **trust)

@@ -183,7 +183,7 @@ def _encoded(row: Row) -> dict[str, Any]:
     return {
         "digest": row.digest,
         "genome": [int(gene) for gene in row.genome],
-        "fidelity": [f.sequences, f.start, f.heal_tokens, f.repair],
+        "fidelity": [f.sequences, f.start, f.heal_tokens, f.repair, *([f.items, f.first_item] if f.items else [])],
         "values": [float(v) if math.isfinite(v) else str(float(v)) for v in row.values],
     }
 

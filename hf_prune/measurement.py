@@ -9,13 +9,14 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hf_prune import capabilities, harness, report, speed
-from hf_prune.assemble import assemble, quiet
-from hf_prune.blueprint import Blueprint, Fidelity
+from hf_prune.assemble import quiet
+from hf_prune.blueprint import Fidelity
 from hf_prune.capabilities import Observed, observe
 from hf_prune.evaluate import Evaluator
-from hf_prune.found import LABELS, Found
+from hf_prune.found import Found
 from hf_prune.harness import HarnessScores
 from hf_prune.job import Job
+from hf_prune.retention import retention
 from hf_prune.tasks import load_tasks
 
 ADAPTER = "adapter"
@@ -46,10 +47,12 @@ def measured(job: Job, found: Found, folder: Path, healing: Mapping[str, Any] | 
     recipe, windows = job.recipe, job.evidence["report"]
     rng = np.random.default_rng(recipe.seed)
     evaluator = Evaluator(job.bank, windows.tokens)
+    if job.dense:
+        evaluator.teach([job.dense] * len(windows.tokens))
     seen = _observed(job, evaluator, found, folder, healing)
     dense, ours = seen["dense"], list(seen.values())[-1]
-    entries = [("hf_prune", "hf_prune", found.cut), *((r.name, LABELS[r.name], r.blueprint) for r in found.rivals)]
-    models = {"dense": job.bank.model, "pruned": _loaded(job, folder)}
+    entries = [("hf_prune", "hf_prune", found.cut), *((r.name, r.label, r.blueprint) for r in found.rivals)]
+    models = {"dense": _dense(job), "pruned": _loaded(job, folder)}
     return {
         "text": report.text(dense.text, ours.text, windows),
         "baselines": report.baselines(entries, evaluator, windows, seen["cut"].text) if found.rivals else [],
@@ -57,6 +60,7 @@ def measured(job: Job, found: Found, folder: Path, healing: Mapping[str, Any] | 
         "stages": capabilities.stages(seen, windows, rng),
         "generation": capabilities.samples(seen, job.tokenizer, windows),
         "speed": speed.measure(models, rng),
+        "retention": retention(job, found),
     }
 
 
@@ -65,7 +69,7 @@ def _observed(
 ) -> dict[str, Observed]:
     """Every stage that this run has, dense first; one model at a time beside the dense one."""
     recipe, windows = job.recipe, job.evidence["report"]
-    blueprints = {"dense": Blueprint.identity(job.parent.source, job.parent.depth), "cut": found.cut}
+    blueprints = {"dense": job.identity(job.dense), "cut": found.cut}
     if found.winner != found.cut:
         blueprints["repaired"] = found.winner
     scores = evaluator.token_scores(list(blueprints.values()), Fidelity(len(windows.tokens)))
@@ -76,17 +80,21 @@ def _observed(
     seen = {}
     for stage in [*blueprints, *(["healed"] if trained else [])]:
         if stage == "dense":
-            model = job.bank.model
+            model = _dense(job)
         elif stage == last:
             model = _loaded(job, folder)
         else:
-            patches = job.bank.named(blueprints[stage])
-            model = assemble(blueprints[stage], [job.parent], patches, dtype=job.dtype, device=job.device)
+            model = job.assembled(blueprints[stage])
         text = texts[stage] if stage in texts else evaluator.live_scores(model)
         digest = blueprints[stage].digest if stage in blueprints else f"{found.winner.digest}-{recipe.digest}"
         harness = scores_of(model, job, digest) if recipe.lm_eval else {}
         seen[stage] = observe(model, text, job.tokenizer, windows, questions, recipe.task_items, harness)
     return seen
+
+
+def _dense(job: Job) -> PreTrainedModel:
+    """The best dense parent."""
+    return job.assembled(job.identity(job.dense)) if job.dense else job.bank.model
 
 
 def scores_of(model: PreTrainedModel, job: Job, digest: str) -> dict[str, HarnessScores]:

@@ -41,3 +41,16 @@ def linear(tensors: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.T
 
 
 MERGES: dict[str, Merge] = {"linear": linear}
+
+
+def check_merge(name: str, parts: int) -> None:
+    """Temporary."""
+    from hf_prune.errors import InvalidBlueprint
+
+    if name.partition(":")[0] not in MERGES:
+        raise InvalidBlueprint(f"The blueprint merges by {name!r}; known are {', '.join(MERGES)}.")
+
+
+def merged(name: str, tensors: Sequence[torch.Tensor], weights: Sequence[float], where: str = "") -> torch.Tensor:
+    """Temporary."""
+    return MERGES[name](tensors, weights)

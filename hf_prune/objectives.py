@@ -4,6 +4,8 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from hf_prune.tasks import TaskScores
+
 
 @dataclass(frozen=True, slots=True)
 class Measures:
@@ -15,6 +17,8 @@ class Measures:
     gelaco: mean of the three cosines of GeLaCo's first fitness; NaN unless asked for.
     parameters: of the candidate, removed halves not counted.
     finite: False when a hidden state overflowed or became NaN.
+    texts: like nll, per corpus; empty where it was not measured.
+    tasks: scores of every task that was asked.
     """
 
     kl: float
@@ -23,6 +27,23 @@ class Measures:
     gelaco: float
     parameters: int
     finite: bool = True
+    texts: tuple[float, ...] = ()
+    tasks: tuple[TaskScores, ...] = ()
+
+    @property
+    def text(self) -> float:
+        """Mean over the corpora of the negative log-likelihood, nats per token: mean log-perplexity."""
+        return sum(self.texts) / len(self.texts) if self.texts else self.nll
+
+    @property
+    def error(self) -> float:
+        """Mean over the tasks of the share of items answered wrongly."""
+        return sum(1.0 - t.accuracy for t in self.tasks) / len(self.tasks) if self.tasks else math.nan
+
+    @property
+    def doubt(self) -> float:
+        """Mean over the tasks of -log p(right answer), nats per item."""
+        return sum(t.doubt for t in self.tasks) / len(self.tasks) if self.tasks else math.nan
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +54,7 @@ class Objective:
     label: str
     needs_forward: bool = True
     needs_modules: bool = False
+    needs_tasks: bool = False
 
 
 OBJECTIVES: Mapping[str, Objective] = {
@@ -41,12 +63,26 @@ OBJECTIVES: Mapping[str, Objective] = {
     "similarity": Objective(lambda m: 1.0 - m.update_cosine, "1 - cosine of residual updates"),
     "kl_similarity": Objective(lambda m: m.kl + 1.0 - m.update_cosine, "KL + 1 - cosine of residual updates"),
     "gelaco_v1": Objective(lambda m: 1.0 - m.gelaco, "1 - GeLaCo v1 similarity", needs_modules=True),
+    "text": Objective(lambda m: m.text, "mean log-perplexity of the corpora"),
+    "tasks": Objective(lambda m: m.error, "share of task items answered wrongly", needs_tasks=True),
+    "doubt": Objective(lambda m: m.doubt, "-log p of the right answers (nats/item)", needs_tasks=True),
+    "abilities": Objective(lambda m: m.text + m.doubt, "log-perplexity - log p of the right answers", needs_tasks=True),
     "params": Objective(lambda m: float(m.parameters), "parameters", needs_forward=False),
 }
 
 
+def of_task(column: str) -> Objective:
+    """The column `task:NAME`: the share of its items answered wrongly."""
+    name = column.removeprefix("task:")
+
+    def wrong(measures: Measures) -> float:
+        return next((1.0 - t.accuracy for t in measures.tasks if t.task == name), math.nan)
+
+    return Objective(wrong, f"{name}: share answered wrongly", needs_tasks=True)
+
+
 def values(measures: Measures, names: tuple[str, ...]) -> tuple[float, ...]:
     """The named objectives in order; +inf for those that need a forward when the candidate broke."""
-    chosen = [OBJECTIVES[n] for n in names]
+    chosen = [OBJECTIVES.get(n) or of_task(n) for n in names]
     raw = [o.value(measures) if measures.finite or not o.needs_forward else math.inf for o in chosen]
     return tuple(v if not math.isnan(v) else math.inf for v in raw)

@@ -23,20 +23,24 @@ from hf_prune import hub
 from hf_prune.assemble import quiet, write
 from hf_prune.blueprint import Blueprint, Fidelity, Genome, Outcome, Trial
 from hf_prune.certificate import certify
+from hf_prune.clock import Clock
 from hf_prune.documents import describe, scored
 from hf_prune.errors import HfPruneError, InvalidRecipe
 from hf_prune.events import Assembled, Event, Finished, Pushed, Reported, Stage, Started
-from hf_prune.found import Found, Rival
+from hf_prune.found import LABELS, Found, Rival
 from hf_prune.front import front_of, picked
-from hf_prune.job import FINAL_STAGES, Clock, Job, open_job
+from hf_prune.job import FINAL_STAGES, Job, open_job
 from hf_prune.journal import Journal
 from hf_prune.plan import evaluations
 from hf_prune.recipe import Recipe
 from hf_prune.recovery import healed, repaired
 from hf_prune.reference import block_distance, block_influence
 from hf_prune.report import spearman
+from hf_prune.rivals import focused, stitched, warm_starts
 from hf_prune.search import SEARCHERS, Schedule, Scores, drive, finals
 
+UNTRAINED = ("similarity", "kl_similarity", "gelaco_v1")
+"""Objectives that a trained candidate is not measured by."""
 CERTIFIED = (2, 64)
 """Windows and tokens per window that the reload certificate compares."""
 RANDOM_DRAWS = 5
@@ -178,7 +182,7 @@ def finish(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        stored = write(found.winner, [job.parent], partial, job.bank.named(found.winner))
+        stored = write(found.winner.over(job.sources), job.parents, partial, job.bank.named(found.winner))
         rows, length = CERTIFIED
         expected = job.evaluator.logits(found.winner, rows)[:, :length]
         certificate = _certificate(job, expected, partial)
@@ -203,7 +207,8 @@ def finish(
 def _search(job: Job, journal: Journal, trials: int, clock: Clock) -> Generator[Event, None, Found]:
     """Baselines first (they seed the search), then the search, then the choice on the selection windows."""
     recipe, remove = job.recipe, job.target.remove
-    rivals = yield from _rivals(job, journal, remove, clock)
+    gather = stitched if recipe.variants else _rivals
+    rivals = yield from gather(job, journal, remove, clock)
     if recipe.drop:
         scorer = job.deletions(remove)
         cut = scorer.blueprint(scorer.space.from_removed(recipe.dropped()))
@@ -215,7 +220,7 @@ def _search(job: Job, journal: Journal, trials: int, clock: Clock) -> Generator[
     searching = SEARCHERS[recipe.search](scorer.space, schedule, np.random.default_rng(recipe.seed))
     seen = (0, job.columns.index("params")) if recipe.search == "nsga2" else (0,)
     finalists = yield from drive(
-        _focused(searching, seen), scorer.evaluate, journal, scorer.key, batch=BATCH, total=trials
+        focused(searching, seen), scorer.evaluate, journal, scorer.key, batch=BATCH, total=trials
     )
     layer_tokens = job.evaluator.cost.layer_tokens - before
     clock.lap("search")
@@ -238,12 +243,14 @@ def _schedule(job: Job, trials: int, seeds: tuple[Genome, ...] = (), finalists: 
     reference = job.evaluator.reference
     scores = Scores(block_influence(reference), block_distance(reference))
     return Schedule(
-        tuple(map(Fidelity, stages)), max(trials, 1), recipe.population, recipe.offspring, seeds, finalists, scores
+        tuple(map(job.fidelity, stages)), max(trials, 1), recipe.population, recipe.offspring, seeds, finalists, scores
     )
 
 
 def _seeds(job: Job, rivals: Sequence[Rival]) -> tuple[Genome, ...]:
     """The baselines' cuts; for a front, ShortGPT's cut at every size."""
+    if job.recipe.variants:
+        return warm_starts(job, rivals)
     cuts = [r.removed for r in rivals]
     if job.recipe.search == "nsga2":
         order = np.argsort(block_influence(job.evaluator.reference), kind="stable")
@@ -257,33 +264,20 @@ def _seeds(job: Job, rivals: Sequence[Rival]) -> tuple[Genome, ...]:
     return tuple(dict.fromkeys(seeds))
 
 
-def _focused(search: Any, columns: tuple[int, ...]) -> Generator[Any, Any, tuple[Outcome, ...]]:
-    """Let a searcher see only some of the journaled values; what it returns keeps them all."""
-    known: dict[Any, Outcome] = {}
-    try:
-        trials = next(search)
-        while True:
-            outcomes = yield trials
-            known |= {o.trial: o for o in outcomes}
-            trials = search.send(tuple(Outcome(o.trial, tuple(o.values[c] for c in columns)) for o in outcomes))
-    except StopIteration as stop:
-        return tuple(known[o.trial] for o in stop.value)
-
-
 def _rivals(job: Job, journal: Journal, remove: int, clock: Clock) -> Generator[Event, None, tuple[Rival, ...]]:
     """Every baseline's cut of the same number of layers, searched on the same evidence."""
     if not remove or not job.recipe.baselines:
         return ()
     yield Stage("baselines", ", ".join(job.recipe.baselines))
     scorer, rivals = job.deletions(remove), []
-    for name in job.recipe.baselines:
+    for name in (n for n in job.recipe.baselines if n in LABELS):
         schedule = _schedule(job, RANDOM_DRAWS if name == "random" else 1 << 30, finalists=RANDOM_DRAWS)
         search = SEARCHERS[name](scorer.space, schedule, np.random.default_rng(job.recipe.seed))
         column = job.columns.index("perplexity" if name == "greedy" else "kl")
-        ranked = yield from drive(_focused(search, (column,)), scorer.evaluate, journal, scorer.key)
+        ranked = yield from drive(focused(search, (column,)), scorer.evaluate, journal, scorer.key)
         best = ranked[len(ranked) // 2] if name == "random" else ranked[0]
         blueprint = scorer.blueprint(best.trial.genome)
-        rivals.append(Rival(name, blueprint, _removed(job, blueprint), best.values))
+        rivals.append(Rival(name, blueprint, _removed(job, blueprint), best.values, LABELS[name]))
     clock.lap("baselines")
     return tuple(rivals)
 
@@ -311,10 +305,10 @@ def _best_unseen(
     if len(few) < 2:
         return job.scorer.blueprint(order[0].trial.genome), None
     yield Stage("select", f"{len(few)} finalists, {' and '.join(_means(job))}")
-    # A training measures no similarity, so candidates are then told apart by KL.
-    column = 0 if job.recipe.objective in ("kl", "perplexity") else job.columns.index("kl")
+    # A training measures no similarity and asks no tasks, so candidates are then told apart by KL.
+    column = 0 if job.recipe.objective not in UNTRAINED else job.columns.index("kl")
     genomes = [o.trial.genome for o in few]
-    ranked = yield from drive(_focused(finals(genomes, stages), (column,)), job.scorer.evaluate, journal,
+    ranked = yield from drive(focused(finals(genomes, stages), (column,)), job.scorer.evaluate, journal,
                               job.scorer.key, batch=1, total=_asked(len(few), len(stages)))  # fmt: skip
     after = [journal.get(job.scorer.key(Trial(g, stages[0])))[column] for g in genomes]
     before = [o.values[column] for o in few]

@@ -26,6 +26,8 @@ RANDOM_DRAWS = 5
 LOCAL = "sha256-"
 """What the revision of a local folder begins with; nothing is downloaded for it."""
 TRIALS_PER_SWAP = 5
+SEARCHED = ("removal", "selection")
+"""Baselines of stitch that are searches of their own."""
 HEADS = ("lm_head.weight", "embed_out.weight")
 
 
@@ -156,6 +158,8 @@ def asked(recipe: Recipe) -> str:
         return "drop " + ",".join(recipe.drop)
     if recipe.keep_layers is not None:
         return f"keep {recipe.keep_layers}"
+    if recipe.drop_layers is not None:
+        return f"drop {recipe.drop_layers} layers"
     return "every size" if recipe.search == "nsga2" else f"ratio {recipe.ratio or DEFAULT_RATIO:g}"
 
 
@@ -185,6 +189,13 @@ def layers_to_remove(recipe: Recipe, depth: int, layer_parameters: Sequence[int]
                 f"keep between 1 and {depth - 1} of them."
             )
         return Target(depth - recipe.keep_layers, (depth - recipe.keep_layers) * share, None)
+    if recipe.drop_layers is not None:
+        if not 1 <= recipe.drop_layers < depth:
+            raise InvalidRecipe(
+                f"drop_layers is {recipe.drop_layers}, but the model has {depth} layers; "
+                f"remove between 1 and {depth - 1} of them."
+            )
+        return Target(recipe.drop_layers, recipe.drop_layers * share, None)
     ratio = recipe.ratio or DEFAULT_RATIO
     remove = math.ceil(ratio / share - 0.5)
     if not 1 <= remove < depth:
@@ -210,6 +221,8 @@ def candidates(recipe: Recipe, depth: int, remove: int) -> int:
     if recipe.drop:
         return 1
     space, budget = METHODS[recipe.method], remove or None
+    if recipe.method == "stitch":
+        return space(depth, budget, 1 + len(recipe.variants), recipe.merges, recipe.mix_halves).count()
     if recipe.method == "collapse":
         return space(depth, budget, recipe.rules, recipe.norms).count()
     return space(depth, 2 * remove if remove and recipe.method == "halves" else budget).count()
@@ -234,13 +247,21 @@ def evaluations(recipe: Recipe, depth: int, remove: int) -> int:
         case "exhaustive":
             needed = candidates(recipe, depth, remove)
         case _:
-            return recipe.evaluations or recipe.population + TRIALS_PER_SWAP * middle * (depth - middle)
+            # A kept layer may take any of the variants, or more or less of it.
+            moves = middle * (depth - middle) + 2 * len(recipe.variants) * (depth - middle)
+            return recipe.evaluations or recipe.population + TRIALS_PER_SWAP * moves
     return min(needed, recipe.evaluations or needed)
 
 
 def baseline_evaluations(recipe: Recipe, depth: int, remove: int) -> int:
     """Trials of the baselines, which delete as many whole layers; none beside a front."""
-    return sum(_rival_trials(name, depth, remove) for name in recipe.baselines) if remove else 0
+    if not remove:
+        return 0
+    if recipe.method != "stitch":
+        return sum(_rival_trials(name, depth, remove) for name in recipe.baselines if name not in SEARCHED)
+    cuts = sum(_rival_trials(name, depth, remove) for name in ("shortgpt", "greedy") if name in recipe.baselines)
+    searched = sum(name in recipe.baselines for name in SEARCHED)
+    return (2 + len(recipe.variants)) * cuts + searched * evaluations(recipe, depth, remove)
 
 
 def _rival_trials(name: str, depth: int, remove: int) -> int:
@@ -253,6 +274,7 @@ def layer_passes(recipe: Recipe, depth: int, remove: int) -> int:
     baselines = sum(
         greedy if name == "greedy" else _rival_trials(name, depth, remove) * (depth - remove)
         for name in (recipe.baselines if remove else ())
+        if name not in SEARCHED
     )
     whole = recipe.method != "halves"
     if recipe.search == "greedy" and whole and not recipe.drop:

@@ -11,17 +11,19 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from hf_prune.errors import InvalidRecipe
 
-Method = Literal["collapse", "halves", "intervals"]
+Method = Literal["collapse", "halves", "intervals", "stitch"]
 Search = Literal[
     "staged", "genetic", "nsga2", "evopress", "greedy", "exhaustive", "random", "shortgpt", "window", "last"
 ]
-Objective = Literal["kl", "perplexity", "similarity", "kl_similarity", "gelaco_v1"]
-Baseline = Literal["random", "last", "shortgpt", "window", "greedy"]
+Objective = Literal[
+    "kl", "perplexity", "similarity", "kl_similarity", "gelaco_v1", "text", "tasks", "doubt", "abilities"
+]
+Baseline = Literal["random", "last", "shortgpt", "window", "greedy", "removal", "selection"]
 
 RULES = ("keep", "mean", "difference:0.5", "difference:1.0", "laco-released")
 DEFAULT_RATIO = 0.25
 DEFAULT_DATA = "Salesforce/wikitext:wikitext-2-raw-v1"
-NOT_IDENTITY = {"output", "push_to", "create_pr", "public", "commit_message", "overwrite", "device"}
+NOT_IDENTITY = {"output", "memory", "push_to", "create_pr", "public", "commit_message", "overwrite", "device"}
 """Fields that do not change which model comes out, so a changed value does not make a journal stale."""
 
 AFTER_SEARCH = {
@@ -31,10 +33,13 @@ AFTER_SEARCH = {
 }  # fmt: skip
 """Fields that no candidate's score depends on, so a journal is good for any of their values."""
 
+NUMBER = r"\d+(\.\d+)?"
+MERGE = rf"linear|slerp|(task-arithmetic|passthrough):{NUMBER}|ties:{NUMBER}|dare(-ties)?:{NUMBER}(:\d+)?"
+
 AT_LEAST_ONE = (
     "sequences", "selection_sequences", "report_sequences", "population", "offspring", "evaluations", "task_items",
-    "lm_eval_limit", "repair_sequences", "repair_finalists", "heal_rank", "heal_top_k", "heal_batch", "heal_checks",
-    "heal_patience",
+    "lm_eval_limit", "repair_sequences", "repair_finalists", "search_items", "selection_items", "heal_rank", "heal_top_k",
+    "heal_batch", "heal_checks", "heal_patience",
 )  # fmt: skip
 
 
@@ -57,15 +62,27 @@ class Recipe(BaseModel):
     base: str = Field(
         description="Local folder, repo, repo@revision, or repo+adapter_repo (a PEFT LoRA, merged on load)."
     )
+    variants: tuple[str, ...] = Field(
+        (),
+        description="Fine-tuned variant of the base, spelled like one: a model of equal shape, or a PEFT LoRA.",
+        json_schema_extra={"flag": "variant"},
+    )
     output: str = Field("pruned", description="Folder for the result; must not exist unless --overwrite.")
-    method: Method = Field("collapse", description="What an integer means: collapse, halves or intervals.")
+    method: Method = Field("collapse", description="What an integer means: collapse, halves, intervals or stitch.")
     ratio: float | None = Field(None, description="Share of the whole model's parameters to remove, e.g. 0.25.")
     keep_layers: int | None = Field(None, description="Number of layers to keep, instead of --ratio.")
+    drop_layers: int | None = Field(None, description="Number of layers to remove, instead of --ratio.")
     drop: tuple[str, ...] = Field((), description="Layers to drop by hand, e.g. 21-28 or 3,6,7; no search.")
     rules: tuple[str, ...] = Field(RULES, description="Rules a group of layers may collapse by.")
     norms: Literal["follow", "kept"] = Field(
         "kept", description="Merged norms: follow the rule, or stay with the kept layer."
     )
+    merges: tuple[str, ...] = Field(
+        ("linear", "task-arithmetic:2"),
+        description="What stitch may merge layers by: linear, task-arithmetic:SCALE, slerp, ties:DENSITY, "
+        "dare:DENSITY[:SEED], dare-ties:DENSITY[:SEED], passthrough:SCALE.",
+    )
+    mix_halves: bool = Field(False, description="Stitch mixes attention and MLP of a layer apart.")
     objective: Objective = Field("kl", description="What the search minimises.")
     search: Search = Field("staged", description="Who proposes candidates.")
     evaluations: int | None = Field(
@@ -82,11 +99,18 @@ class Recipe(BaseModel):
     selection_sequences: int = Field(16, description="Windows that choose among finalists.")
     report_sequences: int = Field(48, description="Windows behind the published figures.")
     length: int = Field(256, description="Tokens per window.")
-    tasks: tuple[str, ...] = Field((), description="Multiple-choice JSONL files; default: the bundled cloze tasks.")
+    search_tasks: tuple[str, ...] = Field(
+        (), description="Tasks the search may learn from, disjoint from those of the report: JSONL files."
+    )
+    search_items: int = Field(64, description="Items of every task in full search evidence.")
+    selection_items: int = Field(64, description="Items of every task that choose among finalists.")
+    tasks: tuple[str, ...] = Field((), description="JSONL files of the report; default: the bundled cloze tasks.")
     task_items: int = Field(150, description="Most items per task in the report.")
     lm_eval: tuple[str, ...] = Field((), description="Tasks of lm_eval, by name or as a local YAML file.")
     lm_eval_limit: int | None = Field(None, description="Most documents per task of lm_eval.")
-    baselines: tuple[Baseline, ...] = Field(get_args(Baseline), description="Baselines measured at the same size.")
+    baselines: tuple[Baseline, ...] = Field(
+        get_args(Baseline), description="Baselines measured at the same size; removal and selection belong to stitch."
+    )
     repair: bool = Field(False, description="Refit the weights that stay, in closed form and without training.")
     reach: Literal["map", "gap", "all"] = Field(
         "all", description="What a repair refits: a map behind each gap, the layers before gaps, or all layers."
@@ -111,6 +135,9 @@ class Recipe(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Precision of the search; auto is the checkpoint's own where the device computes in it."
     )
+    memory: float | None = Field(
+        None, description="Most GiB for weights: the base, and as many merged layers as fit. Default: 64 layers."
+    )
     allow_pickle: bool = Field(False, description="Accept .bin weights (they can run code when read).")
     trust_remote_code: bool = Field(False, description="Accept models that ship their own code.")
     force_test_split: bool = Field(False, description="Search on a public test split although that spoils its figures.")
@@ -130,7 +157,9 @@ class Recipe(BaseModel):
                 raise ValueError(f"unknown key {key!r}{hint}")
         return raw
 
-    @field_validator("drop", "rules", "data", "tasks", "lm_eval", "baselines", mode="before")
+    @field_validator(
+        "drop", "rules", "data", "tasks", "lm_eval", "baselines", "variants", "merges", "search_tasks", mode="before"
+    )
     @classmethod
     def _one_or_many(cls, raw: Any) -> Any:
         # YAML: `data: folder` and `drop: [3, 6]` are what people write.
@@ -139,9 +168,9 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":
-        asked = [n for n in ("ratio", "keep_layers", "drop") if getattr(self, n) not in (None, ())]
+        asked = [n for n in ("ratio", "keep_layers", "drop_layers", "drop") if getattr(self, n) not in (None, ())]
         if len(asked) > 1:
-            raise ValueError(f"give only one of ratio, keep_layers and drop, not {' and '.join(asked)}")
+            raise ValueError(f"give only one of ratio, keep_layers, drop_layers and drop, not {' and '.join(asked)}")
         if self.ratio is not None and not 0 < self.ratio < 1:
             raise ValueError(f"ratio is the share of parameters to remove, between 0 and 1, not {self.ratio}")
         if self.search == "nsga2" and asked:
@@ -155,6 +184,7 @@ class Recipe(BaseModel):
             raise ValueError("heal_kl, heal_ce, heal_alpha and heal_lr must not be negative")
         if self.keep_adapter and self.heal_method == "full":
             raise ValueError("heal_method full trains the weights themselves, so there is no adapter to keep")
+        self._consistent_stitch()
         if self.length < 8:
             raise ValueError(f"length must be at least 8 tokens, not {self.length}")
         self.dropped()
@@ -165,6 +195,26 @@ class Recipe(BaseModel):
                     "laco-released"
                 )
         return self
+
+    def _consistent_stitch(self) -> None:
+        if (self.method == "stitch") != bool(self.variants):
+            raise ValueError(
+                "method stitch takes layers from a base and its variants; name at least one with --variant"
+                if self.method == "stitch"
+                else f"method {self.method} knows one model; with variants choose --method stitch"
+            )
+        if self.variants and self.search_heal:
+            raise ValueError("search_heal has one teacher and stitch several; leave it out and train with --heal")
+        if self.objective in ("tasks", "doubt", "abilities") and not self.search_tasks:
+            raise ValueError(f"objective {self.objective} needs tasks to search on; name files with --search-tasks")
+        if self.variants and self.drop:
+            raise ValueError("drop names layers of one model; with variants say how many go with --drop-layers")
+        for merge in self.merges:
+            if not re.fullmatch(MERGE, merge):
+                raise ValueError(
+                    f"unknown merge {merge!r}; merges are linear, task-arithmetic:SCALE, slerp, ties:DENSITY, "
+                    "dare:DENSITY[:SEED], dare-ties:DENSITY[:SEED] and passthrough:SCALE"
+                )
 
     def dropped(self) -> tuple[int, ...]:
         """`drop` as sorted layer numbers; ranges include both ends."""

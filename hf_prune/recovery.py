@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from hf_prune.heal import Course, Healing, heal
 from hf_prune.job import Job
 from hf_prune.measurement import ADAPTER
 from hf_prune.recipe import Recipe
+from hf_prune.teachers import Teachers
 from hf_prune.watch import Tell, watched
 
 
@@ -125,15 +126,24 @@ def _heal(job: Job, folder: Path, home: Path, tell: Tell) -> Healing:
         student = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, local_files_only=True, trust_remote_code=recipe.trust_remote_code
         ).to(job.device)
+        train, held = job.training(_windows(recipe)), job.evidence["selection"]
+        teacher, whose = job.bank.model, None
+        if len(job.parents) > 1:
+            whose = tuple([job.teacher(c) for c in windows.corpora] for windows in (train, held))
+
+            def teacher(tokens: torch.Tensor, numbers: Sequence[int]) -> torch.Tensor:
+                return Teachers.of(job.bank, job.evaluator.dense, len(tokens), numbers).say(tokens)
+
         return heal(
             student,
-            job.bank.model,
+            teacher,
             job.parent.family,
-            job.training(_windows(recipe)).tokens,
-            job.evidence["selection"].tokens,
+            train.tokens,
+            held.tokens,
             course(recipe),
             home,
             lambda done, total, loss: tell(Advanced("heal", done, total, loss)),
+            whose,
         )
 
 

@@ -4,8 +4,9 @@ Nothing here knows a family's forward: what each layer is given besides its hidd
 from one real forward, and what happens before the first layer is left to the model itself.
 """
 
+import copy
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +23,7 @@ TOP_K = 512
 TILE_TOKENS = 1024
 """Tokens per layer call on CPU: activations stay in cache, and every call has one shape, whoever shares it."""
 GPU_TILE_TOKENS = 1 << 15
+NOTHING: Mapping[str, Tensor] = {}
 HEAD_FLOATS, GPU_HEAD_FLOATS = 1 << 20, 1 << 28
 Halves = tuple[Tensor, Tensor] | None
 """Attention and MLP outputs of a layer, when they are recorded."""
@@ -105,17 +107,26 @@ class Dense:
 
     def apply(self, layer: torch.nn.Module, batches: Sequence[Tensor], call: Call) -> list[tuple[Tensor, Halves]]:
         """One layer over several [B, T, d], in tiles of whole sequences; with its halves' outputs where recorded."""
-        args, kwargs = call
-        outs = [torch.empty_like(b) for b in batches]
-        inner: list[list[tuple[Tensor, Tensor]]] = [[] for _ in batches]
+        return self.apply_each(layer, [(batch, call, False) for batch in batches])
+
+    def apply_each(
+        self, layer: torch.nn.Module, jobs: Sequence[tuple[Tensor, Call, bool]]
+    ) -> list[tuple[Tensor, Halves]]:
+        """`apply` where every batch has its own call; one that is `whole` is not cut, since its call fits its rows."""
+        outs = [torch.empty_like(batch) for batch, _, _ in jobs]
+        inner: list[list[tuple[Tensor, Tensor]]] = [[] for _ in jobs]
 
         def one(number: int, rows: slice) -> None:
-            result = layer(batches[number][rows], *args, **kwargs)
+            batch, (args, kwargs), _ = jobs[number]
+            result = layer(batch[rows], *args, **kwargs)
             outs[number][rows] = result[0] if isinstance(result, tuple) else result
             inner[number] += tap.take()
 
+        def tiles(batch: Tensor, whole: bool) -> list[slice]:
+            return [slice(0, len(batch))] if whole else self.tiles(batch, self.tile_tokens)
+
         with _Tap(layer, self.family, self.with_modules) as tap:
-            self.each(one, [(i, rows) for i, b in enumerate(batches) for rows in self.tiles(b, self.tile_tokens)])
+            self.each(one, [(i, rows) for i, (b, _, whole) in enumerate(jobs) for rows in tiles(b, whole)])
         return [(out, _joined(halves)) for out, halves in zip(outs, inner, strict=True)]
 
     def tiles(self, states: Tensor, tokens: int) -> list[slice]:
@@ -176,8 +187,11 @@ class Dense:
         kept = tuple(modules) if self.with_modules else None
         return Reference(tokens, tuple(hidden), top, log_p, log_p.exp(), log_tail, nll, tuple(calls), kept)
 
-    def record(self, tokens: Tensor) -> tuple[list[Call], Tensor]:
-        """What one real forward on int64 [1, T] tokens gives each layer besides its state, and its logits."""
+    def record(self, tokens: Tensor, **kwargs: Any) -> tuple[list[Call], Tensor]:
+        """What one real forward on int64 [1, T] tokens gives each layer besides its state, and its logits.
+
+        `kwargs` go to the model: masks and positions.
+        """
         calls: list[Call] = []
 
         def note(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -185,13 +199,13 @@ class Dense:
 
         hooks = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in self.layers]
         try:
-            return calls, self.model(input_ids=tokens, use_cache=False).logits
+            return calls, self.model(input_ids=tokens, use_cache=False, **kwargs).logits
         finally:
             for hook in hooks:
                 hook.remove()
 
-    def embed(self, tokens: Tensor) -> Tensor:
-        """What enters the first layer for int64 [N, T] tokens: [N, T, d]."""
+    def embed(self, tokens: Tensor, others: Mapping[str, Tensor] = NOTHING, **kwargs: Any) -> Tensor:
+        """What enters the first layer, [N, T, d], for int64 [N, T]; `others` stand in for tensors of the model."""
         seen: list[Tensor] = []
 
         def stop(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -200,12 +214,35 @@ class Dense:
 
         hook = self.layers[0].register_forward_pre_hook(stop, with_kwargs=True)
         try:
-            self.model(input_ids=tokens, use_cache=False)
+            torch.func.functional_call(
+                self.model, dict(others), kwargs={"input_ids": tokens, "use_cache": False, **kwargs}
+            )
         except _Reached:
             pass
         finally:
             hook.remove()
         return seen[0]
+
+    def ending(self, others: Mapping[str, Tensor]) -> "Dense":
+        """This model with another final norm and head, where `others` has them."""
+        if not others:
+            return self
+        other = copy.copy(self)
+        names = {id(m): n for n, m in self.model.named_modules()}
+        for part in ("norm", "head"):
+            module = getattr(self, part)
+            name = names[id(module)] + "."
+            mine = {n.removeprefix(name): t for n, t in others.items() if n.startswith(name)}
+            if part == "head" and not mine:
+                # A tied head is the embedding.
+                tied = self.model.get_input_embeddings()
+                key = names[id(tied)] + ".weight"
+                mine = {"weight": others[key]} if key in others and tied.weight is module.weight else {}
+            if mine:
+                copied = copy.deepcopy(module, {id(t): t for t in [*module.parameters(), *module.buffers()]})
+                copied.load_state_dict(mine, strict=False, assign=True)
+                setattr(other, part, copied.requires_grad_(False))
+        return other
 
     def _distributions(self, hidden: Tensor, tokens: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
         tops, logs, tails, nlls = [], [], [], []

@@ -22,10 +22,11 @@ from torch import Tensor
 
 from hf_prune.assemble import layer_tensors
 from hf_prune.bank import LayerBank
-from hf_prune.blueprint import GONE, Blueprint, LayerSpec, Part
+from hf_prune.blueprint import GONE, Blueprint, LayerSpec, Part, all_parts
 from hf_prune.reference import Call, Dense
 from hf_prune.ridge import Normal
-from hf_prune.sites import Site, Tap, between_halves, site_of
+from hf_prune.sites import Site, Tap, site_of
+from hf_prune.teachers import Teachers
 
 Reach = Literal["map", "gap", "all"]
 REACHES: tuple[Reach, ...] = get_args(Reach)
@@ -79,6 +80,7 @@ def repair(
     *,
     reach: Reach = "all",
     ridges: Sequence[float] = RIDGES,
+    teachers: Sequence[int] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Repaired:
     """Refit the layers of a cut model, first to last.
@@ -93,11 +95,12 @@ def repair(
         held: int64 [M, T] windows, disjoint from `fit`, that choose the ridge and judge the result.
         reach: `map` and `gap` refit only layers before a gap, the first in ReplaceMe's form; `all` refits every layer.
         ridges: candidates for the ridge, as shares of the mean diagonal.
+        teachers: number of the parent whose states each window aims at, [N + M]; None: the first.
         progress: told layers done and layers in all.
     """
-    blueprint = blueprint.canonical()
-    dense = Dense(bank.model, bank.parents[0].family)
-    walk = _Walk(dense, torch.cat([fit, held]), len(fit))
+    blueprint = blueprint.over(bank.sources)
+    dense, tokens = Dense(bank.model, bank.parents[0].family), torch.cat([fit, held])
+    walk = _Walk(Teachers.of(bank, dense, len(tokens), teachers), tokens, len(fit), blueprint.embed)
     layers, fits = [], []
     for spec, end in zip(blueprint.layers, _ends(blueprint, len(dense.layers)), strict=True):
         gap = end > walk.place + 1
@@ -125,12 +128,14 @@ class _Walk:
     """The dense and the repaired state of all windows, [N, T, d] each; `place`: source layers the dense one passed."""
 
     @torch.inference_mode()
-    def __init__(self, dense: Dense, tokens: Tensor, fitted: int) -> None:
-        self.dense, self.fitted, self.place = dense, fitted, 0
-        tokens = tokens.to(dense.device)
-        self.calls = dense.record(tokens[:1])[0]
-        self.original = torch.cat([dense.embed(tokens[rows]) for rows in dense.tiles(tokens, dense.tile_tokens)])
+    def __init__(self, teachers: Teachers, tokens: Tensor, fitted: int, embed: int = 0) -> None:
+        self.teachers, self.dense, self.fitted, self.place = teachers, teachers.dense, fitted, 0
+        tokens = tokens.to(self.dense.device)
+        self.calls = self.dense.record(tokens[:1])[0]
+        self.original = teachers.enter(tokens)
         self.state = self.original
+        if teachers.several or embed:
+            self.state = Teachers.of(teachers.bank, self.dense, len(tokens), [embed] * len(tokens)).enter(tokens)
 
     @torch.inference_mode()
     def advance(self, end: int, anchor: int | None = None) -> Tensor | None:
@@ -141,10 +146,10 @@ class _Walk:
         """
         between = None
         while self.place < end:
-            layer, call = self.dense.layers[self.place], self.calls[self.place]
+            call = self.calls[self.place]
             if self.place == anchor:
-                between = between_halves(layer, self.dense, self.original, call)
-            self.original = self.dense.apply(layer, [self.original], call)[0][0]
+                between = self.teachers.between(self.place, self.original, call)
+            self.original = self.teachers.step(self.place, self.original, call)
             self.place += 1
         return between
 
@@ -292,10 +297,10 @@ def _lanes(aims: Sequence[tuple[Site, Tensor]]) -> int:
 
 def _ends(blueprint: Blueprint, depth: int) -> list[int]:
     """For every output layer the source layer before which the dense state is its target: where the next one begins."""
-    begins = [min(p.layer for p in s.parts) for s in blueprint.layers[1:]] + [depth]
+    begins = [min(p.layer for p in all_parts(s)) for s in blueprint.layers[1:]] + [depth]
     ends, reached = [], 0
     for spec, begin in zip(blueprint.layers, begins, strict=True):
         # Repeated layers ask for no target behind what has been reached.
-        reached = max(reached, max(p.layer for p in spec.parts) + 1, begin)
+        reached = max(reached, max(p.layer for p in all_parts(spec)) + 1, begin)
         ends.append(reached)
     return ends

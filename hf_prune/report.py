@@ -162,6 +162,7 @@ def baselines(
             {
                 "name": name,
                 "label": label,
+                **({"blueprint": blueprint.to_json()} if len(evaluator.bank.parents) > 1 else {}),
                 "removed": [i for i in range(evaluator.bank.parents[0].depth) if i not in kept],
                 "layers": len(layers),
                 "parameters": evaluator.parameters(blueprint),

@@ -1,13 +1,13 @@
-"""Multiple choice on a live causal language model: which option does it find likeliest after the context?
+"""Tasks: which option is likeliest after a context, or is the answer, word for word, what would be generated?
 
 Tokenisation and the two accuracies follow EleutherAI's lm-evaluation-harness (`_encode_pair`, `acc`, `acc_norm`).
 """
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,9 +22,12 @@ LOGIT_BUDGET = 2**26
 Z95 = 1.959963984540054
 
 
+Kind = Literal["choice", "exact"]
+
+
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One question; `answer` indexes `choices`."""
+    """One question; `answer` indexes `choices`. Where a text is to be generated, it is the only choice."""
 
     context: str
     choices: tuple[str, ...]
@@ -33,15 +36,20 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A named list of questions; `chance` is the accuracy of guessing."""
+    """A named list of questions, all of one kind; `chance` is the accuracy of guessing.
+
+    `choice` compares options. `exact` asks whether greedy generation begins with the tokens of the answer: it does when
+    each of them is the likeliest behind those before it, which one forward tells.
+    """
 
     name: str
     items: tuple[Item, ...]
+    kind: Kind = "choice"
 
     @property
     def chance(self) -> float:
-        """Mean of 1 / number of options."""
-        return float(np.mean([1 / len(i.choices) for i in self.items]))
+        """Mean of 1 / number of options; 0 where text is generated."""
+        return 0.0 if self.kind == "exact" else float(np.mean([1 / len(i.choices) for i in self.items]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +62,17 @@ class TaskScores:
     log_likelihoods: np.ndarray
     correct: np.ndarray
     correct_norm: np.ndarray
+    answers: np.ndarray | None = None
+
+    @property
+    def doubt(self) -> float:
+        """Mean -log p(right answer) in nats: among the options, or of the text that is to be generated."""
+        table = self.log_likelihoods
+        if self.answers is None:
+            return float(-table[:, 0].mean())
+        top = table.max(1)
+        total = top + np.log(np.exp(table - top[:, None]).sum(1))
+        return float((total - table[np.arange(len(table)), self.answers]).mean())
 
     @property
     def accuracy(self) -> float:
@@ -72,7 +91,7 @@ class TaskScores:
 
 
 @dataclass(frozen=True, slots=True)
-class _Question:
+class Question:
     """An item in tokens: the `prefix` all options share, and per option the rest, its last `scored` tokens the option.
 
     Every rest begins with at least one token of the context, so that its first logits predict the option's first token.
@@ -111,18 +130,38 @@ def load_tasks(paths: Sequence[str | Path] = ()) -> tuple[Task, ...]:
 def score(model: Any, tokenizer: Any, task: Task, limit: int | None = None) -> TaskScores:
     """Score the first `limit` items of `task`; the model is used as it is (device, precision, eval or train mode)."""
     items = task.items[:limit]
-    bos, most = adds_bos(tokenizer), longest(model.config)
-    questions = [_question(n, item, tokenizer, bos, most) for n, item in enumerate(items)]
+    asked = questions(items, tokenizer, longest(model.config))
     table = np.full((len(items), max(len(i.choices) for i in items)), -np.inf)
-    for batch in _batches(questions, model.get_input_embeddings().weight.shape[0]):
-        for question, values in zip(batch, _log_likelihoods(model, batch), strict=True):
+    hits = np.zeros(len(items), bool)
+    for batch in _batches(asked, model.get_input_embeddings().weight.shape[0]):
+        for question, values, hit in zip(batch, *_log_likelihoods(model, batch), strict=True):
             table[question.number, : len(values)] = values
-    answers = np.array([i.answer for i in items])
+            hits[question.number] = hit
+    return judged(replace(task, items=items), table, hits)
+
+
+def questions(items: Sequence[Item], tokenizer: Any, most: int) -> list[Question]:
+    """Items in tokens; rows longer than `most` tokens lose their beginning."""
+    bos = adds_bos(tokenizer)
+    return [_question(n, item, tokenizer, bos, most) for n, item in enumerate(items)]
+
+
+def judged(task: Task, table: np.ndarray, hits: np.ndarray) -> TaskScores:
+    """What log-likelihoods make of a task.
+
+    Args:
+        task: its items are the rows.
+        table: float64 [items, most options], -inf where an item has fewer.
+        hits: bool [items]: every token of the first option was the likeliest.
+    """
+    if task.kind == "exact":
+        return TaskScores(task.name, task.chance, table, hits, hits)
+    answers = np.array([i.answer for i in task.items])
     characters = np.ones_like(table)
-    for n, item in enumerate(items):
+    for n, item in enumerate(task.items):
         characters[n, : len(item.choices)] = [len(c) for c in item.choices]
     correct, norm = table.argmax(1) == answers, (table / characters).argmax(1) == answers
-    return TaskScores(task.name, Task(task.name, items).chance, table, correct, norm)
+    return TaskScores(task.name, task.chance, table, correct, norm, answers)
 
 
 def encode_pair(tokenizer: Any, context: str, choice: str, bos: bool) -> tuple[list[int], list[int]]:
@@ -179,17 +218,28 @@ def _load(path: Path) -> Task:
     items = tuple(_item(line, f"Line {n} of {path}") for n, line in enumerate(lines, 1) if line.strip())
     if not items:
         raise InvalidData(f"The task file {path} is empty; give one JSON object of context, choices, answer a line.")
-    return Task(path.stem.removesuffix(".report").removesuffix(".search"), items)
+    kinds = {len(i.choices) > 1 for i in items}
+    if len(kinds) > 1:
+        raise InvalidData(f"The task file {path} mixes questions with and without choices; put them into two files.")
+    name = path.stem.removesuffix(".report").removesuffix(".search")
+    return Task(name, items, "choice" if kinds.pop() else "exact")
 
 
 def _item(line: str, where: str) -> Item:
     try:
         raw = json.loads(line)
-        item = Item(raw["context"], tuple(raw["choices"]), raw["answer"])
+        if "choices" not in raw and isinstance(raw["answer"], str):
+            item = Item(raw["context"], (raw["answer"],), 0)
+        else:
+            item = Item(raw["context"], tuple(raw["choices"]), raw["answer"])
     except (ValueError, KeyError, TypeError):
-        raise InvalidData(f'{where} is not {{"context": "...", "choices": [...], "answer": 0}}; correct it.') from None
+        raise InvalidData(
+            f'{where} is not {{"context": "...", "choices": [two or more], "answer": 0}}, nor '
+            '{"context": "...", "answer": "..."} for a text to be generated; correct it.'
+        ) from None
     texts = [item.context, *item.choices]
-    if not all(isinstance(t, str) for t in texts) or len(item.choices) < 2 or not all(c.strip() for c in item.choices):
+    enough = len(item.choices) > 1 or "choices" not in raw
+    if not all(isinstance(t, str) for t in texts) or not enough or not all(c.strip() for c in item.choices):
         raise InvalidData(f"{where} needs a context string and at least two options that are not empty; correct it.")
     if type(item.answer) is not int or not 0 <= item.answer < len(item.choices):
         raise InvalidData(f"{where} has answer {item.answer!r}, not one of 0 to {len(item.choices) - 1}; correct it.")
@@ -201,19 +251,19 @@ def longest(config: Any) -> int:
     return getattr(config.get_text_config(), "max_position_embeddings", None) or 2**31
 
 
-def _question(number: int, item: Item, tokenizer: Any, bos: bool, longest: int) -> _Question:
+def _question(number: int, item: Item, tokenizer: Any, bos: bool, longest: int) -> Question:
     """Too long a row loses its beginning."""
     pairs = [encode_pair(tokenizer, item.context, c, bos) for c in item.choices]
     rows = [(head + tail)[-longest:] for head, tail in pairs]
     scored = tuple(min(len(tail), len(row) - 1) for row, (_, tail) in zip(rows, pairs, strict=True))
     most = min(len(row) - n for row, n in zip(rows, scored, strict=True)) - 1
     shared = next((i for i in range(most) if len({row[i] for row in rows}) > 1), most)
-    return _Question(number, tuple(rows[0][:shared]), tuple(tuple(row[shared:]) for row in rows), scored)
+    return Question(number, tuple(rows[0][:shared]), tuple(tuple(row[shared:]) for row in rows), scored)
 
 
-def _batches(questions: Sequence[_Question], vocabulary: int) -> Iterator[list[_Question]]:
+def _batches(questions: Sequence[Question], vocabulary: int) -> Iterator[list[Question]]:
     """Questions of similar length together, within the budgets (a single question may exceed them)."""
-    batch: list[_Question] = []
+    batch: list[Question] = []
     for question in sorted(questions, key=lambda q: (len(q.prefix), q.width)):
         both = [*batch, question]
         options, width = sum(len(q.rests) for q in both), max(q.width for q in both)
@@ -229,8 +279,11 @@ def _batches(questions: Sequence[_Question], vocabulary: int) -> Iterator[list[_
 
 
 @torch.inference_mode()
-def _log_likelihoods(model: Any, batch: Sequence[_Question]) -> list[list[float]]:
-    """Summed log-probability of every option; the shared prefixes run once and lend their cache to the options."""
+def _log_likelihoods(model: Any, batch: Sequence[Question]) -> tuple[list[list[float]], list[bool]]:
+    """Summed log-probability of every option, and whether each token of the first was the likeliest.
+
+    The shared prefixes run once and lend their cache to the options.
+    """
     owner = [i for i, q in enumerate(batch) for _ in q.rests]
     tokens, mask = _padded([r for q in batch for r in q.rests], left=False)
     scored = torch.tensor([n for q in batch for n in q.scored]).unsqueeze(1)
@@ -240,12 +293,14 @@ def _log_likelihoods(model: Any, batch: Sequence[_Question]) -> list[list[float]
     logits = _logits(model, batch, tokens, mask, torch.tensor(owner))[:, :-1].float()
     target = tokens[:, 1:].to(logits.device)
     chosen = logits.gather(-1, target.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
-    sums = iter(chosen.double().masked_fill(~asked.to(logits.device), 0.0).sum(1).tolist())
-    return [[next(sums) for _ in q.rests] for q in batch]
+    asked = asked.to(logits.device)
+    sums = iter(chosen.double().masked_fill(~asked, 0.0).sum(1).tolist())
+    likeliest = iter(((logits.argmax(-1) == target) | ~asked).all(1).tolist())
+    return [[next(sums) for _ in q.rests] for q in batch], [[next(likeliest) for _ in q.rests][0] for q in batch]
 
 
 def _logits(
-    model: Any, batch: Sequence[_Question], tokens: torch.Tensor, mask: torch.Tensor, owner: torch.Tensor
+    model: Any, batch: Sequence[Question], tokens: torch.Tensor, mask: torch.Tensor, owner: torch.Tensor
 ) -> torch.Tensor:
     device = model.device
     if not batch[0].prefix:

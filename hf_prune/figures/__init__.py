@@ -1,6 +1,16 @@
 """The pictures of a report."""
 
+from hf_prune.figures.parents import layer_map
 from hf_prune.figures.recovery import capabilities, healing
 from hf_prune.figures.search import STRIP_COLUMNS, comparison, layer_strip, pareto, search_history
 
-__all__ = ["STRIP_COLUMNS", "capabilities", "comparison", "healing", "layer_strip", "pareto", "search_history"]
+__all__ = [
+    "STRIP_COLUMNS",
+    "capabilities",
+    "comparison",
+    "healing",
+    "layer_map",
+    "layer_strip",
+    "pareto",
+    "search_history",
+]

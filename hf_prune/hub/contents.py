@@ -6,7 +6,7 @@ import posixpath
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from hf_prune.errors import BrokenCheckpoint, IncompatibleSources, SourceError, UnsafeSource
+from hf_prune.errors import AdapterAlone, BrokenCheckpoint, IncompatibleSources, SourceError, UnsafeSource
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -81,7 +81,7 @@ def config(what: str, files: Collection[str], read: Callable[[str], bytes]) -> d
     """
     if "config.json" not in files:
         if ADAPTER_CONFIG in files:
-            raise SourceError(f"{what} is an adapter, not a model; write its base in front: BASE+{what}.")
+            raise AdapterAlone(f"{what} is an adapter, not a model; write its base in front: BASE+{what}.")
         raise SourceError(f"{what} has no config.json, so it is no transformers model; choose another source.")
     return _json(what, "config.json", read)
 

@@ -7,5 +7,6 @@ crossover, repair, removals, enumerate ...) and `decode`, which turns a genome i
 from hf_prune.methods.collapse import CollapseSpace
 from hf_prune.methods.halves import HalvesSpace
 from hf_prune.methods.intervals import IntervalSpace
+from hf_prune.methods.stitch import StitchSpace
 
-METHODS = {"collapse": CollapseSpace, "halves": HalvesSpace, "intervals": IntervalSpace}
+METHODS = {"collapse": CollapseSpace, "halves": HalvesSpace, "intervals": IntervalSpace, "stitch": StitchSpace}

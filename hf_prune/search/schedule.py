@@ -60,5 +60,5 @@ class Schedule:
 
 
 def _grows(before: Fidelity, after: Fidelity) -> bool:
-    more = (after.sequences - before.sequences, after.heal_tokens - before.heal_tokens)
+    more = [getattr(after, n) - getattr(before, n) for n in ("sequences", "items", "heal_tokens")]
     return min(more) >= 0 and max(more) > 0

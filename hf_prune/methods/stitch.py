@@ -1,0 +1,322 @@
+"""stitch: layers of a base and its fine-tuned variants, removed, selected and merged (GPTailor, arXiv 2506.20480).
+
+Exactly `budget` layers go, as a set, and the order of the others stays. A kept layer is a mix of the parents: convex
+weights in steps, of the base and any of its variants, merged by one of the given merges; with `halves` its MLP has one
+of its own. Which parent gives the embeddings and which the final norm and head are genes as well.
+
+    genome: per layer kept, then per mix its merge and the weight of every parent in steps; embedding, head
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations, product
+from math import comb
+from typing import NamedTuple
+
+import numpy as np
+
+from hf_prune.blueprint import Genome, LayerSpec, Mix, Part
+from hf_prune.methods.partition import checked, kept_of, mixed, pick, sizes, subset
+
+STEPS = 4
+"""Weights are multiples of 1 / STEPS."""
+MERGES = ("linear", "task-arithmetic:2")
+TRIES = 20
+
+
+class Stack(NamedTuple):
+    """What a genome means: layers, and the numbers of the parents that give embedding and head."""
+
+    layers: tuple[LayerSpec, ...]
+    embed: int
+    head: int
+
+
+@dataclass(frozen=True, slots=True)
+class Gene:
+    """One kept or removed layer: a merge (index) and steps per parent for every mix (one, or attention and MLP)."""
+
+    kept: bool
+    mixes: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class StitchSpace:
+    """All stitched models of `parents` equal in shape, parent 0 the base, with `budget` of `depth` layers removed.
+
+    Args:
+        depth: source layers.
+        budget: layers to remove; None leaves the size free.
+        parents: base and variants.
+        merges: what a mix may be merged by: linear, task-arithmetic:SCALE (the blend's distance to the base, scaled),
+            slerp, ties:DENSITY, dare:DENSITY[:SEED], dare-ties:DENSITY[:SEED], passthrough:SCALE.
+        halves: attention and MLP have mixes of their own.
+        blend: False allows single parents only.
+        embeds, heads: parents whose embedding, or final norm and head, differ.
+    """
+
+    depth: int
+    budget: int | None
+    parents: int
+    merges: tuple[str, ...] = MERGES
+    halves: bool = False
+    blend: bool = True
+    embeds: tuple[int, ...] = (0,)
+    heads: tuple[int, ...] = (0,)
+    steps: int = STEPS
+
+    def __post_init__(self) -> None:
+        checked(self.depth, self.budget, self.depth - 1)
+
+    # Genomes and what they mean ------------------------------------------------------------------------------------
+
+    @cached_property
+    def choices(self) -> tuple[int, ...]:
+        """Values of every gene."""
+        mix = (len(self.merges), *[self.steps + 1] * self.parents)
+        return (2, *mix * (1 + self.halves)) * self.depth + (len(self.embeds), len(self.heads))
+
+    def genes(self, genome: Genome) -> tuple[Gene, ...]:
+        """Layer by layer."""
+        width, mix = self._width, 1 + self.parents
+        rows = [genome[i * width : (i + 1) * width] for i in range(self.depth)]
+        return tuple(Gene(bool(r[0]), tuple(tuple(r[k : k + mix]) for k in range(1, width, mix))) for r in rows)
+
+    def genome(self, genes: Iterable[Gene], embed: int = 0, head: int = 0) -> Genome:
+        """The other way round; `embed` and `head` index `embeds` and `heads`."""
+        rows = [v for g in genes for v in (int(g.kept), *(x for mix in g.mixes for x in mix))]
+        return (*rows, embed, head)
+
+    def decode(self, genome: Genome) -> Stack:
+        """The model."""
+        layers = [self._layer(i, g) for i, g in enumerate(self.genes(genome)) if g.kept]
+        return Stack(tuple(layers), self.embeds[genome[-2]], self.heads[genome[-1]])
+
+    def removed(self, genome: Genome) -> int:
+        """Layers removed."""
+        return sum(not g.kept for g in self.genes(genome))
+
+    def features(self, genome: Genome) -> np.ndarray:
+        """float64: per layer whether it is gone, and the share of every parent (0 where it is); then the ends."""
+        rows = []
+        for g in self.genes(genome):
+            shares = [s / self.steps * g.kept for mix in g.mixes for s in mix[1:]]
+            merges = [float(g.kept and mix[0] == m) for mix in g.mixes for m in range(1, len(self.merges))]
+            rows += [float(not g.kept), *shares, *merges]
+        return np.array([*rows, float(genome[-2]), float(genome[-1])])
+
+    def of(self, removed: Iterable[int], shares: Sequence[float], merge: str | None = None) -> Genome:
+        """These layers gone, and one mix everywhere, its shares rounded to steps; the first merge unless named."""
+        mix = (self.merges.index(merge) if merge in self.merges else 0, *self._stepped(shares))
+        kept = set(kept_of(self.depth, removed))
+        return self.genome(Gene(i in kept, (mix,) * (1 + self.halves)) for i in range(self.depth))
+
+    def dense(self) -> Genome:
+        """The base, whole."""
+        return self.from_removed(())
+
+    def from_removed(self, layers: Iterable[int]) -> Genome:
+        """The base without these layers."""
+        return self.of(layers, [1.0] + [0.0] * (self.parents - 1))
+
+    # Moves ---------------------------------------------------------------------------------------------------------
+
+    def random(self, rng: np.random.Generator) -> Genome:
+        """Any layers gone, any mix in each of the others."""
+        total = self.budget if self.budget is not None else int(rng.integers(1, self.depth))
+        gone = subset(rng, range(self.depth), total)
+        genes = [Gene(i not in gone, tuple(self._mix(rng) for _ in range(1 + self.halves))) for i in range(self.depth)]
+        return self.genome(genes, int(rng.integers(len(self.embeds))), int(rng.integers(len(self.heads))))
+
+    def mutate(self, genome: Genome, rng: np.random.Generator) -> Genome:
+        """One local move: swap a removal, flip a parent, jitter a weight, copy a neighbour, another merge or end."""
+        moves = [self._swapped, self._flipped, self._jittered, self._copied]
+        moves += [self._remerged] * (len(self.merges) > 1) + [self._ended] * (len(self.embeds) + len(self.heads) > 2)
+        moves += [self._resized] * (self.budget is None)
+        for _ in range(TRIES):
+            new = pick(rng, moves)(genome, rng)
+            if new is not None and self.decode(new) != self.decode(genome):
+                return new
+        return genome
+
+    def crossover(self, a: Genome, b: Genome, rng: np.random.Generator) -> Genome:
+        """Every layer as in one of the two, which are removed repaired to the budget."""
+        both = [self.genes(a), self.genes(b)]
+        gone = [{i for i, g in enumerate(genes) if not g.kept} for genes in both]
+        out, from_a = mixed(*gone, self.budget, self.depth, rng)
+        out = out if len(out) < self.depth else gone[0]
+        chosen = [both[0 if asked else 1][i] for i, asked in enumerate(from_a)]
+        ends = [a[k] if rng.random() < 0.5 else b[k] for k in (-2, -1)]
+        return self.genome((Gene(i not in out, g.mixes) for i, g in enumerate(chosen)), *ends)
+
+    def repair(self, genome: Genome, rng: np.random.Generator) -> Genome:
+        """Any integers in their ranges, brought to the budget and to weights that add up."""
+        genes = self.genes(genome)
+        gone = sorted(i for i, g in enumerate(genes) if not g.kept)
+        want = self.budget if self.budget is not None else min(len(gone), self.depth - 1)
+        stay = [i for i in range(self.depth) if i not in gone]
+        out = subset(rng, gone, min(want, len(gone))) | subset(rng, stay, max(want - len(gone), 0))
+        fixed = [Gene(i not in out, tuple(self._whole(m) for m in g.mixes)) for i, g in enumerate(genes)]
+        return self.genome(fixed, genome[-2], genome[-1])
+
+    def removals(self, genome: Genome) -> list[Genome]:
+        """Every genome with one layer fewer; [] when the budget is met."""
+        genes = self.genes(genome)
+        if self.removed(genome) >= (self.depth - 1 if self.budget is None else self.budget):
+            return []
+        return [
+            self.genome((Gene(h.kept and j != i, h.mixes) for j, h in enumerate(genes)), *genome[-2:])
+            for i, g in enumerate(genes)
+            if g.kept
+        ]
+
+    # Counting ------------------------------------------------------------------------------------------------------
+
+    def enumerate(self) -> Iterator[Genome]:
+        """Every genome once, by the layers that go; different ones may mean one model."""
+        mixes = [(m, *s) for m in range(len(self.merges)) for s in self._compositions()]
+        idle = (mixes[0],) * (1 + self.halves)
+        for total in sizes(self.depth, self.budget, self.depth - 1):
+            for gone in combinations(range(self.depth), total):
+                for chosen in product(product(mixes, repeat=1 + self.halves), repeat=self.depth - total):
+                    left = iter(chosen)
+                    genes = [Gene(False, idle) if i in gone else Gene(True, next(left)) for i in range(self.depth)]
+                    for ends in product(range(len(self.embeds)), range(len(self.heads))):
+                        yield self.genome(genes, *ends)
+
+    def count(self) -> int:
+        """Number of genomes `enumerate` yields."""
+        mixes = (len(self.merges) * len(self._compositions())) ** (1 + self.halves)
+        ends = len(self.embeds) * len(self.heads)
+        return ends * sum(
+            comb(self.depth, n) * mixes ** (self.depth - n) for n in sizes(self.depth, self.budget, self.depth - 1)
+        )
+
+    # Parts ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def _width(self) -> int:
+        return 1 + (1 + self.parents) * (1 + self.halves)
+
+    def _layer(self, layer: int, gene: Gene) -> LayerSpec:
+        first, *rest = [self._mixed(layer, mix) for mix in gene.mixes]
+        return LayerSpec(first.parts, first.merge, mlp=rest[0] if rest else None).canonical()
+
+    def _mixed(self, layer: int, mix: Sequence[int]) -> Mix:
+        name, _, option = self.merges[mix[0]].partition(":")
+        shares = {k: s / self.steps for k, s in enumerate(mix[1:]) if s}
+        if name == "passthrough" and len(shares) == 1:
+            return Mix((Part(next(iter(shares)), layer, float(option)),), name)
+        if len(shares) == 1:
+            return Mix((Part(next(iter(shares)), layer),))
+        if name == "task-arithmetic":
+            shares = {k: float(option) * share for k, share in shares.items() if k}
+            shares[0] = 1.0 - sum(shares.values())
+        elif name in ("ties", "dare", "dare-ties"):
+            parts = [Part(0, layer), *(Part(k, layer, s) for k, s in shares.items() if k)]
+            return Mix(tuple(parts), self.merges[mix[0]])
+        merge = name if name == "slerp" and len(shares) == 2 else "linear"
+        return Mix(tuple(Part(k, layer, s) for k, s in sorted(shares.items())), merge)
+
+    def _mix(self, rng: np.random.Generator) -> tuple[int, ...]:
+        """Any merge, any convex weights: a single parent as often as a blend."""
+        if not self.blend or rng.random() < 0.5:
+            steps = [0] * self.parents
+            steps[int(rng.integers(self.parents))] = self.steps
+        else:
+            steps = np.bincount(rng.integers(self.parents, size=self.steps), minlength=self.parents).tolist()
+        return (int(rng.integers(len(self.merges))), *steps)
+
+    def _whole(self, mix: Sequence[int]) -> tuple[int, ...]:
+        return (mix[0], *self._stepped(mix[1:]))
+
+    def _stepped(self, shares: Sequence[float]) -> tuple[int, ...]:
+        """Steps nearest to these proportions: largest remainders get what rounding down leaves."""
+        total = sum(shares)
+        exact = [s / total * self.steps if total else self.steps / len(shares) for s in shares]
+        if not self.blend:
+            best = max(range(len(exact)), key=lambda k: (exact[k], -k))
+            return tuple(self.steps * (k == best) for k in range(len(exact)))
+        steps = [int(e + 1e-9) for e in exact]
+        order = sorted(range(len(exact)), key=lambda k: (steps[k] - exact[k], k))
+        for k in order[: self.steps - sum(steps)]:
+            steps[k] += 1
+        return tuple(steps)
+
+    def _compositions(self) -> list[tuple[int, ...]]:
+        if not self.blend:
+            return [tuple(self.steps * (k == j) for k in range(self.parents)) for j in range(self.parents)]
+        bars = combinations(range(self.steps + self.parents - 1), self.parents - 1)
+        edges = [(-1, *b, self.steps + self.parents - 1) for b in bars]
+        return [tuple(y - x - 1 for x, y in zip(e, e[1:], strict=False)) for e in edges]
+
+    def _put(self, genome: Genome, layer: int, gene: Gene) -> Genome:
+        genes = list(self.genes(genome))
+        genes[layer] = gene
+        return self.genome(genes, *genome[-2:])
+
+    def _remixed(
+        self, genome: Genome, rng: np.random.Generator, new: Callable[[tuple[int, ...]], tuple[int, ...] | None]
+    ) -> Genome | None:
+        """One mix of one kept layer replaced by what `new` makes of it."""
+        genes = self.genes(genome)
+        layer = pick(rng, [i for i, g in enumerate(genes) if g.kept])
+        which = int(rng.integers(1 + self.halves))
+        made = new(genes[layer].mixes[which])
+        if made is None:
+            return None
+        mixes = (*genes[layer].mixes[:which], made, *genes[layer].mixes[which + 1 :])
+        return self._put(genome, layer, Gene(True, mixes))
+
+    def _swapped(self, genome: Genome, rng: np.random.Generator) -> Genome | None:
+        genes = self.genes(genome)
+        gone, stay = [[i for i, g in enumerate(genes) if g.kept == kept] for kept in (False, True)]
+        if not gone or not stay:
+            return None
+        back, out = pick(rng, gone), pick(rng, stay)
+        # What comes back is mixed like a neighbour, which fits better than what it last was.
+        near = min(stay, key=lambda i: (abs(i - back), i))
+        return self._put(self._put(genome, back, Gene(True, genes[near].mixes)), out, Gene(False, genes[out].mixes))
+
+    def _flipped(self, genome: Genome, rng: np.random.Generator) -> Genome | None:
+        parent = int(rng.integers(self.parents))
+        return self._remixed(
+            genome, rng, lambda mix: (mix[0], *(self.steps * (k == parent) for k in range(self.parents)))
+        )
+
+    def _jittered(self, genome: Genome, rng: np.random.Generator) -> Genome | None:
+        def moved(mix: tuple[int, ...]) -> tuple[int, ...] | None:
+            steps = list(mix[1:])
+            give = pick(rng, [k for k, s in enumerate(steps) if s])
+            take = int(rng.integers(self.parents))
+            amount = 1 if self.blend else self.steps
+            steps[give] -= amount
+            steps[take] += amount
+            return (mix[0], *steps)
+
+        return self._remixed(genome, rng, moved)
+
+    def _copied(self, genome: Genome, rng: np.random.Generator) -> Genome | None:
+        stay = [i for i, g in enumerate(self.genes(genome)) if g.kept]
+        if len(stay) < 2:
+            return None
+        at = int(rng.integers(len(stay)))
+        other = at + 1 if at == 0 or (at + 1 < len(stay) and rng.random() < 0.5) else at - 1
+        return self._put(genome, stay[at], self.genes(genome)[stay[other]])
+
+    def _remerged(self, genome: Genome, rng: np.random.Generator) -> Genome | None:
+        merge = int(rng.integers(len(self.merges)))
+        return self._remixed(genome, rng, lambda mix: (merge, *mix[1:]))
+
+    def _ended(self, genome: Genome, rng: np.random.Generator) -> Genome | None:
+        embed, head = int(rng.integers(len(self.embeds))), int(rng.integers(len(self.heads)))
+        return (*genome[:-2], embed, head)
+
+    def _resized(self, genome: Genome, rng: np.random.Generator) -> Genome | None:
+        genes = self.genes(genome)
+        layer = int(rng.integers(self.depth))
+        stays = sum(g.kept for g in genes)
+        if genes[layer].kept and stays < 2 or not genes[layer].kept and stays + 1 == self.depth:
+            return None
+        return self._put(genome, layer, Gene(not genes[layer].kept, genes[layer].mixes))

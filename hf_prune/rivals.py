@@ -1,0 +1,154 @@
+"""What a stitched model is compared with, at equal size and on the same evidence (GPTailor, arXiv 2506.20480, sec. 4).
+
+Every parent cut by ShortGPT and by SLEB; the parents merged first and cut then; cut first and merged then; and two
+searches of the method's own that lack a part of it, with as many trials: removal only, and selection without blending.
+"""
+
+from collections.abc import Generator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from hf_prune.blueprint import Blueprint, Genome, LayerSpec, Outcome, Part, Trial
+from hf_prune.clock import Clock
+from hf_prune.events import Event, Stage
+from hf_prune.found import Rival
+from hf_prune.job import Job, Scorer
+from hf_prune.journal import Journal
+from hf_prune.plan import evaluations
+from hf_prune.reference import cosine
+from hf_prune.search import SEARCHERS, Schedule, Scores, drive
+
+Searching = Generator[Event, None, Outcome]
+FINALISTS = 16
+
+
+def stitched(job: Job, journal: Journal, remove: int, clock: Clock) -> Generator[Event, None, tuple[Rival, ...]]:
+    """All of them; the recipe's `baselines` say which kinds."""
+    kinds = job.recipe.baselines
+    cuts = [k for k in ("shortgpt", "greedy") if k in kinds]
+    ablations = [k for k in ("removal", "selection") if k in kinds]
+    if not remove or not cuts + ablations:
+        return ()
+    job.evaluator  # noqa: B018 - measures the parents, which names the best of them
+    count, found, greedy = len(job.parents), [], []
+    uniform = (1 / count,) * count
+    mixes = {label(job, k): tuple(float(k == j) for j in range(count)) for k in range(count)}
+    yield Stage("baselines", f"{', '.join(cuts)} on {count} parents and their mean")
+    for name, mix in {**mixes, "the mean": uniform}.items():
+        scorer = job.deletions(remove, mix)
+        for kind in cuts:
+            best = yield from _cut(job, journal, scorer, kind)
+            what = f"merged first, {NAMES[kind]}" if name == "the mean" else f"{name}, {NAMES[kind]}"
+            found.append(_rival(job, f"{kind}:{name}", what, scorer.blueprint(best.trial.genome), best))
+            greedy += [found[-1].removed] if kind == "greedy" and name != "the mean" else []
+    if greedy:
+        found.append(_cut_first(job, greedy))
+    clock.lap("baselines")
+    for kind in ablations:
+        yield Stage("baselines", f"{ABLATIONS[kind]}, searched as long as the result")
+        found.append((yield from _ablation(job, journal, kind, remove, found)))
+        clock.lap(f"baseline {kind}")
+    return tuple(found)
+
+
+NAMES = {"shortgpt": "cut by ShortGPT", "greedy": "cut by SLEB"}
+ABLATIONS = {"removal": "removal only", "selection": "selection without blending"}
+
+
+def label(job: Job, number: int) -> str:
+    """A short name of a parent."""
+    source = job.sources[number]
+    name = (source.adapter or source.repo).partition("@")[0].rstrip("/").rpartition("/")[2]
+    names = [(s.adapter or s.repo).partition("@")[0].rstrip("/").rpartition("/")[2] for s in job.sources]
+    return name if names.count(name) == 1 else f"{name} ({number})"
+
+
+def warm_starts(job: Job, rivals: Sequence[Rival]) -> tuple[Genome, ...]:
+    """Where the search begins: the baselines' cuts and late and middle ones, of every parent and of uniform blends."""
+    space, count, depth, remove = job.scorer.space, len(job.parents), job.parent.depth, job.target.remove
+    one = [tuple(float(k == j) for j in range(count)) for k in range(count)]
+    mixes = [(1.0,) * count, (0.0,) + (1.0,) * (count - 1), *one]
+    if not remove:
+        return tuple(dict.fromkeys(space.of(range(depth - n, depth), m) for n in range(1, depth) for m in mixes[:2]))
+    middle = (depth - remove) // 2
+    fixed = [range(depth - 1 - remove, depth - 1), range(middle, middle + remove)]
+    cuts = dict.fromkeys(tuple(sorted(c)) for c in (*[r.removed for r in rivals], *fixed) if len(c) == remove)
+    return tuple(dict.fromkeys(space.of(cut, mix) for mix in mixes for cut in cuts))
+
+
+def _cut(job: Job, journal: Journal, scorer: Scorer, kind: str) -> Searching:
+    """ShortGPT's or SLEB's cut of one model."""
+    whole = scorer.blueprint(scorer.space.dense())
+    scores = Scores(influence(job, whole)) if kind == "shortgpt" else None
+    schedule = Schedule((job.full,), 1 << 30, finalists=1, scores=scores)
+    search = SEARCHERS[kind](scorer.space, schedule, np.random.default_rng(job.recipe.seed))
+    ranked = yield from drive(focused(search, (job.columns.index("perplexity"),)), scorer.evaluate, journal, scorer.key)
+    return ranked[0]
+
+
+def _cut_first(job: Job, cuts: Sequence[tuple[int, ...]]) -> Rival:
+    """Every parent cut by SLEB, and the results merged layer by layer."""
+    kept = [[i for i in range(job.parent.depth) if i not in cut] for cut in cuts]
+    share = 1 / len(kept)
+    layers = [LayerSpec(tuple(Part(k, i, share) for k, i in enumerate(row))) for row in zip(*kept, strict=True)]
+    blueprint = Blueprint(job.sources, tuple(layers)).canonical()
+    return Rival("cut-first", blueprint, cuts[0], (), "cut by SLEB, merged then")
+
+
+def _ablation(job: Job, journal: Journal, kind: str, remove: int, found: Sequence[Rival]) -> Searching:
+    """A search with as many trials as the main one, and a choice on the selection windows like there."""
+    recipe = job.recipe
+    mix = tuple(float(k == job.dense) for k in range(len(job.parents)))
+    if kind == "removal":
+        scorer = job.deletions(remove, mix)
+        seeds = [scorer.space.from_removed(r.removed) for r in found]
+    else:
+        scorer = Scorer(job, job.stitches(("linear",), blend=False))
+        one = [tuple(float(k == j) for j in range(len(mix))) for k in range(len(mix))]
+        seeds = [scorer.space.of(r.removed, m) for r in found for m in one]
+    trials = evaluations(recipe, job.parent.depth, remove)
+    stages = sorted({job.fidelity(max(1, recipe.sequences // 2)), job.full})
+    schedule = Schedule(
+        tuple(stages), trials, recipe.population, recipe.offspring, tuple(dict.fromkeys(seeds)), FINALISTS
+    )
+    search = SEARCHERS["staged"](scorer.space, schedule, np.random.default_rng(recipe.seed))
+    ranked = yield from drive(focused(search, (0,)), scorer.evaluate, journal, scorer.key, total=trials)
+
+    def choice() -> Any:
+        return (yield tuple(Trial(o.trial.genome, job.selection) for o in ranked))
+
+    unseen = yield from drive(choice(), scorer.evaluate, journal, scorer.key, total=len(ranked))
+    best = min(unseen, key=lambda o: o.values[0])
+    values = next(o for o in ranked if o.trial.genome == best.trial.genome)
+    return _rival(job, kind, f"{ABLATIONS[kind]} ({label(job, job.dense)})" if kind == "removal" else ABLATIONS[kind],
+                  scorer.blueprint(best.trial.genome), values)  # fmt: skip
+
+
+def _rival(job: Job, name: str, what: str, blueprint: Blueprint, best: Outcome) -> Rival:
+    kept = {s.anchor.layer for s in blueprint.layers}
+    gone = tuple(i for i in range(job.parent.depth) if i not in kept)
+    return Rival(name, blueprint, gone, best.values, what)
+
+
+@torch.inference_mode()
+def influence(job: Job, blueprint: Blueprint) -> tuple[float, ...]:
+    """Block influence of every layer of an uncut model on the search windows (ShortGPT, arXiv 2403.03853, eq. 1)."""
+    evaluator, rows = job.evaluator, job.recipe.sequences
+    states = evaluator.states(blueprint, rows)
+    pairs = zip(states, states[1:], strict=False)
+    return tuple(1.0 - float(cosine(before, after).mean()) for before, after in pairs)
+
+
+def focused(search: Any, columns: tuple[int, ...]) -> Generator[Any, Any, tuple[Outcome, ...]]:
+    """Let a searcher see only some of the journaled values; what it returns keeps them all."""
+    known: dict[Any, Outcome] = {}
+    try:
+        trials = next(search)
+        while True:
+            outcomes = yield trials
+            known |= {o.trial: o for o in outcomes}
+            trials = search.send(tuple(Outcome(o.trial, tuple(o.values[c] for c in columns)) for o in outcomes))
+    except StopIteration as stop:
+        return tuple(known[o.trial] for o in stop.value)

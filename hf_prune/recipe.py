@@ -38,8 +38,8 @@ MERGE = rf"linear|slerp|(task-arithmetic|passthrough):{NUMBER}|ties:{NUMBER}|dar
 
 AT_LEAST_ONE = (
     "sequences", "selection_sequences", "report_sequences", "population", "offspring", "evaluations", "task_items",
-    "lm_eval_limit", "repair_sequences", "repair_finalists", "search_items", "selection_items", "heal_rank", "heal_top_k",
-    "heal_batch", "heal_checks", "heal_patience",
+    "lm_eval_limit", "repair_sequences", "repair_finalists", "search_items", "selection_items", "heal_rank",
+    "heal_top_k",    "heal_batch", "heal_checks", "heal_patience",
 )  # fmt: skip
 
 

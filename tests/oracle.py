@@ -102,3 +102,44 @@ def cached_logits(model: PreTrainedModel, windows: torch.Tensor, first: int) -> 
         out = model(input_ids=windows[:, t : t + 1], past_key_values=out.past_key_values, use_cache=True)
         steps.append(out.logits)
     return torch.cat(steps, 1)
+
+
+@functools.cache
+def variants(model_type: str, count: int = 2) -> tuple[Parent, ...]:
+    """A base and models of the same shape with other weights."""
+    found = [opened(model_type)]
+    for seed in range(1, count + 1):
+        folder = _HOME / f"{model_type}-variant-{seed}"
+        save_tiny(model_type, folder, seed=seed)
+        found.append(Parent.open(Source(folder.name, "tiny"), folder))
+    return tuple(found)
+
+
+def stitched(model_type: str, blueprint: Blueprint) -> PreTrainedModel:
+    """A blueprint over `variants` by hand: sums of stock models' tensors in float64, MLPs apart where they are."""
+    parents, family = variants(model_type), row(model_type)
+    folders = [p.checkpoint.folder for p in parents]
+    states = [{n: t.double() for n, t in stock(f, dtype=torch.float32).state_dict().items()} for f in folders]
+    config = copy.deepcopy(stock(folders[0]).config)
+    layers = [s.anchor.layer for s in blueprint.layers]
+    config.num_hidden_layers = len(layers)
+    for key in ("layer_types", "no_rope_layers"):
+        if getattr(config, key, None) is not None:
+            setattr(config, key, [getattr(config, key)[i] for i in layers])
+    behind = (family.norm + ".", "lm_head.")
+    state = {n: states[blueprint.head if n.startswith(behind) else blueprint.embed][n] for n in states[0]
+             if not n.startswith(family.prefix)}  # fmt: skip
+    if config.tie_word_embeddings:
+        state = {n: t for n, t in state.items() if not n.startswith("lm_head.")}
+    for number, spec in enumerate(blueprint.layers):
+        prefix = f"{family.prefix}{spec.anchor.layer}."
+        for name in [n for n in states[0] if n.startswith(prefix)]:
+            suffix = name.removeprefix(prefix)
+            mlp = spec.mlp and suffix.startswith(f"{family.mlp}.")
+            parts = spec.mlp.parts if mlp else spec.parts
+            total = sum(p.weight * states[p.source][f"{family.prefix}{p.layer}.{suffix}"] for p in parts)
+            state[f"{family.prefix}{number}.{suffix}"] = total
+    model = AutoModelForCausalLM.from_config(config)
+    missing, unexpected = model.load_state_dict({n: t.float() for n, t in state.items()}, strict=False)
+    assert not unexpected and all("lm_head" in n or "rotary" in n for n in missing), (missing, unexpected)
+    return model.eval().requires_grad_(False)

@@ -214,8 +214,8 @@ def test_a_layer_that_lost_both_halves_is_left_out(tmp_path):
 
 def test_a_merge_nobody_knows_is_refused_by_name(tmp_path):
     parent = opened("llama")
-    spec = LayerSpec((Part(0, 0, 0.5), Part(0, 1, 0.5)), merge="slerp")
-    with pytest.raises(InvalidBlueprint, match="merges by 'slerp'; known are linear"):
+    spec = LayerSpec((Part(0, 0, 0.5), Part(0, 1, 0.5)), merge="average")
+    with pytest.raises(InvalidBlueprint, match="merges by 'average'; known are linear"):
         write(Blueprint((parent.source,), (spec,)), [parent], tmp_path)
     assert not list(tmp_path.iterdir())
 

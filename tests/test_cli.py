@@ -35,7 +35,14 @@ REPORT = {
 }
 VALUES = {
     "output": "elsewhere",
-    "method": "halves",
+    "method": "stitch",
+    "variants": ("v", "w+a"),
+    "merges": ("linear", "ties:0.5"),
+    "mix_halves": True,
+    "search_tasks": ("s.jsonl",),
+    "search_items": 6,
+    "selection_items": 7,
+    "memory": 2.5,
     "keep_layers": 12,
     "rules": ("mean", "difference:0.5"),
     "norms": "follow",
@@ -57,7 +64,6 @@ VALUES = {
     "reach": "gap",
     "repair_sequences": 6,
     "repair_finalists": 3,
-    "search_heal": "10k",
     "heal": "1M",
     "heal_method": "dora",
     "heal_rank": 4,
@@ -93,7 +99,7 @@ def hf_prune(*args):
 def flags(values):
     for name, value in values.items():
         for one in value if isinstance(value, tuple) else (value,):
-            yield f"--{name.replace('_', '-')}"
+            yield f"--{'variant' if name == 'variants' else name.replace('_', '-')}"
             if one is not True:
                 yield str(one)
 
@@ -132,13 +138,16 @@ def test_every_recipe_field_has_a_flag_with_its_description_and_default(command)
     for name, field in Recipe.model_fields.items():
         assert shown[name].help.startswith(field.description)
         if name != "base":
-            assert "--" + name.replace("_", "-") in shown[name].opts
+            flag = "variant" if name == "variants" else name.replace("_", "-")
+            assert f"--{flag}" in shown[name].opts
         if isinstance(field.default, int | float | str) and not isinstance(field.default, bool):
             assert f"[default: {field.default}]" in shown[name].help
 
 
 def test_flags_make_the_same_recipe_as_python(pipeline):
-    assert set(VALUES) | {"base", "ratio", "drop"} == set(Recipe.model_fields), "give a new field a value here"
+    assert set(VALUES) | {"base", "ratio", "drop", "drop_layers", "search_heal"} == set(Recipe.model_fields), (
+        "give a new field a value here"
+    )
     result = hf_prune("compress", "ns/m", *flags(VALUES))
     assert result.exit_code == 0, result.output
     assert pipeline.recipes == [Recipe.of(base="ns/m", **VALUES)]
@@ -224,7 +233,7 @@ def test_json_is_one_line_per_event_and_nothing_else(pipeline):
     assert lines[2]["best"] == "inf" and lines[3]["outcomes"][0]["values"] == [0.5]
     assert lines[3]["outcomes"][0]["trial"] == {
         "genome": [0, 1],
-        "fidelity": {"sequences": 4, "start": 0, "heal_tokens": 0, "repair": 0},
+        "fidelity": {"sequences": 4, "start": 0, "heal_tokens": 0, "repair": 0, "items": 0, "first_item": 0},
     }
     assert Blueprint.from_json(json.dumps(lines[4]["blueprint"])).layers[1].parts[0].layer == 1
     assert lines[7]["report"] == REPORT

@@ -1,12 +1,15 @@
 """Job: what a run is made of, each part made once, and what its journal must agree on."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from hf_prune import job as jobs
 from hf_prune.blueprint import Fidelity, Trial
+from hf_prune.clock import Clock
 from hf_prune.errors import InvalidData, InvalidRecipe
-from hf_prune.job import ALWAYS, Clock, open_job
+from hf_prune.job import ALWAYS, open_job
 from tests.runs import DEPTH, recipe
 
 
@@ -17,7 +20,7 @@ def job(tmp_path):
 
 def test_heavy_parts_are_made_once(job):
     assert job.parent.depth == DEPTH and job.target.remove == 2
-    assert job.evaluator is job.evaluator and job.bank is job.bank and job.card["license"] == "apache-2.0"
+    assert job.evaluator is job.evaluator and job.bank is job.bank and job.cards[0]["license"] == "apache-2.0"
 
 
 def test_the_three_splits_share_no_window(job):
@@ -69,10 +72,10 @@ def test_the_search_runs_in_bfloat16_only_where_checkpoint_and_processor_do(tmp_
         n: lambda t=t: t().bfloat16() for n, t in job.parent.checkpoint.tensors.items()
     }
     assert open_job(job.recipe).dtype == torch.float32
-    fresh = jobs.Job(job.recipe, job.parent, job.target, job.card)
+    fresh = jobs.Job(job.recipe, (replace(job.parent),), job.target, job.cards)
     assert fresh.dtype == dtype
     asked = recipe(tmp_path, keep_layers=4, dtype="float16")
-    assert jobs.Job(asked, job.parent, job.target, job.card).dtype == torch.float16
+    assert jobs.Job(asked, job.parents, job.target, job.cards).dtype == torch.float16
 
 
 def test_windows_longer_than_the_model_reads_are_refused(tmp_path):

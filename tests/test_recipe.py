@@ -36,7 +36,12 @@ CHANGED = {
     "heal_kl": 0.5,
     "heal_ce": 0.25,
     "heal_lr": 1e-4,
+    "variants": ("other",),
+    "merges": ("linear", "slerp"),
+    "search_tasks": ("search.jsonl",),
 }
+BESIDE = {"variants": {"method": "stitch", "variants": ("one",)}}
+"""What a field needs beside it."""
 
 
 @pytest.mark.parametrize(
@@ -81,6 +86,13 @@ def test_any_set_of_layers_survives_being_written_as_a_list(layers):
         ({"sequences": 0}, ("sequences",)),
         ({"length": 4}, ("length", "8")),
         ({"rules": ("median",)}, ("median", "laco-released")),
+        ({"method": "stitch"}, ("stitch", "--variant")),
+        ({"variants": ("v",)}, ("variants", "--method stitch")),
+        ({"method": "stitch", "variants": ("v",), "drop": ("3",)}, ("drop", "--drop-layers")),
+        ({"method": "stitch", "variants": ("v",), "search_heal": "1k"}, ("search_heal", "--heal")),
+        ({"merges": ("average",)}, ("average", "task-arithmetic")),
+        ({"objective": "tasks"}, ("tasks", "--search-tasks")),
+        ({"drop_layers": 2, "ratio": 0.5}, ("drop_layers", "ratio")),
         ({"search": "annealing"}, ("search", "staged")),
         ({"ratoi": 0.25}, ("ratoi", "'ratio'")),
         ({"push-to": "a/b"}, ("push-to", "'push_to'")),
@@ -114,9 +126,9 @@ recipes = st.builds(
     sizes,
     base=words,
     output=words,
-    method=st.sampled_from(get_args(Method)),
+    method=st.sampled_from([m for m in get_args(Method) if m != "stitch"]),
     search=st.sampled_from([s for s in get_args(Search) if s != "nsga2"]),
-    objective=st.sampled_from(get_args(Objective)),
+    objective=st.sampled_from([o for o in get_args(Objective) if o not in ("tasks", "doubt", "abilities")]),
     rules=st.lists(st.sampled_from(RULES), min_size=1).map(tuple),
     baselines=st.lists(st.sampled_from(get_args(Baseline))).map(tuple),
     data=st.lists(words, max_size=3).map(tuple),
@@ -149,8 +161,8 @@ def another(name, default):
 
 @pytest.mark.parametrize("name", list(Recipe.model_fields))
 def test_the_digest_follows_exactly_the_fields_that_decide_the_result(name):
-    plain = Recipe.of(base="m")
-    other = Recipe.of(**{"base": "m", name: another(name, getattr(plain, name))})
+    plain = Recipe.of(base="m", **BESIDE.get(name, {}))
+    other = Recipe.of(**{"base": "m", **BESIDE.get(name, {}), name: another(name, getattr(plain, name))})
     assert getattr(other, name) != getattr(plain, name)
     assert (other.digest == plain.digest) is (name in NOT_IDENTITY)
 
@@ -195,8 +207,8 @@ def test_other_counts_of_tokens_are_refused(text):
 
 @pytest.mark.parametrize("name", list(Recipe.model_fields))
 def test_a_journal_outlives_every_change_of_what_comes_after_the_search(name):
-    plain = Recipe.of(base="m")
-    other = Recipe.of(**{"base": "m", name: another(name, getattr(plain, name))})
+    plain = Recipe.of(base="m", **BESIDE.get(name, {}))
+    other = Recipe.of(**{"base": "m", **BESIDE.get(name, {}), name: another(name, getattr(plain, name))})
     assert (other.search_digest == plain.search_digest) is (name in NOT_IDENTITY | AFTER_SEARCH)
 
 

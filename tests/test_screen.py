@@ -3,6 +3,7 @@
 import io
 import json
 import math
+from dataclasses import asdict
 
 import pytest
 from hypothesis import given
@@ -95,7 +96,7 @@ def test_genomes_and_fidelities_survive():
     outcome = Outcome(Trial(genome, Fidelity(8, 2)), (0.5, math.inf))
     assert event_dict(Scored((outcome,), 1, 2, 0.5))["outcomes"] == [
         {
-            "trial": {"genome": [0, 3, 1], "fidelity": {"sequences": 8, "start": 2, "heal_tokens": 0, "repair": 0}},
+            "trial": {"genome": [0, 3, 1], "fidelity": asdict(Fidelity(8, 2))},
             "values": [0.5, "inf"],
         }
     ]

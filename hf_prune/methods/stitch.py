@@ -57,8 +57,8 @@ class StitchSpace:
     """
 
     depth: int
-    budget: int | None
-    parents: int
+    budget: int | None = None
+    parents: int = 2
     merges: tuple[str, ...] = MERGES
     halves: bool = False
     blend: bool = True

@@ -1,0 +1,148 @@
+"""stitch: sets of layers and convex mixes, and moves that stay among them."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hf_prune.blueprint import Blueprint, LayerSpec, Mix, Part, Source
+from hf_prune.errors import InvalidRecipe
+from hf_prune.merge import check_merge
+from hf_prune.methods import StitchSpace
+
+EVERY = ("linear", "task-arithmetic:2", "slerp", "ties:0.5", "dare:0.5:3", "dare-ties:0.25", "passthrough:0.8")
+SPACES = [
+    StitchSpace(6, 2, 3),
+    StitchSpace(6, 2, 3, EVERY),
+    StitchSpace(5, 2, 2, ("linear",), halves=True),
+    StitchSpace(6, 3, 4, ("linear",), blend=False),
+    StitchSpace(5, None, 3, EVERY, embeds=(0, 2), heads=(0, 1, 2)),
+    StitchSpace(4, 0, 2),
+]
+spaces = st.sampled_from(SPACES)
+rngs = st.integers(0, 2**32 - 1).map(np.random.default_rng)
+
+
+def fits(space, genome):
+    """Every promise of a genome, from what it decodes to."""
+    stack = space.decode(genome)
+    layers = [s.anchor.layer for s in stack.layers]
+    assert layers == sorted(set(layers)) and layers and space.removed(genome) == space.depth - len(layers)
+    assert space.budget is None or space.removed(genome) == space.budget
+    assert stack.embed in space.embeds and stack.head in space.heads
+    assert all(0 <= g < n for g, n in zip(genome, space.choices, strict=True))
+    assert all(sum(mix[1:]) == space.steps for gene in space.genes(genome) for mix in gene.mixes)
+    for spec in stack.layers:
+        assert spec == spec.canonical()
+        for mix in (Mix(spec.parts, spec.merge), *([spec.mlp] if spec.mlp else [])):
+            check_merge(mix.merge, len(mix.parts))
+            assert {p.layer for p in mix.parts} == {spec.anchor.layer}
+            if mix.merge == "linear":
+                assert sum(p.weight for p in mix.parts) == pytest.approx(1)
+            if not space.blend:
+                assert len(mix.parts) == 1
+    sources = tuple(Source(f"m{k}", "0") for k in range(space.parents))
+    Blueprint(sources, *stack).check()
+    return True
+
+
+@given(spaces, rngs)
+def test_every_operator_stays_in_the_space(space, rng):
+    a, b = space.random(rng), space.random(rng)
+    assert fits(space, a) and fits(space, b) and fits(space, space.crossover(a, b, rng))
+    for _ in range(5):
+        a = space.mutate(a, rng)
+        assert fits(space, a)
+
+
+@given(spaces, rngs)
+def test_a_move_changes_the_model_a_little(space, rng):
+    genome = space.random(rng)
+    moved = space.mutate(genome, rng)
+    before, after = ({s.anchor.layer: s for s in space.decode(g).layers} for g in (genome, moved))
+    changed = [i for i in range(space.depth) if before.get(i) != after.get(i)]
+    assert len(changed) <= 2 and (moved == genome or space.decode(moved) != space.decode(genome))
+
+
+@given(spaces, st.integers(0, 2**32 - 1))
+def test_any_integers_are_repaired_to_the_budget_and_nothing_is_repaired_twice(space, seed):
+    rng = np.random.default_rng(seed)
+    genome = tuple(int(rng.integers(n)) for n in space.choices)
+    fixed = space.repair(genome, rng)
+    assert fits(space, fixed) and space.repair(fixed, np.random.default_rng(1)) == fixed
+
+
+@given(spaces, rngs)
+def test_a_child_has_every_layer_from_one_of_its_parents(space, rng):
+    a, b = space.random(rng), space.random(rng)
+    child = space.crossover(a, b, rng)
+    for mine, first, second in zip(*(space.genes(g) for g in (child, a, b)), strict=True):
+        assert mine.mixes in (first.mixes, second.mixes)
+
+
+@pytest.mark.parametrize(
+    ("merge", "steps", "mix"),
+    [
+        ("linear", (4, 0, 0), Mix((Part(0, 3),))),
+        ("linear", (1, 1, 2), Mix((Part(0, 3, 0.25), Part(1, 3, 0.25), Part(2, 3, 0.5)))),
+        ("task-arithmetic:2", (2, 1, 1), Mix((Part(0, 3, 0.0), Part(1, 3, 0.5), Part(2, 3, 0.5)))),
+        ("task-arithmetic:2", (0, 4, 0), Mix((Part(1, 3),))),
+        ("slerp", (1, 3, 0), Mix((Part(0, 3, 0.25), Part(1, 3, 0.75)), "slerp")),
+        ("slerp", (1, 1, 2), Mix((Part(0, 3, 0.25), Part(1, 3, 0.25), Part(2, 3, 0.5)))),
+        ("ties:0.5", (0, 1, 3), Mix((Part(0, 3), Part(1, 3, 0.25), Part(2, 3, 0.75)), "ties:0.5")),
+        ("passthrough:0.8", (0, 4, 0), Mix((Part(1, 3, 0.8),), "passthrough")),
+        ("passthrough:0.8", (2, 2, 0), Mix((Part(0, 3, 0.5), Part(1, 3, 0.5)))),
+    ],
+)
+def test_what_a_mix_means(merge, steps, mix):
+    space = StitchSpace(6, 2, 3, EVERY)
+    assert space._mixed(3, (EVERY.index(merge), *steps)) == mix
+
+
+def test_attention_and_mlp_may_differ_and_equal_ones_are_one():
+    space = StitchSpace(3, 1, 2, ("linear",), halves=True)
+    genes = space.genes(space.of((1,), [1, 0]))
+    assert space.decode(space.genome(genes)).layers == (LayerSpec((Part(0, 0),)), LayerSpec((Part(0, 2),)))
+    genome = list(space.genome(genes))
+    genome[4:7] = [0, 0, 4]
+    (first, _) = space.decode(tuple(genome)).layers
+    assert first == LayerSpec((Part(0, 0),), mlp=Mix((Part(1, 0),)))
+
+
+@pytest.mark.parametrize(("shares", "steps"), [([1, 1, 1], (2, 1, 1)), ([0, 1, 1], (0, 2, 2)), ([0, 0, 5], (0, 0, 4))])
+def test_shares_are_rounded_to_steps_that_add_up(shares, steps):
+    space = StitchSpace(6, 2, 3)
+    assert {g.mixes[0][1:] for g in space.genes(space.of((1, 2), shares))} == {steps}
+    assert [s.anchor.layer for s in space.decode(space.of((1, 2), shares)).layers] == [0, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    "space", [StitchSpace(3, 1, 2), StitchSpace(3, None, 2, ("linear",), blend=False, heads=(0, 1))]
+)
+def test_enumeration_lists_every_genome_once(space):
+    listed = list(space.enumerate())
+    assert len(listed) == len(set(listed)) == space.count()
+    assert all(fits(space, g) for g in itertools.islice(listed, 200))
+
+
+def test_removals_go_one_layer_at_a_time_and_stop_at_the_budget():
+    space = StitchSpace(5, 2, 3)
+    first = space.removals(space.dense())
+    assert [space.removed(g) for g in first] == [1] * 5
+    assert space.removals(space.of((0, 1), [1, 0, 0])) == []
+
+
+@given(spaces, rngs)
+def test_features_tell_models_apart(space, rng):
+    a, b = space.random(rng), space.random(rng)
+    assert space.features(a).shape == space.features(b).shape
+    if a == b:
+        assert (space.features(a) == space.features(b)).all()
+
+
+@pytest.mark.parametrize(("depth", "budget"), [(0, None), (4, -1), (4, 4)])
+def test_a_budget_that_leaves_nothing_is_refused(depth, budget):
+    with pytest.raises(InvalidRecipe):
+        StitchSpace(depth, budget, 2)

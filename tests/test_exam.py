@@ -1,0 +1,126 @@
+"""Tasks in the sweep give what a live model gives, however they are packed."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hf_prune.architecture import family_of
+from hf_prune.assemble import Parent, assemble
+from hf_prune.bank import LayerBank
+from hf_prune.blueprint import Blueprint, Fidelity, LayerSpec, Part, Source
+from hf_prune.calibration import demo_folder
+from hf_prune.evaluate import Evaluator
+from hf_prune.exam import Exam, order
+from hf_prune.reference import Dense
+from hf_prune.tasks import Item, Task, load_tasks, score
+from tests.test_tasks import FAMILIES, MIXED, random_model
+
+EXACT = Task("exact", (Item("once upon a", ("time",), 0), Item("she went to the", ("park to play",), 0)), "exact")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(demo_folder() / "storymath-16l")
+
+
+@pytest.fixture(scope="module")
+def parent():
+    folder = demo_folder() / "storymath-16l"
+    return Parent.open(Source("demo", "demo"), folder)
+
+
+@pytest.fixture(scope="module")
+def bank(parent):
+    return LayerBank(assemble(Blueprint.identity(parent.source, 16), [parent], dtype=torch.float32), [parent])
+
+
+def cut(parent, gone=(3, 6)):
+    return Blueprint((parent.source,), tuple(LayerSpec((Part(0, i),)) for i in range(16) if i not in gone))
+
+
+def ordered(exam, task):
+    return exam.tasks[[t.name for t in exam.tasks].index(task.name)]
+
+
+def alike(ours, theirs):
+    finite = np.isfinite(theirs.log_likelihoods)
+    assert (finite == np.isfinite(ours.log_likelihoods)).all()
+    np.testing.assert_allclose(ours.log_likelihoods[finite], theirs.log_likelihoods[finite], rtol=1e-3, atol=2e-3)
+    assert (ours.correct == theirs.correct).all() and (ours.correct_norm == theirs.correct_norm).all()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("packed", [True, False])
+def test_every_family_answers_on_sheets_as_it_does_live(family, packed, tokenizer):
+    model = random_model(family)
+    dense = Dense(model, family_of(model.config), tile_tokens=256)
+    exam = Exam(dense, [MIXED, EXACT], tokenizer, packed=packed)
+    sheets = exam.sheets(0, exam.items)
+    with torch.inference_mode():
+        found = exam.judged(0, exam.items, [s.scores(dense, s.hidden[-1]) for s in sheets])
+    for ours, task in zip(found, exam.tasks, strict=True):
+        alike(ours, score(model, tokenizer, task))
+
+
+def test_a_cut_model_answers_in_the_sweep_as_it_does_live(bank, parent, tokenizer):
+    tasks = [Task(t.name, t.items[:12], t.kind) for t in load_tasks()]
+    evaluator = Evaluator(bank, torch.randint(3, 2000, (2, 32)), exam=lambda dense: Exam(dense, tasks, tokenizer))
+    measures = evaluator.evaluate([cut(parent), cut(parent, (8,)), cut(parent, ())], Fidelity(2, items=12))
+    assert evaluator.exam.packed
+    for blueprint, m in zip([cut(parent), cut(parent, (8,)), cut(parent, ())], measures, strict=True):
+        live = assemble(blueprint, [parent], dtype=torch.float32)
+        for ours, task in zip(m.tasks, evaluator.exam.tasks, strict=True):
+            alike(ours, score(live, tokenizer, task))
+        assert m.error == pytest.approx(1 - np.mean([t.accuracy for t in m.tasks])) and m.doubt > 0
+
+
+def test_items_from_anywhere_are_the_items_from_there(bank, parent, tokenizer):
+    tasks = [Task(t.name, t.items[:10], t.kind) for t in load_tasks()]
+    evaluator = Evaluator(bank, torch.randint(3, 2000, (2, 32)), exam=lambda dense: Exam(dense, tasks, tokenizer))
+    whole, late = (
+        evaluator.evaluate([cut(parent)], f)[0] for f in (Fidelity(2, items=10), Fidelity(2, items=4, first_item=6))
+    )
+    for all_items, few in zip(whole.tasks, late.tasks, strict=True):
+        assert len(few.correct) == 4
+        np.testing.assert_allclose(all_items.log_likelihoods[6:], few.log_likelihoods, rtol=1e-4, atol=1e-3)
+
+
+def test_a_shared_prompt_is_computed_once(bank, tokenizer):
+    exam = Exam(Dense(bank.model, bank.parents[0].family), [MIXED], tokenizer)
+    plain = Exam(Dense(bank.model, bank.parents[0].family), [MIXED], tokenizer, packed=False)
+    packed, apart = (sum(len(r.tokens) for item in e._rows[0] for r in item) for e in (exam, plain))
+    assert exam.packed and packed < 0.75 * apart
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_every_prefix_of_the_order_holds_all_answers_alike(seed):
+    items = tuple(Item("q", ("a", "b", "c", "d"), 0 if i < 50 else 1 + i % 3) for i in range(100))
+    task = Task("t", items)
+    places = order(task, seed)
+    assert sorted(places) == list(range(100)) and places == order(task, seed) != order(task, seed + 7)
+    for count in (20, 50, 80):
+        share = np.mean([items[i].answer == 0 for i in places[:count]])
+        assert abs(share - 0.5) < 0.06
+
+
+def test_greedy_text_begins_with_the_answer_exactly_when_it_counts_as_right(tokenizer):
+    folder = demo_folder() / "storymath-16l"
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    prompts = ["once upon a time there was a little", "tom and his friend went to the", "she was very happy and said"]
+    items = []
+    for prompt in prompts:
+        ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).input_ids
+        said = model.generate(ids, max_new_tokens=3, do_sample=False, pad_token_id=0)[0, ids.shape[1] :]
+        items += [Item(prompt, (tokenizer.decode(said),), 0), Item(prompt, (" zebra",), 0)]
+    scores = score(model, tokenizer, Task("said", tuple(items), "exact"))
+    assert scores.correct.tolist() == [True, False] * 3 and scores.chance == 0
+
+
+def test_files_may_ask_for_text(tmp_path):
+    lines = [{"context": "1 + 1 =", "answer": "2"}, {"context": "2 + 2 =", "answer": "4"}]
+    (tmp_path / "sums.search.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (task,) = load_tasks([tmp_path / "sums.search.jsonl"])
+    assert task.kind == "exact" and task.name == "sums" and task.items[1] == Item("2 + 2 =", ("4",), 0)

@@ -29,7 +29,17 @@ FormatFlag = Annotated[Format, typer.Option("--format", help="human, json (one l
 QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="Same as --format quiet: only the result on stdout.")]
 RecipeFlag = Annotated[Path | None, typer.Option("--recipe", help="YAML recipe; flags given here override it.")]
 DryRunFlag = Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop; nothing is written.")]
-MEASUREMENT = ("data", "report_sequences", "length", "tasks", "task_items", "lm_eval", "lm_eval_limit", "device")
+MEASUREMENT = (
+    "variants",
+    "data",
+    "report_sequences",
+    "length",
+    "tasks",
+    "task_items",
+    "lm_eval",
+    "lm_eval_limit",
+    "device",
+)
 RECOVERY = (
     "repair", "reach", "repair_sequences", "heal_method", "heal_rank", "heal_alpha", "heal_kl", "heal_ce", "heal_top_k",
     "heal_lr", "heal_batch", "heal_checks", "heal_patience", "gradient_checkpointing", "keep_adapter", "seed",
@@ -128,7 +138,13 @@ def compress_command(
 @app.command("demo")
 @guarded
 def demo_command(
-    output: Annotated[str, typer.Option("--output", help="Folder for the result.")] = "pruned-demo",
+    act: Annotated[
+        Literal["cut", "stitch"],
+        typer.Argument(help="cut: layers of one model; stitch: layers of it and its three specialists."),
+    ] = "cut",
+    output: Annotated[
+        str | None, typer.Option("--output", help="Folder for the result; default: pruned-demo, or stitched-demo.")
+    ] = None,
     format: FormatFlag = "human",
     quiet: QuietFlag = False,
 ) -> None:
@@ -137,11 +153,9 @@ def demo_command(
     It has 16 layers; needs no network and no account.
     """
     form = _format(format, quiet)
-    from hf_prune.calibration import demo_folder
+    from hf_prune.acts import demo_recipe
 
-    folder = Path(demo_folder())
-    base, text = str(folder / "storymath-16l"), str(folder / "text")
-    _compress(Recipe.of(base=base, data=(text,), ratio=0.25, repair=True, repair_finalists=2, output=output), form)
+    _compress(demo_recipe(act, output), form)
 
 
 @app.command("assemble")
@@ -150,7 +164,8 @@ def assemble_command(
     path: Annotated[Path, typer.Argument(metavar="BLUEPRINT", help="blueprint.json, or front.json with --pick.")],
     output: Annotated[Path, typer.Option("--output", help="Folder for the model; must not exist.")] = Path("Assembled"),
     source: Annotated[
-        str | None, typer.Option("--source", help="Read the weights here instead of the repo the blueprint names.")
+        list[str] | None,
+        typer.Option("--source", help="Read the weights here instead of the repos the blueprint names; base first."),
     ] = None,
     pick: Annotated[
         str | None, typer.Option("--pick", help="Member of a front: knee, a share removed such as 0.25, or #3.")

@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,26 +11,29 @@ from typing import Any
 
 from hf_prune import hub
 from hf_prune.assemble import Parent, write
-from hf_prune.blueprint import Blueprint
+from hf_prune.blueprint import Blueprint, Source
 from hf_prune.clock import Clock
 from hf_prune.documents import measured_again
 from hf_prune.errors import IncompatibleSources, InvalidBlueprint, InvalidRecipe, SourceError
 from hf_prune.events import Event, Finished, Stage, Started
 from hf_prune.found import Found
 from hf_prune.front import picked
-from hf_prune.job import Job, open_job
+from hf_prune.job import Job, open_job, pull_variant
 from hf_prune.patches import PATCH_FILE, load_patches
 from hf_prune.pipeline import copied, finish, finished
 from hf_prune.recipe import Recipe
 
 
-def assemble_blueprint(path: Path, output: Path, *, source: str | None = None, pick: str | None = None) -> Path:
+def assemble_blueprint(
+    path: Path, output: Path, *, source: str | Sequence[str] | None = None, pick: str | None = None
+) -> Path:
     """Rebuild the model of `blueprint.json`, or of one member of `front.json`, bit for bit.
 
     Args:
         path: a blueprint or a front.
         output: folder for the model; must not exist.
-        source: base to read instead of the one the blueprint names (local folders are named by content, not by path).
+        source: what to read instead of the sources the blueprint names, the base first (local folders are named by
+            content, not by path).
         pick: member of a front: `knee`, a share removed such as `0.25` (the nearest member), or `#3` (counted from 0).
 
     Raises:
@@ -52,34 +55,46 @@ def assemble_blueprint(path: Path, output: Path, *, source: str | None = None, p
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        write(blueprint, open_parents(blueprint, source), partial, load_patches(path.parent / PATCH_FILE))
+        given = (source,) if isinstance(source, str) else tuple(source or ())
+        write(blueprint, open_parents(blueprint, given), partial, load_patches(path.parent / PATCH_FILE))
         os.replace(partial, output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return output
 
 
-def open_parents(blueprint: Blueprint, source: str | None = None) -> list[Parent]:
-    """Pull and open every source of a blueprint, and make sure that it is the same one.
+def open_parents(blueprint: Blueprint, given: Sequence[str] = ()) -> list[Parent]:
+    """Pull and open every source of a blueprint, from what is given (the base first) or where the blueprint says.
 
     Raises:
         IncompatibleSources: another revision than the blueprint's.
         SourceError: a local source whose folder is not given, or one that cannot be read.
     """
+    pulled = [pull_variant(given[0], name) if number else hub.pull(name) for number, name in enumerate(given)]
     parents = []
     for pinned in blueprint.sources:
-        if source is None and pinned.revision.startswith("sha256-"):
+        found = next((p for p in pulled if _same(p.source, pinned)), None)
+        if found is None and pulled and (len(blueprint.sources) == 1 or _local(pinned)):
+            others = ", ".join(str(p.source) for p in pulled)
+            raise IncompatibleSources(
+                f"The blueprint was made from {pinned}, not from {others}; the weights would differ."
+            )
+        if found is None and _local(pinned):
             raise SourceError(
                 f"The blueprint was made from the local folder {pinned.repo!r}; say where it is with "
                 "--source or --base."
             )
-        pulled = hub.pull(source or str(pinned))
-        if pulled.source.revision != pinned.revision or pulled.source.adapter != pinned.adapter:
-            raise IncompatibleSources(
-                f"The blueprint was made from {pinned}, not from {pulled.source}; the weights would differ."
-            )
-        parents.append(Parent.open(pinned, pulled.folder, pulled.adapter))
+        found = found or hub.pull(str(pinned))
+        parents.append(Parent.open(pinned, found.folder, found.adapter))
     return parents
+
+
+def _same(one: Source, other: Source) -> bool:
+    return (one.revision, one.adapter) == (other.revision, other.adapter)
+
+
+def _local(source: Source) -> bool:
+    return f"{source}".rpartition("@")[2].startswith("sha256-") or source.revision.startswith("sha256-")
 
 
 def report_folder(
@@ -175,11 +190,14 @@ def _reopened(folder: Path, base: str | None, changes: dict[str, Any]) -> tuple[
         raise InvalidRecipe(f"{folder} is not a result of hf_prune (no report.json); name what compress wrote.")
     blueprint = Blueprint.from_json(_read(folder / "blueprint.json"))
     before = json.loads(_read(folder / "report.json"))
-    parents = open_parents(blueprint, base)
+    variants = tuple(changes.pop("variants", ()))
+    given = (base or str(blueprint.sources[0]), *variants) if base or variants else ()
+    parents = open_parents(blueprint, given)
     kept = {k: v for k, v in before["recipe"].items() if k in Recipe.model_fields and k not in NEVER_KEPT}
-    if any(name in changes for name in ("ratio", "keep_layers", "drop")):
+    if any(name in changes for name in ("ratio", "keep_layers", "drop_layers", "drop")):
         raise InvalidRecipe("The size of a finished result is what it is; compress its base again for another one.")
-    recipe = Recipe.of(**{**kept, **changes, "base": base or str(blueprint.sources[0])})
+    named = {"base": base or str(blueprint.sources[0]), "variants": variants or tuple(map(str, blueprint.sources[1:]))}
+    recipe = Recipe.of(**{**kept, **changes, **named})
     job = replace(open_job(recipe), parents=tuple(parents))
     job.bank.patches.update(load_patches(folder / PATCH_FILE))
     cut = replace(blueprint, layers=tuple(replace(s, repair=None) for s in blueprint.layers))

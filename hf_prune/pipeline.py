@@ -240,6 +240,9 @@ def _schedule(job: Job, trials: int, seeds: tuple[Genome, ...] = (), finalists: 
     # Screening on less than about a thousand tokens ends in local optima: then half of the evidence, not a quarter.
     first = full // 4 if full // 4 * recipe.length >= SCREENING_TOKENS else full // 2
     stages = sorted({max(1, first), full}) if recipe.search in ("staged", "evopress") else [full]
+    if recipe.search == "smac":
+        # A ninth, a third and all of it, as GPTailor's 111, 333 and 1,000 items.
+        stages = sorted({max(1, full // 9), max(1, full // 3), full})
     reference = job.evaluator.reference
     scores = Scores(block_influence(reference), block_distance(reference))
     return Schedule(

@@ -248,7 +248,7 @@ def evaluations(recipe: Recipe, depth: int, remove: int) -> int:
             needed = candidates(recipe, depth, remove)
         case _:
             # A kept layer may take any of the variants, or more or less of it.
-            moves = middle * (depth - middle) + 2 * len(recipe.variants) * (depth - middle)
+            moves = (middle + 4 * len(recipe.variants)) * (depth - middle)
             return recipe.evaluations or recipe.population + TRIALS_PER_SWAP * moves
     return min(needed, recipe.evaluations or needed)
 

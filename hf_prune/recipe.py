@@ -13,7 +13,7 @@ from hf_prune.errors import InvalidRecipe
 
 Method = Literal["collapse", "halves", "intervals", "stitch"]
 Search = Literal[
-    "staged", "genetic", "nsga2", "evopress", "greedy", "exhaustive", "random", "shortgpt", "window", "last"
+    "staged", "smac", "genetic", "nsga2", "evopress", "greedy", "exhaustive", "random", "shortgpt", "window", "last"
 ]
 Objective = Literal[
     "kl", "perplexity", "similarity", "kl_similarity", "gelaco_v1", "text", "tasks", "doubt", "abilities"
@@ -209,6 +209,8 @@ class Recipe(BaseModel):
             raise ValueError(f"objective {self.objective} needs tasks to search on; name files with --search-tasks")
         if self.variants and self.drop:
             raise ValueError("drop names layers of one model; with variants say how many go with --drop-layers")
+        if self.search == "smac" and self.method != "stitch":
+            raise ValueError("search smac knows the genes of method stitch only; choose --search staged")
         for merge in self.merges:
             if not re.fullmatch(MERGE, merge):
                 raise ValueError(

@@ -13,7 +13,7 @@ LADDER = {
     0.1: "blueprint",
     0.2: "events clock",
     1: "recipe methods search architecture checkpoint calibration merge metrics hub patches ridge trie",
-    2: "journal tasks",
+    2: "journal tasks acts",
     3: "assemble objectives reference reload_probe",
     3.1: "exam",
     3.2: "bank sites",

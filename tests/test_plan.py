@@ -147,7 +147,7 @@ def test_number_of_evaluations_per_search():
     assert evaluations(recipe(), 16, 4) == 16 + 5 * 4 * 12
     assert evaluations(recipe(evaluations=99), 16, 4) == 99
     stitch = recipe(method="stitch", variants=("a", "b", "c"))
-    assert evaluations(stitch, 16, 4) == 16 + 5 * (4 * 12 + 2 * 3 * 12)
+    assert evaluations(stitch, 16, 4) == 16 + 5 * (4 * 12 + 4 * 3 * 12)
     assert baseline_evaluations(stitch, 16, 4) == 5 * (1 + 58) + 2 * evaluations(stitch, 16, 4)
 
 

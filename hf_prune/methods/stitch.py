@@ -19,7 +19,7 @@ import numpy as np
 from hf_prune.blueprint import Genome, LayerSpec, Mix, Part
 from hf_prune.methods.partition import checked, kept_of, mixed, pick, sizes, subset
 
-STEPS = 4
+STEPS = 8
 """Weights are multiples of 1 / STEPS."""
 MERGES = ("linear", "task-arithmetic:2")
 TRIES = 20
@@ -72,7 +72,7 @@ class StitchSpace:
     # Genomes and what they mean ------------------------------------------------------------------------------------
 
     @cached_property
-    def choices(self) -> tuple[int, ...]:
+    def cardinalities(self) -> tuple[int, ...]:
         """Values of every gene."""
         mix = (len(self.merges), *[self.steps + 1] * self.parents)
         return (2, *mix * (1 + self.halves)) * self.depth + (len(self.embeds), len(self.heads))

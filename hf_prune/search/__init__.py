@@ -14,6 +14,7 @@ from hf_prune.search.nsga2 import nsga2
 from hf_prune.search.oneshot import last, shortgpt, window
 from hf_prune.search.random import random
 from hf_prune.search.schedule import Schedule, Scores, Search
+from hf_prune.search.smac import smac
 from hf_prune.search.space import Space
 
 SEARCHERS = {
@@ -21,6 +22,7 @@ SEARCHERS = {
     "evopress": evopress,
     "genetic": genetic,
     "nsga2": nsga2,
+    "smac": smac,
     "greedy": greedy,
     "exhaustive": exhaustive,
     "random": random,

@@ -8,7 +8,7 @@ import numpy as np
 
 from hf_prune.blueprint import Genome, Outcome
 from hf_prune.search.archive import PATIENCE, Archive
-from hf_prune.search.pareto import non_dominated
+from hf_prune.search.pareto import front
 from hf_prune.search.schedule import Schedule, Search
 from hf_prune.search.space import Space
 
@@ -38,7 +38,7 @@ def nsga2(space: Space, schedule: Schedule, rng: np.random.Generator) -> Search:
         algorithm.tell(infills=_population(told))
         asked = algorithm.ask() if archive.left else None
         generation = [] if asked is None else [_genome(one.X) for one in asked]
-    return _front(archive)
+    return front(archive.full.values())
 
 
 def _first(space: Space, schedule: Schedule, rng: np.random.Generator) -> list[Genome]:
@@ -56,12 +56,6 @@ def _first(space: Space, schedule: Schedule, rng: np.random.Generator) -> list[G
         if not pools[size]:
             del pools[size]
     return list(chosen)
-
-
-def _front(archive: Archive) -> tuple[Outcome, ...]:
-    outcomes = sorted(archive.full.values(), key=lambda o: (o.values, o.trial.genome))
-    front = [outcomes[i] for i in non_dominated([o.values for o in outcomes])]
-    return tuple({o.values: o for o in reversed(front)}.values())[::-1]
 
 
 def _genome(row: Sequence[Any]) -> Genome:

@@ -1,9 +1,11 @@
 """Fronts of several minimised values: who is on it, how much it covers, where its knee is."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 
 import numpy as np
+
+from hf_prune.blueprint import Outcome
 
 Points = Sequence[Sequence[float]]
 
@@ -67,3 +69,10 @@ def knee(points: Points) -> int:
     if below.max() > 1e-12:
         return int(np.argmax(below))
     return int(np.argmin((scaled**2).sum(1)))
+
+
+def front(outcomes: Iterable[Outcome]) -> tuple[Outcome, ...]:
+    """The non-dominated ones, distinct values, ordered by the first value."""
+    ordered = sorted(outcomes, key=lambda o: (o.values, o.trial.genome))
+    found = [ordered[i] for i in non_dominated([o.values for o in ordered])]
+    return tuple({o.values: o for o in reversed(found)}.values())[::-1]

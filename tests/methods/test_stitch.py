@@ -15,7 +15,7 @@ from hf_prune.methods import StitchSpace
 EVERY = ("linear", "task-arithmetic:2", "slerp", "ties:0.5", "dare:0.5:3", "dare-ties:0.25", "passthrough:0.8")
 SPACES = [
     StitchSpace(6, 2, 3),
-    StitchSpace(6, 2, 3, EVERY),
+    StitchSpace(6, 2, 3, EVERY, steps=4),
     StitchSpace(5, 2, 2, ("linear",), halves=True),
     StitchSpace(6, 3, 4, ("linear",), blend=False),
     StitchSpace(5, None, 3, EVERY, embeds=(0, 2), heads=(0, 1, 2)),
@@ -32,7 +32,7 @@ def fits(space, genome):
     assert layers == sorted(set(layers)) and layers and space.removed(genome) == space.depth - len(layers)
     assert space.budget is None or space.removed(genome) == space.budget
     assert stack.embed in space.embeds and stack.head in space.heads
-    assert all(0 <= g < n for g, n in zip(genome, space.choices, strict=True))
+    assert all(0 <= g < n for g, n in zip(genome, space.cardinalities, strict=True))
     assert all(sum(mix[1:]) == space.steps for gene in space.genes(genome) for mix in gene.mixes)
     for spec in stack.layers:
         assert spec == spec.canonical()
@@ -69,7 +69,7 @@ def test_a_move_changes_the_model_a_little(space, rng):
 @given(spaces, st.integers(0, 2**32 - 1))
 def test_any_integers_are_repaired_to_the_budget_and_nothing_is_repaired_twice(space, seed):
     rng = np.random.default_rng(seed)
-    genome = tuple(int(rng.integers(n)) for n in space.choices)
+    genome = tuple(int(rng.integers(n)) for n in space.cardinalities)
     fixed = space.repair(genome, rng)
     assert fits(space, fixed) and space.repair(fixed, np.random.default_rng(1)) == fixed
 
@@ -97,12 +97,12 @@ def test_a_child_has_every_layer_from_one_of_its_parents(space, rng):
     ],
 )
 def test_what_a_mix_means(merge, steps, mix):
-    space = StitchSpace(6, 2, 3, EVERY)
+    space = StitchSpace(6, 2, 3, EVERY, steps=4)
     assert space._mixed(3, (EVERY.index(merge), *steps)) == mix
 
 
 def test_attention_and_mlp_may_differ_and_equal_ones_are_one():
-    space = StitchSpace(3, 1, 2, ("linear",), halves=True)
+    space = StitchSpace(3, 1, 2, ("linear",), halves=True, steps=4)
     genes = space.genes(space.of((1,), [1, 0]))
     assert space.decode(space.genome(genes)).layers == (LayerSpec((Part(0, 0),)), LayerSpec((Part(0, 2),)))
     genome = list(space.genome(genes))
@@ -113,7 +113,7 @@ def test_attention_and_mlp_may_differ_and_equal_ones_are_one():
 
 @pytest.mark.parametrize(("shares", "steps"), [([1, 1, 1], (2, 1, 1)), ([0, 1, 1], (0, 2, 2)), ([0, 0, 5], (0, 0, 4))])
 def test_shares_are_rounded_to_steps_that_add_up(shares, steps):
-    space = StitchSpace(6, 2, 3)
+    space = StitchSpace(6, 2, 3, steps=4)
     assert {g.mixes[0][1:] for g in space.genes(space.of((1, 2), shares))} == {steps}
     assert [s.anchor.layer for s in space.decode(space.of((1, 2), shares)).layers] == [0, 3, 4, 5]
 

@@ -1,0 +1,35 @@
+"""The acts of `hf-prune demo`: recipes over the bundled models and texts."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from hf_prune.calibration import demo_folder
+from hf_prune.recipe import Recipe
+
+Act = Literal["cut", "stitch"]
+OUTPUTS = {"cut": "pruned-demo", "stitch": "stitched-demo"}
+
+
+def demo_recipe(act: Act, output: str | None = None) -> Recipe:
+    """A quarter off the bundled model, repaired; of it alone, or of it and its three specialists."""
+    folder = Path(demo_folder())
+    asked = {"base": str(folder / "storymath-16l"), "data": (str(folder / "text"),), "ratio": 0.25,
+             "repair": True, "repair_finalists": 2}  # fmt: skip
+    if act == "stitch":
+        asked |= _stitched(folder, folder / "specialists")
+    return Recipe.of(**asked, output=output or OUTPUTS[act])
+
+
+def _stitched(folder: Path, specialists: Path) -> dict[str, Any]:
+    """Three adapters, their text and their tasks beside those of the base; few baselines and items, to be quick."""
+    return {
+        "method": "stitch",
+        "variants": tuple(str(specialists / name) for name in ("plays", "code", "qa")),
+        "data": (str(folder / "text"), str(specialists / "text")),
+        "tasks": tuple(str(p) for w in (folder, specialists) for p in sorted((w / "tasks").glob("*.report.jsonl"))),
+        "baselines": ("shortgpt", "greedy"),
+        "sequences": 24,
+        "selection_sequences": 18,
+        "evaluations": 320,
+        "task_items": 24,
+    }

@@ -1,0 +1,207 @@
+"""Whole runs over several parents: what they are compared with, what is written, published, rebuilt and trained."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import HfApi
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from hf_prune import compress, run
+from hf_prune.blueprint import Blueprint
+from hf_prune.errors import IncompatibleSources, SourceError
+from hf_prune.events import Finished, Scored
+from hf_prune.folder import assemble_blueprint, heal_folder, report_folder
+from hf_prune.job import open_job
+from hf_prune.reference import block_influence
+from hf_prune.rivals import influence, label, warm_starts
+from tests.runs import DEPTH, base, leftovers, recipe, text
+
+
+def adapter(folder: Path, of: Path, seed: int = 5) -> Path:
+    """A LoRA with something in it."""
+    torch.manual_seed(seed)
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(of), LoraConfig(r=2, target_modules=["q_proj", "down_proj"], lora_alpha=4)
+    )
+    for name, p in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(p, std=0.05)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A base, a full variant of it and an adapter."""
+    home = tmp_path_factory.mktemp("stitch")
+    base(home / "base")
+    base(home / "tuned", seed=3)
+    adapter(home / "lora", home / "base")
+    text(home / "text.txt")
+    return home
+
+
+def asked(home, name="out", **changes):
+    variants = (str(home / "tuned"), str(home / "lora"))
+    fixed = {
+        "base": str(home / "base"),
+        "variants": variants,
+        "method": "stitch",
+        "drop_layers": 2,
+        "evaluations": 40,
+        "data": (str(home / "text.txt"),),
+        "baselines": ("shortgpt", "greedy", "removal", "selection"),
+    }
+    return recipe(home, **{**fixed, "output": str(home / name), **changes})
+
+
+@pytest.fixture(scope="module")
+def done(home):
+    return run(asked(home, repair=True, repair_sequences=16))
+
+
+def test_a_plan_needs_no_variant_to_be_opened(home):
+    job = open_job(asked(home))
+    assert job.target.remove == 2 and [label(job, k) for k in range(3)] == ["base", "tuned", "lora"]
+    assert job.sources[2].adapter.startswith("lora@") and job.parent.depth == DEPTH
+
+
+def test_every_corpus_has_the_teacher_that_knows_it_best(home):
+    job = open_job(asked(home))
+    job.evaluator  # noqa: B018
+    assert len(job.known) == 3
+    for corpus in job.corpora:
+        best = job.known[job.teacher(corpus)].texts[job.corpora.index(corpus)]
+        assert best == min(m.texts[job.corpora.index(corpus)] for m in job.known)
+    assert job.known[job.dense].text == min(m.text for m in job.known)
+
+
+def test_block_influence_of_a_parent_is_that_of_its_own_run(home):
+    job = open_job(asked(home))
+    alone = open_job(recipe(home, base=str(home / "tuned"), data=(str(home / "text.txt"),), output=str(home / "x")))
+    ours = influence(job, job.identity(1))
+    assert ours == pytest.approx(block_influence(alone.evaluator.dense.run(alone.evidence["search"].tokens)), abs=1e-3)
+
+
+def test_warm_starts_are_cuts_of_every_parent_and_of_their_mean(home):
+    job = open_job(asked(home))
+    starts = warm_starts(job, ())
+    assert len(starts) == len(set(starts)) == 2 * 5
+    assert all(job.scorer.space.removed(g) == 2 for g in starts)
+
+
+def test_the_report_compares_with_every_way_to_get_there(done):
+    report = done.report
+    names = [row["name"] for row in report["retention"]["rows"]]
+    assert names[:5] == ["parent"] * 3 + ["hf_prune", "repaired"]
+    models = ("base", "tuned", "lora", "the mean")
+    cuts = {f"{kind}:{model}" for kind in ("shortgpt", "greedy") for model in models}
+    assert set(names[5:]) == cuts | {"cut-first", "removal", "selection"}
+    for row in report["retention"]["rows"]:
+        assert row["mean_accuracy"] == pytest.approx(sum(row["accuracy"].values()) / len(row["accuracy"]))
+    best = max(report["retention"]["rows"][:3], key=lambda r: r["mean_accuracy"])
+    assert best["mean_retention"] == 1 and report["retention"]["reference"] in ("base", "tuned", "lora")
+    assert len(report["origins"]) == DEPTH - 2 and (done.folder / "figures/parents.png").is_file()
+    for layer in report["origins"]:
+        assert sum(layer["parents"].values()) == pytest.approx(1)
+    card = (done.folder / "README.md").read_text()
+    assert "base_model_relation: merge" not in card, "local parents are no repos of the Hub"
+    assert all(f"figures/{p.name}" in card for p in (done.folder / "figures").iterdir()), "every figure is shown"
+    assert str(done.folder.parent) not in card and report["certificate"]["ok"]
+    assert "What it keeps of every parent" in card and leftovers(done.folder.parent) == []
+
+
+def test_the_result_is_the_blueprint_and_loads_without_us(done, home, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(done.folder)
+    assert model.config.num_hidden_layers == DEPTH - 2
+    sources = [str(home / n) for n in ("base", "tuned", "lora")]
+    again = assemble_blueprint(done.folder / "blueprint.json", tmp_path / "again", source=sources)
+    assert (again / "model.safetensors").read_bytes() == (done.folder / "model.safetensors").read_bytes()
+    with pytest.raises(SourceError, match="say where it is"):
+        assemble_blueprint(done.folder / "blueprint.json", tmp_path / "none")
+    with pytest.raises(IncompatibleSources, match="weights would differ"):
+        assemble_blueprint(done.folder / "blueprint.json", tmp_path / "few", source=sources[:1])
+
+
+def test_another_process_would_find_the_same(done, home):
+    again = run(asked(home, "again", repair=True, repair_sequences=16))
+    for name in ("model.safetensors", "blueprint.json"):
+        assert (again.folder / name).read_bytes() == (done.folder / name).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after", [1, 4, 9])
+def test_left_at_any_batch_it_goes_on_and_ends_the_same(done, home, after):
+    wanted, seen = asked(home, f"left-{after}", repair=True, repair_sequences=16), 0
+    for event in compress(wanted):
+        seen += isinstance(event, Scored)
+        if seen == after:
+            break
+    assert not (home / f"left-{after}").exists()
+    again = run(wanted)
+    assert (again.folder / "model.safetensors").read_bytes() == (done.folder / "model.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+def test_it_is_measured_again_and_trained_later(done, home, tmp_path):
+    where = {"base": str(home / "base"), "variants": (str(home / "tuned"), str(home / "lora")),
+             "data": (str(home / "text.txt"),)}  # fmt: skip
+    copy = Path(shutil.copytree(done.folder, tmp_path / "copy"))
+    after = report_folder(copy, **where, report_sequences=3)
+    assert [r["digest"] for r in after["retention"]["rows"]] == [r["digest"] for r in done.report["retention"]["rows"]]
+    *_, last = heal_folder(copy, output=tmp_path / "healed", heal="2k", heal_batch=4, heal_rank=4, **where)
+    assert isinstance(last, Finished) and last.report["healing"]["before"] > 0
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "healed").config.num_hidden_layers == DEPTH - 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mix_halves": True},
+        {"merges": ("linear", "slerp", "ties:0.5", "dare:0.5", "passthrough:0.9")},
+        {"search": "smac", "evaluations": 24},
+        {"search": "nsga2", "drop_layers": None, "repair": False},
+        {"heal": "2k", "heal_batch": 4},
+    ],
+    ids=["halves", "merges", "smac", "front", "healed"],
+)
+def test_other_ways_to_stitch_end_as_a_certified_model(home, tmp_path, changes):
+    result = run(asked(home, **{"repair": True, "repair_sequences": 16, **changes, "output": str(tmp_path / "out")}))
+    assert result.report["certificate"]["ok"]
+    assert AutoModelForCausalLM.from_pretrained(result.folder).config.num_hidden_layers < DEPTH
+
+
+@pytest.mark.slow
+def test_tasks_may_be_what_is_searched_for(home, tmp_path):
+    lines = [{"context": "the cat sat on a", "choices": ["mat", "noon", "dog"], "answer": i % 3} for i in range(24)]
+    (tmp_path / "cats.search.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    result = run(asked(home, output=str(tmp_path / "out"), objective="abilities", search_items=12, selection_items=8,
+                       search_tasks=(str(tmp_path / "cats.search.jsonl"),), baselines=("greedy",)))  # fmt: skip
+    assert result.report["objective"] == "abilities" and result.report["certificate"]["ok"]
+    rows = [json.loads(line) for line in (result.folder / "journal.jsonl").read_text().splitlines()[1:]]
+    asked_for = {tuple(t["fidelity"]) for row in rows for t in row["trials"]}
+    assert any(f[4:] == (12, 0) for f in asked_for) and any(f[4:] == (8, 12) for f in asked_for)
+
+
+@pytest.mark.slow
+def test_from_the_hub_to_the_hub(home, hub_server, tmp_path):
+    hub_server.seed("ns/base", home / "base")
+    hub_server.seed("ns/tuned", home / "tuned")
+    hub_server.seed("ns/lora", home / "lora")
+    wanted = recipe(home, base="ns/base", variants=("ns/tuned", "ns/lora"), method="stitch", drop_layers=2,
+                    evaluations=20, baselines=("greedy",), data=(str(home / "text.txt"),), output=str(tmp_path / "out"),
+                    push_to="ns/stitched")  # fmt: skip
+    result = run(wanted)
+    info = HfApi().model_info("ns/stitched")
+    card = info.card_data.to_dict()
+    assert set(card["base_model"]) == {"ns/base", "ns/tuned", "ns/lora"} and card["base_model_relation"] == "merge"
+    pinned = Blueprint.from_json((result.folder / "blueprint.json").read_text()).sources
+    assert [s.repo for s in pinned] == ["ns/base", "ns/tuned", "ns/base"] and all(len(s.revision) == 40 for s in pinned)
+    rebuilt = assemble_blueprint(result.folder / "blueprint.json", tmp_path / "again")
+    assert (rebuilt / "model.safetensors").read_bytes() == (result.folder / "model.safetensors").read_bytes()
+    assert AutoModelForCausalLM.from_pretrained("ns/stitched").config.num_hidden_layers == DEPTH - 2

@@ -1,6 +1,5 @@
 """SMAC3 behind our protocol: it learns, repeats itself bit for bit, keeps to the budget and leaves nothing behind."""
 
-import itertools
 import sys
 from collections import Counter
 

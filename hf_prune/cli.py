@@ -3,10 +3,8 @@
 import functools
 import json
 import os
-import shutil
 import sys
 from collections.abc import Callable, Iterable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -50,7 +48,6 @@ BaseOption = Annotated[
 ]
 SIZES = {"ratio", "keep_layers", "drop_layers", "drop"}
 """Ways to say how small; a flag for one of them replaces whichever the recipe file uses."""
-EXTENSION = Path("~/.local/share/hf/extensions/hf-prune/manifest.json")
 
 app = typer.Typer(
     name="hf-prune",
@@ -267,24 +264,28 @@ def register_command(format: FormatFlag = "human", quiet: QuietFlag = False) -> 
     Writes the manifest by which the hf command finds hf-prune.
     """
     form = _format(format, quiet)
-    path = EXTENSION.expanduser()
-    manifest = {
-        # GitHub names cannot begin with an underscore: `hf extensions update` can never fetch a stranger's code.
-        "owner": "_local",
-        "repo": "hf-prune",
-        "repo_id": "_local/hf-prune",
-        "short_name": "prune",
-        "executable_path": str(_executable()),
-        "type": "python",
-        "installed_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "description": "Make a smaller model out of a model on the Hub.",
-        "commit_sha": None,
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-    _result(form, "Registered", manifest=str(path), try_it="hf prune --help")
+    from hf_prune.extension import register
+
+    _result(form, "Registered", manifest=str(register()), try_it="hf prune --help")
+
+
+@app.command("export")
+@guarded
+def export_command(
+    folder: Annotated[Path, typer.Argument(metavar="RESULT", help="A folder that compress wrote.")],
+    format: Annotated[Literal["mergekit"], typer.Option("--format", help="The other tool.")] = "mergekit",
+    output: Annotated[Path | None, typer.Option("--output", help="File; default: RESULT/mergekit.yaml.")] = None,
+    source: Annotated[
+        list[str] | None, typer.Option("--source", help="Name of a parent in that tool, the base first.")
+    ] = None,
+) -> None:
+    """Write a result's blueprint in the language of another tool."""
+    from hf_prune.export import export_mergekit
+
+    path = output or folder / f"{format}.yaml"
+    text = export_mergekit(folder, source or ())
+    path.write_text(text, encoding="utf-8")
+    print(path)
 
 
 @app.callback(invoke_without_command=True)
@@ -294,18 +295,6 @@ def _root(
     if version:
         print(__version__)
         raise typer.Exit()
-
-
-def _executable() -> Path:
-    called = Path(sys.argv[0])
-    beside = Path(sys.executable).parent / "hf-prune"
-    found = shutil.which("hf-prune")
-    for path in (called, beside, *([Path(found)] if found else [])):
-        if path.name == "hf-prune" and path.is_file():
-            return path.absolute()
-    raise InvalidRecipe(
-        "There is no hf-prune command beside this Python; install the package first (pip install -e .)."
-    )
 
 
 def _format(format: Format, quiet: bool) -> Format:

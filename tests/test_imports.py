@@ -19,7 +19,7 @@ LADDER = {
     3.2: "bank sites",
     3.3: "teachers",
     3.5: "repair",
-    4: "watch heal evaluate harness generation speed figures certificate licence redaction verdicts plan",
+    4: "watch heal evaluate harness generation speed figures certificate licence redaction verdicts plan export",
     4.5: "training_aware",
     5: "report card job",
     5.1: "capabilities found",
@@ -28,7 +28,7 @@ LADDER = {
     5.2: "front measurement",
     5.5: "documents",
     5.7: "recovery",
-    6: "pipeline screen flags",
+    6: "pipeline screen flags extension",
     6.5: "folder",
     7: "cli",
 }

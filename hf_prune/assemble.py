@@ -7,120 +7,20 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from hf_prune.architecture import Family, depth_of, family_of, read_config, skeleton, sliced
-from hf_prune.blueprint import GONE, Blueprint, LayerSpec, Mix, Source, all_parts
-from hf_prune.checkpoint import SHARD_BYTES, Checkpoint, write_shards
+from hf_prune.architecture import Family, sliced
+from hf_prune.blueprint import GONE, Blueprint, LayerSpec, Mix, all_parts
+from hf_prune.checkpoint import SHARD_BYTES, write_shards
 from hf_prune.errors import IncompatibleSources, InvalidBlueprint, ReloadMismatch
 from hf_prune.merge import check_merge, merged
+from hf_prune.parents import Parent
 from hf_prune.patches import NO_PATCHES, PATCH_FILE, Patches, save_patches
-
-
-@dataclass(frozen=True, eq=False)
-class Parent:
-    """One opened source: what `Blueprint.sources[i]` points to."""
-
-    source: Source
-    config: PretrainedConfig
-    family: Family
-    checkpoint: Checkpoint
-    trust_remote_code: bool = False
-
-    @classmethod
-    def open(
-        cls,
-        source: Source,
-        folder: Path,
-        adapter: Path | None = None,
-        *,
-        allow_pickle: bool = False,
-        trust_remote_code: bool = False,
-    ) -> "Parent":
-        """Open config and shard headers of a local folder; no weights are read.
-
-        Raises:
-            UnsupportedArchitecture, BrokenCheckpoint, UnsafeSource, IncompatibleSources: as the modules that read.
-        """
-        config = read_config(folder, trust_remote_code)
-        parent = cls(
-            source, config, family_of(config), Checkpoint.open(folder, adapter, allow_pickle), trust_remote_code
-        )
-        skeleton = parent.skeleton
-        transposed = [n for n, m in skeleton.named_modules() if type(m).__name__ == "Conv1D"]
-        checkpoint = parent.checkpoint.named(
-            parent.shapes, skeleton.base_model_prefix, parent.family.renames, transposed
-        )
-        _refuse_untying(checkpoint, skeleton)
-        return replace(parent, checkpoint=checkpoint)
-
-    @property
-    def depth(self) -> int:
-        """Number of layers."""
-        return depth_of(self.config, self.family)
-
-    @cached_property
-    def dtype(self) -> torch.dtype:
-        """Of the checkpoint."""
-        return self.checkpoint.tensor(next(iter(self.shapes))).dtype
-
-    @cached_property
-    def skeleton(self) -> PreTrainedModel:
-        """The model on the meta device: names and shapes without weights."""
-        return skeleton(self.config, self.trust_remote_code)
-
-    @cached_property
-    def shapes(self) -> dict[str, torch.Size]:
-        """Shape of every tensor of the dense model, tied duplicates left out."""
-        tied = set(_tied(self.skeleton))
-        return {n: t.shape for n, t in self.skeleton.state_dict().items() if n not in tied}
-
-    @cached_property
-    def layer_suffixes(self) -> tuple[tuple[str, ...], ...]:
-        """Tensor names inside each layer, e.g. `self_attn.q_proj.weight`."""
-        found: list[list[str]] = [[] for _ in range(self.depth)]
-        for name in self.shapes:
-            if name.startswith(self.family.prefix):
-                index, _, suffix = name[len(self.family.prefix) :].partition(".")
-                found[int(index)].append(suffix)
-        return tuple(map(tuple, found))
-
-    def outside_tensor(self, name: str) -> torch.Tensor:
-        """A tensor of the embeddings, the final norm or the head, in the checkpoint's dtype."""
-        return self.checkpoint.tensor(name)
-
-    def layer_tensor(self, layer: int, suffix: str) -> torch.Tensor:
-        """One tensor of one source layer, in the checkpoint's dtype."""
-        return self.checkpoint.tensor(f"{self.family.prefix}{layer}.{suffix}")
-
-    @cached_property
-    def layer_parameters(self) -> int:
-        """Parameters of one layer (the largest, should they differ)."""
-        return max(
-            sum(self.shapes[f"{self.family.prefix}{i}.{s}"].numel() for s in suffixes)
-            for i, suffixes in enumerate(self.layer_suffixes)
-        )
-
-    @cached_property
-    def half_parameters(self) -> tuple[dict[str | None, int], ...]:
-        """Per layer: parameters of `attention`, of `mlp`, and (None) of the norms between them."""
-        sizes: list[dict[str | None, int]] = []
-        for i, suffixes in enumerate(self.layer_suffixes):
-            sizes.append({"attention": 0, "mlp": 0, None: 0})
-            for suffix in suffixes:
-                sizes[i][self.family.half(suffix)] += self.shapes[f"{self.family.prefix}{i}.{suffix}"].numel()
-        return tuple(sizes)
-
-    @cached_property
-    def parameters(self) -> int:
-        """Parameters of the dense model, tied tensors counted once."""
-        return sum(s.numel() for s in self.shapes.values())
 
 
 def layer_tensors(
@@ -381,18 +281,3 @@ def _keep_architecture(folder: Path, parent: Parent) -> None:
     raw["architectures"] = [type(parent.skeleton).__name__]
     raw["dtype"] = str(parent.dtype).removeprefix("torch.")
     path.write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
-
-
-def _tied(model: PreTrainedModel) -> dict[str, str]:
-    keys = getattr(model, "_tied_weights_keys", None) or {}
-    return dict(keys) if model.config.tie_word_embeddings else {}
-
-
-def _refuse_untying(checkpoint: Checkpoint, model: PreTrainedModel) -> None:
-    # PEFT replaces the embedding alone and leaves the head as it was; a tied model cannot hold both.
-    adapter = checkpoint.adapter
-    if adapter and (both := [name for name in _tied(model).values() if name in adapter.saved]):
-        raise IncompatibleSources(
-            f"The adapter {adapter.folder.name} replaces {both[0]}, which its base also uses as the head; "
-            "merge it with peft's merge_and_unload() and use the merged model."
-        )

@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -322,14 +323,18 @@ def _recipe(base: str | None, path: Path | None, values: dict[str, Any]) -> Reci
 def _show_plan(recipe: Recipe, form: Format) -> None:
     from hf_prune.hub import peek
     from hf_prune.plan import plan
-    from hf_prune.screen import plan_table
+    from hf_prune.screen import plan_table, verdict_table
+    from hf_prune.variants import verdicts
 
     seen = peek(recipe.base, allow_pickle=recipe.allow_pickle, trust_remote_code=recipe.trust_remote_code)
-    found = plan(recipe, seen)
+    found, compared = plan(recipe, seen), verdicts(recipe)
     if form == "json":
-        _line({"event": "Plan", **found.to_dict()})
+        more = {"variants": [{**asdict(v), "fits": v.fits} for v in compared]} if compared else {}
+        _line({"event": "Plan", **found.to_dict(), **more})
     elif form == "human":
         _table(plan_table(found))
+        if compared:
+            _table(verdict_table(compared))
 
 
 def _compress(recipe: Recipe, form: Format) -> None:

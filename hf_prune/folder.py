@@ -18,10 +18,11 @@ from hf_prune.errors import IncompatibleSources, InvalidBlueprint, InvalidRecipe
 from hf_prune.events import Event, Finished, Stage, Started
 from hf_prune.found import Found
 from hf_prune.front import picked
-from hf_prune.job import Job, open_job, pull_variant
+from hf_prune.job import Job, open_job
 from hf_prune.patches import PATCH_FILE, load_patches
 from hf_prune.pipeline import copied, finish, finished
 from hf_prune.recipe import Recipe
+from hf_prune.variants import beside, pull_variant
 
 
 def assemble_blueprint(
@@ -86,7 +87,7 @@ def open_parents(blueprint: Blueprint, given: Sequence[str] = ()) -> list[Parent
             )
         found = found or hub.pull(str(pinned))
         parents.append(Parent.open(pinned, found.folder, found.adapter))
-    return parents
+    return [parents[0], *(beside(parents[0], other) for other in parents[1:])]
 
 
 def _same(one: Source, other: Source) -> bool:

@@ -16,7 +16,7 @@ from hf_prune.assemble import Parent, assemble, check, quiet
 from hf_prune.bank import LayerBank
 from hf_prune.blueprint import Blueprint, Fidelity, Genome, LayerSpec, Part, Source, Trial
 from hf_prune.calibration import Windows, windows
-from hf_prune.errors import AdapterAlone, InvalidData, InvalidRecipe
+from hf_prune.errors import InvalidData, InvalidRecipe
 from hf_prune.evaluate import Evaluator
 from hf_prune.exam import Exam
 from hf_prune.methods import METHODS
@@ -29,6 +29,7 @@ from hf_prune.reference import Dense
 from hf_prune.repair import Repaired, repair
 from hf_prune.tasks import load_tasks
 from hf_prune.training_aware import Lesson, TrainingAware
+from hf_prune.variants import beside, check_variants, pull_variant
 
 ALWAYS = ("kl", "perplexity", "similarity", "kl_similarity", "params")
 """What every trial is journaled with, so that reports and baselines need no second forward."""
@@ -373,19 +374,12 @@ def open_job(recipe: Recipe) -> Job:
         SourceError, UnsupportedArchitecture, IncompatibleSources: the base cannot be used.
         InvalidRecipe: the target cannot be met.
     """
+    check_variants(recipe)
     trust = {"allow_pickle": recipe.allow_pickle, "trust_remote_code": recipe.trust_remote_code}
     pulled = [hub.pull(recipe.base, **trust), *(pull_variant(recipe.base, v, **trust) for v in recipe.variants)]
-    parents = tuple(Parent.open(p.source, p.folder, p.adapter, **trust) for p in pulled)
-    parent = parents[0]
+    parent, *others = (Parent.open(p.source, p.folder, p.adapter, **trust) for p in pulled)
+    parents = (parent, *(beside(parent, other) for other in others))
     check(Blueprint(tuple(p.source for p in parents), (LayerSpec((Part(0, 0),)),)), parents)
     sizes = [parent.layer_parameters] * parent.depth
     target = layers_to_remove(recipe, parent.depth, sizes, parent.parameters)
     return Job(recipe, parents, target, tuple(p.card for p in pulled))
-
-
-def pull_variant(base: str, variant: str, **trust: bool) -> hub.Pulled:
-    """Pin and pull a variant; an adapter named alone belongs to the base."""
-    try:
-        return hub.pull(variant, **trust)
-    except AdapterAlone:
-        return hub.pull(f"{base}+{variant}", **trust)

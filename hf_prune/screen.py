@@ -1,20 +1,23 @@
 """What a run looks like: events on a progress bar, plan and report as tables, both as plain JSON values."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from hf_prune import verdicts
+from hf_prune.compatibility import table as compared
 from hf_prune.events import Advanced, Event, Healed, Pushed, Repaired, Scored, Stage, Started
 from hf_prune.verdicts import amount, percent
 
 if TYPE_CHECKING:
+    from hf_prune.compatibility import Verdict
     from hf_prune.plan import Plan
 
 
@@ -104,6 +107,15 @@ def plain(value: Any) -> Any:
     if isinstance(value, str | int | float | bool) or value is None:
         return value
     return [plain(v) for v in value] if isinstance(value, Iterable) else str(value)
+
+
+def verdict_table(found: "Sequence[Verdict]") -> Table:
+    """How variants differ from their base, and what that means."""
+    header, rows = compared(found)
+    drawn = Table(*header, title="Do the variants fit?", title_justify="left")
+    for row in rows:
+        drawn.add_row(*map(escape, row), style="bold red" if row[4] == "fatal" else None)
+    return drawn
 
 
 def plan_table(plan: "Plan") -> Table:

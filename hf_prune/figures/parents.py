@@ -30,7 +30,7 @@ def layer_map(report: Mapping[str, Any], path: str | Path) -> Path:
         for x, weight in enumerate(row):
             if weight:
                 dark = abs(weight) > 0.6 * largest
-                axes.text(x, y, f"{weight:.2g}".replace("-", "−"), ha="center", va="center", size=8,
+                axes.text(x, y, f"{weight:.3g}".removeprefix("0").replace("-", "−"), ha="center", va="center", size=7.5,
                           color="white" if dark else INK)  # fmt: skip
     for x in set(range(depth)) - set(rows):
         axes.axvspan(x - 0.5, x + 0.5, facecolor=PALE, edgecolor=GREY, hatch="////", lw=0, zorder=3)

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,16 @@ class Pulled:
     adapter: Path | None = None
 
 
+def _nothing(name: str) -> bytes:
+    raise FileNotFoundError(name)
+
+
 @dataclass(frozen=True)
 class Peek:
     """What is known of a source without its weights.
 
     `tensors` is empty for pickles; `files` are sizes in bytes; `card` has license, language, pipeline_tag and tags as
-    far as the source states them.
+    far as the source states them. `adapter` are the tensors of its LoRA. `read` fetches a small file.
     """
 
     source: Source
@@ -43,6 +47,8 @@ class Peek:
     card: Mapping[str, Any]
     gated: bool = False
     private: bool = False
+    adapter: Mapping[str, TensorInfo] = field(default_factory=dict)
+    read: Callable[[str], bytes] = _nothing
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,9 @@ def peek(
     with ThreadPoolExecutor(HEADERS_AT_ONCE) as pool:
         tensors = {name: info for header in pool.map(found.base.header, shards) for name, info in header.items()}
     base_ = found.base
-    return Peek(found.source, found.config, tensors, base_.files, base_.card, base_.gated, base_.private)
+    adapter = found.adapter.header(contents.ADAPTER) if found.adapter else {}
+    return Peek(found.source, found.config, tensors, base_.files, base_.card, base_.gated, base_.private, adapter,
+                base_.read)  # fmt: skip
 
 
 def pull(

@@ -1,0 +1,183 @@
+"""Does a fine-tuned variant fit its base? Told from configs, tokenizer files and headers, before a download."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from hf_prune.hub import Peek, TensorInfo
+from hf_prune.plan import layer_prefix
+from hf_prune.vocabulary import vocabulary
+
+Severity = Literal["same", "harmless", "fatal"]
+FATAL = ("model_type", "hidden_size", "n_embd", "intermediate_size", "n_inner", "num_hidden_layers", "n_layer",
+         "num_attention_heads", "n_head", "num_key_value_heads", "head_dim", "hidden_act", "activation_function",
+         "rope_theta", "rope_scaling", "rope_parameters", "sliding_window", "layer_types", "attention_bias", "mlp_bias",
+         "num_experts", "final_logit_softcapping", "attn_logit_softcapping")  # fmt: skip
+"""Settings by which a layer computes something else, so that it cannot stand in another model."""
+HARMLESS = {
+    "rms_norm_eps": "the base's is kept",
+    "layer_norm_epsilon": "the base's is kept",
+    "max_position_embeddings": "the base's is kept",
+    "vocab_size": "rows are matched by token",
+    "tie_word_embeddings": "the result is tied or not like the base",
+    "bos_token_id": "the base's is kept",
+    "eos_token_id": "the base's is kept",
+    "pad_token_id": "the base's is kept",
+}
+LEAST_SHARED = 0.9
+"""Share of the base's tokens that a variant must have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One aspect of base and variant, and what a difference means."""
+
+    aspect: str
+    base: str
+    variant: str
+    severity: Severity
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """All aspects of one variant."""
+
+    name: str
+    rows: tuple[Row, ...]
+
+    @property
+    def fatal(self) -> tuple[Row, ...]:
+        """What makes it unfit."""
+        return tuple(r for r in self.rows if r.severity == "fatal")
+
+    @property
+    def fits(self) -> bool:
+        """Whether its layers can stand beside the base's."""
+        return not self.fatal
+
+    @property
+    def sentence(self) -> str:
+        """The first thing that makes it unfit."""
+        row = self.fatal[0]
+        return f"{row.aspect} is {row.variant}, the base's {row.base}{f' ({row.note})' if row.note else ''}"
+
+
+def verdict(base: Peek, variant: Peek) -> Verdict:
+    """Compare a variant with its base; of a model with an adapter the model, and the adapter with that."""
+    rows = [
+        *_settings(base.config, variant.config),
+        *_tensors(base, variant),
+        *_adapter(variant),
+        *_tokens(base, variant),
+    ]
+    rows.append(_plain("licence", base.card.get("license"), variant.card.get("license"), "both sets of terms apply"))
+    return Verdict(str(variant.source), tuple(rows))
+
+
+def table(verdicts: Sequence[Verdict]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Header and rows of text: what differs; a variant that differs in nothing has one row that says so."""
+    rows = []
+    for found in verdicts:
+        differing = [r for r in found.rows if r.severity != "same"]
+        name = found.name
+        for row in differing or [Row("everything compared", "", "", "same")]:
+            rows.append((name, row.aspect, row.base, row.variant, row.severity, row.note))
+            name = ""
+    return ("variant", "aspect", "base", "its own", "verdict", "what happens"), rows
+
+
+def _plain(aspect: str, ours: Any, theirs: Any, note: str, worst: Severity = "harmless") -> Row:
+    same = ours == theirs
+    return Row(aspect, _text(ours), _text(theirs), "same" if same else worst, "" if same else note)
+
+
+def _text(value: Any) -> str:
+    return "–" if value is None else str(value)[:60]
+
+
+def _settings(base: Mapping[str, Any], variant: Mapping[str, Any]) -> Iterator[Row]:
+    ours, theirs = (_complete({**raw, **(raw.get("text_config") or {})}) for raw in (base, variant))
+    for key in FATAL:
+        if key in ours or key in theirs:
+            yield _plain(key, ours.get(key), theirs.get(key), "its layers would compute something else", "fatal")
+    for key, note in HARMLESS.items():
+        if key in ours or key in theirs:
+            yield _plain(key, ours.get(key), theirs.get(key), note)
+
+
+def _complete(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """With the defaults that a config leaves out, spelled as transformers spells them today; as it is if unknown."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.for_model(**raw).to_dict()
+    # What transformers raises on a config it does not expect derives from Exception alone.
+    except Exception:
+        return raw
+
+
+def _tensors(base: Peek, variant: Peek) -> Iterator[Row]:
+    prefix, _ = layer_prefix(base.tensors)
+    ours, theirs = (_inside(p.tensors, prefix) for p in (base, variant))
+    wrong = next((n for n in sorted({*ours, *theirs}) if _shape(ours.get(n)) != _shape(theirs.get(n))), None)
+    if wrong:
+        shapes = (_shape(ours.get(wrong)), _shape(theirs.get(wrong)))
+        yield Row(
+            f"tensor {prefix}{wrong}", _text(shapes[0]), _text(shapes[1]), "fatal", "shapes of layers must be equal"
+        )
+    else:
+        count = f"{len(ours)} tensors"
+        yield Row("tensors of the layers", count, count, "same")
+    kinds = [", ".join(sorted({t.dtype for t in p.tensors.values()})) for p in (base, variant)]
+    yield _plain("dtype", *kinds, "converted to the base's")
+
+
+def _inside(tensors: Mapping[str, TensorInfo], prefix: str) -> dict[str, TensorInfo]:
+    found = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+    return {n: t for n, t in found.items() if not n.endswith("rotary_emb.inv_freq")}
+
+
+def _shape(tensor: TensorInfo | None) -> tuple[int, ...] | None:
+    return tensor and tuple(tensor.shape)
+
+
+def _adapter(variant: Peek) -> Iterator[Row]:
+    """Every LoRA pair must fit a matrix of the model."""
+    for name, info in variant.adapter.items():
+        match = re.fullmatch(r"base_model\.model\.(.+)\.lora_([AB])(?:\.default)?\.weight", name)
+        if not match:
+            continue
+        shape = _shape(variant.tensors.get(f"{match[1]}.weight"))
+        side = info.shape[1] if match[2] == "A" else info.shape[0]
+        if shape is None or side not in shape:
+            yield Row(
+                f"adapter on {match[1]}", _text(shape), _text(tuple(info.shape)), "fatal", "it fits no matrix there"
+            )
+            return
+    if variant.adapter:
+        yield Row("adapter", "", f"{len(variant.adapter)} tensors", "same")
+
+
+def _tokens(base: Peek, variant: Peek) -> Iterator[Row]:
+    ours, theirs = vocabulary(base.read), vocabulary(variant.read)
+    if ours is None or theirs is None:
+        yield Row(
+            "tokenizer", _known(ours), _known(theirs), "harmless", "cannot be read without loading; rows stay in order"
+        )
+        return
+    shared = sum(t in theirs for t in ours)
+    moved = sum(theirs.get(t, i) != i for t, i in ours.items())
+    added = len(theirs) - shared
+    said = f"{len(theirs):,} tokens, {shared:,} shared, {moved:,} at other ids, {added:,} added"
+    if shared < LEAST_SHARED * len(ours):
+        yield Row("tokenizer", f"{len(ours):,} tokens", said, "fatal", "they read text in different tokens")
+    elif shared < len(ours) or moved or added:
+        yield Row("tokenizer", f"{len(ours):,} tokens", said, "harmless", "rows are matched by token")
+    else:
+        yield Row("tokenizer", f"{len(ours):,} tokens", said, "same")
+
+
+def _known(tokens: Mapping[str, int] | None) -> str:
+    return "–" if tokens is None else f"{len(tokens):,} tokens"

@@ -1,0 +1,59 @@
+"""Fine-tuned variants of a base: found to fit, pulled, and brought into its shape."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from hf_prune import hub
+from hf_prune.compatibility import Verdict, verdict
+from hf_prune.errors import AdapterAlone, IncompatibleSources
+from hf_prune.parents import Parent
+from hf_prune.recipe import Recipe
+from hf_prune.vocabulary import matched, vocabulary
+
+
+def check_variants(recipe: Recipe) -> None:
+    """Refuse what does not fit before any weights are downloaded.
+
+    Raises:
+        IncompatibleSources: the first difference that matters.
+    """
+    for found in verdicts(recipe):
+        if not found.fits:
+            raise IncompatibleSources(f"The variant {found.name} does not fit {recipe.base}: {found.sentence}.")
+
+
+def verdicts(recipe: Recipe) -> list[Verdict]:
+    """How every variant of a recipe compares with its base."""
+    if not recipe.variants:
+        return []
+    trust = {"allow_pickle": recipe.allow_pickle, "trust_remote_code": recipe.trust_remote_code}
+    base = hub.peek(recipe.base, **trust)
+    return [verdict(base, _alone(hub.peek, recipe.base, variant, trust)) for variant in recipe.variants]
+
+
+def _alone(how: Callable[..., Any], base: str, variant: str, trust: Mapping[str, bool]) -> Any:
+    """Peek at or pull a variant; an adapter named alone belongs to the base."""
+    try:
+        return how(variant, **trust)
+    except AdapterAlone:
+        return how(f"{base}+{variant}", **trust)
+
+
+def beside(base: Parent, variant: Parent) -> Parent:
+    """A variant whose vocabulary rows stand as the base's do, by the tokens of both."""
+    ours, theirs = (vocabulary(lambda name, p=p: (p.checkpoint.folder / name).read_bytes()) for p in (base, variant))
+    rows, available = (p.skeleton.get_input_embeddings().weight.shape[0] for p in (base, variant))
+    if ours is None or theirs is None:
+        if rows != available:
+            raise IncompatibleSources(
+                f"{variant.source} has {available} vocabulary rows and {base.source} {rows}, and their tokenizer files "
+                "do not say which belong together; save the variant with a fast tokenizer (tokenizer.json)."
+            )
+        return variant.beside(base)
+    found = matched(ours, theirs, rows, available)
+    return variant.beside(base, None if found == tuple(range(available)) else found)
+
+
+def pull_variant(base: str, variant: str, **trust: bool) -> hub.Pulled:
+    """Pin and pull a variant; an adapter named alone belongs to the base."""
+    return _alone(hub.pull, base, variant, trust)

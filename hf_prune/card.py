@@ -155,7 +155,9 @@ def _context(report: Report, figures: Mapping[str, str], parents: Sequence[Paren
 
 def _title(report: Report) -> str:
     size = report["size"]
-    names = " + ".join(str(s["repo"]).rsplit("/", 1)[-1] for s in report["sources"])
+    several = len(report["sources"]) > 1
+    said = [str(several and s.get("adapter") or s["repo"]).partition("@")[0] for s in report["sources"]]
+    names = " + ".join(name.rsplit("/", 1)[-1] for name in said)
     if size["pruned"]["layers"] == size["dense"]["layers"]:
         return f"{names}, pruned"
     return f"{names} with {size['pruned']['layers']} of {size['dense']['layers']} layers"

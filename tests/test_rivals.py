@@ -112,6 +112,7 @@ def test_the_report_compares_with_every_way_to_get_there(done):
     assert "base_model_relation: merge" not in card, "local parents are no repos of the Hub"
     assert all(f"figures/{p.name}" in card for p in (done.folder / "figures").iterdir()), "every figure is shown"
     assert str(done.folder.parent) not in card and report["certificate"]["ok"]
+    assert "# base + tuned + lora with 4 of 6 layers" in card
     assert "What it keeps of every parent" in card and leftovers(done.folder.parent) == []
 
 

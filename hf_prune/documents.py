@@ -90,6 +90,8 @@ def describe(
     _write(folder / "recipe.yaml", yaml.safe_dump(result["recipe"], sort_keys=False))
     publish(result, folder, _figures(job, journal, found, result, folder), parents_of(job))
     shutil.copyfile(journal.path, folder / "journal.jsonl")
+    if job.items.is_file():
+        shutil.copyfile(job.items, folder / "items.jsonl")
     return result
 
 

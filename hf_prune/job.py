@@ -1,5 +1,6 @@
 """One run: a recipe with its base pinned and opened, its evidence, its evaluator and the meaning of its genomes."""
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,8 +34,6 @@ from hf_prune.variants import beside, check_variants, pull_variant
 
 ALWAYS = ("kl", "perplexity", "similarity", "kl_similarity", "params")
 """What every trial is journaled with, so that reports and baselines need no second forward."""
-
-
 CAPACITY = 64
 """Merged layers that are kept beside the base unless told otherwise."""
 FINAL_STAGES = 3
@@ -231,6 +230,23 @@ class Job:
         partial.replace(path)
         return done
 
+    @property
+    def items(self) -> Path:
+        """Which items every candidate answered rightly, so that any two can be compared item by item."""
+        return self.home / "items.jsonl"
+
+    def keep_items(self, digests: Sequence[str], fidelity: Fidelity, measured: Sequence[Measures]) -> None:
+        """Append them, before the journal says that the candidates were scored; a text of 0 and 1 per task."""
+        rows = [
+            {"digest": digest, "fidelity": [fidelity.items, fidelity.first_item],
+             "right": {t.task: "".join("01"[bool(x)] for x in t.correct) for t in m.tasks}}
+            for digest, m in zip(digests, measured, strict=True) if m.tasks
+        ]  # fmt: skip
+        if rows:
+            with self.items.open("a", encoding="utf-8") as file:
+                # A line torn by a crash must not spoil the next one.
+                file.write("".join(f"\n{json.dumps(row)}" for row in rows))
+
     @cached_property
     def training_aware(self) -> TrainingAware:
         """Judges finalists after a training, on the selection windows."""
@@ -265,16 +281,12 @@ class Job:
 
     def stitches(self, merges: tuple[str, ...], blend: bool = True) -> Any:
         """The space of stitched models at this run's budget."""
-        ends = [self._distinct(names) for names in self._outside()]
-        return METHODS["stitch"](self.parent.depth, self.target.remove or None, len(self.parents), merges,
-                                 self.recipe.mix_halves, blend, *ends)  # fmt: skip
-
-    def _outside(self) -> tuple[list[str], list[str]]:
-        """Names of the tensors before the layers, and of those behind them."""
         family = self.parent.family
         names = [n for n in self.parent.shapes if not n.startswith(family.prefix)]
         behind = [n for n in names if n.startswith((family.norm + ".", "lm_head."))]
-        return [n for n in names if n not in behind], behind
+        ends = [self._distinct([n for n in names if n not in behind]), self._distinct(behind)]
+        return METHODS["stitch"](self.parent.depth, self.target.remove or None, len(self.parents), merges,
+                                 self.recipe.mix_halves, blend, *ends)  # fmt: skip
 
     def _distinct(self, names: Sequence[str]) -> tuple[int, ...]:
         """The first parent of every kind, as far as these tensors go."""
@@ -334,7 +346,9 @@ class Scorer:
         found: dict[int, tuple[float, ...]] = {}
         for fidelity in dict.fromkeys(t.fidelity for t in trials):
             numbers = [i for i, t in enumerate(trials) if t.fidelity == fidelity]
-            measured = self._measured([self.blueprint(trials[i].genome) for i in numbers], fidelity)
+            blueprints = [self.blueprint(trials[i].genome) for i in numbers]
+            measured = self._measured(blueprints, fidelity)
+            self.job.keep_items([b.digest for b in blueprints], fidelity, measured)
             found |= {i: values(m, self.job.columns) for i, m in zip(numbers, measured, strict=True)}
         return [found[i] for i in range(len(trials))]
 

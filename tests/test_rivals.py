@@ -187,6 +187,10 @@ def test_tasks_may_be_what_is_searched_for(home, tmp_path):
     rows = [json.loads(line) for line in (result.folder / "journal.jsonl").read_text().splitlines()[1:]]
     asked_for = {tuple(t["fidelity"]) for row in rows for t in row["trials"]}
     assert any(f[4:] == (12, 0) for f in asked_for) and any(f[4:] == (8, 12) for f in asked_for)
+    kept = [json.loads(line) for line in (result.folder / "items.jsonl").read_text().split("\n") if line]
+    keys = {(row["digest"], *row["fidelity"]) for row in kept}
+    assert {(t["digest"], *t["fidelity"][4:]) for row in rows for t in row["trials"]} <= keys
+    assert {len(row["right"]["cats"]) for row in kept if row["fidelity"] == [8, 12]} == {8}
 
 
 @pytest.mark.slow

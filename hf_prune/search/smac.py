@@ -61,11 +61,14 @@ def _asked(space: Space, archive: Archive, optimiser: "_Optimiser") -> Generator
     stale = 0
     while archive.left and stale < STALE:
         info, genome = optimiser.ask()
-        before = archive.asked
-        outcomes = yield from archive.ask([_whole(space, genome)], archive.schedule.stages[optimiser.stage(info)])
+        before, whole, stage = archive.asked, _whole(space, genome), optimiser.stage(info)
+        outcomes = yield from archive.ask([whole], archive.schedule.stages[stage])
         stale = stale + 1 if archive.asked == before else 0
         if outcomes:
             optimiser.answer(info, outcomes[0])
+            if whole != genome:
+                # The forest shall learn what was measured, not only what was proposed.
+                optimiser.tell(whole, outcomes[0], stage)
 
 
 def _whole(space: Space, genome: Genome) -> Genome:
@@ -115,14 +118,14 @@ class _Optimiser:
         """The stage that a budget stands for."""
         return self.stages - 1 if info.budget is None else round(np.log(info.budget) / np.log(ETA))
 
-    def tell(self, genome: Genome, outcome: Outcome) -> None:
-        """Something it has not asked for, at full evidence."""
+    def tell(self, genome: Genome, outcome: Outcome, stage: int | None = None) -> None:
+        """Something it has not asked for; at full evidence unless told otherwise."""
         from ConfigSpace import Configuration
         from smac.runhistory.dataclasses import TrialInfo
 
         genes = [g for g, fixed in zip(genome, self.fixed, strict=True) if not fixed]
         configuration = Configuration(self.configurations, values=dict(zip(self.names, genes, strict=True)))
-        budget = float(ETA ** (self.stages - 1)) if self.stages > 1 else None
+        budget = float(ETA ** (self.stages - 1 if stage is None else stage)) if self.stages > 1 else None
         self.answer(TrialInfo(configuration, seed=0, budget=budget), outcome)
 
     def answer(self, info: Any, outcome: Outcome) -> None:

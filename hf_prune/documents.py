@@ -24,7 +24,7 @@ from hf_prune.plan import asked
 from hf_prune.redaction import public_recipe
 from hf_prune.retention import origins
 from hf_prune.rivals import label
-from hf_prune.search import drive
+from hf_prune.search import drive, once
 
 FIGURES = {
     "layer_strip": "layers.png",
@@ -243,11 +243,7 @@ def _size(job: Job, winner: Blueprint, stored: tuple[int, int]) -> dict[str, Any
 
 def scored(scorer: Scorer, journal: Journal, trials: Sequence[Trial]) -> tuple[Outcome, ...]:
     """Outcomes of given trials, through the journal."""
-
-    def once() -> Any:
-        return (yield tuple(trials))
-
-    driving = drive(once(), scorer.evaluate, journal, scorer.key, total=len(trials))
+    driving = drive(once(trials), scorer.evaluate, journal, scorer.key, total=len(trials))
     while True:
         try:
             next(driving)

@@ -36,8 +36,8 @@ from hf_prune.recipe import Recipe
 from hf_prune.recovery import healed, repaired
 from hf_prune.reference import block_distance, block_influence
 from hf_prune.report import spearman
-from hf_prune.rivals import focused, stitched, warm_starts
-from hf_prune.search import SEARCHERS, Schedule, Scores, drive, finals
+from hf_prune.rivals import stitched, warm_starts
+from hf_prune.search import SEARCHERS, Schedule, Scores, drive, finals, focused
 
 UNTRAINED = ("similarity", "kl_similarity", "gelaco_v1")
 """Objectives that a trained candidate is not measured by."""

@@ -5,7 +5,6 @@ searches of the method's own that lack a part of it, with as many trials: remova
 """
 
 from collections.abc import Generator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from hf_prune.job import Job, Scorer
 from hf_prune.journal import Journal
 from hf_prune.plan import evaluations
 from hf_prune.reference import cosine
-from hf_prune.search import SEARCHERS, Schedule, Scores, drive
+from hf_prune.search import SEARCHERS, Schedule, Scores, drive, focused, once
 
 Searching = Generator[Event, None, Outcome]
 FINALISTS = 16
@@ -116,10 +115,8 @@ def _ablation(job: Job, journal: Journal, kind: str, remove: int, found: Sequenc
     search = SEARCHERS["staged"](scorer.space, schedule, np.random.default_rng(recipe.seed))
     ranked = yield from drive(focused(search, (0,)), scorer.evaluate, journal, scorer.key, total=trials)
 
-    def choice() -> Any:
-        return (yield tuple(Trial(o.trial.genome, job.selection) for o in ranked))
-
-    unseen = yield from drive(choice(), scorer.evaluate, journal, scorer.key, total=len(ranked))
+    wanted = [Trial(o.trial.genome, job.selection) for o in ranked]
+    unseen = yield from drive(once(wanted), scorer.evaluate, journal, scorer.key, total=len(ranked))
     best = min(unseen, key=lambda o: o.values[0])
     values = next(o for o in ranked if o.trial.genome == best.trial.genome)
     return _rival(job, kind, f"{ABLATIONS[kind]} ({label(job, job.dense)})" if kind == "removal" else ABLATIONS[kind],
@@ -139,16 +136,3 @@ def influence(job: Job, blueprint: Blueprint) -> tuple[float, ...]:
     states = evaluator.states(blueprint, rows)
     pairs = zip(states, states[1:], strict=False)
     return tuple(1.0 - float(cosine(before, after).mean()) for before, after in pairs)
-
-
-def focused(search: Any, columns: tuple[int, ...]) -> Generator[Any, Any, tuple[Outcome, ...]]:
-    """Let a searcher see only some of the journaled values; what it returns keeps them all."""
-    known: dict[Any, Outcome] = {}
-    try:
-        trials = next(search)
-        while True:
-            outcomes = yield trials
-            known |= {o.trial: o for o in outcomes}
-            trials = search.send(tuple(Outcome(o.trial, tuple(o.values[c] for c in columns)) for o in outcomes))
-    except StopIteration as stop:
-        return tuple(known[o.trial] for o in stop.value)

@@ -4,7 +4,7 @@ outcomes = yield trials          # in the same order; values are minimised
 return finalists                 # distinct genomes, best first, at full evidence
 """
 
-from hf_prune.search.drive import drive
+from hf_prune.search.drive import drive, focused, once
 from hf_prune.search.evolution import evopress, staged
 from hf_prune.search.exhaustive import exhaustive
 from hf_prune.search.finals import finals
@@ -31,4 +31,4 @@ SEARCHERS = {
     "last": last,
 }
 
-__all__ = ["SEARCHERS", "Schedule", "Scores", "Search", "Space", "drive", "finals"]
+__all__ = ["SEARCHERS", "Schedule", "Scores", "Search", "Space", "drive", "finals", "focused", "once"]

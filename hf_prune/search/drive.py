@@ -69,6 +69,24 @@ def drive(
         return end.value
 
 
+def focused(search: Search, columns: tuple[int, ...]) -> Search:
+    """Let a searcher see only some of the journaled values; what it returns keeps them all."""
+    known: dict[Trial, Outcome] = {}
+    try:
+        trials = next(search)
+        while True:
+            outcomes = yield trials
+            known |= {o.trial: o for o in outcomes}
+            trials = search.send(tuple(Outcome(o.trial, tuple(o.values[c] for c in columns)) for o in outcomes))
+    except StopIteration as stop:
+        return tuple(known[o.trial] for o in stop.value)
+
+
+def once(trials: Sequence[Trial]) -> Search:
+    """A search that asks for given trials and returns their outcomes in the same order."""
+    return (yield tuple(trials))
+
+
 @dataclass
 class Tally:
     """Progress: trials told so far, and the best first value per amount of evidence."""

@@ -64,6 +64,11 @@ class Job:
         layers = tuple(LayerSpec((Part(number, i),)) for i in range(self.parent.depth))
         return Blueprint(self.sources, layers, number, number)
 
+    def removed(self, blueprint: Blueprint) -> tuple[int, ...]:
+        """Source layers that are the anchor of no output layer."""
+        kept = {s.anchor.layer for s in blueprint.layers}
+        return tuple(i for i in range(self.parent.depth) if i not in kept)
+
     def assembled(self, blueprint: Blueprint) -> PreTrainedModel:
         """A blueprint of this run as a model, in the precision and on the device of the search."""
         patches = self.bank.named(blueprint)

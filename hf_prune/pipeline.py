@@ -280,7 +280,7 @@ def _rivals(job: Job, journal: Journal, remove: int, clock: Clock) -> Generator[
         ranked = yield from drive(focused(search, (column,)), scorer.evaluate, journal, scorer.key)
         best = ranked[len(ranked) // 2] if name == "random" else ranked[0]
         blueprint = scorer.blueprint(best.trial.genome)
-        rivals.append(Rival(name, blueprint, _removed(job, blueprint), best.values, LABELS[name]))
+        rivals.append(Rival(name, blueprint, job.removed(blueprint), best.values, LABELS[name]))
     clock.lap("baselines")
     return tuple(rivals)
 
@@ -315,7 +315,7 @@ def _best_unseen(
                               job.scorer.key, batch=1, total=_asked(len(few), len(stages)))  # fmt: skip
     after = [journal.get(job.scorer.key(Trial(g, stages[0])))[column] for g in genomes]
     before = [o.values[column] for o in few]
-    rows = [{"removed": list(_removed(job, job.scorer.blueprint(g))), "before": b, "after": a}
+    rows = [{"removed": list(job.removed(job.scorer.blueprint(g))), "before": b, "after": a}
             for g, b, a in zip(genomes, before, after, strict=True)]  # fmt: skip
     summary = {"means": _means(job), "finalists": rows, "spearman": spearman(before, after),
                "changed": ranked[0].trial.genome != genomes[0]}  # fmt: skip
@@ -338,11 +338,6 @@ def _last_rounds(job: Job, order: Sequence[Outcome]) -> tuple[Sequence[Outcome],
 
 def _asked(candidates: int, stages: int) -> int:
     return sum(-(-candidates // 2**i) for i in range(stages))
-
-
-def _removed(job: Job, blueprint: Blueprint) -> tuple[int, ...]:
-    kept = {s.anchor.layer for s in blueprint.layers}
-    return tuple(i for i in range(job.parent.depth) if i not in kept)
 
 
 def _certificate(job: Job, expected: torch.Tensor, folder: Path, stored: torch.dtype | None = None) -> dict[str, Any]:

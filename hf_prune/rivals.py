@@ -124,9 +124,7 @@ def _ablation(job: Job, journal: Journal, kind: str, remove: int, found: Sequenc
 
 
 def _rival(job: Job, name: str, what: str, blueprint: Blueprint, best: Outcome) -> Rival:
-    kept = {s.anchor.layer for s in blueprint.layers}
-    gone = tuple(i for i in range(job.parent.depth) if i not in kept)
-    return Rival(name, blueprint, gone, best.values, what)
+    return Rival(name, blueprint, job.removed(blueprint), best.values, what)
 
 
 @torch.inference_mode()

@@ -124,13 +124,9 @@ class Job:
         """Precision of the search: the checkpoint's own where the device computes in it, else float32."""
         if self.recipe.dtype != "auto":
             return getattr(torch, self.recipe.dtype)
-        native = self.device.type != "cpu" or self.stored == torch.bfloat16 and computes_bfloat16()
-        return self.stored if native else torch.float32
-
-    @cached_property
-    def stored(self) -> torch.dtype:
-        """Precision of the checkpoint, and so of the result."""
-        return self.parent.dtype
+        stored = self.parent.dtype
+        native = self.device.type != "cpu" or stored == torch.bfloat16 and computes_bfloat16()
+        return stored if native else torch.float32
 
     @cached_property
     def bank(self) -> LayerBank:
@@ -153,19 +149,23 @@ class Job:
 
     @cached_property
     def evaluator(self) -> Evaluator:
-        """The sweep over the search windows, followed by the selection windows."""
+        """The sweep over the search windows, followed by the selection windows; each has its teacher."""
+        if len(self.parents) > 1:
+            splits = [self.evidence[s] for s in ("search", "selection")]
+            self._untaught.teach([self.teacher(c) for s in splits for c in s.corpora])
+        return self._untaught
+
+    @cached_property
+    def _untaught(self) -> Evaluator:
+        """The same, every window compared with the base."""
         splits = [self.evidence[s] for s in ("search", "selection")]
-        evaluator = Evaluator(
+        return Evaluator(
             self.bank,
             torch.cat([s.tokens for s in splits]),
             with_modules=OBJECTIVES[self.recipe.objective].needs_modules,
             corpora=[self.corpora.index(c) for s in splits for c in s.corpora],
             exam=self._exam if self.recipe.search_tasks else None,
         )
-        if len(self.parents) > 1:
-            self.known.extend(evaluator.evaluate([self.identity(k) for k in range(len(self.parents))], self.full))
-            evaluator.teach([self.teacher(c) for s in splits for c in s.corpora])
-        return evaluator
 
     def _exam(self, dense: Dense) -> Exam:
         tasks = load_tasks(self.recipe.search_tasks)
@@ -184,9 +184,9 @@ class Job:
         return tuple(sorted({c for s in ("search", "selection") for c in self.evidence[s].corpora}))
 
     @cached_property
-    def known(self) -> list[Measures]:
-        """Of every parent on the full search evidence; filled when the evaluator is made."""
-        return []
+    def known(self) -> tuple[Measures, ...]:
+        """Of every parent on the full search evidence."""
+        return self._untaught.evaluate([self.identity(k) for k in range(len(self.parents))], self.full)
 
     def teacher(self, corpus: str) -> int:
         """The parent that knows a corpus best, by its search text; the base where a text was not searched on."""
@@ -200,7 +200,6 @@ class Job:
         """The best parent on the search evidence: by tasks where there are some, else by text."""
         if len(self.parents) == 1:
             return 0
-        self.evaluator  # noqa: B018 - measures the parents
         worth = [m.error if m.tasks else m.text for m in self.known]
         return min(range(len(worth)), key=lambda k: worth[k])
 

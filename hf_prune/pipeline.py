@@ -193,7 +193,7 @@ def finish(
             training = yield from healed(job, partial)
             if training.stored:
                 stored, said = training.stored, _logits(job, training.model)
-                certificate = _certificate(job, said, partial, job.stored)
+                certificate = _certificate(job, said, partial, job.parent.dtype)
             clock.lap("heal")
         yield Stage("report", f"{job.recipe.report_sequences} windows")
         report = document(job, found, partial, stored, certificate, clock, training and training.summary)

@@ -30,7 +30,6 @@ def stitched(job: Job, journal: Journal, remove: int, clock: Clock) -> Generator
     ablations = [k for k in ("removal", "selection") if k in kinds]
     if not remove or not cuts + ablations:
         return ()
-    job.evaluator  # noqa: B018 - measures the parents, which names the best of them
     count, found, greedy = len(job.parents), [], []
     uniform = (1 / count,) * count
     mixes = {label(job, k): tuple(float(k == j) for j in range(count)) for k in range(count)}

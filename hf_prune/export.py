@@ -15,8 +15,6 @@ from hf_prune.architecture import Family, family_of, read_config
 from hf_prune.blueprint import GONE, Blueprint, LayerSpec, Part, all_parts
 from hf_prune.errors import InvalidBlueprint
 
-FORMATS = ("mergekit",)
-
 
 def export_mergekit(folder: Path, names: Sequence[str] = ()) -> str:
     """YAML from which mergekit makes the weights of a finished folder.

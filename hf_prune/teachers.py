@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hf_prune.bank import LayerBank
 from hf_prune.blueprint import LayerSpec, Part
-from hf_prune.reference import Call, Dense, Reference, Targets, log_rest
+from hf_prune.reference import Call, Dense, Reference, Targets
 from hf_prune.sites import between_halves
 
 
@@ -41,10 +41,6 @@ class Teachers:
     def several(self) -> bool:
         """Whether anybody but the resident model teaches."""
         return set(self.rows) != {0}
-
-    def take(self, rows: slice) -> "Teachers":
-        """Those of some windows."""
-        return Teachers(self.bank, self.dense, self.whose[rows])
 
     def ending(self, number: int) -> Dense:
         """The final norm and head of a parent."""
@@ -111,7 +107,7 @@ class Teachers:
                 found = Targets.of(logits, top_k)
                 top[part], log_p[part] = found.top, found.log_p
                 if tail is not None:
-                    tail[part] = log_rest(found.log_p)
+                    tail[part] = found.log_tail
                 nll[part] = -logits.log_softmax(-1).gather(-1, own.tokens[part, 1:, None]).squeeze(-1)
         return Reference(own.tokens, tuple(hidden), top, log_p, log_p.exp(), tail, nll, own.calls)
 

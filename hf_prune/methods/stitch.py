@@ -106,9 +106,9 @@ class StitchSpace:
             rows += [float(not g.kept), *shares, *merges]
         return np.array([*rows, float(genome[-2]), float(genome[-1])])
 
-    def of(self, removed: Iterable[int], shares: Sequence[float], merge: str | None = None) -> Genome:
-        """These layers gone, and one mix everywhere, its shares rounded to steps; the first merge unless named."""
-        mix = (self.merges.index(merge) if merge in self.merges else 0, *self._stepped(shares))
+    def of(self, removed: Iterable[int], shares: Sequence[float]) -> Genome:
+        """These layers gone, and one mix everywhere, its shares rounded to steps, by the first of the merges."""
+        mix = (0, *self._stepped(shares))
         kept = set(kept_of(self.depth, removed))
         return self.genome(Gene(i in kept, (mix,) * (1 + self.halves)) for i in range(self.depth))
 

@@ -22,7 +22,6 @@ from hf_prune.journal import Journal, Row
 from hf_prune.measurement import measured
 from hf_prune.plan import asked
 from hf_prune.redaction import public_recipe
-from hf_prune.retention import origins
 from hf_prune.rivals import label
 from hf_prune.search import drive, once
 
@@ -195,7 +194,7 @@ def _lineage(job: Job, found: Found) -> dict[str, Any]:
         "parents": names,
         "dense_parent": names[job.dense],
         "teachers": {c: names[job.teacher(c)] for c in job.corpora},
-        "origins": origins(winner, names),
+        "origins": report.origins(winner, names),
         "ends": {"embedding": names[winner.embed], "head": names[winner.head]},
     }
 

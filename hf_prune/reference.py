@@ -287,8 +287,12 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
 
 def block_influence(reference: Reference) -> tuple[float, ...]:
     """BI_i = 1 - E cos(h_i, h_{i+1}) per layer (ShortGPT, arXiv 2403.03853, eq. 1)."""
-    h = reference.hidden
-    return tuple(1.0 - float(cosine(a, b).mean()) for a, b in zip(h, h[1:], strict=False))
+    return influence(reference.hidden)
+
+
+def influence(hidden: Sequence[Tensor]) -> tuple[float, ...]:
+    """The same from states [N, T, d] at every layer boundary."""
+    return tuple(1.0 - float(cosine(a, b).mean()) for a, b in zip(hidden, hidden[1:], strict=False))
 
 
 def block_distance(reference: Reference) -> tuple[tuple[float, ...], ...]:

@@ -15,7 +15,7 @@ import torch
 
 from hf_prune import speed, tasks
 from hf_prune.assemble import Parent
-from hf_prune.blueprint import GONE, Blueprint, Fidelity
+from hf_prune.blueprint import GONE, Blueprint, Fidelity, Part
 from hf_prune.calibration import Windows
 from hf_prune.evaluate import Evaluator
 
@@ -144,6 +144,24 @@ def fates(blueprint: Blueprint, depth: int) -> list[dict[str, Any]]:
     return [
         {"source": i, **(max(found, key=lambda f: f["weight"]) if found else gone)} for i, found in enumerate(homes)
     ]
+
+
+def origins(blueprint: Blueprint, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Per output layer the source layer and the weight of every parent, of the MLP apart where it has its own."""
+    return [
+        {
+            "source": spec.anchor.layer,
+            "merge": spec.merge,
+            "parents": _weights(spec.parts, names),
+            "mlp": _weights(spec.mlp.parts, names) if spec.mlp else None,
+            "mlp_merge": spec.mlp.merge if spec.mlp else None,
+        }
+        for spec in blueprint.layers
+    ]
+
+
+def _weights(parts: Sequence[Part], names: Sequence[str]) -> Mapping[str, float]:
+    return {names[p.source]: p.weight for p in parts}
 
 
 def baselines(

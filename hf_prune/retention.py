@@ -3,7 +3,7 @@
 One sweep over the report split: corpora and tasks, for all parents, the result and its baselines alike.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from hf_prune.blueprint import Blueprint, Fidelity
@@ -84,21 +84,3 @@ def _row(
 
 def _share(ours: float, theirs: float) -> float | None:
     return ours / theirs if theirs else None
-
-
-def origins(blueprint: Blueprint, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Per output layer the source layer and the weight of every parent, of the MLP apart where it has its own."""
-    return [
-        {
-            "source": spec.anchor.layer,
-            "merge": spec.merge,
-            "parents": _weights(spec.parts, names),
-            "mlp": _weights(spec.mlp.parts, names) if spec.mlp else None,
-            "mlp_merge": spec.mlp.merge if spec.mlp else None,
-        }
-        for spec in blueprint.layers
-    ]
-
-
-def _weights(parts: Sequence[Any], names: Sequence[str]) -> Mapping[str, float]:
-    return {names[p.source]: p.weight for p in parts}

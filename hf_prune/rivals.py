@@ -7,7 +7,6 @@ searches of the method's own that lack a part of it, with as many trials: remova
 from collections.abc import Generator, Sequence
 
 import numpy as np
-import torch
 
 from hf_prune.blueprint import Blueprint, Genome, LayerSpec, Outcome, Part, Trial
 from hf_prune.clock import Clock
@@ -16,7 +15,7 @@ from hf_prune.found import Rival
 from hf_prune.job import Job, Scorer
 from hf_prune.journal import Journal
 from hf_prune.plan import evaluations
-from hf_prune.reference import cosine
+from hf_prune.reference import influence
 from hf_prune.search import SEARCHERS, Schedule, Scores, drive, focused, once
 
 Searching = Generator[Event, None, Outcome]
@@ -32,7 +31,7 @@ def stitched(job: Job, journal: Journal, remove: int, clock: Clock) -> Generator
         return ()
     count, found, greedy = len(job.parents), [], []
     uniform = (1 / count,) * count
-    mixes = {label(job, k): tuple(float(k == j) for j in range(count)) for k in range(count)}
+    mixes = {label(job, k): mix for k, mix in enumerate(_alone(count))}
     yield Stage("baselines", f"{', '.join(cuts)} on {count} parents and their mean")
     for name, mix in {**mixes, "the mean": uniform}.items():
         scorer = job.deletions(remove, mix)
@@ -57,17 +56,14 @@ ABLATIONS = {"removal": "removal only", "selection": "selection without blending
 
 def label(job: Job, number: int) -> str:
     """A short name of a parent."""
-    source = job.sources[number]
-    name = (source.adapter or source.repo).partition("@")[0].rstrip("/").rpartition("/")[2]
     names = [(s.adapter or s.repo).partition("@")[0].rstrip("/").rpartition("/")[2] for s in job.sources]
-    return name if names.count(name) == 1 else f"{name} ({number})"
+    return names[number] if names.count(names[number]) == 1 else f"{names[number]} ({number})"
 
 
 def warm_starts(job: Job, rivals: Sequence[Rival]) -> tuple[Genome, ...]:
     """Where the search begins: the baselines' cuts and late and middle ones, of every parent and of uniform blends."""
     space, count, depth, remove = job.scorer.space, len(job.parents), job.parent.depth, job.target.remove
-    one = [tuple(float(k == j) for j in range(count)) for k in range(count)]
-    mixes = [(1.0,) * count, (0.0,) + (1.0,) * (count - 1), *one]
+    mixes = [(1.0,) * count, (0.0,) + (1.0,) * (count - 1), *_alone(count)]
     if not remove:
         return tuple(dict.fromkeys(space.of(range(depth - n, depth), m) for n in range(1, depth) for m in mixes[:2]))
     middle = (depth - remove) // 2
@@ -76,10 +72,17 @@ def warm_starts(job: Job, rivals: Sequence[Rival]) -> tuple[Genome, ...]:
     return tuple(dict.fromkeys(space.of(cut, mix) for mix in mixes for cut in cuts))
 
 
+def _alone(count: int) -> list[tuple[float, ...]]:
+    """Weights of every parent by itself."""
+    return [tuple(float(k == j) for j in range(count)) for k in range(count)]
+
+
 def _cut(job: Job, journal: Journal, scorer: Scorer, kind: str) -> Searching:
     """ShortGPT's or SLEB's cut of one model."""
-    whole = scorer.blueprint(scorer.space.dense())
-    scores = Scores(influence(job, whole)) if kind == "shortgpt" else None
+    scores = None
+    if kind == "shortgpt":
+        whole = scorer.blueprint(scorer.space.dense())
+        scores = Scores(influence(job.evaluator.states(whole, job.recipe.sequences)))
     schedule = Schedule((job.full,), 1 << 30, finalists=1, scores=scores)
     search = SEARCHERS[kind](scorer.space, schedule, np.random.default_rng(job.recipe.seed))
     ranked = yield from drive(focused(search, (job.columns.index("perplexity"),)), scorer.evaluate, journal, scorer.key)
@@ -98,14 +101,13 @@ def _cut_first(job: Job, cuts: Sequence[tuple[int, ...]]) -> Rival:
 def _ablation(job: Job, journal: Journal, kind: str, remove: int, found: Sequence[Rival]) -> Searching:
     """A search with as many trials as the main one, and a choice on the selection windows like there."""
     recipe = job.recipe
-    mix = tuple(float(k == job.dense) for k in range(len(job.parents)))
+    alone = _alone(len(job.parents))
     if kind == "removal":
-        scorer = job.deletions(remove, mix)
+        scorer = job.deletions(remove, alone[job.dense])
         seeds = [scorer.space.from_removed(r.removed) for r in found]
     else:
         scorer = Scorer(job, job.stitches(("linear",), blend=False))
-        one = [tuple(float(k == j) for j in range(len(mix))) for k in range(len(mix))]
-        seeds = [scorer.space.of(r.removed, m) for r in found for m in one]
+        seeds = [scorer.space.of(r.removed, mix) for r in found for mix in alone]
     trials = evaluations(recipe, job.parent.depth, remove)
     stages = sorted({job.fidelity(max(1, recipe.sequences // 2)), job.full})
     schedule = Schedule(
@@ -124,12 +126,3 @@ def _ablation(job: Job, journal: Journal, kind: str, remove: int, found: Sequenc
 
 def _rival(job: Job, name: str, what: str, blueprint: Blueprint, best: Outcome) -> Rival:
     return Rival(name, blueprint, job.removed(blueprint), best.values, what)
-
-
-@torch.inference_mode()
-def influence(job: Job, blueprint: Blueprint) -> tuple[float, ...]:
-    """Block influence of every layer of an uncut model on the search windows (ShortGPT, arXiv 2403.03853, eq. 1)."""
-    evaluator, rows = job.evaluator, job.recipe.sequences
-    states = evaluator.states(blueprint, rows)
-    pairs = zip(states, states[1:], strict=False)
-    return tuple(1.0 - float(cosine(before, after).mean()) for before, after in pairs)

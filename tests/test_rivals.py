@@ -16,8 +16,8 @@ from hf_prune.errors import IncompatibleSources, SourceError
 from hf_prune.events import Finished, Scored
 from hf_prune.folder import assemble_blueprint, heal_folder, report_folder
 from hf_prune.job import open_job
-from hf_prune.reference import block_influence
-from hf_prune.rivals import influence, label, warm_starts
+from hf_prune.reference import block_influence, influence
+from hf_prune.rivals import label, warm_starts
 from tests.runs import DEPTH, base, leftovers, recipe, text
 
 
@@ -83,7 +83,7 @@ def test_every_corpus_has_the_teacher_that_knows_it_best(home):
 def test_block_influence_of_a_parent_is_that_of_its_own_run(home):
     job = open_job(asked(home))
     alone = open_job(recipe(home, base=str(home / "tuned"), data=(str(home / "text.txt"),), output=str(home / "x")))
-    ours = influence(job, job.identity(1))
+    ours = influence(job.evaluator.states(job.identity(1), job.recipe.sequences))
     assert ours == pytest.approx(block_influence(alone.evaluator.dense.run(alone.evidence["search"].tokens)), abs=1e-3)
 
 

@@ -28,6 +28,7 @@ from hf_prune.plan import Target, layers_to_remove
 from hf_prune.recipe import DEFAULT_DATA, Recipe
 from hf_prune.reference import Dense
 from hf_prune.repair import Repaired, repair
+from hf_prune.speed import computes_bfloat16
 from hf_prune.tasks import load_tasks
 from hf_prune.training_aware import Lesson, TrainingAware
 from hf_prune.variants import beside, check_variants, pull_variant
@@ -376,13 +377,6 @@ class Scorer:
         for spec in blueprint.layers:
             job.bank.forget(spec)
         return measured
-
-
-def computes_bfloat16() -> bool:
-    """Whether this processor multiplies in bfloat16; others emulate it, slower than float32."""
-    # torch before 2.11 cannot say.
-    known = getattr(torch.cpu, "get_capabilities", dict)()
-    return any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def open_job(recipe: Recipe) -> Job:

@@ -110,3 +110,10 @@ def _wait(device: torch.device) -> None:
 def _speeds(times: list[tuple[float, float]], prefill_tokens: int, decode_tokens: int) -> dict[str, float]:
     prefill, decode = (statistics.median(column) for column in zip(*times, strict=True))
     return {"prefill_tokens_per_s": prefill_tokens / prefill, "decode_tokens_per_s": decode_tokens / decode}
+
+
+def computes_bfloat16() -> bool:
+    """Whether this processor multiplies in bfloat16; others emulate it, slower than float32."""
+    # torch before 2.11 cannot say.
+    known = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))

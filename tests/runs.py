@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 
 from hf_prune.recipe import Recipe
 from tests.hub.samples import model
@@ -46,6 +49,43 @@ def recipe(home: Path, **changes: object) -> Recipe:
     if "data" not in fields:
         fields["data"] = (str(text(home / "text.txt")),)
     return Recipe.of(**fields)
+
+
+def adapter(folder: Path, of: Path, seed: int = 5) -> Path:
+    """A LoRA with something in it."""
+    torch.manual_seed(seed)
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(of), LoraConfig(r=2, target_modules=["q_proj", "down_proj"], lora_alpha=4)
+    )
+    for name, p in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(p, std=0.05)
+    model.save_pretrained(folder)
+    return folder
+
+
+def relatives(home: Path) -> Path:
+    """A base, a full variant of it, an adapter and text, all in `home`."""
+    base(home / "base")
+    base(home / "tuned", seed=3)
+    adapter(home / "lora", home / "base")
+    text(home / "text.txt")
+    return home
+
+
+def stitching(home: Path, name: str = "out", **changes: object) -> Recipe:
+    """A run over those relatives."""
+    variants = (str(home / "tuned"), str(home / "lora"))
+    fixed = {
+        "base": str(home / "base"),
+        "variants": variants,
+        "method": "stitch",
+        "drop_layers": 2,
+        "evaluations": 40,
+        "data": (str(home / "text.txt"),),
+        "baselines": ("shortgpt", "greedy", "removal", "selection"),
+    }
+    return recipe(home, **{**fixed, "output": str(home / name), **changes})
 
 
 def start(*arguments: object, **environment: str) -> subprocess.Popen:

@@ -12,18 +12,12 @@ from hf_prune.errors import IncompatibleSources
 from hf_prune.hub import peek
 from hf_prune.job import open_job
 from hf_prune.pipeline import run
-from tests.runs import base, text
-from tests.test_rivals import adapter, asked
+from tests.runs import adapter, base, relatives, stitching
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    home = tmp_path_factory.mktemp("fit")
-    base(home / "base")
-    base(home / "tuned", seed=3)
-    adapter(home / "lora", home / "base")
-    text(home / "text.txt")
-    return home
+    return relatives(tmp_path_factory.mktemp("fit"))
 
 
 def compared(home, name):
@@ -71,7 +65,7 @@ def test_another_shape_is_named_and_refused_before_a_weight_is_read(home, tmp_pa
     assert not found.fits and any("mlp" in r.aspect for r in found.fatal)
     (tmp_path / "wide/model.safetensors").chmod(0o400)
     with pytest.raises(IncompatibleSources, match="does not fit .*intermediate_size is 128") as caught:
-        open_job(asked(home, variants=(str(tmp_path / "wide"),)))
+        open_job(stitching(home, variants=(str(tmp_path / "wide"),)))
     assert "\n" not in str(caught.value)
 
 
@@ -113,7 +107,7 @@ def test_rows_of_a_resized_vocabulary_are_matched_by_token(home, tmp_path):
     variant = permuted(home, tmp_path / "moved")
     found = compared(home, str(variant))
     assert found.fits and rows(found)["tokenizer"].severity == rows(found)["vocab_size"].severity == "harmless"
-    job = open_job(asked(home, variants=(str(variant),)))
+    job = open_job(stitching(home, variants=(str(variant),)))
     ours, theirs = job.parents
     for name, shape in ours.shapes.items():
         tensor = theirs.outside_tensor(name) if not name.startswith(ours.family.prefix) else None
@@ -130,7 +124,7 @@ def test_a_variant_in_another_precision_and_with_more_rows_is_stitched(home, tmp
     shutil.copytree(home / "tuned", tmp_path / "half")
     model.save_pretrained(tmp_path / "half")
     both = (str(variant), str(tmp_path / "half"))
-    result = run(asked(home, variants=both, baselines=(), output=str(tmp_path / "out")))
+    result = run(stitching(home, variants=both, baselines=(), output=str(tmp_path / "out")))
     assert result.report["certificate"]["ok"]
     assert next(AutoModelForCausalLM.from_pretrained(result.folder).parameters()).dtype == torch.float32
 

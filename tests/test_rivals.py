@@ -5,9 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 from huggingface_hub import HfApi
-from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from hf_prune import compress, run
@@ -18,60 +16,27 @@ from hf_prune.folder import assemble_blueprint, heal_folder, report_folder
 from hf_prune.job import open_job
 from hf_prune.reference import block_influence, influence
 from hf_prune.rivals import label, warm_starts
-from tests.runs import DEPTH, base, leftovers, recipe, text
-
-
-def adapter(folder: Path, of: Path, seed: int = 5) -> Path:
-    """A LoRA with something in it."""
-    torch.manual_seed(seed)
-    model = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(of), LoraConfig(r=2, target_modules=["q_proj", "down_proj"], lora_alpha=4)
-    )
-    for name, p in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(p, std=0.05)
-    model.save_pretrained(folder)
-    return folder
+from tests.runs import DEPTH, leftovers, recipe, relatives, stitching
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A base, a full variant of it and an adapter."""
-    home = tmp_path_factory.mktemp("stitch")
-    base(home / "base")
-    base(home / "tuned", seed=3)
-    adapter(home / "lora", home / "base")
-    text(home / "text.txt")
-    return home
-
-
-def asked(home, name="out", **changes):
-    variants = (str(home / "tuned"), str(home / "lora"))
-    fixed = {
-        "base": str(home / "base"),
-        "variants": variants,
-        "method": "stitch",
-        "drop_layers": 2,
-        "evaluations": 40,
-        "data": (str(home / "text.txt"),),
-        "baselines": ("shortgpt", "greedy", "removal", "selection"),
-    }
-    return recipe(home, **{**fixed, "output": str(home / name), **changes})
+    return relatives(tmp_path_factory.mktemp("stitch"))
 
 
 @pytest.fixture(scope="module")
 def done(home):
-    return run(asked(home, repair=True, repair_sequences=16))
+    return run(stitching(home, repair=True, repair_sequences=16))
 
 
 def test_a_plan_needs_no_variant_to_be_opened(home):
-    job = open_job(asked(home))
+    job = open_job(stitching(home))
     assert job.target.remove == 2 and [label(job, k) for k in range(3)] == ["base", "tuned", "lora"]
     assert job.sources[2].adapter.startswith("lora@") and job.parent.depth == DEPTH
 
 
 def test_every_corpus_has_the_teacher_that_knows_it_best(home):
-    job = open_job(asked(home))
+    job = open_job(stitching(home))
     job.evaluator  # noqa: B018
     assert len(job.known) == 3
     for corpus in job.corpora:
@@ -81,14 +46,14 @@ def test_every_corpus_has_the_teacher_that_knows_it_best(home):
 
 
 def test_block_influence_of_a_parent_is_that_of_its_own_run(home):
-    job = open_job(asked(home))
+    job = open_job(stitching(home))
     alone = open_job(recipe(home, base=str(home / "tuned"), data=(str(home / "text.txt"),), output=str(home / "x")))
     ours = influence(job.evaluator.states(job.identity(1), job.recipe.sequences))
     assert ours == pytest.approx(block_influence(alone.evaluator.dense.run(alone.evidence["search"].tokens)), abs=1e-3)
 
 
 def test_warm_starts_are_cuts_of_every_parent_and_of_their_mean(home):
-    job = open_job(asked(home))
+    job = open_job(stitching(home))
     starts = warm_starts(job, ())
     assert len(starts) == len(set(starts)) == 2 * 5
     assert all(job.scorer.space.removed(g) == 2 for g in starts)
@@ -129,7 +94,7 @@ def test_the_result_is_the_blueprint_and_loads_without_us(done, home, tmp_path):
 
 
 def test_another_process_would_find_the_same(done, home):
-    again = run(asked(home, "again", repair=True, repair_sequences=16))
+    again = run(stitching(home, "again", repair=True, repair_sequences=16))
     for name in ("model.safetensors", "blueprint.json"):
         assert (again.folder / name).read_bytes() == (done.folder / name).read_bytes()
 
@@ -137,7 +102,7 @@ def test_another_process_would_find_the_same(done, home):
 @pytest.mark.slow
 @pytest.mark.parametrize("after", [1, 4, 9])
 def test_left_at_any_batch_it_goes_on_and_ends_the_same(done, home, after):
-    wanted, seen = asked(home, f"left-{after}", repair=True, repair_sequences=16), 0
+    wanted, seen = stitching(home, f"left-{after}", repair=True, repair_sequences=16), 0
     for event in compress(wanted):
         seen += isinstance(event, Scored)
         if seen == after:
@@ -172,7 +137,9 @@ def test_it_is_measured_again_and_trained_later(done, home, tmp_path):
     ids=["halves", "merges", "smac", "front", "healed"],
 )
 def test_other_ways_to_stitch_end_as_a_certified_model(home, tmp_path, changes):
-    result = run(asked(home, **{"repair": True, "repair_sequences": 16, **changes, "output": str(tmp_path / "out")}))
+    result = run(
+        stitching(home, **{"repair": True, "repair_sequences": 16, **changes, "output": str(tmp_path / "out")})
+    )
     assert result.report["certificate"]["ok"]
     assert AutoModelForCausalLM.from_pretrained(result.folder).config.num_hidden_layers < DEPTH
 
@@ -181,7 +148,7 @@ def test_other_ways_to_stitch_end_as_a_certified_model(home, tmp_path, changes):
 def test_tasks_may_be_what_is_searched_for(home, tmp_path):
     lines = [{"context": "the cat sat on a", "choices": ["mat", "noon", "dog"], "answer": i % 3} for i in range(24)]
     (tmp_path / "cats.search.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    result = run(asked(home, output=str(tmp_path / "out"), objective="abilities", search_items=12, selection_items=8,
+    result = run(stitching(home, output=str(tmp_path / "out"), objective="abilities", search_items=12, selection_items=8,
                        search_tasks=(str(tmp_path / "cats.search.jsonl"),), baselines=("greedy",)))  # fmt: skip
     assert result.report["objective"] == "abilities" and result.report["certificate"]["ok"]
     rows = [json.loads(line) for line in (result.folder / "journal.jsonl").read_text().splitlines()[1:]]

@@ -145,7 +145,9 @@ class Job:
         room = int((memory * 2**30 - self.parent.parameters * self.dtype.itemsize) / layer) - len(self.parents)
         if room < 1:
             least = (self.parent.parameters * self.dtype.itemsize + (len(self.parents) + 1) * layer) / 2**30
-            raise InvalidRecipe(f"memory {memory:g} GiB is too little: base and layers being merged need {least:.2f}.")
+            raise InvalidRecipe(
+                f"memory {memory:g} GiB is too little: base and layers being merged need {least:.2f}; raise --memory."
+            )
         return room
 
     @cached_property

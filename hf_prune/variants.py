@@ -19,7 +19,9 @@ def check_variants(recipe: Recipe) -> None:
     """
     for found in verdicts(recipe):
         if not found.fits:
-            raise IncompatibleSources(f"The variant {found.name} does not fit {recipe.base}: {found.sentence}.")
+            raise IncompatibleSources(
+                f"The variant {found.name} does not fit {recipe.base}: {found.sentence}; choose one that was fine-tuned from it."
+            )
 
 
 def verdicts(recipe: Recipe) -> list[Verdict]:

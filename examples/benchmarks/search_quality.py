@@ -32,13 +32,13 @@ from hf_prune.bank import LayerBank
 from hf_prune.blueprint import Blueprint, Fidelity, Outcome, Source, Trial
 from hf_prune.calibration import demo_folder, windows
 from hf_prune.evaluate import Evaluator
-from hf_prune.job import computes_bfloat16
 from hf_prune.methods import METHODS
 from hf_prune.pipeline import SCREENING_TOKENS
 from hf_prune.plan import TRIALS_PER_SWAP
 from hf_prune.reference import block_distance, block_influence
 from hf_prune.report import interval, perplexity
 from hf_prune.search import SEARCHERS, Schedule, Scores
+from hf_prune.speed import computes_bfloat16
 
 Cut = tuple[int, ...]
 LABELS = {

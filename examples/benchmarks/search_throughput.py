@@ -30,9 +30,9 @@ from hf_prune.bank import LayerBank
 from hf_prune.blueprint import Blueprint, Fidelity, Source
 from hf_prune.calibration import demo_folder, windows
 from hf_prune.evaluate import Evaluator
-from hf_prune.job import computes_bfloat16
 from hf_prune.methods import METHODS
 from hf_prune.report import spearman
+from hf_prune.speed import computes_bfloat16
 
 SHAPES = {
     "demo": {

@@ -20,7 +20,8 @@ def check_variants(recipe: Recipe) -> None:
     for found in verdicts(recipe):
         if not found.fits:
             raise IncompatibleSources(
-                f"The variant {found.name} does not fit {recipe.base}: {found.sentence}; choose one that was fine-tuned from it."
+                f"The variant {found.name} does not fit {recipe.base}: {found.sentence}; "
+                "choose one that was fine-tuned from it."
             )
 
 

@@ -148,8 +148,9 @@ def test_other_ways_to_stitch_end_as_a_certified_model(home, tmp_path, changes):
 def test_tasks_may_be_what_is_searched_for(home, tmp_path):
     lines = [{"context": "the cat sat on a", "choices": ["mat", "noon", "dog"], "answer": i % 3} for i in range(24)]
     (tmp_path / "cats.search.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    result = run(stitching(home, output=str(tmp_path / "out"), objective="abilities", search_items=12, selection_items=8,
-                       search_tasks=(str(tmp_path / "cats.search.jsonl"),), baselines=("greedy",)))  # fmt: skip
+    files = (str(tmp_path / "cats.search.jsonl"),)
+    items = {"search_tasks": files, "search_items": 12, "selection_items": 8, "objective": "abilities"}
+    result = run(stitching(home, output=str(tmp_path / "out"), baselines=("greedy",), **items))
     assert result.report["objective"] == "abilities" and result.report["certificate"]["ok"]
     rows = [json.loads(line) for line in (result.folder / "journal.jsonl").read_text().splitlines()[1:]]
     asked_for = {tuple(t["fidelity"]) for row in rows for t in row["trials"]}

@@ -146,11 +146,8 @@ class Adapter:
         }
 
     def scale(self, module: str) -> float:
-        """alpha / r, or alpha / sqrt(r) with rank stabilisation; patterns override both, peft's default is 8."""
-        c = self.config
-        rank = _pattern(c.get("rank_pattern"), module, c.get("r", 8))
-        alpha = _pattern(c.get("alpha_pattern"), module, c.get("lora_alpha", 8))
-        return alpha / (math.sqrt(rank) if c.get("use_rslora") else rank)
+        """See `lora_scale`."""
+        return lora_scale(self.config, module)
 
     def apply(self, name: str, weight: torch.Tensor) -> torch.Tensor:
         """The merged tensor, in the base's dtype; `weight` itself where the adapter does not reach."""
@@ -172,6 +169,13 @@ class Adapter:
         a, b = (self.tensors[n]().float() for n in self.modules[module])
         flipped = self.config.get("fan_in_fan_out") if self.transposed is None else module in self.transposed
         return ((b @ a).T if flipped else b @ a) * self.scale(module)
+
+
+def lora_scale(config: Mapping[str, Any], module: str) -> float:
+    """alpha / r, or alpha / sqrt(r) with rank stabilisation; patterns override both, peft's default is 8."""
+    rank = _pattern(config.get("rank_pattern"), module, config.get("r", 8))
+    alpha = _pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", 8))
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
 @dataclass(frozen=True, eq=False)

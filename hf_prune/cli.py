@@ -1,29 +1,22 @@
 """The command line: flags from `Recipe`, events to a progress bar, errors to one line and an exit code."""
 
-import functools
-import json
 import os
-import sys
-from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from hf_prune import __version__
-from hf_prune.errors import HfPruneError, InvalidRecipe
+from hf_prune.errors import InvalidRecipe
 from hf_prune.flags import flags_of, with_flags
 from hf_prune.recipe import Recipe
-
-if TYPE_CHECKING:
-    from hf_prune.events import Event
+from hf_prune.terminal import Format, format_of, guarded, line, result, show, show_report, watch
 
 # Read when torch is loaded, which no import above does. OpenMP threads that spin while they wait starve each other on
 # shared cores: a small model then ran forty times slower, and on quiet cores sleeping costs nothing that shows.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-Format = Literal["human", "json", "quiet"]
 FormatFlag = Annotated[Format, typer.Option("--format", help="human, json (one line per event on stdout) or quiet.")]
 QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="Same as --format quiet: only the result on stdout.")]
 RecipeFlag = Annotated[Path | None, typer.Option("--recipe", help="YAML recipe; flags given here override it.")]
@@ -66,29 +59,6 @@ def main() -> None:
     app(prog_name="hf-prune")
 
 
-def guarded(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn errors into one line on stderr and an exit code; the traceback is kept for HF_PRUNE_DEBUG=1."""
-
-    @functools.wraps(command)
-    def run(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except (typer.Exit, typer.Abort):
-            raise
-        except KeyboardInterrupt:
-            _complain("Interrupted; run the same command again to resume where it stopped.")
-            raise typer.Exit(130) from None
-        except Exception as e:
-            if os.environ.get("HF_PRUNE_DEBUG") == "1":
-                raise
-            known = isinstance(e, HfPruneError)
-            text = str(e) if known else f"{type(e).__name__}: {e} (unexpected; HF_PRUNE_DEBUG=1 shows the traceback)"
-            _complain("Error: " + " ".join(text.split()))
-            raise typer.Exit(e.exit_code if known else 1) from None
-
-    return run
-
-
 RECIPE_FLAGS = [flag for flag in flags_of(Recipe) if flag.name != "base"]
 BaseArgument = Annotated[str | None, typer.Argument(metavar="BASE", help=Recipe.model_fields["base"].description)]
 
@@ -107,7 +77,7 @@ def plan_command(
 
     Reads the config and the weight headers alone; no weights are downloaded.
     """
-    _show_plan(_recipe(base, recipe, values), _format(format, quiet))
+    _show_plan(_recipe(base, recipe, values), format_of(format, quiet))
 
 
 @app.command("compress")
@@ -128,9 +98,9 @@ def compress_command(
     """
     wanted = _recipe(base, recipe, values)
     if dry_run:
-        _show_plan(wanted, _format(format, quiet))
+        _show_plan(wanted, format_of(format, quiet))
     else:
-        _compress(wanted, _format(format, quiet))
+        _compress(wanted, format_of(format, quiet))
 
 
 @app.command("demo")
@@ -150,7 +120,7 @@ def demo_command(
 
     It has 16 layers; needs no network and no account.
     """
-    form = _format(format, quiet)
+    form = format_of(format, quiet)
     from hf_prune.acts import demo_recipe
 
     _compress(demo_recipe(act, output), form)
@@ -172,11 +142,11 @@ def assemble_command(
     quiet: QuietFlag = False,
 ) -> None:
     """Rebuild the model of a blueprint, bit for bit."""
-    form = _format(format, quiet)
+    form = format_of(format, quiet)
     from hf_prune.folder import assemble_blueprint
 
     folder = assemble_blueprint(path, output, source=source, pick=pick)
-    _result(form, "Assembled", folder=str(folder))
+    result(form, "Assembled", folder=str(folder))
 
 
 @app.command("report")
@@ -194,13 +164,13 @@ def report_command(
     **values: Any,
 ) -> None:
     """Measure a result again beside its dense parent."""
-    form = _format(format, quiet)
+    form = format_of(format, quiet)
     from hf_prune.folder import report_folder
 
     report = report_folder(source, base=base, output=output, **_given(values))
     if form != "human":
-        return _result(form, "Reported", folder=output or source, report=report)
-    _report(report)
+        return result(form, "Reported", folder=output or source, report=report)
+    show_report(report)
 
 
 @app.command("heal")
@@ -223,7 +193,7 @@ def heal_command(
     """
     from hf_prune.folder import heal_folder
 
-    _watch(heal_folder(source, base=base, output=output, heal=heal, **_given(values)), _format(format, quiet))
+    watch(heal_folder(source, base=base, output=output, heal=heal, **_given(values)), format_of(format, quiet))
 
 
 @app.command("push")
@@ -243,18 +213,18 @@ def push_command(
 
     Doing it twice changes nothing.
     """
-    form = _format(format, quiet)
+    form = format_of(format, quiet)
     if not (folder / "config.json").is_file():
         raise InvalidRecipe(f"{folder} is not a finished model folder (no config.json); run compress first.")
     if dry_run:
         files = {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
-        return _result(form, "WouldPush", repo=repo_id, folder=str(folder), files=files)
+        return result(form, "WouldPush", repo=repo_id, folder=str(folder), files=files)
     from hf_prune.hub import push
 
     done = push(
         folder, repo_id, private=not public, create_pr=create_pr, revision=revision, commit_message=commit_message
     )
-    _result(form, "Pushed" if done.changed else "Unchanged", url=done.url, commit=done.commit, changed=done.changed)
+    result(form, "Pushed" if done.changed else "Unchanged", url=done.url, commit=done.commit, changed=done.changed)
 
 
 @app.command("register")
@@ -264,10 +234,10 @@ def register_command(format: FormatFlag = "human", quiet: QuietFlag = False) -> 
 
     Writes the manifest by which the hf command finds hf-prune.
     """
-    form = _format(format, quiet)
+    form = format_of(format, quiet)
     from hf_prune.extension import register
 
-    _result(form, "Registered", manifest=str(register()), try_it="hf prune --help")
+    result(form, "Registered", manifest=str(register()), try_it="hf prune --help")
 
 
 @app.command("export")
@@ -289,6 +259,35 @@ def export_command(
     print(path)
 
 
+@app.command("scout")
+@guarded
+def scout_command(
+    base: Annotated[str, typer.Argument(metavar="BASE", help="A repo of the Hub.")],
+    most: Annotated[int, typer.Option("--limit", min=1, help="Look at so many, the most downloaded first.")] = 20,
+    format: FormatFlag = "human",
+    quiet: QuietFlag = False,
+) -> None:
+    """List the fine-tunes of a base that stitch could use.
+
+    Reads the model tree, headers and a few rows of weights; nothing is downloaded whole.
+    """
+    form = format_of(format, quiet)
+    from hf_prune.scout import scout
+    from hf_prune.screen import scout_table
+
+    found = []
+    for candidate in scout(base, most):
+        found.append(candidate)
+        if form == "json":
+            line({"event": "Candidate", **asdict(candidate)})
+        elif form == "quiet" and candidate.fits:
+            print(candidate.repo, flush=True)
+    if form == "human":
+        show(scout_table(base, found))
+        chosen = " ".join(f"--variant {c.repo}" for c in found if c.fits)
+        print(f"Next: hf-prune compress {base} --method stitch {chosen}" if chosen else "None of them fits.")
+
+
 @app.callback(invoke_without_command=True)
 def _root(
     version: Annotated[bool, typer.Option("--version", help="Show the version and exit.", is_eager=True)] = False,
@@ -296,15 +295,6 @@ def _root(
     if version:
         print(__version__)
         raise typer.Exit()
-
-
-def _format(format: Format, quiet: bool) -> Format:
-    """The output format; also silences the progress bars of the libraries where nobody would see them."""
-    form = "quiet" if quiet else format
-    if form != "human" or not sys.stderr.isatty():
-        for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE"):
-            os.environ.setdefault(name, "1")
-    return form
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:
@@ -330,70 +320,17 @@ def _show_plan(recipe: Recipe, form: Format) -> None:
     found, compared = plan(recipe, seen), verdicts(recipe)
     if form == "json":
         more = {"variants": [{**asdict(v), "fits": v.fits} for v in compared]} if compared else {}
-        _line({"event": "Plan", **found.to_dict(), **more})
+        line({"event": "Plan", **found.to_dict(), **more})
     elif form == "human":
-        _table(plan_table(found))
+        show(plan_table(found))
         if compared:
-            _table(verdict_table(compared))
+            show(verdict_table(compared))
 
 
 def _compress(recipe: Recipe, form: Format) -> None:
     from hf_prune.pipeline import compress
 
-    _watch(compress(recipe), form)
-
-
-def _watch(events: "Iterable[Event]", form: Format) -> None:
-    """Show a run, and its report at the end."""
-    from rich.console import Console
-
-    from hf_prune.screen import Screen, event_dict
-
-    with Screen(Console(stderr=True, quiet=form != "human")) as screen:
-        for event in events:
-            screen.show(event)
-            if form == "json":
-                _line(event_dict(event))
-    if form == "human":
-        _report(event.report)
-    if form != "json":
-        card = str(Path(event.folder) / "README.md")
-        _result(form, "Finished", result=event.folder, report=card, **({"hub": event.url} if event.url else {}))
-
-
-def _result(form: Format, event: str, **fields: Any) -> None:
-    """The last word of a command: names and values, one JSON line, or (quiet) the first value alone."""
-    if form == "json":
-        _line({"event": event, **fields})
-    elif form == "quiet":
-        print(next(iter(fields.values())))
-    else:
-        print(event, *(f"  {name:8} {value}" for name, value in fields.items()), sep="\n")
-
-
-def _line(value: dict[str, Any]) -> None:
-    from hf_prune.screen import plain
-
-    print(json.dumps(plain(value), allow_nan=False), flush=True)
-
-
-def _report(report: dict[str, Any]) -> None:
-    from hf_prune.screen import report_lines, report_table
-
-    _table(report_table(report))
-    for line in report_lines(report):
-        print(line)
-
-
-def _table(table: Any) -> None:
-    from rich.console import Console
-
-    # Tables must not be cut to 80 columns when they go to a file.
-    (Console() if sys.stdout.isatty() else Console(width=160)).print(table)
-
-
-def _complain(text: str) -> None:
-    print(text, file=sys.stderr)
+    watch(compress(recipe), form)
 
 
 if __name__ == "__main__":

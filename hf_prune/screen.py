@@ -19,6 +19,7 @@ from hf_prune.verdicts import amount, percent
 if TYPE_CHECKING:
     from hf_prune.compatibility import Verdict
     from hf_prune.plan import Plan
+    from hf_prune.scout import Candidate
 
 
 class Screen:
@@ -115,6 +116,20 @@ def verdict_table(found: "Sequence[Verdict]") -> Table:
     drawn = Table(*header, title="Do the variants fit?", title_justify="left")
     for row in rows:
         drawn.add_row(*map(escape, row), style="bold red" if row[4] == "fatal" else None)
+    return drawn
+
+
+def scout_table(base: str, found: "Sequence[Candidate]") -> Table:
+    """Relatives of a base; the fit ones first."""
+    drawn = Table(
+        "repo", "made by", "fits", "licence", "downloads", "weights differ by", "", title=f"Relatives of {base}",
+        title_justify="left",
+    )  # fmt: skip
+    for c in sorted(found, key=lambda c: not c.fits):
+        d = c.difference
+        change = f"{percent(d.mean)} ({percent(d.least)} to {percent(d.most)})" if d else ""
+        cells = (c.repo, c.relation, "yes" if c.fits else "no", c.license or "not said", f"{c.downloads:,}", change)
+        drawn.add_row(*map(escape, cells), escape(c.note), style=None if c.fits else "dim")
     return drawn
 
 

@@ -28,7 +28,7 @@ class Pulled:
     adapter: Path | None = None
 
 
-def _nothing(name: str) -> bytes:
+def _nothing(name: str, first: int = 0, last: int = 0) -> bytes:
     raise FileNotFoundError(name)
 
 
@@ -37,7 +37,8 @@ class Peek:
     """What is known of a source without its weights.
 
     `tensors` is empty for pickles; `files` are sizes in bytes; `card` has license, language, pipeline_tag and tags as
-    far as the source states them. `adapter` are the tensors of its LoRA. `read` fetches a small file.
+    far as the source states them. `adapter` are the tensors of its LoRA. `read` fetches a small file, `span` bytes of a
+    large one; `read_adapter` and `span_adapter` do so in the LoRA's repo.
     """
 
     source: Source
@@ -49,6 +50,9 @@ class Peek:
     private: bool = False
     adapter: Mapping[str, TensorInfo] = field(default_factory=dict)
     read: Callable[[str], bytes] = _nothing
+    span: Callable[[str, int, int], bytes] = _nothing
+    read_adapter: Callable[[str], bytes] = _nothing
+    span_adapter: Callable[[str, int, int], bytes] = _nothing
 
 
 @dataclass(frozen=True)
@@ -94,8 +98,9 @@ def peek(
         tensors = {name: info for header in pool.map(found.base.header, shards) for name, info in header.items()}
     base_ = found.base
     adapter = found.adapter.header(contents.ADAPTER) if found.adapter else {}
+    reads = (found.adapter.read, found.adapter.span) if found.adapter else ()
     return Peek(found.source, found.config, tensors, base_.files, base_.card, base_.gated, base_.private, adapter,
-                base_.read)  # fmt: skip
+                base_.read, base_.span, *reads)  # fmt: skip
 
 
 def pull(

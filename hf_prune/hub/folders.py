@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,19 @@ from hf_prune.hub.names import Name
 
 HASH_ALL = 256 * 2**20
 SAMPLE = 2**20
+HEADER_GUESS = 100_000
+"""Bytes asked for at once: most headers are shorter."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """A tensor as its safetensors header describes it; `dtype` in safetensors spelling such as BF16."""
+    """A tensor as its safetensors header describes it; `dtype` in safetensors spelling such as BF16, `begin` the place
+    of its first byte in the file."""
 
     shape: tuple[int, ...]
     dtype: str
     file: str
+    begin: int = 0
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,13 @@ class Folder:
 
     def header(self, name: str) -> dict[str, TensorInfo]:
         """The tensors of one safetensors file; its weights are not read."""
-        return read_header(self.folder / name, self.name.repo)
+        return read_header(lambda first, last: self.span(name, first, last), self.files[name], name, self.name.repo)
+
+    def span(self, name: str, first: int, last: int) -> bytes:
+        """Bytes first .. last of a file, without the last."""
+        with (self.folder / name).open("rb") as file:
+            file.seek(first)
+            return file.read(last - first)
 
     def fetch(self, names: list[str]) -> Path:
         """The folder itself."""
@@ -81,26 +91,34 @@ def _update(digest: Any, path: Path, size: int, whole: bool) -> None:
             digest.update(file.read(SAMPLE))
 
 
-def read_header(path: Path, what: str) -> dict[str, TensorInfo]:
+def read_header(span: Callable[[int, int], bytes], size: int, file: str, what: str) -> dict[str, TensorInfo]:
     """Tensors by name: 8 bytes of length, then JSON (the safetensors format).
+
+    Args:
+        span: reads bytes first .. last of the file.
+        size: bytes of the file.
+        file: its name.
+        what: the model it belongs to.
 
     Raises:
         BrokenCheckpoint: the file is cut short or no safetensors file.
     """
-    size = path.stat().st_size
     try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length > size - 8:
-                raise ValueError
-            raw = json.loads(file.read(length))
+        start = span(0, min(size, HEADER_GUESS))
+        length = int.from_bytes(start[:8], "little")
+        if length > size - 8:
+            raise ValueError
+        raw = json.loads((start if 8 + length <= len(start) else span(0, 8 + length))[8 : 8 + length])
         raw.pop("__metadata__", None)
         end = max((info["data_offsets"][1] for info in raw.values()), default=0)
         if 8 + length + end > size:
             raise ValueError
-        return {n: TensorInfo(tuple(i["shape"]), i["dtype"], path.name) for n, i in raw.items()}
+        return {
+            n: TensorInfo(tuple(i["shape"]), i["dtype"], file, 8 + length + i["data_offsets"][0])
+            for n, i in raw.items()
+        }
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise BrokenCheckpoint(f"{path.name} of {what} is cut short or malformed; fetch it afresh.") from None
+        raise BrokenCheckpoint(f"{file} of {what} is cut short or malformed; fetch it afresh.") from None
 
 
 def read_card(text: str) -> dict[str, Any]:

@@ -6,16 +6,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, constants, get_cached_repo_tree, hf_hub_download, snapshot_download
+from huggingface_hub import HfApi, constants, get_cached_repo_tree, hf_hub_download, hf_hub_url, snapshot_download
 from huggingface_hub.errors import (
     CachedRepoTreeNotFoundError,
     LocalEntryNotFoundError,
     RevisionResolutionError,
-    SafetensorsParsingError,
 )
 from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-from hf_prune.errors import BrokenCheckpoint, HfPruneError, NotEnoughDisk
+from hf_prune.errors import HfPruneError, NotEnoughDisk
 from hf_prune.hub.calls import Retry, explain, passing, unreachable
 from hf_prune.hub.folders import Folder, TensorInfo, about, read_card, read_header
 from hf_prune.hub.names import Name
@@ -40,8 +40,6 @@ class Repo:
             return self.retry(function, *args, **kwargs)
         except HfPruneError:
             raise
-        except SafetensorsParsingError:
-            raise BrokenCheckpoint(f"A safetensors file of {self.name.repo} has no readable header.") from None
         except OSError as e:
             if e.errno == 28:
                 raise NotEnoughDisk(f"{self.name} fills the disk of {constants.HF_HUB_CACHE}; free some space.") from e
@@ -59,10 +57,23 @@ class Repo:
 
     def header(self, name: str) -> dict[str, TensorInfo]:
         """The tensors of one safetensors file, read by byte range."""
-        if self.offline:
-            return read_header(self._file(name), self.name.repo)
-        found = self._ask(HfApi().parse_safetensors_file_metadata, self.name.repo, name, revision=self.sha)
-        return {n: TensorInfo(tuple(t.shape), str(t.dtype), name) for n, t in found.tensors.items()}
+        return read_header(lambda first, last: self.span(name, first, last), self.files[name], name, self.name.repo)
+
+    def span(self, name: str, first: int, last: int) -> bytes:
+        """Bytes first .. last of a file, without the last; nothing else of it is downloaded."""
+        if not self.offline:
+            return self._ask(self._ranged, name, first, last)
+        with self._file(name).open("rb") as file:
+            file.seek(first)
+            return file.read(last - first)
+
+    def _ranged(self, name: str, first: int, last: int) -> bytes:
+        headers = {**build_hf_headers(), "range": f"bytes={first}-{last - 1}"}
+        url = hf_hub_url(self.name.repo, name, revision=self.sha)
+        answer = get_session().get(url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT)
+        hf_raise_for_status(answer)
+        # A server that knows no ranges sends the whole file.
+        return answer.content if answer.status_code == 206 else answer.content[first:last]
 
     def fetch(self, names: list[str]) -> Path:
         """Download these files; the folder they lie in.

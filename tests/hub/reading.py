@@ -1,9 +1,9 @@
 """Calls that read: who am I, repos, trees, refs, files."""
 
 from typing import TYPE_CHECKING
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, urlsplit
 
-from tests.hub.storage import DATE, Answer, Commit, Entry, Refused, answer, git_oid, pointer
+from tests.hub.storage import DATE, Answer, Commit, Entry, Refused, Repo, answer, git_oid, pointer
 
 if TYPE_CHECKING:
     from tests.hub.server import Handler
@@ -28,6 +28,32 @@ def info(req: "Handler", kind: str, id: str, rev: str = "main") -> dict:
     about = {"tags": tags, "cardData": card, "pipeline_tag": card.get("pipeline_tag")}
     siblings = [_sibling(path, entry, "blobs" in req.query) for path, entry in commit.tree.items()]
     return {**names, **state, **counts, **about, "siblings": siblings}
+
+
+def models(req: "Handler") -> list[dict]:
+    """What list_models shows: repos with all the tags asked for, the most downloaded first."""
+    wanted = set(parse_qs(urlsplit(req.path).query).get("filter", []))
+    repos = [
+        r for (kind, id), r in req.hub.storage.repos.items() if kind == "model" and (not r.private or req.owns(id))
+    ]
+    rows = [_listed(req, repo) for repo in repos]
+    rows = sorted((r for r in rows if wanted <= set(r["tags"])), key=lambda r: -r["downloads"])
+    return rows[: int(req.query.get("limit", len(rows)))]
+
+
+def _listed(req: "Handler", repo: Repo) -> dict:
+    card = req.hub.storage.card(repo, "main")
+    parents = card.get("base_model") or []
+    parents = [parents] if isinstance(parents, str) else parents
+    relation = card.get("base_model_relation", "finetune")
+    tree = [tag for p in parents for tag in (f"base_model:{p}", f"base_model:{relation}:{p}")]
+    licence = [f"license:{card['license']}"] if "license" in card else []
+    return {
+        "id": repo.id,
+        "_id": repo.id,
+        "downloads": repo.downloads,
+        "tags": [*card.get("tags", []), *licence, *tree],
+    }
 
 
 def _sibling(path: str, entry: Entry, sizes: bool) -> dict:

@@ -10,6 +10,7 @@ ROUTES = (
     ("POST", "/api/repos/create", writing.create_repo),
     ("DELETE", "/api/repos/delete", writing.delete_repo),
     ("POST", "/api/validate-yaml", writing.validate_yaml),
+    ("GET", "/api/models", reading.models),
     ("GET", API, reading.info),
     ("GET", f"{API}/revision{REV}", reading.info),
     ("GET", f"{API}/tree{REV}(?P<path>/.*)?", reading.tree),

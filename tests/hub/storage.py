@@ -85,6 +85,7 @@ class Repo:
     id: str
     private: bool = False
     gated: bool = False
+    downloads: int = 0
     commits: dict[str, Commit] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)

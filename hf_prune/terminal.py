@@ -1,0 +1,107 @@
+"""What commands print: tables for people, one JSON line per event for programs, errors as one line on stderr."""
+
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import typer
+
+from hf_prune.errors import HfPruneError
+
+if TYPE_CHECKING:
+    from hf_prune.events import Event
+
+Format = Literal["human", "json", "quiet"]
+
+
+def guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn errors into one line on stderr and an exit code; the traceback is kept for HF_PRUNE_DEBUG=1."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except (typer.Exit, typer.Abort):
+            raise
+        except KeyboardInterrupt:
+            complain("Interrupted; run the same command again to resume where it stopped.")
+            raise typer.Exit(130) from None
+        except Exception as e:
+            if os.environ.get("HF_PRUNE_DEBUG") == "1":
+                raise
+            known = isinstance(e, HfPruneError)
+            text = str(e) if known else f"{type(e).__name__}: {e} (unexpected; HF_PRUNE_DEBUG=1 shows the traceback)"
+            complain("Error: " + " ".join(text.split()))
+            raise typer.Exit(e.exit_code if known else 1) from None
+
+    return run
+
+
+def format_of(format: Format, quiet: bool) -> Format:
+    """The output format; also silences the progress bars of the libraries where nobody would see them."""
+    form = "quiet" if quiet else format
+    if form != "human" or not sys.stderr.isatty():
+        for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE"):
+            os.environ.setdefault(name, "1")
+    return form
+
+
+def watch(events: "Iterable[Event]", form: Format) -> None:
+    """Show a run, and its report at the end."""
+    from rich.console import Console
+
+    from hf_prune.screen import Screen, event_dict
+
+    with Screen(Console(stderr=True, quiet=form != "human")) as screen:
+        for event in events:
+            screen.show(event)
+            if form == "json":
+                line(event_dict(event))
+    if form == "human":
+        show_report(event.report)
+    if form != "json":
+        card = str(Path(event.folder) / "README.md")
+        result(form, "Finished", result=event.folder, report=card, **({"hub": event.url} if event.url else {}))
+
+
+def result(form: Format, event: str, **fields: Any) -> None:
+    """The last word of a command: names and values, one JSON line, or (quiet) the first value alone."""
+    if form == "json":
+        line({"event": event, **fields})
+    elif form == "quiet":
+        print(next(iter(fields.values())))
+    else:
+        print(event, *(f"  {name:8} {value}" for name, value in fields.items()), sep="\n")
+
+
+def line(value: dict[str, Any]) -> None:
+    """A value as one line of JSON on stdout."""
+    from hf_prune.screen import plain
+
+    print(json.dumps(plain(value), allow_nan=False), flush=True)
+
+
+def show_report(report: dict[str, Any]) -> None:
+    """The table of a report and the sentences below it."""
+    from hf_prune.screen import report_lines, report_table
+
+    show(report_table(report))
+    for line in report_lines(report):
+        print(line)
+
+
+def show(table: Any) -> None:
+    """A table on stdout."""
+    from rich.console import Console
+
+    # Tables must not be cut to 80 columns when they go to a file.
+    (Console() if sys.stdout.isatty() else Console(width=160)).print(table)
+
+
+def complain(text: str) -> None:
+    """One line on stderr."""
+    print(text, file=sys.stderr)

@@ -17,6 +17,9 @@ hypothesis.settings.load_profile("untimed")
 
 # Read when torch is loaded; see hf_prune/cli.py.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Every core has a worker already.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 # The client reads these when it is imported, which the first test module may do.
 _HOME = tempfile.TemporaryDirectory(prefix="hf_prune_tests_")
 _HUB = Hub(Path(_HOME.name, "hub")).start()

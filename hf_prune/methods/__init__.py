@@ -1,7 +1,7 @@
 """What an integer of a genome means. A new method is one file and one entry here.
 
 Every method is a frozen dataclass over `depth` and `budget` with the operators a searcher calls (random, mutate,
-crossover, repair, removals, enumerate ...) and `decode`, which turns a genome into output layers.
+crossover, removals, enumerate ...) and `decode`, which turns a genome into output layers.
 """
 
 from hf_prune.methods.collapse import CollapseSpace

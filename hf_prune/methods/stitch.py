@@ -73,9 +73,31 @@ class StitchSpace:
 
     @cached_property
     def cardinalities(self) -> tuple[int, ...]:
-        """Values of every gene."""
+        """Values of every number of a code: which layers go one by one (or, with a free size, a bit for each), then the
+        mixes of all layers, then the ends."""
+        gone = (2,) * self.depth if self.budget is None else (self.depth,) * self.budget
         mix = (len(self.merges), *[self.steps + 1] * self.parents)
-        return (2, *mix * (1 + self.halves)) * self.depth + (len(self.embeds), len(self.heads))
+        return (*gone, *mix * (1 + self.halves) * self.depth, len(self.embeds), len(self.heads))
+
+    def coded(self, genome: Genome) -> tuple[int, ...]:
+        """A genome for a search that proposes any numbers below `cardinalities`."""
+        genes = self.genes(genome)
+        bits = [int(not g.kept) for g in genes]
+        gone = bits if self.budget is None else [i for i, bit in enumerate(bits) if bit]
+        return (*gone, *(v for g in genes for mix in g.mixes for v in mix), *genome[-2:])
+
+    def read(self, code: Sequence[int]) -> Genome:
+        """The genome a code stands for: a layer named twice gives way to the next one that stays, weights add up."""
+        width, named = self._width - 1, len(code) - 2 - (self._width - 1) * self.depth
+        gone: set[int] = set()
+        for layer in code[:named] if self.budget is not None else np.flatnonzero(code[:named])[: self.depth - 1]:
+            gone.add(next(i for k in range(self.depth) if (i := (int(layer) + k) % self.depth) not in gone))
+        genes = []
+        for i in range(self.depth):
+            row = code[named + i * width : named + (i + 1) * width]
+            mixes = [self._whole(row[k : k + 1 + self.parents]) for k in range(0, width, 1 + self.parents)]
+            genes.append(Gene(i not in gone, tuple(mixes)))
+        return self.genome(genes, *code[-2:])
 
     def genes(self, genome: Genome) -> tuple[Gene, ...]:
         """Layer by layer."""
@@ -149,16 +171,6 @@ class StitchSpace:
         chosen = [both[0 if asked else 1][i] for i, asked in enumerate(from_a)]
         ends = [a[k] if rng.random() < 0.5 else b[k] for k in (-2, -1)]
         return self.genome((Gene(i not in out, g.mixes) for i, g in enumerate(chosen)), *ends)
-
-    def repair(self, genome: Genome, rng: np.random.Generator) -> Genome:
-        """Any integers in their ranges, brought to the budget and to weights that add up."""
-        genes = self.genes(genome)
-        gone = sorted(i for i, g in enumerate(genes) if not g.kept)
-        want = self.budget if self.budget is not None else min(len(gone), self.depth - 1)
-        stay = [i for i in range(self.depth) if i not in gone]
-        out = subset(rng, gone, min(want, len(gone))) | subset(rng, stay, max(want - len(gone), 0))
-        fixed = [Gene(i not in out, tuple(self._whole(m) for m in g.mixes)) for i, g in enumerate(genes)]
-        return self.genome(fixed, genome[-2], genome[-1])
 
     def removals(self, genome: Genome) -> list[Genome]:
         """Every genome with one layer fewer; [] when the budget is met."""

@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from hf_prune.blueprint import Genome, Outcome
+from hf_prune.blueprint import Outcome
 from hf_prune.errors import InvalidRecipe
 from hf_prune.search.archive import Archive
 from hf_prune.search.pareto import front
 from hf_prune.search.schedule import Schedule, Search
 from hf_prune.search.space import Space
+
+Code = tuple[int, ...]
 
 ETA = 3
 """Between two budgets of the Hyperband."""
@@ -33,8 +35,8 @@ RANDOM = 8
 def smac(space: Space, schedule: Schedule, rng: np.random.Generator) -> Search:
     """Sequential model-based search over the genes of a space that lists its `cardinalities`.
 
-    The seeds and a few random genomes are asked at full evidence first. A proposal that breaks the budget is repaired,
-    always in the same way.
+    The seeds and a few random genomes are asked at full evidence first. SMAC proposes codes of genomes (`Space.coded`
+    and `Space.read`), in which every proposal meets the budget.
 
     Returns:
         The finalists, best first; with several values the non-dominated front.
@@ -52,7 +54,7 @@ def smac(space: Space, schedule: Schedule, rng: np.random.Generator) -> Search:
     objectives = len(told[0].values)
     with _optimiser(space, schedule, objectives, int(rng.integers(2**31))) as optimiser:
         for outcome in told:
-            optimiser.tell(outcome.trial.genome, outcome)
+            optimiser.tell(space.coded(outcome.trial.genome), outcome)
         yield from _asked(space, archive, optimiser)
     return archive.finalists() if objectives == 1 else front(archive.full.values())
 
@@ -60,24 +62,19 @@ def smac(space: Space, schedule: Schedule, rng: np.random.Generator) -> Search:
 def _asked(space: Space, archive: Archive, optimiser: "_Optimiser") -> Generator[Any, Any, None]:
     stale = 0
     while archive.left and stale < STALE:
-        info, genome = optimiser.ask()
-        before, whole, stage = archive.asked, _whole(space, genome), optimiser.stage(info)
-        outcomes = yield from archive.ask([whole], archive.schedule.stages[stage])
+        info, code = optimiser.ask()
+        before, genome, stage = archive.asked, space.read(code), optimiser.stage(info)
+        outcomes = yield from archive.ask([genome], archive.schedule.stages[stage])
         stale = stale + 1 if archive.asked == before else 0
         if outcomes:
             optimiser.answer(info, outcomes[0])
-            if whole != genome:
+            if (whole := space.coded(genome)) != code:
                 # The forest shall learn what was measured, not only what was proposed.
                 optimiser.tell(whole, outcomes[0], stage)
 
 
-def _whole(space: Space, genome: Genome) -> Genome:
-    """The genome brought to the budget, as a function of the genome alone."""
-    return space.repair(genome, np.random.default_rng([int(g) for g in genome]))
-
-
 class _Optimiser:
-    """SMAC over integer genes; budgets are powers of `ETA`, one per stage."""
+    """SMAC over codes; budgets are powers of `ETA`, one per stage."""
 
     def __init__(self, space: Any, schedule: Schedule, objectives: int, seed: int, folder: str) -> None:
         from ConfigSpace import ConfigurationSpace, Integer
@@ -108,8 +105,8 @@ class _Optimiser:
         self.facade = facade(scenario, _unused, initial_design=design, overwrite=True,
                              logging_level=False, **more)  # fmt: skip
 
-    def ask(self) -> tuple[Any, Genome]:
-        """What SMAC wants to know, and its genes."""
+    def ask(self) -> tuple[Any, Code]:
+        """What SMAC wants to know, and its code."""
         info = self.facade.ask()
         values = iter(int(info.config[name]) for name in self.names)
         return info, tuple(0 if fixed else next(values) for fixed in self.fixed)
@@ -118,12 +115,12 @@ class _Optimiser:
         """The stage that a budget stands for."""
         return self.stages - 1 if info.budget is None else round(np.log(info.budget) / np.log(ETA))
 
-    def tell(self, genome: Genome, outcome: Outcome, stage: int | None = None) -> None:
+    def tell(self, code: Code, outcome: Outcome, stage: int | None = None) -> None:
         """Something it has not asked for; at full evidence unless told otherwise."""
         from ConfigSpace import Configuration
         from smac.runhistory.dataclasses import TrialInfo
 
-        genes = [g for g, fixed in zip(genome, self.fixed, strict=True) if not fixed]
+        genes = [g for g, fixed in zip(code, self.fixed, strict=True) if not fixed]
         configuration = Configuration(self.configurations, values=dict(zip(self.names, genes, strict=True)))
         budget = float(ETA ** (self.stages - 1 if stage is None else stage)) if self.stages > 1 else None
         self.answer(TrialInfo(configuration, seed=0, budget=budget), outcome)

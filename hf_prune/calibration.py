@@ -280,7 +280,7 @@ def _dataset(entry: str, allow_test_split: bool) -> Corpus:
             f"{entry} is a public test split: searching on it spoils every figure reported on it; "
             "take the train split, or insist with --force-test-split."
         )
-    available = _split_names(repo, config, entry)
+    available = split_names(repo, config, entry)
     if split or "validation" not in available:
         source = split or _training(available, entry)
         cut = _divide(_rows(repo, config, column, source, entry), SHARES)
@@ -303,27 +303,37 @@ def _training(available: Sequence[str], entry: str) -> str:
     return "train"
 
 
-def _split_names(repo: str, config: str, entry: str) -> list[str]:
+def split_names(repo: str, config: str, entry: str) -> list[str]:
+    """Splits of a dataset.
+
+    Raises:
+        InvalidData: it cannot be read.
+    """
     datasets = _datasets()
-    with _explained(entry):
+    with explained(entry):
         return list(datasets.get_dataset_split_names(repo, config or None))
 
 
 def _rows(repo: str, config: str, column: str, split: str, entry: str) -> Documents:
-    datasets = _datasets()
-    with _explained(entry):
-        builder = datasets.load_dataset_builder(repo, config or None)
-        streaming = (builder.info.download_size or STREAM_ABOVE + 1) > STREAM_ABOVE and not Path(repo).exists()
-        rows = datasets.load_dataset(repo, config or None, split=split, streaming=streaming)
-        columns = rows.column_names or list(next(iter(rows)))
+    with explained(entry):
+        columns, rows = dataset_rows(repo, config, split)
         usual = [c for c in ("text", "messages") if c in columns]
         chosen = column or (usual[0] if usual else columns[0] if len(columns) == 1 else None)
         if chosen not in columns:
             asked = f"has no column {chosen!r}" if chosen else "has several columns"
             raise InvalidData(f"The dataset {entry} {asked}; name one of {', '.join(columns)}: repo:config:column.")
-        values = (row[chosen] for row in itertools.islice(rows, MAX_DOCUMENTS))
+        values = (row[chosen] for row in rows)
         texts = (_chat(v) if isinstance(v, list) else v for v in values)
         return tuple(t for t in texts if isinstance(t, str) and t.strip())
+
+
+def dataset_rows(repo: str, config: str, split: str) -> tuple[list[str], Iterator[Mapping[str, Any]]]:
+    """Columns and the first rows of a dataset; large ones are streamed."""
+    datasets = _datasets()
+    builder = datasets.load_dataset_builder(repo, config or None)
+    streaming = (builder.info.download_size or STREAM_ABOVE + 1) > STREAM_ABOVE and not Path(repo).exists()
+    rows = datasets.load_dataset(repo, config or None, split=split, streaming=streaming)
+    return rows.column_names or list(next(iter(rows))), itertools.islice(rows, MAX_DOCUMENTS)
 
 
 def _datasets() -> Any:
@@ -336,7 +346,7 @@ def _datasets() -> Any:
 
 
 @contextmanager
-def _explained(entry: str) -> Iterator[None]:
+def explained(entry: str) -> Iterator[None]:
     """Turns whatever the datasets library raises into one sentence."""
     try:
         yield

@@ -1,6 +1,5 @@
 """One run: a recipe with its base pinned and opened, its evidence, its evaluator and the meaning of its genomes."""
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,16 +19,17 @@ from hf_prune.calibration import Windows, windows
 from hf_prune.errors import InvalidData, InvalidRecipe
 from hf_prune.evaluate import Evaluator
 from hf_prune.exam import Exam
+from hf_prune.items import keep_items
 from hf_prune.methods import METHODS
 from hf_prune.methods.stitch import Stack
 from hf_prune.objectives import OBJECTIVES, Measures, values
 from hf_prune.patches import load_patches, save_patches
 from hf_prune.plan import Target, layers_to_remove
 from hf_prune.recipe import DEFAULT_DATA, Recipe
-from hf_prune.reference import Dense
 from hf_prune.repair import Repaired, repair
 from hf_prune.speed import computes_bfloat16
-from hf_prune.tasks import load_tasks
+from hf_prune.task_sources import check_apart, load_tasks
+from hf_prune.tasks import Task
 from hf_prune.training_aware import Lesson, TrainingAware
 from hf_prune.variants import beside, check_variants, pull_variant
 
@@ -167,19 +167,30 @@ class Job:
             torch.cat([s.tokens for s in splits]),
             with_modules=OBJECTIVES[self.recipe.objective].needs_modules,
             corpora=[self.corpora.index(c) for s in splits for c in s.corpora],
-            exam=self._exam if self.recipe.search_tasks else None,
+            exam=(lambda dense: Exam(dense, self.searched, self.tokenizer, self.recipe.seed))
+            if self.searched
+            else None,
         )
 
-    def _exam(self, dense: Dense) -> Exam:
-        tasks = load_tasks(self.recipe.search_tasks)
-        exam = Exam(dense, tasks, self.tokenizer, self.recipe.seed)
+    @cached_property
+    def searched(self) -> tuple[Task, ...]:
+        """The tasks of the search; no item of theirs is in the report."""
+        if not self.recipe.search_tasks:
+            return ()
+        found = load_tasks(self.recipe.search_tasks, "search", force=self.recipe.force_test_split)
         need = self.recipe.search_items + self.recipe.selection_items
-        if short := next((t for t in tasks if len(t.items) < need), None):
+        if short := next((t for t in found if len(t.items) < need), None):
             raise InvalidData(
                 f"The task {short.name} has {len(short.items)} items, but search_items and selection_items ask for "
                 f"{need}; lower them."
             )
-        return exam
+        check_apart(found, self.reported)
+        return found
+
+    @cached_property
+    def reported(self) -> tuple[Task, ...]:
+        """The tasks of the report."""
+        return load_tasks(self.recipe.tasks)
 
     @cached_property
     def corpora(self) -> tuple[str, ...]:
@@ -239,20 +250,8 @@ class Job:
 
     @property
     def items(self) -> Path:
-        """Which items every candidate answered rightly, so that any two can be compared item by item."""
+        """Which items every candidate answered rightly."""
         return self.home / "items.jsonl"
-
-    def keep_items(self, digests: Sequence[str], fidelity: Fidelity, measured: Sequence[Measures]) -> None:
-        """Append them, before the journal says that the candidates were scored; a text of 0 and 1 per task."""
-        rows = [
-            {"digest": digest, "fidelity": [fidelity.items, fidelity.first_item],
-             "right": {t.task: "".join("01"[bool(x)] for x in t.correct) for t in m.tasks}}
-            for digest, m in zip(digests, measured, strict=True) if m.tasks
-        ]  # fmt: skip
-        if rows:
-            with self.items.open("a", encoding="utf-8") as file:
-                # A line torn by a crash must not spoil the next one.
-                file.write("".join(f"\n{json.dumps(row)}" for row in rows))
 
     @cached_property
     def training_aware(self) -> TrainingAware:
@@ -272,7 +271,7 @@ class Job:
     @cached_property
     def columns(self) -> tuple[str, ...]:
         """Objectives of every journaled value tuple; the searched one first."""
-        tasks = [f"task:{t.name}" for t in load_tasks(self.recipe.search_tasks)] if self.recipe.search_tasks else []
+        tasks = [f"task:{t.name}" for t in self.searched]
         asked = (*ALWAYS, *(("tasks", "doubt", *tasks) if tasks else ()), *(("text",) if len(self.parents) > 1 else ()))
         return tuple(dict.fromkeys((self.recipe.objective, *asked)))
 
@@ -307,7 +306,7 @@ class Job:
         return tuple(found)
 
     def deletions(self, remove: int, mix: tuple[float, ...] = (1.0,)) -> "Scorer":
-        """Over the plain deletions of `remove` layers of the base, or of a mix of the parents: the baselines' space."""
+        """The baselines' space: plain deletions of `remove` layers of the base, or of a mix of the parents."""
         return Scorer(self, METHODS["collapse"](self.parent.depth, remove, ("keep",)), mix)
 
     def header(self) -> dict[str, Any]:
@@ -317,6 +316,7 @@ class Job:
             "base": str(self.parent.source),
             **({"variants": [str(s) for s in self.sources[1:]]} if len(self.sources) > 1 else {}),
             "evidence": [self.evidence[s].digest for s in ("search", "selection")],
+            **({"tasks": [t.digest for t in self.searched]} if self.searched else {}),
             "objectives": list(self.columns),
             "numerics": {"torch": torch.__version__.split("+")[0], "transformers": transformers.__version__,
                          "dtype": str(self.dtype), "device": self.device.type},
@@ -355,7 +355,7 @@ class Scorer:
             numbers = [i for i, t in enumerate(trials) if t.fidelity == fidelity]
             blueprints = [self.blueprint(trials[i].genome) for i in numbers]
             measured = self._measured(blueprints, fidelity)
-            self.job.keep_items([b.digest for b in blueprints], fidelity, measured)
+            keep_items(self.job.items, [b.digest for b in blueprints], fidelity, measured)
             found |= {i: values(m, self.job.columns) for i, m in zip(numbers, measured, strict=True)}
         return [found[i] for i in range(len(trials))]
 

@@ -17,7 +17,6 @@ from hf_prune.found import Found
 from hf_prune.harness import HarnessScores
 from hf_prune.job import Job
 from hf_prune.retention import retention
-from hf_prune.tasks import load_tasks
 
 ADAPTER = "adapter"
 """Folder of a LoRA that is kept apart from the weights."""
@@ -76,7 +75,7 @@ def _observed(
     texts = dict(zip(blueprints, scores, strict=True))
     trained = bool(healing and healing["kept"])
     last = "healed" if trained else list(blueprints)[-1]
-    questions = load_tasks(recipe.tasks)
+    questions = job.reported
     seen = {}
     for stage in [*blueprints, *(["healed"] if trained else [])]:
         if stage == "dense":

@@ -100,11 +100,15 @@ class Recipe(BaseModel):
     report_sequences: int = Field(48, description="Windows behind the published figures.")
     length: int = Field(256, description="Tokens per window.")
     search_tasks: tuple[str, ...] = Field(
-        (), description="Tasks the search may learn from, disjoint from those of the report: JSONL files."
+        (), description="Tasks the search may learn from, disjoint from those of the report; spelled like those."
     )
     search_items: int = Field(64, description="Items of every task in full search evidence.")
     selection_items: int = Field(64, description="Items of every task that choose among finalists.")
-    tasks: tuple[str, ...] = Field((), description="JSONL files of the report; default: the bundled cloze tasks.")
+    tasks: tuple[str, ...] = Field(
+        (),
+        description="Tasks of the report: JSONL file, repo[:config[:split]] of a dataset, or a task of lm_eval (name "
+        "or .yaml file). Default: the bundled cloze tasks.",
+    )
     task_items: int = Field(150, description="Most items per task in the report.")
     lm_eval: tuple[str, ...] = Field((), description="Tasks of lm_eval, by name or as a local YAML file.")
     lm_eval_limit: int | None = Field(None, description="Most documents per task of lm_eval.")

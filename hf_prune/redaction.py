@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-PATH_OPTIONS = {"--output", "-o", "--tasks", "--search-tasks", "--recipe", "-r", "--config", "--journal"}
+PATH_OPTIONS = {"--output", "-o", "--recipe", "-r", "--config", "--journal"}
 ABSOLUTE = re.compile(r"(?<![\w.:/])(?:~|[A-Za-z]:[\\/]|\\\\|/)[^\s'\",;:)]*[\\/][^\s'\",;:)]*")
 RECIPE_LEFT_OUT = {"output", "commit_message", "overwrite"}
 TOKEN = re.compile(r"\b(hf_|sk-|ghp_|github_pat_)[A-Za-z0-9_]{16,}")
@@ -28,8 +28,7 @@ def public_recipe(recipe: Mapping[str, Any], local: Iterable[str] = ()) -> dict[
         if key == "variants":
             public[key] = ["+".join(public_source(x, local, False) for x in v.split("+")) for v in value]
         elif isinstance(value, list | tuple):
-            files = key in ("tasks", "search_tasks")
-            public[key] = [public_source(x, local, files) if isinstance(x, str) else x for x in value]
+            public[key] = [public_source(x, local) if isinstance(x, str) else x for x in value]
         elif key == "base":
             public[key] = "+".join(public_source(x, local, False) for x in str(value).split("+"))
         else:

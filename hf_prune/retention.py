@@ -13,7 +13,6 @@ from hf_prune.found import Found
 from hf_prune.job import Job
 from hf_prune.objectives import Measures
 from hf_prune.rivals import label
-from hf_prune.tasks import load_tasks
 
 
 def retention(job: Job, found: Found) -> dict[str, Any] | None:
@@ -26,7 +25,7 @@ def retention(job: Job, found: Found) -> dict[str, Any] | None:
         return None
     windows, recipe = job.evidence["report"], job.recipe
     names = sorted(set(windows.corpora))
-    tasks = load_tasks(recipe.tasks)
+    tasks = job.reported
     evaluator = Evaluator(
         job.bank,
         windows.tokens,

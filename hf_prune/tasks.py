@@ -3,6 +3,7 @@
 Tokenisation and the two accuracies follow EleutherAI's lm-evaluation-harness (`_encode_pair`, `acc`, `acc_norm`).
 """
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -27,11 +28,15 @@ Kind = Literal["choice", "exact"]
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One question; `answer` indexes `choices`. Where a text is to be generated, it is the only choice."""
+    """One question; `answer` indexes `choices`. Where a text is to be generated, it is the only choice.
+
+    `joint` stands between context and choice; None is a space unless one of the two has white space there.
+    """
 
     context: str
     choices: tuple[str, ...]
     answer: int
+    joint: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,11 @@ class Task:
     name: str
     items: tuple[Item, ...]
     kind: Kind = "choice"
+
+    @property
+    def digest(self) -> str:
+        """64 bits of SHA-256 over name, kind and items."""
+        return hashlib.sha256(repr((self.name, self.kind, self.items)).encode()).hexdigest()[:16]
 
     @property
     def chance(self) -> float:
@@ -113,20 +123,6 @@ def bundled_tasks() -> tuple[Path, ...]:
     return tuple(sorted((demo_folder() / "tasks").glob("*.report.jsonl")))
 
 
-def load_tasks(paths: Sequence[str | Path] = ()) -> tuple[Task, ...]:
-    """Read JSONL files of {"context", "choices", "answer"}; without paths the bundled cloze tasks.
-
-    Raises:
-        InvalidData: a file is missing, empty or malformed; the message names file and line.
-    """
-    tasks = tuple(_load(Path(p).expanduser()) for p in paths or bundled_tasks())
-    names = [t.name for t in tasks]
-    twice = next((n for n in names if names.count(n) > 1), None)
-    if twice is not None:
-        raise InvalidData(f"Two task files are called {twice!r}, which would mix their figures; rename one of them.")
-    return tasks
-
-
 def score(model: Any, tokenizer: Any, task: Task, limit: int | None = None) -> TaskScores:
     """Score the first `limit` items of `task`; the model is used as it is (device, precision, eval or train mode)."""
     items = task.items[:limit]
@@ -164,14 +160,19 @@ def judged(task: Task, table: np.ndarray, hits: np.ndarray) -> TaskScores:
     return TaskScores(task.name, task.chance, table, correct, norm, answers)
 
 
-def encode_pair(tokenizer: Any, context: str, choice: str, bos: bool) -> tuple[list[int], list[int]]:
+def encode_pair(
+    tokenizer: Any, context: str, choice: str, bos: bool, joint: str | None = None
+) -> tuple[list[int], list[int]]:
     """Token ids of context and option, as lm-evaluation-harness cuts them.
 
-    A space separates the two unless one has white space there; white space at the end of the context goes to the
-    option, where most tokenizers glue it to the word. An empty context becomes the start (or end-of-text) token alone.
+    `joint` separates the two, by default a space unless one has white space there; white space at the end of the
+    context goes to the option, where most tokenizers glue it to the word. An empty context becomes the start (or
+    end-of-text) token alone.
     """
     kept = context.rstrip()
-    tail = context[len(kept) :] + choice if context != kept or choice[:1].isspace() or not kept else " " + choice
+    if joint is None:
+        joint = "" if context != kept or choice[:1].isspace() or not kept else " "
+    tail = context[len(kept) :] + joint + choice
     head = tokenizer(kept, add_special_tokens=False, verbose=False)["input_ids"]
     whole = tokenizer(kept + tail, add_special_tokens=False, verbose=False)["input_ids"]
     start = [tokenizer.bos_token_id] if bos else []
@@ -210,7 +211,12 @@ def difference(
     return (won - lost) / n, (float(low), float(high))
 
 
-def _load(path: Path) -> Task:
+def load_file(path: Path) -> Task:
+    """Read a JSONL file of {"context", "choices", "answer"}.
+
+    Raises:
+        InvalidData: it is missing, empty or malformed; the message names file and line.
+    """
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as e:
@@ -253,7 +259,7 @@ def longest(config: Any) -> int:
 
 def _question(number: int, item: Item, tokenizer: Any, bos: bool, longest: int) -> Question:
     """Too long a row loses its beginning."""
-    pairs = [encode_pair(tokenizer, item.context, c, bos) for c in item.choices]
+    pairs = [encode_pair(tokenizer, item.context, c, bos, item.joint) for c in item.choices]
     rows = [(head + tail)[-longest:] for head, tail in pairs]
     scored = tuple(min(len(tail), len(row) - 1) for row, (_, tail) in zip(rows, pairs, strict=True))
     most = min(len(row) - n for row, n in zip(rows, scored, strict=True)) - 1

@@ -15,7 +15,8 @@ from hf_prune.calibration import demo_folder
 from hf_prune.evaluate import Evaluator
 from hf_prune.exam import Exam, order
 from hf_prune.reference import Dense
-from hf_prune.tasks import Item, Task, load_tasks, score
+from hf_prune.task_sources import load_tasks
+from hf_prune.tasks import Item, Task, score
 from tests.test_tasks import FAMILIES, MIXED, random_model
 
 EXACT = Task("exact", (Item("once upon a", ("time",), 0), Item("she went to the", ("park to play",), 0)), "exact")

@@ -18,6 +18,7 @@ from hf_prune import harness, tasks
 from hf_prune.calibration import demo_folder
 from hf_prune.errors import InvalidData, InvalidRecipe, SourceError, UnsafeSource
 from hf_prune.harness import HarnessScores, scores
+from hf_prune.task_sources import load_tasks
 from tests.families import tiny
 
 DATA = """
@@ -68,7 +69,7 @@ def runs(monkeypatch) -> list[list[str]]:
             yield r, found(r.task, float(len(seen)))
 
     monkeypatch.setattr(harness, "_run", run)
-    monkeypatch.setattr(harness, "_version", lambda: "9.9")
+    monkeypatch.setattr(harness, "installed", lambda: "9.9")
     return seen
 
 
@@ -116,7 +117,7 @@ def test_whatever_decides_the_scores_is_part_of_the_key(folder, runs, monkeypatc
     (written,) = cache.iterdir()
     how = {"digest": {"digest": "e"}, "limit": {"limit": 3}}.get(change, {})
     if change == "version":
-        monkeypatch.setattr(harness, "_version", lambda: "9.10")
+        monkeypatch.setattr(harness, "installed", lambda: "9.10")
     elif change == "torn":
         written.write_text(written.read_text()[:40])
     elif change == "other":
@@ -236,15 +237,15 @@ def test_included_folders_are_searched_for_the_name(folder, runs):
     sub.mkdir()
     for name, text in {"a": "task: [", "b": "dataset_path: json", "mine": "task: piqa\ninclude: b.yaml"}.items():
         (sub / f"{name}.yaml").write_text(text)
-    local = harness._request("piqa", [folder], False)
+    local = harness.request_of("piqa", [folder], False)
     assert (local.path, local.config) == (sub / "mine.yaml", {"task": "piqa", "dataset_path": "json"})
-    assert harness._request("hellaswag", [folder], False) == harness._Request("hellaswag")
+    assert harness.request_of("hellaswag", [folder], False) == harness.Request("hellaswag")
 
 
 def test_data_beside_the_file_is_found_from_anywhere(folder, runs, monkeypatch):
     monkeypatch.chdir("/")
     (folder / "a.yaml").write_text("task: a\ndataset_kwargs: {data_files: {test: [items.jsonl, none-*.jsonl]}, x: 1}\n")
-    config = harness._request(os.path.relpath(folder / "a.yaml"), [], False).config
+    config = harness.request_of(os.path.relpath(folder / "a.yaml"), [], False).config
     assert config["dataset_kwargs"] == {"data_files": {"test": [str(folder / "items.jsonl"), "none-*.jsonl"]}, "x": 1}
 
 
@@ -303,7 +304,7 @@ def offline(monkeypatch):
 def test_lm_eval_and_our_tasks_agree_item_by_item(pair, folder, offline, capfd, monkeypatch):
     model, tokenizer = pair
     monkeypatch.chdir(folder)
-    ours = tasks.score(model.eval(), tokenizer, tasks.load_tasks([folder / "items.jsonl"])[0])
+    ours = tasks.score(model.eval(), tokenizer, load_tasks([folder / "items.jsonl"])[0])
     padding = tokenizer.pad_token, tokenizer.padding_side
     model.train()
     capfd.readouterr()
@@ -328,7 +329,7 @@ def test_other_families_agree_too(pair, folder, offline, family):
     places = {"n_positions" if family == "gpt2" else "max_position_embeddings": 300}
     model = tiny(family, vocab_size=len(pair[1]), **places)
     before = {name: (p.data_ptr(), p.clone()) for name, p in model.named_parameters(remove_duplicate=False)}
-    ours = tasks.score(model, pair[1], tasks.load_tasks([folder / "items.jsonl"])[0])
+    ours = tasks.score(model, pair[1], load_tasks([folder / "items.jsonl"])[0])
     theirs = scores(model, pair[1], [str(folder / "cloze.yaml")], digest="d", limit=None, cache=None)["cloze"]
     np.testing.assert_array_equal(theirs.items["acc"], ours.correct)
     np.testing.assert_array_equal(theirs.items["acc_norm"], ours.correct_norm)

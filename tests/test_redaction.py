@@ -37,13 +37,13 @@ def test_a_relative_folder_that_looks_like_a_repo(tmp_path, monkeypatch):
 
 def test_a_whole_recipe():
     recipe = Recipe.of(
-        base="/home/jane/tiny", output="/home/jane/out", ratio=0.25, tasks=("secret/cloze.jsonl", "dir/other"),
+        base="/home/jane/tiny", output="/home/jane/out", ratio=0.25, tasks=("secret/cloze.jsonl", "ns/quiz:all"),
         data=("/home/jane/text", "Salesforce/wikitext:wikitext-2-raw-v1"), commit_message="for jane",
         push_to="ns/small",
     ).model_dump(mode="json", exclude_defaults=True)  # fmt: skip
     assert public_recipe(recipe) == {
         "base": "tiny", "ratio": 0.25, "data": ["text", "Salesforce/wikitext:wikitext-2-raw-v1"],
-        "tasks": ["cloze.jsonl", "other"], "push_to": "ns/small",
+        "tasks": ["cloze.jsonl", "ns/quiz:all"], "push_to": "ns/small",
     }  # fmt: skip
 
 

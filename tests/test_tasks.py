@@ -11,7 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from hf_prune import tasks
 from hf_prune.calibration import demo_folder
 from hf_prune.errors import InvalidData
-from hf_prune.tasks import Item, Task, TaskScores, bundled_tasks, difference, encode_pair, load_tasks, score, wilson
+from hf_prune.task_sources import load_tasks
+from hf_prune.tasks import Item, Task, TaskScores, bundled_tasks, difference, encode_pair, score, wilson
 
 SMALL = {"vocab_size": 2048, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
 FAMILIES = {
@@ -174,7 +175,7 @@ def test_missing_empty_and_repeated_files_are_named(tmp_path):
         load_tasks([tmp_path / "none.jsonl"])
     with pytest.raises(InvalidData, match="Cannot read the task file"):
         load_tasks([tmp_path / "absent.jsonl"])
-    with pytest.raises(InvalidData, match="Two task files are called 'math_cloze'"):
+    with pytest.raises(InvalidData, match="Two tasks are called 'math_cloze'"):
         load_tasks([bundled_tasks()[0]] * 2)
 
 

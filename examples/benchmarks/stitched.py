@@ -1,0 +1,108 @@
+"""What stitching is worth: one model out of a base and three specialists, beside every way to cut them without it.
+
+The bundled base and its specialists (plays, code, questions) lose `--drop-layers` of 16 layers, without training. A row
+is one run per seed, all searches with as many trials: mean log-perplexity over the six corpora of the report split, and
+accuracy on the six report tasks as a share of the best dense parent's. Searches and choices never see either.
+
+    python examples/benchmarks/stitched.py --seeds 0 1 2
+    python examples/benchmarks/stitched.py --seeds 0 --evaluations 320   (quick)
+
+`--keep FOLDER` keeps the runs, so that a stopped benchmark goes on; other flags are those of `hf-prune compress`.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from hf_prune.calibration import demo_folder
+from hf_prune.pipeline import run
+from hf_prune.recipe import Recipe
+
+SPECIALISTS = ("plays", "code", "qa")
+
+
+def main() -> None:
+    """Run every seed and print a markdown table."""
+    a = arguments()
+    with tempfile.TemporaryDirectory() as home:
+        folder = a.keep or Path(home)
+        reports = [report_of(a, seed, folder) for seed in a.seeds]
+    sections = [r["retention"] for r in reports]
+    print(f"\nreference: {', '.join(dict.fromkeys(s['reference'] for s in sections))}; "
+          f"{len(sections[0]['corpora'])} corpora, {sections[0]['items']} items of each of {len(sections[0]['tasks'])} "
+          f"tasks; {a.evaluations or 'default'} trials\n")  # fmt: skip
+    show(sections)
+    print()
+    detail(sections[0], a.seeds[0])
+
+
+def arguments() -> argparse.Namespace:
+    """Command line."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--drop-layers", type=int, default=4)
+    p.add_argument("--seeds", type=int, nargs="+", default=[0])
+    p.add_argument("--evaluations", type=int, help="trials of every search; default as in hf-prune compress")
+    p.add_argument("--objective", default="kl")
+    p.add_argument("--halves", action="store_true", help="attention and MLP are mixed apart")
+    p.add_argument("--sequences", type=int, default=48)
+    p.add_argument("--items", type=int, default=400, help="of every report task")
+    p.add_argument("--keep", type=Path, help="folder for the runs")
+    return p.parse_args()
+
+
+def report_of(a: argparse.Namespace, seed: int, folder: Path) -> dict[str, Any]:
+    """One seed."""
+    demo = demo_folder()
+    special = demo / "specialists"
+    recipe = Recipe.of(
+        base=str(demo / "storymath-16l"),
+        variants=tuple(str(special / name) for name in SPECIALISTS),
+        data=(str(demo / "text"), str(special / "text")),
+        tasks=tuple(str(p) for w in (demo, special) for p in sorted((w / "tasks").glob("*.report.jsonl"))),
+        search_tasks=tuple(str(p) for p in sorted((special / "tasks").glob("*.search.jsonl"))),
+        search_items=64,
+        selection_items=64,
+        method="stitch",
+        drop_layers=a.drop_layers,
+        seed=seed,
+        objective=a.objective,
+        mix_halves=a.halves,
+        evaluations=a.evaluations,
+        sequences=a.sequences,
+        selection_sequences=36,
+        report_sequences=96,
+        task_items=a.items,
+        repair=True,
+        repair_finalists=2,
+        output=str(folder / f"{a.objective}-{a.sequences}-{a.halves}-{a.evaluations}-{a.drop_layers}-{seed}"),
+    )
+    found = run(recipe)
+    timing = found.report["timing"]
+    print(f"seed {seed}: {sum(timing.values()):.0f} s, of which search {timing.get('search', 0):.0f} s", flush=True)
+    return json.loads((found.folder / "report.json").read_text(encoding="utf-8"))
+
+
+def show(sections: list[dict[str, Any]]) -> None:
+    """Every way to make the model, over the seeds."""
+    print("| | mean log-perplexity | worst seed | mean retention | worst seed |\n|---|---:|---:|---:|---:|")
+    for name, what in {r["name"]: r["label"] for s in sections for r in s["rows"]}.items():
+        rows = [next((r for r in s["rows"] if r["name"] == name), None) for s in sections]
+        text = [r["log_perplexity"] for r in rows if r]
+        kept = [r["mean_retention"] for r in rows if r]
+        cells = (f"{statistics.mean(text):.3f}", f"{max(text):.3f}", f"{statistics.mean(kept):.1%}", f"{min(kept):.1%}")
+        print(f"| {what} | {' | '.join(cells)} |")
+
+
+def detail(section: dict[str, Any], seed: int) -> None:
+    """Accuracies of one seed, task by task."""
+    print(f"Accuracy, seed {seed}:\n\n| | {' | '.join(section['tasks'])} |\n|---|{'---:|' * len(section['tasks'])}")
+    for row in section["rows"]:
+        cells = [f"{row['accuracy'][t]:.1%}" for t in section["tasks"]]
+        print(f"| {row['label']} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()

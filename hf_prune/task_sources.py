@@ -1,0 +1,208 @@
+"""Where tasks come from: JSONL files, datasets of the Hub, and tasks of lm_eval; each gives another split to the search
+than to the report.
+
+An entry is a .jsonl file, `repo[:config[:split]]` of a dataset with one of the usual layouts (`LAYOUTS`), a .yaml file
+of lm_eval, or the name of a task that comes with it.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from hf_prune.calibration import dataset_rows, explained, split_names
+from hf_prune.errors import InvalidData, InvalidRecipe
+from hf_prune.harness_tasks import check_request, installed, open_task, quiet, reason, request_of, sandbox
+from hf_prune.tasks import Item, Task, bundled_tasks, load_file
+
+Use = Literal["search", "report"]
+MOST_ITEMS = 5000
+"""Of one task: more are thinned out evenly."""
+SPOILS = "searching on it spoils every figure reported on it"
+
+
+def load_tasks(entries: Sequence[str | Path] = (), use: Use = "report", *, force: bool = False) -> tuple[Task, ...]:
+    """Read tasks; without entries the bundled cloze tasks.
+
+    Args:
+        entries: files, datasets and names.
+        use: the search takes the training side of a dataset or of a task of lm_eval, the report the held-out side.
+        force: let a search take a public test split.
+
+    Raises:
+        InvalidData: a task is missing, empty or malformed, or the search would take a public test split.
+        InvalidRecipe: lm_eval is not installed, or does not know a name.
+        UnsafeSource: a task would run code.
+        SourceError: the data of a task cannot be fetched.
+    """
+    tasks = tuple(_task(str(e), use, force) for e in entries or bundled_tasks())
+    names = [t.name for t in tasks]
+    twice = next((n for n in names if names.count(n) > 1), None)
+    if twice is not None:
+        raise InvalidData(f"Two tasks are called {twice!r}, which would mix their figures; rename one of them.")
+    return tasks
+
+
+def check_apart(searched: Sequence[Task], reported: Sequence[Task]) -> None:
+    """Refuse a search on items of the report.
+
+    Raises:
+        InvalidData: an item is in both.
+    """
+    shown = {(i.context, i.choices): t.name for t in reported for i in t.items}
+    for task in searched:
+        common = [i for i in task.items if (i.context, i.choices) in shown]
+        if common:
+            there = shown[common[0].context, common[0].choices]
+            raise InvalidData(
+                f"{len(common)} items of the search task {task.name} are also in the report's {there}, whose figures "
+                "would then be those of a search; give other items to --search-tasks."
+            )
+
+
+def _task(entry: str, use: Use, force: bool) -> Task:
+    path = Path(entry).expanduser()
+    if path.suffix in (".yaml", ".yml"):
+        return _of_harness(entry, use, force)
+    if path.is_file() or path.suffix == ".jsonl":
+        return load_file(path)
+    if path.is_dir() or "/" in entry:
+        return _of_dataset(entry, use, force)
+    return _of_harness(entry, use, force)
+
+
+# Datasets -------------------------------------------------------------------------------------------------------------
+
+
+def _ours(row: Mapping[str, Any]) -> Item:
+    return Item(row["context"], tuple(row["choices"]), row["answer"])
+
+
+def _lettered(row: Mapping[str, Any]) -> Item:
+    """ARC, OpenBookQA, CommonsenseQA: options with labels."""
+    options, question = row["choices"], row.get("question", row.get("question_stem"))
+    return Item(_asked(question), tuple(options["text"]), list(options["label"]).index(row["answerKey"]))
+
+
+def _numbered(row: Mapping[str, Any]) -> Item:
+    """MMLU and its kin: a list of options and the number of the right one."""
+    return Item(_asked(row["question"]), tuple(row["choices"]), row["answer"])
+
+
+def _continued(row: Mapping[str, Any]) -> Item:
+    """HellaSwag, SWAG: endings of a text."""
+    return Item(row["ctx"], tuple(row["endings"]), int(row["label"]))
+
+
+def _asked(question: str) -> str:
+    return f"Question: {question}\nAnswer:"
+
+
+LAYOUTS: Mapping[frozenset[str], Callable[[Mapping[str, Any]], Item]] = {
+    frozenset({"context", "choices", "answer"}): _ours,
+    frozenset({"question", "choices", "answerKey"}): _lettered,
+    frozenset({"question_stem", "choices", "answerKey"}): _lettered,
+    frozenset({"question", "choices", "answer"}): _numbered,
+    frozenset({"ctx", "endings", "label"}): _continued,
+}
+"""Columns of a dataset that make it a multiple-choice task, and how a row is read."""
+SIDES: Mapping[Use, tuple[str, ...]] = {"search": ("train",), "report": ("validation", "test")}
+
+
+def _of_dataset(entry: str, use: Use, force: bool) -> Task:
+    repo, config, split = (entry.split(":", 2) + [""] * 2)[:3]
+    available = split_names(repo, config, entry)
+    side = split or next((s for s in SIDES[use] if s in available), "")
+    if side not in available:
+        raise InvalidData(
+            f"The dataset {entry} has no {side or ' or '.join(SIDES[use])} split for the {use} (only "
+            f"{', '.join(available)}); name one: repo:config:split."
+        )
+    if use == "search" and side.startswith("test") and not force:
+        raise InvalidData(
+            f"{entry} is a public test split: {SPOILS}; take the train split, or insist with --force-test-split."
+        )
+    name = config if config and config != "default" else repo.rstrip("/").rsplit("/", 1)[-1]
+    with explained(entry):
+        columns, rows = dataset_rows(repo, config, side)
+        layout = next((make for needed, make in LAYOUTS.items() if needed <= set(columns)), None)
+        if layout is None:
+            raise InvalidData(
+                f"The dataset {entry} has the columns {', '.join(columns)}, which are no layout of a multiple-choice "
+                "task; write it as JSONL of context, choices and answer."
+            )
+        items = tuple(_thinned([_whole(layout, row, entry, n) for n, row in enumerate(rows)]))
+    if not items:
+        raise InvalidData(f"The {side} split of {entry} is empty; choose another one.")
+    return Task(name, items)
+
+
+def _whole(layout: Callable[[Mapping[str, Any]], Item], row: Mapping[str, Any], entry: str, number: int) -> Item:
+    try:
+        item = layout(row)
+        if not 0 <= item.answer < len(item.choices) or len(item.choices) < 2:
+            raise ValueError
+        return item
+    except (ValueError, TypeError, KeyError):
+        raise InvalidData(
+            f"Row {number} of the dataset {entry} has no answer among its options; choose a split with answers."
+        ) from None
+
+
+def _thinned(items: Sequence[Item]) -> Iterator[Item]:
+    count = min(len(items), MOST_ITEMS)
+    return (items[i * len(items) // count] for i in range(count))
+
+
+# lm_eval --------------------------------------------------------------------------------------------------------------
+
+
+def _of_harness(name: str, use: Use, force: bool) -> Task:
+    installed()
+    request = request_of(name, (), False)
+    with quiet():
+        from lm_eval.tasks import TaskManager
+
+        manager = TaskManager(include_defaults=request.config is None)
+        check_request(request, manager, False)
+        with sandbox(request.task):
+            (task,) = open_task(manager, request)["tasks"].values()
+            try:
+                documents = list(_thinned(list(_documents(task, request.task, use, force))))
+                items = tuple(_item(task, document, request.task) for document in documents)
+            except (LookupError, TypeError, ValueError, AttributeError) as e:
+                raise InvalidData(f"The task {request.task!r} does not fit its data ({reason(e)}).") from None
+    kind = "choice" if task.OUTPUT_TYPE == "multiple_choice" else "exact"
+    return Task(request.task, items, kind)
+
+
+def _documents(task: Any, name: str, use: Use, force: bool) -> Any:
+    """The training side for a search, and what lm_eval itself would score for the report."""
+    if use == "report" or force and not task.has_training_docs():
+        return task.eval_docs
+    if task.has_training_docs():
+        return task.training_docs()
+    if task.has_test_docs() and task.has_validation_docs():
+        return task.validation_docs()
+    raise InvalidData(
+        f"The task {name} of lm_eval has only the split it is scored on: {SPOILS}; choose a task with a training "
+        "split, or insist with --force-test-split."
+    )
+
+
+def _item(task: Any, document: Any, name: str) -> Item:
+    context = task.fewshot_context(document, task.config.num_fewshot)
+    target, joint = task.doc_to_target(document), task.config.target_delimiter
+    kind = task.OUTPUT_TYPE
+    if kind not in ("multiple_choice", "loglikelihood", "generate_until") or not isinstance(context, str):
+        raise InvalidRecipe(
+            f"The task {name} is neither of multiple choice nor of one answer ({kind}, or with several contexts), so "
+            "it cannot be asked in a search; use it with --lm-eval, which measures the result."
+        )
+    if kind != "multiple_choice":
+        answer = target[0] if isinstance(target, list) else str(target)
+        return Item(context, (answer,), 0, joint if kind == "generate_until" else "")
+    choices = task.doc_to_choice(document)
+    answer = choices.index(target) if isinstance(target, str) else target
+    if not isinstance(answer, int) or not 0 <= answer < len(choices):
+        raise InvalidData(f"The task {name} has an item without one right answer; it cannot be asked in a search.")
+    return Item(context, tuple(choices), answer, joint)

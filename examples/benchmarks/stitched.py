@@ -57,14 +57,13 @@ def report_of(a: argparse.Namespace, seed: int, folder: Path) -> dict[str, Any]:
     """One seed."""
     demo = demo_folder()
     special = demo / "specialists"
+    asked = tuple(str(p) for p in sorted((special / "tasks").glob("*.search.jsonl")))
     recipe = Recipe.of(
         base=str(demo / "storymath-16l"),
         variants=tuple(str(special / name) for name in SPECIALISTS),
         data=(str(demo / "text"), str(special / "text")),
         tasks=tuple(str(p) for w in (demo, special) for p in sorted((w / "tasks").glob("*.report.jsonl"))),
-        search_tasks=tuple(str(p) for p in sorted((special / "tasks").glob("*.search.jsonl"))),
-        search_items=64,
-        selection_items=64,
+        search_tasks=asked if a.objective in ("tasks", "doubt", "abilities") else (),
         method="stitch",
         drop_layers=a.drop_layers,
         seed=seed,

@@ -1,0 +1,204 @@
+"""What does a stitched candidate cost? In the sweep, against assembling to disk, reloading and scoring with lm_eval.
+
+Both score the same items of the same three tasks (bundled questions, repeated up to `--items`). The sweep is timed for
+a candidate by itself, whose layers have never been made, and per candidate of a generation: `--offspring` models that
+are one to three local moves away from one parent. The plain way writes the model, loads it with from_pretrained and
+asks lm_eval, with its default batch and with larger ones. Medians over interleaved rounds, in one run; the accuracies
+of both are compared.
+
+    OMP_NUM_THREADS=2 python examples/benchmarks/stitch_cost.py
+    python examples/benchmarks/stitch_cost.py --shape 7b --device cuda   (random weights; the sweep alone)
+"""
+
+import argparse
+import functools
+import itertools
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from hf_prune import harness
+from hf_prune.assemble import quiet, write
+from hf_prune.blueprint import Blueprint, Fidelity
+from hf_prune.calibration import demo_folder
+from hf_prune.evaluate import Evaluator
+from hf_prune.exam import Exam
+from hf_prune.job import Job, open_job
+from hf_prune.recipe import Recipe
+from hf_prune.task_sources import load_tasks
+
+NAMES = ("plays_cloze", "code_cloze", "qa_choice")
+SPECIALISTS = demo_folder() / "specialists"
+SHAPES = {"7b": {"vocab_size": 2048, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+                 "num_attention_heads": 32}}  # fmt: skip
+YAML = """
+task: {name}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {name}.jsonl}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{context}}}}"
+doc_to_choice: choices
+doc_to_target: answer
+target_delimiter: ""
+metric_list: [{{metric: acc}}, {{metric: acc_norm}}]
+"""
+
+
+def main() -> None:
+    """Time both ways and print a markdown table."""
+    a = arguments()
+    with tempfile.TemporaryDirectory() as home:
+        files = written_tasks(Path(home), a.items)
+        job = opened(a, Path(home), files)
+        rng = np.random.default_rng(a.seed)
+        space = job.scorer.space
+        parent = space.random(rng)
+        ways: dict[str, Callable[[], Any]] = {
+            "sweep, by itself": lambda: swept(job, files, [job.scorer.blueprint(space.random(rng))], a.items),
+            "sweep, in a generation": lambda: swept(job, files, offspring(job, parent, a.offspring, rng), a.items),
+        }
+        if a.shape == "demo":
+            ways |= {
+                f"to disk, reload, lm_eval in batches of {n}": lambda n=n: plain(job, files, Path(home), n)
+                for n in a.batches
+            }
+        show(a, measured(ways, a))
+        if a.shape == "demo":
+            print(
+                f"\nlargest difference of an accuracy between the two: {agreement(job, files, Path(home), parent):.4f}"
+            )
+
+
+def arguments() -> argparse.Namespace:
+    """Command line."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--items", type=int, default=600, help="of each of three tasks")
+    p.add_argument("--offspring", type=int, default=32)
+    p.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64], help="of lm_eval, whose default is 1")
+    p.add_argument("--rounds", type=int, default=3)
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--shape", choices=["demo", *SHAPES], default="demo")
+    p.add_argument("--device", default="cpu")
+    return p.parse_args()
+
+
+def written_tasks(home: Path, count: int) -> list[Path]:
+    """The tasks as JSONL and as YAML of lm_eval beside it."""
+    files = []
+    for name in NAMES:
+        parts = [SPECIALISTS / "tasks" / f"{name}.{side}.jsonl" for side in ("report", "search")]
+        rows = [row for path in parts for row in path.read_text(encoding="utf-8").splitlines()]
+        rows = list(itertools.islice(itertools.cycle(rows), count))
+        # lm_eval takes the option as it is; here white space stands in the option or nowhere.
+        items = [json.loads(row) for row in rows]
+        for item in items:
+            item["choices"] = [c if c[:1].isspace() else f" {c}" for c in item["choices"]]
+            item["context"] = item["context"].rstrip()
+        files.append(home / f"{name}.jsonl")
+        files[-1].write_text("\n".join(map(json.dumps, items)) + "\n", encoding="utf-8")
+        files[-1].with_suffix(".yaml").write_text(YAML.format(name=name), encoding="utf-8")
+    return files
+
+
+def opened(a: argparse.Namespace, home: Path, files: Sequence[Path]) -> Job:
+    """Base and three variants."""
+    base, variants = str(demo_folder() / "storymath-16l"), [str(SPECIALISTS / n) for n in ("plays", "code", "qa")]
+    if a.shape != "demo":
+        base, *variants = (made(home / f"m{k}", SHAPES[a.shape], k) for k in range(4))
+    return open_job(Recipe.of(base=base, variants=tuple(variants), method="stitch", drop_layers=4, device=a.device,
+                              data=(str(demo_folder() / "text"), str(SPECIALISTS / "text")),
+                              output=str(home / "out")))  # fmt: skip
+
+
+def made(folder: Path, shape: dict[str, int], seed: int) -> str:
+    """A model of random weights in bfloat16, with the bundled tokenizer."""
+    torch.manual_seed(seed)
+    with torch.device("cpu"), quiet():
+        torch.set_default_dtype(torch.bfloat16)
+        AutoModelForCausalLM.from_config(LlamaConfig(**shape, dtype="bfloat16")).save_pretrained(folder)
+        torch.set_default_dtype(torch.float32)
+    for path in (demo_folder() / "storymath-16l").glob("tokenizer*"):
+        (folder / path.name).write_bytes(path.read_bytes())
+    return str(folder)
+
+
+def offspring(job: Job, parent: tuple[int, ...], count: int, rng: np.random.Generator) -> list[Blueprint]:
+    """Distinct models near one."""
+    found: dict[str, Blueprint] = {}
+    while len(found) < count:
+        genome = parent
+        for _ in range(int(rng.integers(1, 4))):
+            genome = job.scorer.space.mutate(genome, rng)
+        blueprint = job.scorer.blueprint(genome)
+        found.setdefault(blueprint.digest, blueprint)
+    return list(found.values())
+
+
+def swept(job: Job, files: Sequence[Path], blueprints: Sequence[Blueprint], items: int) -> tuple[int, Any]:
+    """Candidates scored, and their measures; the items were laid out once, as in a run."""
+    return len(blueprints), evaluator_of(job, tuple(files)).evaluate(blueprints, Fidelity(1, items=items))
+
+
+@functools.cache
+def evaluator_of(job: Job, files: tuple[Path, ...]) -> Evaluator:
+    """Over the tasks alone."""
+    tasks = load_tasks(files)
+    return Evaluator(job.bank, job.evidence["search"].tokens[:1], with_updates=False,
+                     exam=lambda dense: Exam(dense, tasks, job.tokenizer))  # fmt: skip
+
+
+def plain(
+    job: Job, files: Sequence[Path], home: Path, batch: int, blueprint: Blueprint | None = None
+) -> tuple[int, Any]:
+    """One candidate: merged, written, loaded and scored."""
+    blueprint = blueprint or job.scorer.blueprint(job.scorer.space.random(np.random.default_rng(1)))
+    with tempfile.TemporaryDirectory(dir=home) as folder:
+        write(blueprint.over(job.sources), job.parents, Path(folder))
+        with quiet():
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=job.dtype)
+        names = [str(f.with_suffix(".yaml")) for f in files]
+        return 1, harness.scores(model, job.tokenizer, names, digest="", limit=None, cache=None, batch_size=batch)
+
+
+def measured(ways: dict[str, Callable[[], Any]], a: argparse.Namespace) -> dict[str, list[float]]:
+    """Seconds per candidate, interleaved; the first sweep is a warm-up that lays the items out."""
+    ways["sweep, by itself"]()
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(a.rounds):
+        for name, way in ways.items():
+            begin = time.perf_counter()
+            count, _ = way()
+            if a.device.startswith("cuda"):
+                torch.cuda.synchronize()
+            seconds[name].append((time.perf_counter() - begin) / count)
+    return seconds
+
+
+def show(a: argparse.Namespace, seconds: dict[str, list[float]]) -> None:
+    """A markdown table."""
+    print(f"{a.items} items of each of three tasks; {torch.get_num_threads()} threads, {a.shape}, {a.device}; base and "
+          f"three variants; median of {a.rounds}\n\n| | seconds per candidate | ratio |\n|---|---:|---:|")  # fmt: skip
+    middles = {name: statistics.median(values) for name, values in seconds.items()}
+    for name, middle in middles.items():
+        print(f"| {name} | {middle:.2f} | {middle / middles['sweep, in a generation']:.1f} x |")
+
+
+def agreement(job: Job, files: Sequence[Path], home: Path, parent: tuple[int, ...]) -> float:
+    """Of one model, in both ways."""
+    blueprint = job.scorer.blueprint(parent)
+    (ours,) = swept(job, files, [blueprint], 10**6)[1]
+    theirs = plain(job, files, home, 64, blueprint)[1]
+    return max(abs(t.accuracy - theirs[t.task].metrics["acc"]) for t in ours.tasks)
+
+
+if __name__ == "__main__":
+    main()

@@ -311,13 +311,12 @@ def _recipe(base: str | None, path: Path | None, values: dict[str, Any]) -> Reci
 
 
 def _show_plan(recipe: Recipe, form: Format) -> None:
-    from hf_prune.hub import peek
     from hf_prune.plan import plan
     from hf_prune.screen import plan_table, verdict_table
-    from hf_prune.variants import verdicts
+    from hf_prune.variants import peeks, verdicts
 
-    seen = peek(recipe.base, allow_pickle=recipe.allow_pickle, trust_remote_code=recipe.trust_remote_code)
-    found, compared = plan(recipe, seen), verdicts(recipe)
+    base, *variants = peeks(recipe)
+    found, compared = plan(recipe, base, variants), verdicts(base, *variants)
     if form == "json":
         more = {"variants": [{**asdict(v), "fits": v.fits} for v in compared]} if compared else {}
         line({"event": "Plan", **found.to_dict(), **more})

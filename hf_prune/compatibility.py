@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from hf_prune.headers import layer_prefix
 from hf_prune.hub import Peek, TensorInfo
-from hf_prune.plan import layer_prefix
 from hf_prune.vocabulary import vocabulary
 
 Severity = Literal["same", "harmless", "fatal"]

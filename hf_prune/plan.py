@@ -1,26 +1,25 @@
 """What a run would do, from a config and safetensors headers alone: sizes, memory, disk, forward tokens."""
 
 import math
-import re
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from hf_prune.errors import InvalidRecipe, SourceError, UnsupportedArchitecture
+from hf_prune.errors import InvalidRecipe
+from hf_prune.headers import BYTES, Weights, number, weigh
 from hf_prune.methods import METHODS
 from hf_prune.recipe import DEFAULT_RATIO, Recipe
 
 if TYPE_CHECKING:
-    from hf_prune.hub import Peek, TensorInfo
+    from hf_prune.hub import Peek
 
-BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
-"""Bytes per number of a safetensors dtype; everything else (8-bit floats, integers, booleans) takes one."""
 SEARCH_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 TOP_K = 512
 FRONTIER_BYTES = 1 << 30
 TILE_TOKENS = {"cpu": 1024, "gpu": 1 << 15}
-"""These three are the evaluator's own numbers, repeated here because planning must not load torch."""
+"""These and `MERGED_LAYERS` are the evaluator's own numbers, repeated here because planning must not load torch."""
+MERGED_LAYERS = 64
+"""That the bank keeps."""
 RANDOM_DRAWS = 5
 """Cuts the random baseline draws."""
 LOCAL = "sha256-"
@@ -28,7 +27,6 @@ LOCAL = "sha256-"
 TRIALS_PER_SWAP = 5
 SEARCHED = ("removal", "selection")
 """Baselines of stitch that are searches of their own."""
-HEADS = ("lm_head.weight", "embed_out.weight")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,20 +37,6 @@ class Target:
     remove: int
     removed_ratio: float
     miss: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Weights:
-    """Parameters of a checkpoint: one count per layer, everything outside the layers, and stored bytes."""
-
-    layers: tuple[int, ...]
-    outside: int
-    bytes: int
-
-    @property
-    def total(self) -> int:
-        """All parameters, tied ones once."""
-        return sum(self.layers) + self.outside
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +79,8 @@ class Plan:
         return asdict(self)
 
 
-def plan(recipe: Recipe, peek: "Peek") -> Plan:
-    """Work out what `compress(recipe)` would do to the model behind `peek`; reads and writes nothing.
+def plan(recipe: Recipe, peek: "Peek", variants: "Sequence[Peek]" = ()) -> Plan:
+    """Work out what `compress(recipe)` would do to the model behind `peek` and its variants; reads and writes nothing.
 
     Raises:
         InvalidRecipe: the target leaves no layer, removes none, or names layers that do not exist.
@@ -110,7 +94,7 @@ def plan(recipe: Recipe, peek: "Peek") -> Plan:
     result = round(weights.total * (1 - target.removed_ratio))
     # A removed half stays in the file as zeros (stock classes have no layer without it), so halves save no bytes.
     size = weights.bytes if recipe.method == "halves" else math.ceil(weights.bytes * result / weights.total)
-    download = 0 if peek.source.revision.startswith(LOCAL) else _needed_files(peek)
+    download = sum(_download(peek, p) for p in (peek, *variants))
     trials = evaluations(recipe, depth, target.remove)
     rivals = baseline_evaluations(recipe, depth, target.remove)
     tokens = recipe.sequences * recipe.length
@@ -286,7 +270,7 @@ def layer_passes(recipe: Recipe, depth: int, remove: int) -> int:
 def peak_memory(recipe: Recipe, peek: "Peek", weights: Weights) -> int:
     """Bytes the search needs at its peak, on the device it runs on.
 
-    weights:   parameters x b
+    weights:   parameters x b; for stitch as many merged layers besides as `--memory` leaves room for, at most 64
     reference: W x length x (layers + 1) x hidden x b states of the dense model on all W search and selection windows,
                and W x length x k x 12 for its k likeliest tokens (number, log-probability), k = 512 or the vocabulary
     modules:   W x length x 2 layers x hidden x b, what its attention and MLP put out, for `gelaco_v1` only
@@ -298,7 +282,7 @@ def peak_memory(recipe: Recipe, peek: "Peek", weights: Weights) -> int:
     """
     cpu = _on_cpu(recipe.device)
     width = SEARCH_BYTES.get(recipe.dtype) or (4 if cpu else 2)
-    hidden, vocabulary = _number(peek, "hidden_size", "n_embd", "d_model"), _number(peek, "vocab_size")
+    hidden, vocabulary = number(peek, "hidden_size", "n_embd", "d_model"), number(peek, "vocab_size")
     layers, tokens = len(weights.layers), (recipe.sequences + recipe.selection_sequences) * recipe.length
     larger = max(recipe.sequences, recipe.selection_sequences) * recipe.length
     state = tokens * hidden * width
@@ -306,7 +290,11 @@ def peak_memory(recipe: Recipe, peek: "Peek", weights: Weights) -> int:
     modules = 2 * layers * state if recipe.objective == "gelaco_v1" else 0
     frontier = min(2 * recipe.offspring * larger * hidden * width, FRONTIER_BYTES)
     tile = max(recipe.length, min(tokens, TILE_TOKENS["cpu" if cpu else "gpu"]))
-    return weights.total * width + reference + modules + frontier + 2 * tile * vocabulary * 4
+    merged = 0
+    if recipe.method == "stitch":
+        room = recipe.memory * 2**30 - weights.total * width if recipe.memory else math.inf
+        merged = max(0, min(MERGED_LAYERS * max(weights.layers) * width, room))
+    return round(weights.total * width + merged) + reference + modules + frontier + 2 * tile * vocabulary * 4
 
 
 def _on_cpu(device: str) -> bool:
@@ -314,85 +302,15 @@ def _on_cpu(device: str) -> bool:
     return device in ("auto", "cpu")
 
 
-def weigh(peek: "Peek") -> Weights:
-    """Count the parameters of each layer from tensor names and shapes.
-
-    Raises:
-        SourceError: there are no safetensors headers to count from.
-        UnsupportedArchitecture: the layers cannot be told from the names.
-    """
-    tensors = {n: t for n, t in peek.tensors.items() if not _is_buffer(n, t)}
-    if not tensors:
-        raise SourceError(
-            f"{peek.source} has no safetensors, so its sizes cannot be read without loading it; "
-            "convert it to safetensors, or skip plan and run compress --allow-pickle."
-        )
-    if _setting(peek.config, "tie_word_embeddings") and len(tensors) > 1:
-        tensors = {n: t for n, t in tensors.items() if not n.endswith(HEADS)}
-    prefix, depth = layer_prefix(tensors, _setting(peek.config, "num_hidden_layers", "n_layer"))
-    counts: Counter[int] = Counter()
-    outside = size = 0
-    for name, info in tensors.items():
-        number = math.prod(info.shape)
-        size += number * BYTES.get(info.dtype, 1)
-        index = name.removeprefix(prefix).partition(".")[0] if name.startswith(prefix) else ""
-        if index.isdigit():
-            counts[int(index)] += number
-        else:
-            outside += number
-    return Weights(tuple(counts[i] for i in range(depth)), outside, size)
-
-
-def layer_prefix(names: "Mapping[str, TensorInfo]", depth: int | None = None) -> tuple[str, int]:
-    """What every tensor name of a layer begins with ("model.layers."), and the number of layers.
-
-    The first numbered component of a name counts. Several stacks (a vision tower beside the text model) are told apart
-    by `depth` from the config, then by size.
-
-    Raises:
-        UnsupportedArchitecture: no stack is numbered 0, 1, 2 ... without a gap, or none has `depth` layers.
-    """
-    stacks: dict[str, set[int]] = defaultdict(set)
-    sizes: Counter[str] = Counter()
-    for name, info in names.items():
-        if match := re.match(r"((?:.*?\.)?)(\d+)\.", name):
-            stacks[match[1]].add(int(match[2]))
-            sizes[match[1]] += math.prod(info.shape)
-    whole = {p: len(n) for p, n in stacks.items() if n == set(range(len(n))) and depth in (None, len(n))}
-    if not whole:
-        found = ", ".join(f"{p}N ({len(n)})" for p, n in stacks.items()) or "no numbered tensors"
-        raise UnsupportedArchitecture(
-            f"The layers cannot be told from the tensor names: expected {depth or 'a run of'} layers numbered from 0, "
-            f"found {found}."
-        )
-    prefix = max(whole, key=lambda p: sizes[p])
-    return prefix, whole[prefix]
-
-
-def _is_buffer(name: str, info: "TensorInfo") -> bool:
-    """Masks and rotary tables that older checkpoints store; transformers does not count or load them."""
-    if name.endswith(("rotary_emb.inv_freq", ".masked_bias")):
-        return True
-    return name.endswith((".attn.bias", ".attention.bias")) and len(info.shape) > 2
+def _download(base: "Peek", peek: "Peek") -> int:
+    """Bytes to fetch for one parent: of an adapter its tensors alone, since the base is there."""
+    if peek.adapter and peek is not base:
+        local = LOCAL in (peek.source.adapter or "")
+        return 0 if local else sum(math.prod(t.shape) * BYTES.get(t.dtype, 1) for t in peek.adapter.values())
+    return 0 if peek.source.revision.startswith(LOCAL) else _needed_files(peek)
 
 
 def _needed_files(peek: "Peek") -> int:
     shards = {t.file for t in peek.tensors.values()}
     small = (".json", ".txt", ".model", ".jinja")
     return sum(size for name, size in peek.files.items() if name in shards or name.endswith(small))
-
-
-def _setting(config: Mapping[str, Any], *names: str) -> Any:
-    """The first of `names` in the config or in its text part."""
-    for part in (config, config.get("text_config") or {}):
-        for name in names:
-            if part.get(name) is not None:
-                return part[name]
-    return None
-
-
-def _number(peek: "Peek", *names: str) -> int:
-    value = _setting(peek.config, *names)
-    if not isinstance(value, int):
-        raise UnsupportedArchitecture(f"The config of {peek.source} does not say its {names[0]}.")
-    return value

@@ -12,8 +12,8 @@ from hf_prune import hub
 from hf_prune.checkpoint import lora_scale
 from hf_prune.compatibility import verdict
 from hf_prune.errors import HfPruneError
+from hf_prune.headers import layer_prefix
 from hf_prune.hub import Peek, Relative, TensorInfo
-from hf_prune.plan import layer_prefix
 
 AT_ONCE = 4
 """Repos looked at side by side."""

@@ -17,7 +17,7 @@ def check_variants(recipe: Recipe) -> None:
     Raises:
         IncompatibleSources: the first difference that matters.
     """
-    for found in verdicts(recipe):
+    for found in verdicts(*peeks(recipe)) if recipe.variants else ():
         if not found.fits:
             raise IncompatibleSources(
                 f"The variant {found.name} does not fit {recipe.base}: {found.sentence}; "
@@ -25,13 +25,15 @@ def check_variants(recipe: Recipe) -> None:
             )
 
 
-def verdicts(recipe: Recipe) -> list[Verdict]:
-    """How every variant of a recipe compares with its base."""
-    if not recipe.variants:
-        return []
+def peeks(recipe: Recipe) -> tuple[hub.Peek, ...]:
+    """The base of a recipe and its variants, without their weights."""
     trust = {"allow_pickle": recipe.allow_pickle, "trust_remote_code": recipe.trust_remote_code}
-    base = hub.peek(recipe.base, **trust)
-    return [verdict(base, _alone(hub.peek, recipe.base, variant, trust)) for variant in recipe.variants]
+    return (hub.peek(recipe.base, **trust), *(_alone(hub.peek, recipe.base, v, trust) for v in recipe.variants))
+
+
+def verdicts(base: hub.Peek, *variants: hub.Peek) -> list[Verdict]:
+    """How every variant compares with its base."""
+    return [verdict(base, variant) for variant in variants]
 
 
 def _alone(how: Callable[..., Any], base: str, variant: str, trust: Mapping[str, bool]) -> Any:

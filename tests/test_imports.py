@@ -20,7 +20,7 @@ LADDER = {
     3.2: "bank sites",
     3.3: "teachers",
     3.5: "repair",
-    3.9: "harness_tasks",
+    3.9: "harness_tasks headers",
     4: "watch heal evaluate harness generation speed figures certificate licence redaction verdicts plan export",
     4.1: "task_sources",
     4.2: "compatibility",

@@ -45,7 +45,7 @@ def header(depth=16, layer=100, outside=400, revision="f" * 40, **config):
     tensors["model.embed_tokens.weight"] = tensor(outside)
     config = {"model_type": "llama", "num_hidden_layers": depth, "hidden_size": 8, "vocab_size": 50} | config
     files = {"model.safetensors": 2 * (depth * layer + outside) + 64, "config.json": 700, "pytorch_model.bin": 10**9}
-    return SimpleNamespace(source=Source("ns/m", revision), config=config, tensors=tensors, files=files)
+    return SimpleNamespace(source=Source("ns/m", revision), config=config, tensors=tensors, files=files, adapter={})
 
 
 def recipe(**fields):
@@ -267,3 +267,14 @@ def test_a_larger_ratio_never_gives_a_larger_model(ratio, search):
     assume(smaller < 0.75)
     one, two = (plan(recipe(ratio=r, search=search), header()) for r in (ratio, smaller))
     assert one.result_bytes >= two.result_bytes and one.target.remove <= two.target.remove
+
+
+def test_variants_are_downloaded_too_and_merged_layers_held():
+    base, other = header(), header()
+    stitch = recipe(method="stitch", variants=("a", "b"))
+    alone, both = plan(recipe(), base), plan(stitch, base, (other, other))
+    assert both.download_bytes == 3 * alone.download_bytes
+    layer = max(alone.layer_parameters)
+    assert both.memory_bytes - alone.memory_bytes == 64 * layer * 4
+    tight = plan(stitch.model_copy(update={"memory": (alone.parameters + 7 * layer) * 4 / 2**30}), base)
+    assert tight.memory_bytes - alone.memory_bytes == pytest.approx(7 * layer * 4, abs=8)

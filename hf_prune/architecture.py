@@ -13,6 +13,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from hf_prune.errors import UnsupportedArchitecture
+from hf_prune.modeling_pruned import PREFIX
+from hf_prune.pruned_models import register
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,8 @@ PERIODIC = ("first_k_dense_replace", "moe_layer_freq", "decoder_sparse_step", "m
             "expert_layer_period", "cross_attention_layers", "layer_group_size", "num_kv_shared_layers")  # fmt: skip
 """Config keys that tell layers apart by their number: dropping a layer would silently change the others."""
 
+register()
+
 NUMBERS = ("layer_idx", "layer_id", "layer_number", "layer_index", "block_idx")
 """Attributes that hold a layer's number, which its cache needs."""
 
@@ -131,7 +135,8 @@ def family_of(config: PretrainedConfig) -> Family:
     Raises:
         UnsupportedArchitecture: the family is unknown and ambiguous, or its config has a rule that depends on numbers.
     """
-    row = FAMILIES.get(config.model_type) or infer(config)
+    # A model cut by width keeps its tensors where its family does.
+    row = FAMILIES.get(config.model_type.removeprefix(PREFIX)) or infer(config)
     for key, fine, reason in row.refuse:
         if getattr(config, key, fine) != fine:
             raise UnsupportedArchitecture(

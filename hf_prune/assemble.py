@@ -14,13 +14,16 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from hf_prune import modeling_pruned
 from hf_prune.architecture import Family, sliced
 from hf_prune.blueprint import GONE, Blueprint, LayerSpec, Mix, all_parts
 from hf_prune.checkpoint import SHARD_BYTES, write_shards
 from hf_prune.errors import IncompatibleSources, InvalidBlueprint, ReloadMismatch
 from hf_prune.merge import check_merge, merged
+from hf_prune.modeling_pruned import PREFIX
 from hf_prune.parents import Parent
 from hf_prune.patches import NO_PATCHES, PATCH_FILE, Patches, save_patches
+from hf_prune.pruned_models import FILE, classes, is_pruned, pruned_config, uniform_config
 
 
 def layer_tensors(
@@ -28,13 +31,17 @@ def layer_tensors(
 ) -> Iterator[tuple[str, Callable[[], torch.Tensor]]]:
     """Readers of one output layer's tensors, each in its checkpoint's dtype.
 
-    A removed half keeps its tensors, and its output projection is zero: stock classes then add nothing for it.
+    A removed half keeps its tensors, and its output projection is zero: stock classes then add nothing for it. Where
+    the parent has a level library, layers are cut to the levels of the spec, and a removed half has no tensors.
     Tensors of the layer's patch replace what its parts would give.
     """
     anchor = spec.anchor
     family = parents[anchor.source].family
     patch = patches[spec.repair] if spec.repair else {}
+    gone = {"attention": spec.attn_level == GONE, "mlp": spec.mlp_level == GONE} if parents[0].levels else {}
     for suffix in parents[anchor.source].layer_suffixes[anchor.layer]:
+        if gone.get(family.half(suffix)):
+            continue
         if suffix in patch:
             yield suffix, lambda suffix=suffix: patch[suffix]
         else:
@@ -44,14 +51,20 @@ def layer_tensors(
 def _combine(spec: LayerSpec, suffix: str, parents: Sequence[Parent], family: Family) -> torch.Tensor:
     mix = _mix(spec, suffix, family)
     tensors = [parents[p.source].layer_tensor(p.layer, suffix) for p in mix.parts]
-    if family.silenced(suffix, spec.attn_level == GONE, spec.mlp_level == GONE):
+    if not parents[0].levels and family.silenced(suffix, spec.attn_level == GONE, spec.mlp_level == GONE):
         return torch.zeros_like(tensors[0])
     weights = [p.weight for p in mix.parts]
     if mix.merge == "passthrough" and not family.silenced(suffix, True, True):
         # What is scaled is what a half adds to the residual stream.
         weights = [1.0]
     where = f"{mix.parts[-1].layer}.{suffix}"
-    return merged(mix.merge, tensors, weights, where).to(parents[0].dtype)
+    whole = merged(mix.merge, tensors, weights, where).to(parents[0].dtype)
+    return parents[0].levels.cut(spec.anchor.layer, suffix, whole, spec) if narrow(spec) else whole
+
+
+def narrow(spec: LayerSpec) -> bool:
+    """Whether a half of the layer is at a level of a library."""
+    return spec.attn_level > 0 or spec.mlp_level > 0
 
 
 def _mix(spec: LayerSpec, suffix: str, family: Family) -> Mix:
@@ -71,9 +84,17 @@ def outside(blueprint: Blueprint, parents: Sequence[Parent]) -> dict[str, Parent
 
 
 def output_config(blueprint: Blueprint, parents: Sequence[Parent]) -> PretrainedConfig:
-    """The config of the assembled model: that of the first parent, every per-layer list sliced along the anchors."""
+    """The config of the assembled model: that of the first parent, every per-layer list sliced along the anchors.
+
+    Layers of one width make a stock config; of several, one of `modeling_pruned`.
+    """
     base = parents[0]
-    return sliced(base.config, base.family, [s.anchor.layer for s in blueprint.layers])
+    config = sliced(base.config, base.family, [s.anchor.layer for s in blueprint.layers])
+    if base.levels is None:
+        return config
+    settings = [base.levels.settings(s) for s in blueprint.layers]
+    equal = uniform_config(config, settings[0]) if all(s == settings[0] for s in settings) else None
+    return equal or pruned_config(config, dict(enumerate(settings)))
 
 
 def alive(blueprint: Blueprint) -> Blueprint:
@@ -97,8 +118,7 @@ def check(blueprint: Blueprint, parents: Sequence[Parent], patches: Patches = NO
     for spec in blueprint.layers:
         for mix in (Mix(spec.parts, spec.merge), *([spec.mlp] if spec.mlp else [])):
             check_merge(mix.merge, len(mix.parts))
-        if spec.attn_level not in (0, GONE) or spec.mlp_level not in (0, GONE):
-            raise InvalidBlueprint("The blueprint uses width levels, but no level library is given.")
+        _check_levels(spec, blueprint, first)
         for part in all_parts(spec):
             if part.layer >= parents[part.source].depth:
                 raise InvalidBlueprint(
@@ -106,6 +126,18 @@ def check(blueprint: Blueprint, parents: Sequence[Parent], patches: Patches = NO
                     f"which has {parents[part.source].depth} layers."
                 )
         _check_patch(spec, parents, patches)
+
+
+def _check_levels(spec: LayerSpec, blueprint: Blueprint, parent: Parent) -> None:
+    if not narrow(spec):
+        return
+    levels = parent.levels
+    if levels is None or levels.digest != blueprint.levels:
+        raise InvalidBlueprint(
+            f"The blueprint uses width levels of the library {blueprint.levels}, which is not given; name its folder."
+        )
+    if spec.attn_level >= levels.count("attention") or spec.mlp_level >= levels.count("mlp"):
+        raise InvalidBlueprint("A level of the blueprint is beyond those of its level library.")
 
 
 def _check_patch(spec: LayerSpec, parents: Sequence[Parent], patches: Patches) -> None:
@@ -163,9 +195,10 @@ def assemble(
     state = {name: read() for name, read in plan_tensors(blueprint, parents, patches)}
     base = parents[0]
     with quiet():
-        model, info = type(base.skeleton).from_pretrained(
+        config = output_config(blueprint, parents)
+        model, info = model_class(config, base).from_pretrained(
             None,
-            config=output_config(blueprint, parents),
+            config=config,
             state_dict=state,
             dtype=dtype or next(iter(state.values())).dtype,
             output_loading_info=True,
@@ -174,6 +207,11 @@ def assemble(
     if wrong:
         raise ReloadMismatch(f"transformers did not take every tensor of the assembled model: {wrong}.")
     return model.eval().requires_grad_(False).to(device)
+
+
+def model_class(config: PretrainedConfig, base: Parent) -> type[PreTrainedModel]:
+    """The class that a config of a cut of this parent belongs to."""
+    return classes(config.model_type.removeprefix(PREFIX))[1] if is_pruned(config) else type(base.skeleton)
 
 
 @contextmanager
@@ -221,8 +259,11 @@ def write(
             yield _file_name(name, base.family), sizes[-1][1], read
 
     write_shards(sized(), folder, shard_bytes)
-    output_config(blueprint, parents).save_pretrained(folder)
-    _keep_architecture(folder, base)
+    config = output_config(blueprint, parents)
+    config.save_pretrained(folder)
+    _keep_architecture(folder, base, model_class(config, base).__name__)
+    if is_pruned(config):
+        shutil.copyfile(modeling_pruned.__file__, folder / FILE)
     for pattern in TOKENIZER_FILES:
         for path in base.checkpoint.folder.glob(pattern):
             if path.is_file():
@@ -263,7 +304,10 @@ def _shape_and_item(name: str, blueprint: Blueprint, parents: Sequence[Parent]) 
     prefix = parent.family.prefix
     if name.startswith(prefix):
         index, _, suffix = name[len(prefix) :].partition(".")
-        name = f"{prefix}{blueprint.layers[int(index)].anchor.layer}.{suffix}"
+        spec = blueprint.layers[int(index)]
+        name = f"{prefix}{spec.anchor.layer}.{suffix}"
+        if narrow(spec):
+            return parent.levels.shape(suffix, parent.shapes[name], spec), parent.checkpoint.itemsize(name)
     return parent.shapes[name], parent.checkpoint.itemsize(name)
 
 
@@ -274,10 +318,10 @@ def _file_name(name: str, family: Family) -> str:
     return name
 
 
-def _keep_architecture(folder: Path, parent: Parent) -> None:
+def _keep_architecture(folder: Path, parent: Parent, name: str) -> None:
     # save_pretrained forgets the class and the dtype of a config that no model has touched.
     path = folder / "config.json"
     raw = json.loads(path.read_text(encoding="utf-8"))
-    raw["architectures"] = [type(parent.skeleton).__name__]
+    raw["architectures"] = [name]
     raw["dtype"] = str(parent.dtype).removeprefix("torch.")
     path.write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")

@@ -10,7 +10,9 @@ from transformers import PreTrainedModel
 
 from hf_prune.assemble import Parent, layer_tensors, outside
 from hf_prune.blueprint import GONE, Blueprint, LayerSpec, Source
+from hf_prune.modeling_pruned import packed
 from hf_prune.patches import Patch, Patches, digest_of
+from hf_prune.pruned_models import pruned_config
 
 
 class Silence(torch.nn.Module):
@@ -94,6 +96,9 @@ class LayerBank:
             tensors = {n: t.to(like.device, like.dtype) for n, t in patch.items()}
             layer.load_state_dict(tensors, strict=False, assign=True)
             return layer.requires_grad_(False)
+        levels = self.parents[0].levels
+        if levels and levels.settings(spec):
+            return self._narrow(spec, template, levels.settings(spec))
         layer = sharing(template)
         tensors = {n: read().to(like.device, like.dtype) for n, read in layer_tensors(spec, self.parents)}
         layer.load_state_dict(tensors, assign=True)
@@ -105,6 +110,18 @@ class LayerBank:
         if spec.mlp_level == GONE and family.mlp and not family.inferred:
             layer.set_submodule(family.mlp, Silence(returns_pair=False))
         return layer
+
+    def _narrow(self, spec: LayerSpec, template: torch.nn.Module, settings: dict[str, object]) -> torch.nn.Module:
+        """A layer of the same class in another width."""
+        like, number = next(template.parameters()), spec.anchor.layer
+        config = pruned_config(self.model.config, {number: settings})
+        # A layer is built for an implementation of attention, which no config.json names.
+        config._attn_implementation = self.model.config._attn_implementation
+        with torch.device("meta"):
+            layer = packed(template, config, number)
+        tensors = {n: read().to(like.device, like.dtype) for n, read in layer_tensors(spec, self.parents)}
+        layer.load_state_dict(tensors, assign=True)
+        return layer.eval().requires_grad_(False)
 
 
 def sharing(layer: torch.nn.Module) -> torch.nn.Module:

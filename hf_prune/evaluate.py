@@ -151,6 +151,9 @@ class Evaluator:
         outside = parent.parameters - sum(sum(s.values()) for s in sizes)
         live = outside
         for spec in blueprint.canonical_layers():
+            if parent.levels:
+                live += parent.levels.parameters(parent, spec)
+                continue
             size = sizes[spec.anchor.layer]
             gone = size["attention"] * (spec.attn_level == GONE) + size["mlp"] * (spec.mlp_level == GONE)
             live += sum(size.values()) - gone

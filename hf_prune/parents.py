@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
@@ -18,7 +19,7 @@ VOCABULARIES = ("embed_tokens.weight", "lm_head.weight", "wte.weight", "embed_in
 
 @dataclass(frozen=True, eq=False)
 class Parent:
-    """One opened source: what `Blueprint.sources[i]` points to."""
+    """One opened source: what `Blueprint.sources[i]` points to; `levels` is its level library, where it has one."""
 
     source: Source
     config: PretrainedConfig
@@ -27,6 +28,7 @@ class Parent:
     trust_remote_code: bool = False
     base: "Parent | None" = None
     rows: tuple[int, ...] | None = None
+    levels: Any = None
 
     @classmethod
     def open(

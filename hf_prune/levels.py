@@ -1,0 +1,308 @@
+"""The level library of a model: which heads and neurons every width of every layer keeps, and their repaired weights.
+
+One pass over calibration text, block after block: the inputs of o_proj and down_proj give a Hessian each, that gives
+the order in which groups of heads and neurons go (`obs`), and the order gives nested levels. Stored are the order and,
+per level, the increment B_i that turns the weights of the level before into its own; all of them take less room than
+the dense model, and any level of any layer is read by itself. Magnitude and Wanda scores give
+libraries of plain orders: their levels keep the weights as they are.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hf_prune.blueprint import DENSE, GONE, LayerSpec, Part
+from hf_prune.errors import BrokenCheckpoint, InvalidRecipe
+from hf_prune.obs import DAMPING, compensated, damped, increments, removal_order
+from hf_prune.parents import Parent
+from hf_prune.reference import Dense
+from hf_prune.sites import Tap
+from hf_prune.units import Widths, spread
+
+Kind = Literal["obs", "wanda", "magnitude"]
+Half = Literal["attention", "mlp"]
+HALVES: tuple[Half, Half] = ("attention", "mlp")
+EXACT = 4096
+"""Inputs up to which orders and increments are computed in float64."""
+LANES, LANE_INPUTS = 4, 2048
+"""Sums that run side by side, for maps of at most so many inputs; numbers of their own, so that the result does not
+depend on the cores."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a library is made by: scores, number of levels, neurons a multiple of, damping of the Hessians."""
+
+    kind: Kind = "obs"
+    levels: int = 10
+    multiple: int = 8
+    damping: float = DAMPING
+
+
+@dataclass(frozen=True, eq=False)
+class Levels:
+    """An opened library. Level 0 is dense, level i keeps `groups[i]` groups of heads or `neurons[i]` neurons, and the
+    last level, `GONE`, nothing."""
+
+    folder: Path
+    digest: str
+    options: Options
+    widths: Widths
+    groups: tuple[int, ...]
+    neurons: tuple[int, ...]
+
+    @classmethod
+    def open(cls, folder: Path) -> "Levels":
+        """Read the manifest; tensors are read when they are asked for.
+
+        Raises:
+            BrokenCheckpoint: there is no library, or it is not finished.
+        """
+        try:
+            raw = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+            fields = {**raw, "options": Options(**raw["options"]), "widths": Widths(**raw["widths"])}
+            return cls(folder, **{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            raise BrokenCheckpoint(
+                f"{folder} holds no finished level library ({type(e).__name__}); build it again with hf-prune compress."
+            ) from None
+
+    def count(self, half: Half) -> int:
+        """Levels above dense, the removed half included."""
+        return len(self.groups if half == "attention" else self.neurons)
+
+    def left(self, half: Half, level: int) -> int:
+        """Groups or neurons at a level."""
+        return 0 if level == GONE else (self.groups if half == "attention" else self.neurons)[level]
+
+    def kept(self, layer: int, half: Half, level: int) -> Tensor:
+        """The groups or neurons of a level, int64, rising."""
+        count, order = self.left(half, level), self._order(layer, half)
+        return order[len(order) - count :].sort().values
+
+    def losses(self, layer: int, half: Half) -> Tensor:
+        """What each level costs, float64 [levels + 1, with `GONE` as the last]: tr(dW H dW^T), 0 for the dense one."""
+        losses = self._read(layer, f"{half}.losses")
+        counts = [self.left(half, level) for level in range(self.count(half))]
+        whole = torch.cat([losses.new_zeros(1), losses])
+        return torch.stack([whole[len(losses) - n] for n in [*counts, 0]])
+
+    def output(self, layer: int, half: Half, level: int, weight: Tensor) -> Tensor:
+        """The out-projection of a level: [d, inputs left] of the dense [d, inputs], in its dtype."""
+        unit = self.widths.unit if half == "attention" else 1
+        columns = spread(self._order(layer, half), unit)
+        left = self.left(half, level) * unit
+        if self.options.kind != "obs":
+            return weight[:, spread(self.kept(layer, half, level), unit)]
+        steps = [self._read(layer, f"{half}.{i}").to(weight.device) for i in range(1, level + 1)]
+        found = compensated(weight, columns.to(weight.device), steps)
+        rising = columns[len(columns) - left :].argsort().to(weight.device)
+        return found[:, rising].to(weight.dtype)
+
+    def cut(self, layer: int, suffix: str, tensor: Tensor, spec: LayerSpec) -> Tensor:
+        """A tensor of source layer `layer` as the levels of `spec` have it."""
+        module = suffix.rpartition(".")[0]
+        for half, out, level in zip(HALVES, ("self_attn.o_proj", "mlp.down_proj"), self._levels(spec), strict=True):
+            if module == out and tensor.dim() == 2 and level != DENSE:
+                return self.output(layer, half, level, tensor)
+        groups, neurons = (self.kept(layer, h, lv) for h, lv in zip(HALVES, self._levels(spec), strict=True))
+        return self.widths.cut(suffix, tensor, groups, neurons)
+
+    def shape(self, suffix: str, whole: torch.Size, spec: LayerSpec) -> torch.Size:
+        """Of a tensor of a layer that has the shape `whole` in the dense model."""
+        left = [torch.arange(self.left(h, lv)) for h, lv in zip(HALVES, self._levels(spec), strict=True)]
+        return self.widths.cut(suffix, torch.empty(whole, device="meta"), *left).shape
+
+    def settings(self, spec: LayerSpec) -> dict[str, object]:
+        """What the config of a layer says where it differs from the dense one's."""
+        attention, mlp = self._levels(spec)
+        groups = self.widths.groups if attention == GONE else self.groups[attention]
+        neurons = self.widths.neurons if mlp == GONE else self.neurons[mlp]
+        skip = [h for h, level in zip(HALVES, (attention, mlp), strict=True) if level == GONE]
+        return {**self.widths.settings(groups, neurons), **({"skip": skip} if skip else {})}
+
+    def parameters(self, parent: Parent, spec: LayerSpec) -> int:
+        """Of a layer at its levels."""
+        layer = spec.anchor.layer
+        return (
+            sum(self.sizes(parent, layer)[h][lv] for h, lv in zip(HALVES, self._levels(spec), strict=True))
+            + (parent.half_parameters[layer][None])
+        )
+
+    @lru_cache(maxsize=512)  # noqa: B019 - a library lives as long as its run
+    def sizes(self, parent: Parent, layer: int) -> dict[Half, tuple[int, ...]]:
+        """Parameters of both halves of a layer at every level; the last one, `GONE`, has none."""
+        found: dict[Half, tuple[int, ...]] = {}
+        for half in HALVES:
+            counts = []
+            for level in range(self.count(half)):
+                levels = {"attn_level": level} if half == "attention" else {"mlp_level": level}
+                spec = LayerSpec((Part(0, layer),), **levels)
+                mine = [s for s in parent.layer_suffixes[layer] if parent.family.half(s) == half]
+                shapes = {s: parent.shapes[f"{parent.family.prefix}{layer}.{s}"] for s in mine}
+                counts.append(sum(self.shape(s, shape, spec).numel() for s, shape in shapes.items()))
+            found[half] = (*counts, 0)
+        return found
+
+    def _levels(self, spec: LayerSpec) -> tuple[int, int]:
+        return spec.attn_level, spec.mlp_level
+
+    @lru_cache(maxsize=512)  # noqa: B019 - a library lives as long as its run
+    def _order(self, layer: int, half: Half) -> Tensor:
+        return self._read(layer, f"{half}.order").long()
+
+    def _read(self, layer: int, name: str) -> Tensor:
+        with safe_open(self.folder / _file(layer), "pt") as file:
+            return file.get_tensor(name)
+
+    @cached_property
+    def bytes(self) -> int:
+        """Of all files."""
+        return sum(p.stat().st_size for p in self.folder.glob("*.safetensors"))
+
+
+def grid(count: int, levels: int, multiple: int) -> tuple[int, ...]:
+    """Units kept at each level, the dense one first: even steps down, rounded to a multiple; never 0."""
+    steps = [round(count * (1 - i / levels) / multiple) * multiple for i in range(1, levels)]
+    return (count, *sorted({n for n in steps if 0 < n < count}, reverse=True))
+
+
+def build(
+    dense: Dense,
+    parent: Parent,
+    tokens: Tensor,
+    folder: Path,
+    options: Options,
+    *,
+    evidence: str = "",
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Levels:
+    """Make the library of a model, layer by layer; layers whose file is there already are not made again.
+
+    Args:
+        dense: the resident model.
+        parent: where it comes from.
+        tokens: int64 [N, T] calibration windows.
+        folder: for the files; a library of something else in it is refused.
+        options: see `Options`.
+        evidence: digest of the windows.
+        progress: told layers done and layers in all.
+
+    Raises:
+        UnsupportedArchitecture: see `Widths.of`.
+        InvalidRecipe: the folder holds another library.
+    """
+    widths = Widths.of(parent.config)
+    groups, neurons = grid(widths.groups, options.levels, 1), grid(widths.neurons, options.levels, options.multiple)
+    digest = digest_of(parent, options, evidence)
+    made = Levels(folder, digest, options, widths, groups, neurons)
+    _claim(folder, digest)
+    tokens = tokens.to(dense.device)
+    with torch.inference_mode():
+        calls = dense.record(tokens[:1])[0]
+        state = torch.cat([dense.embed(tokens[rows]) for rows in dense.tiles(tokens, dense.tile_tokens)])
+        for layer, (module, call) in enumerate(zip(dense.layers, calls, strict=True)):
+            path = folder / _file(layer)
+            if path.is_file():
+                state = dense.apply(module, [state], call)[0][0]
+            else:
+                state, hessians = _hessians(dense, module, state, call)
+                _write(path, _layer(made, module, hessians))
+            progress(layer + 1, len(dense.layers))
+    manifest = {k: v for k, v in asdict(made).items() if k != "folder"}
+    partial = folder / "manifest.partial"
+    partial.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    partial.replace(folder / "manifest.json")
+    return made
+
+
+def digest_of(parent: Parent, options: Options, evidence: str) -> str:
+    """64 bits of SHA-256 over everything that a library depends on."""
+    text = json.dumps([str(parent.source), asdict(options), evidence, 1])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _claim(folder: Path, digest: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    mark = folder / "digest"
+    if not mark.exists():
+        partial = folder / "digest.partial"
+        partial.write_text(digest, encoding="utf-8")
+        partial.replace(mark)
+    if mark.read_text(encoding="utf-8") != digest:
+        raise InvalidRecipe(
+            f"{folder} holds the level library of another model, text or options; name another folder with --library."
+        )
+
+
+def _file(layer: int) -> str:
+    return f"layer-{layer:03d}.safetensors"
+
+
+def _write(path: Path, tensors: dict[str, Tensor]) -> None:
+    partial = path.with_suffix(".partial")
+    save_file(tensors, partial)
+    partial.replace(path)
+
+
+def _hessians(dense: Dense, layer: torch.nn.Module, state: Tensor, call: tuple) -> tuple[Tensor, list[Tensor]]:
+    """The state behind a layer, and E x x^T of the inputs of its out-projections."""
+    modules = [layer.get_submodule(dense.family.attention_out), layer.get_submodule(dense.family.mlp_out)]
+    sizes = [m.in_features for m in modules]
+    lanes = LANES if max(sizes) <= LANE_INPUTS else 1
+    tiles, out = dense.tiles(state, dense.tile_tokens), torch.empty_like(state)
+    sums = [[torch.zeros(k, k, dtype=_exact(k), device=state.device) for k in sizes] for _ in range(lanes)]
+
+    def one(mine: Sequence[Tensor], rows: Sequence[slice]) -> None:
+        for tile in rows:
+            out[tile], seen = tap.run(state[tile], call)
+            for total, (inputs, _) in zip(mine, seen, strict=True):
+                x = inputs.flatten(0, -2).float()
+                total += x.T @ x
+
+    with Tap(layer, modules) as tap:
+        dense.each(one, [(sums[i], tiles[i::lanes]) for i in range(lanes)])
+    samples = state.shape[0] * state.shape[1]
+    return out, [sum(parts[1:], parts[0]) / samples for parts in zip(*sums, strict=True)]
+
+
+def _exact(inputs: int) -> torch.dtype:
+    return torch.float64 if inputs <= EXACT else torch.float32
+
+
+def _layer(levels: Levels, layer: torch.nn.Module, hessians: Sequence[Tensor]) -> dict[str, Tensor]:
+    found = {}
+    units, counts = (levels.widths.unit, 1), (levels.groups, levels.neurons)
+    for half, path, hessian, unit, left in zip(
+        HALVES, ("self_attn.o_proj", "mlp.down_proj"), hessians, units, counts, strict=True
+    ):
+        weight = layer.get_submodule(path).weight.to(hessian.dtype)
+        order, losses = _ordered(weight, hessian, unit, levels.options)
+        found |= {f"{half}.order": order.int().cpu(), f"{half}.losses": losses.double().cpu()}
+        if levels.options.kind == "obs":
+            kept = [n * unit for n in left[1:]]
+            steps = increments(
+                damped(hessian, levels.options.damping), spread(order.cpu(), unit).to(weight.device), kept
+            )
+            found |= {f"{half}.{i}": s.float().cpu().contiguous() for i, s in enumerate(steps, 1)}
+    return found
+
+
+def _ordered(weight: Tensor, hessian: Tensor, unit: int, options: Options) -> tuple[Tensor, Tensor]:
+    """Units as they go, and what has been lost by then: exact for OBS, summed scores for the others."""
+    if options.kind == "obs":
+        order = removal_order(weight, damped(hessian, options.damping), unit)
+        return order.groups, order.losses
+    size = weight.square() if options.kind == "magnitude" else weight.abs() * hessian.diagonal().sqrt()
+    scores = size.sum(0).unflatten(0, (-1, unit)).sum(1)
+    ranked = scores.sort(stable=True)
+    return ranked.indices, ranked.values.cumsum(0)

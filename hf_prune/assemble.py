@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
@@ -25,6 +26,9 @@ from hf_prune.parents import Parent
 from hf_prune.patches import NO_PATCHES, PATCH_FILE, Patches, save_patches
 from hf_prune.pruned_models import FILE, classes, is_pruned, pruned_config, uniform_config
 
+if TYPE_CHECKING:
+    from hf_prune.levels import Levels
+
 
 def layer_tensors(
     spec: LayerSpec, parents: Sequence[Parent], patches: Patches = NO_PATCHES
@@ -38,7 +42,7 @@ def layer_tensors(
     anchor = spec.anchor
     family = parents[anchor.source].family
     patch = patches[spec.repair] if spec.repair else {}
-    gone = {"attention": spec.attn_level == GONE, "mlp": spec.mlp_level == GONE} if parents[0].levels else {}
+    gone = {"attention": spec.attn_level == GONE, "mlp": spec.mlp_level == GONE} if spec.library else {}
     for suffix in parents[anchor.source].layer_suffixes[anchor.layer]:
         if gone.get(family.half(suffix)):
             continue
@@ -51,7 +55,7 @@ def layer_tensors(
 def _combine(spec: LayerSpec, suffix: str, parents: Sequence[Parent], family: Family) -> torch.Tensor:
     mix = _mix(spec, suffix, family)
     tensors = [parents[p.source].layer_tensor(p.layer, suffix) for p in mix.parts]
-    if not parents[0].levels and family.silenced(suffix, spec.attn_level == GONE, spec.mlp_level == GONE):
+    if not spec.library and family.silenced(suffix, spec.attn_level == GONE, spec.mlp_level == GONE):
         return torch.zeros_like(tensors[0])
     weights = [p.weight for p in mix.parts]
     if mix.merge == "passthrough" and not family.silenced(suffix, True, True):
@@ -59,12 +63,12 @@ def _combine(spec: LayerSpec, suffix: str, parents: Sequence[Parent], family: Fa
         weights = [1.0]
     where = f"{mix.parts[-1].layer}.{suffix}"
     whole = merged(mix.merge, tensors, weights, where).to(parents[0].dtype)
-    return parents[0].levels.cut(spec.anchor.layer, suffix, whole, spec) if narrow(spec) else whole
+    return library(spec, parents).cut(spec.anchor.layer, suffix, whole, spec) if spec.library else whole
 
 
-def narrow(spec: LayerSpec) -> bool:
-    """Whether a half of the layer is at a level of a library."""
-    return spec.attn_level > 0 or spec.mlp_level > 0
+def library(spec: LayerSpec, parents: Sequence[Parent]) -> "Levels":
+    """What the levels of a spec index."""
+    return parents[0].levels[spec.library]
 
 
 def _mix(spec: LayerSpec, suffix: str, family: Family) -> Mix:
@@ -90,9 +94,9 @@ def output_config(blueprint: Blueprint, parents: Sequence[Parent]) -> Pretrained
     """
     base = parents[0]
     config = sliced(base.config, base.family, [s.anchor.layer for s in blueprint.layers])
-    if base.levels is None:
+    settings = [library(s, parents).settings(s) if s.library else {} for s in blueprint.layers]
+    if not any(settings):
         return config
-    settings = [base.levels.settings(s) for s in blueprint.layers]
     equal = uniform_config(config, settings[0]) if all(s == settings[0] for s in settings) else None
     return equal or pruned_config(config, dict(enumerate(settings)))
 
@@ -118,7 +122,7 @@ def check(blueprint: Blueprint, parents: Sequence[Parent], patches: Patches = NO
     for spec in blueprint.layers:
         for mix in (Mix(spec.parts, spec.merge), *([spec.mlp] if spec.mlp else [])):
             check_merge(mix.merge, len(mix.parts))
-        _check_levels(spec, blueprint, first)
+        _check_levels(spec, first)
         for part in all_parts(spec):
             if part.layer >= parents[part.source].depth:
                 raise InvalidBlueprint(
@@ -128,13 +132,16 @@ def check(blueprint: Blueprint, parents: Sequence[Parent], patches: Patches = NO
         _check_patch(spec, parents, patches)
 
 
-def _check_levels(spec: LayerSpec, blueprint: Blueprint, parent: Parent) -> None:
-    if not narrow(spec):
+def _check_levels(spec: LayerSpec, parent: Parent) -> None:
+    if spec.library is None:
+        if spec.attn_level not in (0, GONE) or spec.mlp_level not in (0, GONE):
+            raise InvalidBlueprint("The blueprint uses width levels, but names no level library.")
         return
-    levels = parent.levels
-    if levels is None or levels.digest != blueprint.levels:
+    levels = parent.levels.get(spec.library)
+    if levels is None:
         raise InvalidBlueprint(
-            f"The blueprint uses width levels of the library {blueprint.levels}, which is not given; name its folder."
+            f"The blueprint uses width levels of the library {spec.library}, which is not there; "
+            "run the compression again, which makes it."
         )
     if spec.attn_level >= levels.count("attention") or spec.mlp_level >= levels.count("mlp"):
         raise InvalidBlueprint("A level of the blueprint is beyond those of its level library.")
@@ -306,8 +313,8 @@ def _shape_and_item(name: str, blueprint: Blueprint, parents: Sequence[Parent]) 
         index, _, suffix = name[len(prefix) :].partition(".")
         spec = blueprint.layers[int(index)]
         name = f"{prefix}{spec.anchor.layer}.{suffix}"
-        if narrow(spec):
-            return parent.levels.shape(suffix, parent.shapes[name], spec), parent.checkpoint.itemsize(name)
+        if spec.library:
+            return library(spec, parents).shape(suffix, parent.shapes[name], spec), parent.checkpoint.itemsize(name)
     return parent.shapes[name], parent.checkpoint.itemsize(name)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from transformers import PreTrainedModel
 
-from hf_prune.assemble import Parent, layer_tensors, outside
+from hf_prune.assemble import Parent, layer_tensors, library, outside
 from hf_prune.blueprint import GONE, Blueprint, LayerSpec, Source
 from hf_prune.modeling_pruned import packed
 from hf_prune.patches import Patch, Patches, digest_of
@@ -96,9 +96,8 @@ class LayerBank:
             tensors = {n: t.to(like.device, like.dtype) for n, t in patch.items()}
             layer.load_state_dict(tensors, strict=False, assign=True)
             return layer.requires_grad_(False)
-        levels = self.parents[0].levels
-        if levels and levels.settings(spec):
-            return self._narrow(spec, template, levels.settings(spec))
+        if spec.library and (settings := library(spec, self.parents).settings(spec)):
+            return self._narrow(spec, template, settings)
         layer = sharing(template)
         tensors = {n: read().to(like.device, like.dtype) for n, read in layer_tensors(spec, self.parents)}
         layer.load_state_dict(tensors, assign=True)

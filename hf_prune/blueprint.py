@@ -58,8 +58,9 @@ class LayerSpec:
 
     `norms` names the single layer that gives the normalisation weights; None means they follow `parts`. `mlp` is what
     the MLP is made of where that differs from the rest of the layer.
-    Levels index a width library: `DENSE` keeps the half, `GONE` removes it. `repair` is the digest of tensors that
-    replace some of the layer's own; they lie in a repair file.
+    Levels index the level library of the digest `library`: `DENSE` keeps the half, `GONE` removes it. Without a library
+    a removed half is silenced, and keeps its place. `repair` is the digest of tensors that replace some of the layer's
+    own; they lie in a repair file.
     """
 
     parts: tuple[Part, ...]
@@ -69,6 +70,7 @@ class LayerSpec:
     norms: Part | None = None
     repair: str | None = None
     mlp: Mix | None = None
+    library: str | None = None
 
     @property
     def anchor(self) -> Part:
@@ -97,6 +99,7 @@ class LayerSpec:
             merge=mix.merge,
             norms=None if mix.parts == (norms,) else norms,
             mlp=None if mlp == mix else mlp,
+            library=None if self.attn_level == self.mlp_level == DENSE else self.library,
         )
 
 
@@ -104,7 +107,7 @@ class LayerSpec:
 class Blueprint:
     """A model as a list of layer specs over pinned sources.
 
-    `embed` and `head` index `sources`. `levels` names the digest of a width library.
+    `embed` and `head` index `sources`. `levels` is a key of early blueprints; layers name their libraries themselves.
     """
 
     sources: tuple[Source, ...]
@@ -148,9 +151,10 @@ class Blueprint:
         """JSON text; key order is fixed."""
         raw = asdict(self)
         for layer in raw["layers"]:
-            # Digests of layers that are of one piece are older than this key.
-            if layer["mlp"] is None:
-                del layer["mlp"]
+            # Digests of layers that are of one piece, and of full width, are older than these keys.
+            for key in ("mlp", "library"):
+                if layer[key] is None:
+                    del layer[key]
         return json.dumps(raw, sort_keys=True, indent=indent)
 
     @classmethod
@@ -202,9 +206,11 @@ class Blueprint:
         if any(type(v) is not int or v < GONE for s in self.layers for v in (s.attn_level, s.mlp_level)):
             raise InvalidBlueprint("A level of the blueprint is not -1 (gone), 0 (dense) or a level of a library.")
         if any(
-            not isinstance(t, str) for s in self.layers for t in (s.merge, s.repair or "", s.mlp.merge if s.mlp else "")
+            not isinstance(t, str)
+            for s in self.layers
+            for t in (s.merge, s.repair or "", s.mlp.merge if s.mlp else "", s.library or "")
         ):
-            raise InvalidBlueprint("A merge or a repair of the blueprint is not a name.")
+            raise InvalidBlueprint("A merge, a repair or a library of the blueprint is not a name.")
 
 
 @dataclass(frozen=True, slots=True, order=True)

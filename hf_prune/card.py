@@ -143,7 +143,8 @@ def _context(report: Report, figures: Mapping[str, str], parents: Sequence[Paren
         "search": _search(report), "merging_verdict": verdicts.merging_verdict(report),
         "correlations": _correlations(report), "front": report.get("front") or [],
         "load_from": json.dumps(str(target or "path/to/this/folder")),
-        "remote_code": bool(recipe.get("trust_remote_code")),
+        "remote_code": bool(recipe.get("trust_remote_code")) or bool(report.get("own_code")),
+        "load_note": _load_note(report),
         "certificate": _certificate(report), "command": _commands(report, local),
         "recipe": yaml.safe_dump(public_recipe(recipe, local), sort_keys=False, allow_unicode=True),
         "sources": "; ".join(_parent_link(p) for p in parents), "licence_note": inherited_licence(parents)[1],
@@ -291,6 +292,18 @@ def _ranges(layers: Sequence[int] | None) -> str:
         else:
             runs.append([layer, layer])
     return ", ".join(f"{a}" if a == b else f"{a}–{b}" for a, b in runs) or verdicts.NONE
+
+
+def _load_note(report: Report) -> str:
+    """What loading takes besides transformers."""
+    if report.get("own_code"):
+        return (
+            "The layers differ in width, which the classes of transformers cannot say; `modeling_pruned.py` beside the "
+            "weights builds them. After `import hf_prune` the model loads without `trust_remote_code` too."
+        )
+    if (report.get("recipe") or {}).get("trust_remote_code"):
+        return "The base model brings its own code, which this runs."
+    return "No package besides transformers is needed."
 
 
 def _zeroed(report: Report) -> str | None:

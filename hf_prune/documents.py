@@ -17,12 +17,14 @@ from hf_prune import __version__, card, figures, front, report
 from hf_prune.blueprint import Blueprint, LayerSpec, Outcome, Part, Trial
 from hf_prune.clock import Clock
 from hf_prune.found import Found, Rival
-from hf_prune.job import Job, Scorer
+from hf_prune.job import Job
 from hf_prune.journal import Journal, Row
 from hf_prune.measurement import measured
 from hf_prune.plan import asked
+from hf_prune.pruned_models import FILE
 from hf_prune.redaction import public_recipe
 from hf_prune.rivals import label
+from hf_prune.scorer import Scorer
 from hf_prune.search import drive, once
 
 FIGURES = {
@@ -33,6 +35,7 @@ FIGURES = {
     "capabilities": "capabilities.png",
     "healing": "healing.png",
     "layer_map": "parents.png",
+    "layer_widths": "widths.png",
 }
 CORRELATED = 64
 """Candidates behind the rank correlations, evenly spaced over the ranks of the search."""
@@ -67,6 +70,8 @@ def describe(
         **_identity(job, found),
         "size": _size(job, found.winner, stored),
         "layers": report.fates(found.winner, job.parent.depth),
+        "widths": report.widths(job.parent, found.winner),
+        "own_code": (folder / FILE).is_file(),
         **_lineage(job, found),
         "splits": report.splits(job.evidence),
         **measured(job, found, folder, healing),
@@ -336,6 +341,8 @@ def _figures(job: Job, journal: Journal, found: Found, result: Mapping[str, Any]
     drawn = {"layer_strip": figures.layer_strip(result, paths["layer_strip"])}
     if "origins" in result:
         drawn["layer_map"] = figures.layer_map(result, paths["layer_map"])
+    if result["widths"]:
+        drawn["layer_widths"] = figures.layer_widths(result, paths["layer_widths"])
     if found.finalists and not found.front:
         points = [(i + 1, r.values[0], r.fidelity.sequences) for i, r in enumerate(_own(job, journal))]
         rivals = {r.label: r.values[0] for r in found.rivals if r.values}

@@ -151,8 +151,8 @@ class Evaluator:
         outside = parent.parameters - sum(sum(s.values()) for s in sizes)
         live = outside
         for spec in blueprint.canonical_layers():
-            if parent.levels:
-                live += parent.levels.parameters(parent, spec)
+            if spec.library:
+                live += parent.levels[spec.library].parameters(parent, spec)
                 continue
             size = sizes[spec.anchor.layer]
             gone = size["attention"] * (spec.attn_level == GONE) + size["mlp"] * (spec.mlp_level == GONE)

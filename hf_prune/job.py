@@ -1,8 +1,7 @@
 """One run: a recipe with its base pinned and opened, its evidence, its evaluator and the meaning of its genomes."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,25 +13,27 @@ from transformers import AutoTokenizer, PreTrainedModel
 from hf_prune import hub
 from hf_prune.assemble import Parent, assemble, check, quiet
 from hf_prune.bank import LayerBank
-from hf_prune.blueprint import Blueprint, Fidelity, Genome, LayerSpec, Part, Source, Trial
+from hf_prune.blueprint import Blueprint, Fidelity, LayerSpec, Part, Source
 from hf_prune.calibration import Windows, windows
 from hf_prune.errors import InvalidData, InvalidRecipe
 from hf_prune.evaluate import Evaluator
 from hf_prune.exam import Exam
-from hf_prune.items import keep_items
+from hf_prune.levels import Kind, Levels, Options, made
 from hf_prune.methods import METHODS
-from hf_prune.methods.stitch import Stack
-from hf_prune.objectives import OBJECTIVES, Measures, values
+from hf_prune.methods.width import WidthSpace
+from hf_prune.objectives import OBJECTIVES, Measures
 from hf_prune.patches import load_patches, save_patches
 from hf_prune.plan import Target, layers_to_remove
 from hf_prune.recipe import DEFAULT_DATA, Recipe
 from hf_prune.repair import Repaired, repair
+from hf_prune.scorer import Scorer
 from hf_prune.speed import computes_bfloat16
 from hf_prune.task_sources import check_apart, load_tasks
 from hf_prune.tasks import Task
 from hf_prune.training_aware import Lesson, TrainingAware
 from hf_prune.variants import beside, check_variants, pull_variant
 
+Progress = Callable[[int, int], None]
 ALWAYS = ("kl", "perplexity", "similarity", "kl_similarity", "params")
 """What every trial is journaled with, so that reports and baselines need no second forward."""
 CAPACITY = 64
@@ -276,11 +277,13 @@ class Job:
         return tuple(dict.fromkeys((self.recipe.objective, *asked)))
 
     @cached_property
-    def scorer(self) -> "Scorer":
+    def scorer(self) -> Scorer:
         """Over the genomes of the recipe's method at this run's budget (free for a front)."""
         depth, remove, method = self.parent.depth, self.target.remove or None, METHODS[self.recipe.method]
         if self.recipe.method == "stitch":
             return Scorer(self, self.stitches(self.recipe.merges))
+        if self.recipe.method.startswith("width"):
+            return Scorer(self, self.widths)
         if self.recipe.method == "collapse":
             return Scorer(self, method(depth, remove, self.recipe.rules, self.recipe.norms))
         return Scorer(self, method(depth, 2 * remove if remove and self.recipe.method == "halves" else remove))
@@ -294,6 +297,32 @@ class Job:
         return METHODS["stitch"](self.parent.depth, self.target.remove or None, len(self.parents), merges,
                                  self.recipe.mix_halves, blend, *ends)  # fmt: skip
 
+    def library(self, kind: Kind = "obs", progress: Progress = lambda done, total: None) -> Levels:
+        """The level library of a kind, made when it is first asked for; layers of this run may name it from then on."""
+        if kind not in self._libraries:
+            r = self.recipe
+            text = self.training(r.library_sequences)
+            multiple = r.multiple_of or (8 if self.device.type == "cpu" else 64)
+            found = made(self.evaluator.dense, self.parent, text, Options(kind, r.levels, multiple, r.damping),
+                         r.library and Path(r.library), progress)  # fmt: skip
+            self.parent.levels[found.digest] = found
+            self._libraries[kind] = found
+        return self._libraries[kind]
+
+    @cached_property
+    def _libraries(self) -> dict[str, Levels]:
+        return {}
+
+    @cached_property
+    def widths(self) -> WidthSpace:
+        """The space of models cut to levels of the library, at this run's size."""
+        levels, parent = self.library(), self.parent
+        sizes = [levels.sizes(parent, i) for i in range(parent.depth)]
+        costs = tuple(tuple(map(float, s[half])) for half in ("attention", "mlp") for s in sizes)
+        dense = sum(c[0] for c in costs)
+        limit = dense - self.target.removed_ratio * parent.parameters if self.target.remove else None
+        return WidthSpace(costs, limit, levels.digest, self.recipe.method == "width+depth")
+
     def _distinct(self, names: Sequence[str]) -> tuple[int, ...]:
         """The first parent of every kind, as far as these tensors go."""
         seen: list[list[torch.Tensor]] = []
@@ -305,7 +334,7 @@ class Job:
                 found.append(number)
         return tuple(found)
 
-    def deletions(self, remove: int, mix: tuple[float, ...] = (1.0,)) -> "Scorer":
+    def deletions(self, remove: int, mix: tuple[float, ...] = (1.0,)) -> Scorer:
         """The baselines' space: plain deletions of `remove` layers of the base, or of a mix of the parents."""
         return Scorer(self, METHODS["collapse"](self.parent.depth, remove, ("keep",)), mix)
 
@@ -321,64 +350,6 @@ class Job:
             "numerics": {"torch": torch.__version__.split("+")[0], "transformers": transformers.__version__,
                          "dtype": str(self.dtype), "device": self.device.type},
         }  # fmt: skip
-
-
-@dataclass(frozen=True, eq=False)
-class Scorer:
-    """What `drive` asks: the meaning of one space's genomes and their values in a job's columns."""
-
-    job: Job
-    space: Any
-    mix: tuple[float, ...] = (1.0,)
-    """Weights of the parents in every layer, where the space knows one model only."""
-
-    def blueprint(self, genome: Genome) -> Blueprint:
-        """The model a genome stands for."""
-        model = self.space.decode(genome)
-        if isinstance(model, Stack):
-            return Blueprint(self.job.sources, *model).canonical()
-        layers = tuple(replace(s, parts=self._mixed(s.parts)) for s in model) if self.mix != (1.0,) else model
-        first = next(k for k, w in enumerate(self.mix) if w)
-        return Blueprint(self.job.sources, layers, first, first).canonical()
-
-    def _mixed(self, parts: Sequence[Part]) -> tuple[Part, ...]:
-        return tuple(Part(k, p.layer, p.weight * w) for p in parts for k, w in enumerate(self.mix) if w)
-
-    def key(self, trial: Trial) -> tuple[str, Fidelity]:
-        """What identifies a trial in the journal: the model, not its spelling, and the evidence."""
-        return self.blueprint(trial.genome).digest, trial.fidelity
-
-    def evaluate(self, trials: Sequence[Trial]) -> list[tuple[float, ...]]:
-        """Values of trials, in the order of the job's columns; trials of one fidelity share a sweep."""
-        found: dict[int, tuple[float, ...]] = {}
-        for fidelity in dict.fromkeys(t.fidelity for t in trials):
-            numbers = [i for i, t in enumerate(trials) if t.fidelity == fidelity]
-            blueprints = [self.blueprint(trials[i].genome) for i in numbers]
-            measured = self._measured(blueprints, fidelity)
-            keep_items(self.job.items, [b.digest for b in blueprints], fidelity, measured)
-            found |= {i: values(m, self.job.columns) for i, m in zip(numbers, measured, strict=True)}
-        return [found[i] for i in range(len(trials))]
-
-    def _measured(self, blueprints: Sequence[Blueprint], fidelity: Fidelity) -> Sequence[Measures]:
-        if not fidelity.repair and not fidelity.heal_tokens:
-            return self.job.evaluator.evaluate(blueprints, fidelity)
-        return [self._restored(blueprint, fidelity) for blueprint in blueprints]
-
-    def _restored(self, blueprint: Blueprint, fidelity: Fidelity) -> Measures:
-        """Measured after a repair, a training, or one after the other."""
-        job = self.job
-        if fidelity.repair:
-            blueprint = job.repaired(blueprint, fidelity.repair).blueprint
-        if fidelity.heal_tokens:
-            rows = slice(fidelity.start, fidelity.start + fidelity.sequences)
-            kl, nll = job.training_aware.scores(blueprint, fidelity.heal_tokens, rows)
-            parameters = job.evaluator.parameters(blueprint)
-            measured = Measures(kl, nll, math.nan, math.nan, parameters, finite=math.isfinite(kl))
-        else:
-            measured = job.evaluator.evaluate([blueprint], fidelity)[0]
-        for spec in blueprint.layers:
-            job.bank.forget(spec)
-        return measured
 
 
 def open_job(recipe: Recipe) -> Job:

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hf_prune.blueprint import DENSE, GONE, LayerSpec, Part
+from hf_prune.calibration import Windows
 from hf_prune.errors import BrokenCheckpoint, InvalidRecipe
 from hf_prune.obs import DAMPING, compensated, damped, increments, removal_order
 from hf_prune.parents import Parent
@@ -31,6 +32,7 @@ from hf_prune.units import Widths, spread
 Kind = Literal["obs", "wanda", "magnitude"]
 Half = Literal["attention", "mlp"]
 HALVES: tuple[Half, Half] = ("attention", "mlp")
+CACHE = "~/.cache/hf_prune/levels"
 EXACT = 4096
 """Inputs up to which orders and increments are computed in float64."""
 LANES, LANE_INPUTS = 4, 2048
@@ -223,6 +225,23 @@ def build(
     partial.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     partial.replace(folder / "manifest.json")
     return made
+
+
+def made(
+    dense: Dense,
+    parent: Parent,
+    text: Windows,
+    options: Options,
+    folder: Path | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Levels:
+    """The library of a model: opened where it is finished already, else made; by default in the user's cache."""
+    digest = digest_of(parent, options, text.digest)
+    folder = folder / options.kind if folder else Path(CACHE).expanduser() / digest
+    if (folder / "manifest.json").is_file():
+        _claim(folder, digest)
+        return Levels.open(folder)
+    return build(dense, parent, text.tokens, folder, options, evidence=text.digest, progress=progress)
 
 
 def digest_of(parent: Parent, options: Options, evidence: str) -> str:

@@ -1,6 +1,6 @@
 """One opened source: config, family and tensors, read when they are asked for."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ VOCABULARIES = ("embed_tokens.weight", "lm_head.weight", "wte.weight", "embed_in
 
 @dataclass(frozen=True, eq=False)
 class Parent:
-    """One opened source: what `Blueprint.sources[i]` points to; `levels` is its level library, where it has one."""
+    """One opened source: what `Blueprint.sources[i]` points to; `levels` are its level libraries by digest."""
 
     source: Source
     config: PretrainedConfig
@@ -28,7 +28,7 @@ class Parent:
     trust_remote_code: bool = False
     base: "Parent | None" = None
     rows: tuple[int, ...] | None = None
-    levels: Any = None
+    levels: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def open(

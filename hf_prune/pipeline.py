@@ -32,12 +32,14 @@ from hf_prune.front import front_of, picked
 from hf_prune.job import FINAL_STAGES, Job, open_job
 from hf_prune.journal import Journal
 from hf_prune.plan import evaluations
+from hf_prune.pruned_models import FILE
 from hf_prune.recipe import Recipe
 from hf_prune.recovery import healed, repaired
 from hf_prune.reference import block_distance, block_influence
 from hf_prune.report import spearman
 from hf_prune.rivals import stitched, warm_starts
 from hf_prune.search import SEARCHERS, Schedule, Scores, drive, finals, focused
+from hf_prune.width_rivals import libraries, narrowed, width_starts
 
 UNTRAINED = ("similarity", "kl_similarity", "gelaco_v1")
 """Objectives that a trained candidate is not measured by."""
@@ -150,11 +152,17 @@ def _make(recipe: Recipe, output: Path) -> Generator[Event, None, dict[str, Any]
     clock.lap("pull")
     trials = evaluations(recipe, job.parent.depth, job.target.remove)
     goal = f"remove {job.target.remove} of {job.parent.depth} layers" if job.target.remove else "every size"
+    if recipe.method.startswith("width") and job.target.remove:
+        goal = f"remove {job.target.removed_ratio:.0%} of all parameters"
     yield Started(recipe, str(job.parent.source), job.parent.depth, goal, trials)
     yield Stage("calibrate", ", ".join(job.evidence["search"].origin))
     job.evaluator  # noqa: B018 - the dense reference is run here, under its own stage
     clock.lap("calibrate")
     job.home.mkdir(parents=True, exist_ok=True)
+    if recipe.method.startswith("width"):
+        yield Stage("library", f"levels of {job.parent.depth} layers on at most {recipe.library_sequences} windows")
+        yield from libraries(job)
+        clock.lap("library")
     with Journal.open(job.home / "journal.jsonl", job.header()) as journal:
         found = yield from _search(job, journal, trials, clock)
         report = yield from finish(job, found, output, clock, functools.partial(describe, journal))
@@ -207,7 +215,7 @@ def finish(
 def _search(job: Job, journal: Journal, trials: int, clock: Clock) -> Generator[Event, None, Found]:
     """Baselines first (they seed the search), then the search, then the choice on the selection windows."""
     recipe, remove = job.recipe, job.target.remove
-    gather = stitched if recipe.variants else _rivals
+    gather = narrowed if recipe.method.startswith("width") else stitched if recipe.variants else _rivals
     rivals = yield from gather(job, journal, remove, clock)
     if recipe.drop:
         scorer = job.deletions(remove)
@@ -227,7 +235,11 @@ def _search(job: Job, journal: Journal, trials: int, clock: Clock) -> Generator[
     if recipe.search == "nsga2":
         front = front_of(job, finalists)
         winner, _ = picked(front, "knee")
-        rivals = yield from _rivals(job, journal, job.parent.depth - len(winner.layers), clock)
+        rivals = (
+            ()
+            if job.recipe.method.startswith("width")
+            else (yield from _rivals(job, journal, job.parent.depth - len(winner.layers), clock))
+        )
         return Found(winner, winner, finalists, rivals, front, layer_tokens)
     yield Stage("select", f"{len(finalists)} finalists on {recipe.selection_sequences} windows the search has not seen")
     winner, selection = yield from _best_unseen(job, journal, finalists)
@@ -252,6 +264,8 @@ def _schedule(job: Job, trials: int, seeds: tuple[Genome, ...] = (), finalists: 
 
 def _seeds(job: Job, rivals: Sequence[Rival]) -> tuple[Genome, ...]:
     """The baselines' cuts; for a front, ShortGPT's cut at every size."""
+    if job.recipe.method.startswith("width"):
+        return width_starts(job)
     if job.recipe.variants:
         return warm_starts(job, rivals)
     cuts = [r.removed for r in rivals]
@@ -350,7 +364,8 @@ def _certificate(job: Job, expected: torch.Tensor, folder: Path, stored: torch.d
         dtype=dtype,
         device=str(job.device),
         stored=rounded,
-        trust_remote_code=job.recipe.trust_remote_code,
+        # A model of several widths is loaded by the file beside its weights, which is our own.
+        trust_remote_code=job.recipe.trust_remote_code or (folder / FILE).is_file(),
     )
 
 

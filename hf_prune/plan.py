@@ -25,14 +25,20 @@ RANDOM_DRAWS = 5
 LOCAL = "sha256-"
 """What the revision of a local folder begins with; nothing is downloaded for it."""
 TRIALS_PER_SWAP = 5
+WIDTH_MOVES = 6
+"""Moves counted for each half of a layer whose width is searched."""
 SEARCHED = ("removal", "selection")
 """Baselines of stitch that are searches of their own."""
+CUTS = ("random", "last", "shortgpt", "window", "greedy")
+"""Baselines that delete whole layers."""
+WIDTHS = ("uniform", "errors", "wanda", "magnitude")
+"""Baselines of width, a model each."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Whole layers to remove (0 = the search looks at every size), the share of all parameters that is, and by how
-    much that misses the share asked for (None when no share was asked)."""
+    """Whole layers to remove (0 = the search looks at every size; for width as many layers as that share is worth), the
+    share of all parameters that is, and by how much that misses the share asked for (None when no share was asked)."""
 
     remove: int
     removed_ratio: float
@@ -90,7 +96,7 @@ def plan(recipe: Recipe, peek: "Peek", variants: "Sequence[Peek]" = ()) -> Plan:
     weights = weigh(peek)
     depth = len(weights.layers)
     target = layers_to_remove(recipe, depth, weights.layers, weights.total)
-    kept = depth - target.remove
+    kept = depth if recipe.method.startswith("width") else depth - target.remove
     result = round(weights.total * (1 - target.removed_ratio))
     # A removed half stays in the file as zeros (stock classes have no layer without it), so halves save no bytes.
     size = weights.bytes if recipe.method == "halves" else math.ceil(weights.bytes * result / weights.total)
@@ -166,6 +172,11 @@ def layers_to_remove(recipe: Recipe, depth: int, layer_parameters: Sequence[int]
     if recipe.drop:
         return _by_hand(recipe.dropped(), depth, layer_parameters, total_parameters)
     share = sum(layer_parameters) / depth / total_parameters
+    if recipe.method.startswith("width"):
+        ratio = recipe.ratio or DEFAULT_RATIO
+        if ratio >= depth * share:
+            raise InvalidRecipe(f"ratio {ratio:g} is more than the layers hold; ask for less than {depth * share:.3f}.")
+        return Target(max(1, round(ratio / share)), ratio, None)
     if recipe.keep_layers is not None:
         if not 1 <= recipe.keep_layers < depth:
             raise InvalidRecipe(
@@ -204,6 +215,8 @@ def candidates(recipe: Recipe, depth: int, remove: int) -> int:
     """Models the search can choose among, at most (some merges are deletions in disguise); 1 with `drop`."""
     if recipe.drop:
         return 1
+    if recipe.method.startswith("width"):
+        return recipe.levels ** (2 * depth)
     space, budget = METHODS[recipe.method], remove or None
     if recipe.method == "stitch":
         return space(depth, budget, 1 + len(recipe.variants), recipe.merges, recipe.mix_halves).count()
@@ -233,6 +246,8 @@ def evaluations(recipe: Recipe, depth: int, remove: int) -> int:
         case _:
             # A kept layer may take any of the variants, or more or less of it.
             moves = (middle + 4 * len(recipe.variants)) * (depth - middle)
+            if recipe.method.startswith("width"):
+                moves = WIDTH_MOVES * 2 * depth
             return recipe.evaluations or recipe.population + TRIALS_PER_SWAP * moves
     return min(needed, recipe.evaluations or needed)
 
@@ -242,7 +257,8 @@ def baseline_evaluations(recipe: Recipe, depth: int, remove: int) -> int:
     if not remove:
         return 0
     if recipe.method != "stitch":
-        return sum(_rival_trials(name, depth, remove) for name in recipe.baselines if name not in SEARCHED)
+        kinds = WIDTHS if recipe.method.startswith("width") else CUTS
+        return sum(_rival_trials(name, depth, remove) for name in recipe.baselines if name in kinds)
     cuts = sum(_rival_trials(name, depth, remove) for name in ("shortgpt", "greedy") if name in recipe.baselines)
     searched = sum(name in recipe.baselines for name in SEARCHED)
     return (2 + len(recipe.variants)) * cuts + searched * evaluations(recipe, depth, remove)
@@ -258,9 +274,9 @@ def layer_passes(recipe: Recipe, depth: int, remove: int) -> int:
     baselines = sum(
         greedy if name == "greedy" else _rival_trials(name, depth, remove) * (depth - remove)
         for name in (recipe.baselines if remove else ())
-        if name not in SEARCHED
+        if name in CUTS and not recipe.method.startswith("width")
     )
-    whole = recipe.method != "halves"
+    whole = recipe.method not in ("halves", "width", "width+depth")
     if recipe.search == "greedy" and whole and not recipe.drop:
         return depth + baselines + greedy
     deepest = depth - (remove or 1) if whole else depth

@@ -11,19 +11,31 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from hf_prune.errors import InvalidRecipe
 
-Method = Literal["collapse", "halves", "intervals", "stitch"]
+Method = Literal["collapse", "halves", "intervals", "stitch", "width", "width+depth"]
 Search = Literal[
     "staged", "smac", "genetic", "nsga2", "evopress", "greedy", "exhaustive", "random", "shortgpt", "window", "last"
 ]
 Objective = Literal[
     "kl", "perplexity", "similarity", "kl_similarity", "gelaco_v1", "text", "tasks", "doubt", "abilities"
 ]
-Baseline = Literal["random", "last", "shortgpt", "window", "greedy", "removal", "selection"]
+Baseline = Literal[
+    "random", "last", "shortgpt", "window", "greedy", "removal", "selection", "uniform", "errors", "wanda", "magnitude"
+]
 
 RULES = ("keep", "mean", "difference:0.5", "difference:1.0", "laco-released")
 DEFAULT_RATIO = 0.25
 DEFAULT_DATA = "Salesforce/wikitext:wikitext-2-raw-v1"
-NOT_IDENTITY = {"output", "memory", "push_to", "create_pr", "public", "commit_message", "overwrite", "device"}
+NOT_IDENTITY = {
+    "output",
+    "library",
+    "memory",
+    "push_to",
+    "create_pr",
+    "public",
+    "commit_message",
+    "overwrite",
+    "device",
+}
 """Fields that do not change which model comes out, so a changed value does not make a journal stale."""
 
 AFTER_SEARCH = {
@@ -39,7 +51,7 @@ MERGE = rf"linear|slerp|(task-arithmetic|passthrough):{NUMBER}|ties:{NUMBER}|dar
 AT_LEAST_ONE = (
     "sequences", "selection_sequences", "report_sequences", "population", "offspring", "evaluations", "task_items",
     "lm_eval_limit", "repair_sequences", "repair_finalists", "search_items", "selection_items", "heal_rank",
-    "heal_top_k",    "heal_batch", "heal_checks", "heal_patience",
+    "heal_top_k", "levels", "library_sequences", "heal_batch", "heal_checks", "heal_patience",
 )  # fmt: skip
 
 
@@ -68,7 +80,9 @@ class Recipe(BaseModel):
         json_schema_extra={"flag": "variant"},
     )
     output: str = Field("pruned", description="Folder for the result; must not exist unless --overwrite.")
-    method: Method = Field("collapse", description="What an integer means: collapse, halves, intervals or stitch.")
+    method: Method = Field(
+        "collapse", description="What an integer means: collapse, halves, intervals, stitch, width or width+depth."
+    )
     ratio: float | None = Field(None, description="Share of the whole model's parameters to remove, e.g. 0.25.")
     keep_layers: int | None = Field(None, description="Number of layers to keep, instead of --ratio.")
     drop_layers: int | None = Field(None, description="Number of layers to remove, instead of --ratio.")
@@ -83,6 +97,13 @@ class Recipe(BaseModel):
         "dare:DENSITY[:SEED], dare-ties:DENSITY[:SEED], passthrough:SCALE.",
     )
     mix_halves: bool = Field(False, description="Stitch mixes attention and MLP of a layer apart.")
+    levels: int = Field(10, description="Widths per layer in the level library, from dense to nothing.")
+    multiple_of: int | None = Field(None, description="Neurons kept are a multiple of this; default 8, on a GPU 64.")
+    damping: float = Field(0.01, description="Added to the Hessians of the library, as a share of their mean diagonal.")
+    library_sequences: int = Field(192, description="Windows that the level library is made from.")
+    library: str | None = Field(
+        None, description="Folder of the level library; default: by its digest in ~/.cache/hf_prune/levels."
+    )
     objective: Objective = Field("kl", description="What the search minimises.")
     search: Search = Field("staged", description="Who proposes candidates.")
     evaluations: int | None = Field(
@@ -113,7 +134,9 @@ class Recipe(BaseModel):
     lm_eval: tuple[str, ...] = Field((), description="Tasks of lm_eval, by name or as a local YAML file.")
     lm_eval_limit: int | None = Field(None, description="Most documents per task of lm_eval.")
     baselines: tuple[Baseline, ...] = Field(
-        get_args(Baseline), description="Baselines measured at the same size; removal and selection belong to stitch."
+        get_args(Baseline),
+        description="Baselines measured at the same size; removal and selection belong to stitch, the last "
+        "four to width.",
     )
     repair: bool = Field(False, description="Refit the weights that stay, in closed form and without training.")
     reach: Literal["map", "gap", "all"] = Field(
@@ -213,6 +236,7 @@ class Recipe(BaseModel):
             raise ValueError(f"objective {self.objective} needs tasks to search on; name files with --search-tasks")
         if self.variants and self.drop:
             raise ValueError("drop names layers of one model; with variants say how many go with --drop-layers")
+        self._consistent_width()
         if self.search == "smac" and self.method != "stitch":
             raise ValueError("search smac knows the genes of method stitch only; choose --search staged")
         for merge in self.merges:
@@ -221,6 +245,18 @@ class Recipe(BaseModel):
                     f"unknown merge {merge!r}; merges are linear, task-arithmetic:SCALE, slerp, ties:DENSITY, "
                     "dare:DENSITY[:SEED], dare-ties:DENSITY[:SEED] and passthrough:SCALE"
                 )
+
+    def _consistent_width(self) -> None:
+        if not self.method.startswith("width"):
+            return
+        if other := next((n for n in ("keep_layers", "drop_layers") if getattr(self, n) is not None), None):
+            raise ValueError(f"method {self.method} removes heads and neurons, not {other}; say how much with --ratio")
+        if self.drop:
+            raise ValueError(f"drop names layers, and method {self.method} cuts inside them; choose --method collapse")
+        if self.repair:
+            raise ValueError("the levels of method width are repaired already; leave out --repair")
+        if self.levels < 2 or (self.multiple_of or 1) < 1 or self.damping <= 0:
+            raise ValueError("levels must be at least 2, multiple_of at least 1 and damping above 0")
 
     def dropped(self) -> tuple[int, ...]:
         """`drop` as sorted layer numbers; ranges include both ends."""

@@ -15,7 +15,7 @@ import torch
 
 from hf_prune import speed, tasks
 from hf_prune.assemble import Parent
-from hf_prune.blueprint import GONE, Blueprint, Fidelity, Part
+from hf_prune.blueprint import GONE, Blueprint, Fidelity, LayerSpec, Part
 from hf_prune.calibration import Windows
 from hf_prune.evaluate import Evaluator
 
@@ -118,23 +118,47 @@ def sizes(parent: Parent, blueprint: Blueprint, live: int, stored: tuple[int, in
             "bytes": stored[1],
             "layers": len(layers),
             # Stock classes cache keys and values of a silenced attention too.
-            "kv_bytes_per_token": speed.kv_bytes_per_token(parent.config, itemsize, len(layers)),
+            "kv_bytes_per_token": _cached(parent, layers, itemsize),
             "layers_with_attention": caching,
         },
         "removed_ratio": 1 - live / parent.parameters,
     }
 
 
+def _cached(parent: Parent, layers: Sequence[LayerSpec], itemsize: int) -> int:
+    """Bytes that the cache holds per token."""
+    each = speed.kv_bytes_per_token(parent.config, itemsize, 1)
+    narrow = {i: parent.levels[s.library] for i, s in enumerate(layers) if s.library}
+    shares = [narrow[i].left("attention", s.attn_level) / narrow[i].widths.groups if i in narrow else 1.0
+              for i, s in enumerate(layers)]  # fmt: skip
+    return round(each * sum(shares))
+
+
+def widths(parent: Parent, blueprint: Blueprint) -> list[dict[str, int]] | None:
+    """Heads and neurons of every output layer, and of the dense one; None where no layer is narrower."""
+    found = []
+    for spec in blueprint.canonical().layers:
+        if spec.library:
+            levels = parent.levels[spec.library]
+            heads = levels.left("attention", spec.attn_level) * levels.widths.heads
+            found.append({"source": spec.anchor.layer, "heads": heads, "neurons": levels.left("mlp", spec.mlp_level),
+                          "of_heads": levels.widths.groups * levels.widths.heads,
+                          "of_neurons": levels.widths.neurons})  # fmt: skip
+    return found or None
+
+
 def fates(blueprint: Blueprint, depth: int) -> list[dict[str, Any]]:
     """What became of every source layer, for the table and the layer strip.
 
-    One of kept, removed, merged, attn_removed, mlp_removed, or norms_only: its norms went to an output layer that has
-    the rest of its weights from elsewhere.
+    One of kept, narrowed, removed, merged, attn_removed, mlp_removed, or norms_only: its norms went to an output layer
+    that has the rest of its weights from elsewhere.
     """
     homes: list[list[dict[str, Any]]] = [[] for _ in range(depth)]
     for output, spec in enumerate(blueprint.canonical().layers):
         for part in spec.parts:
             fate = "kept" if len(spec.parts) == 1 else "merged"
+            if spec.attn_level > 0 or spec.mlp_level > 0:
+                fate = "narrowed"
             if spec.attn_level == GONE or spec.mlp_level == GONE:
                 fate = "attn_removed" if spec.attn_level == GONE else "mlp_removed"
             homes[part.layer].append({"fate": fate, "output": output, "weight": part.weight})

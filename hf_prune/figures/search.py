@@ -38,6 +38,7 @@ LOG_SPREAD, MOST_MARKS = 8.0, 12
 FATES = {
     "kept": (SKY, "kept"),
     "merged": (ORANGE, "merged (weight)"),
+    "narrowed": (SKY, "narrower"),
     "norms_only": (YELLOW, "norms only"),
     "attn_removed": (GREEN, "attention gone (top)"),
     "mlp_removed": (GREEN, "MLP gone (bottom)"),

@@ -8,5 +8,13 @@ from hf_prune.methods.collapse import CollapseSpace
 from hf_prune.methods.halves import HalvesSpace
 from hf_prune.methods.intervals import IntervalSpace
 from hf_prune.methods.stitch import StitchSpace
+from hf_prune.methods.width import WidthSpace
 
-METHODS = {"collapse": CollapseSpace, "halves": HalvesSpace, "intervals": IntervalSpace, "stitch": StitchSpace}
+METHODS = {
+    "collapse": CollapseSpace,
+    "halves": HalvesSpace,
+    "intervals": IntervalSpace,
+    "stitch": StitchSpace,
+    "width": WidthSpace,
+    "width+depth": WidthSpace,
+}

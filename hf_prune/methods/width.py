@@ -1,0 +1,227 @@
+"""width: how many heads and neurons every layer keeps, as levels of a library (DarwinLM, arXiv 2502.07780).
+
+A gene per half: 0 is dense, each level keeps less, and the last one nothing. All candidates of one search use as much
+of a budget (parameters, or time) as fits: a move takes one half a level down and gives what that frees to others, so
+attention and MLP may trade. The attention of layer 0 never goes, since the cache takes its length from it.
+
+    genome: level of the attention of every layer, then of every MLP
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from math import prod
+
+import numpy as np
+
+from hf_prune.blueprint import GONE, Genome, LayerSpec, Part
+from hf_prune.errors import InvalidRecipe
+from hf_prune.methods.partition import kept_of
+
+STEPS = 3
+"""Most level switches of one move (DarwinLM, sec. 3.2: the smaller of two draws)."""
+GRAIN = 4096
+"""Parts that the budget is counted in where the best sum of losses is looked for."""
+
+
+@dataclass(frozen=True)
+class WidthSpace:
+    """All choices of levels that fit a budget and leave no room for one half to be a level wider.
+
+    Args:
+        costs: per half (attentions, then MLPs) what each level costs; falling, and 0 for the last.
+        limit: most of the sum; None leaves it free, for a Pareto search.
+        library: digest that the specs name.
+        depth_too: a layer may lose both halves, and is gone then.
+    """
+
+    costs: tuple[tuple[float, ...], ...]
+    limit: float | None
+    library: str
+    depth_too: bool = False
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.cost(self.narrowest()) > self.limit:
+            least = self.cost(self.narrowest()) / self.cost(self.dense())
+            raise InvalidRecipe(
+                f"The narrowest model still has {least:.1%} of what the layers cost; ask for less to be removed."
+            )
+
+    @property
+    def depth(self) -> int:
+        """Source layers."""
+        return len(self.costs) // 2
+
+    @property
+    def budget(self) -> int | None:
+        """Levels are not counted: the limit is one of cost."""
+        return None
+
+    # Genomes and what they mean ------------------------------------------------------------------------------------
+
+    def cost(self, genome: Genome) -> float:
+        """Sum over the halves."""
+        return sum(c[g] for c, g in zip(self.costs, genome, strict=True))
+
+    def decode(self, genome: Genome) -> tuple[LayerSpec, ...]:
+        """Layers that are left."""
+        found = []
+        for i in range(self.depth):
+            levels = [self._level(half, genome[half]) for half in (i, self.depth + i)]
+            if levels != [GONE, GONE]:
+                spec = LayerSpec((Part(0, i),), attn_level=levels[0], mlp_level=levels[1], library=self.library)
+                found.append(spec.canonical())
+        return tuple(found)
+
+    def dense(self) -> Genome:
+        """Nothing removed."""
+        return (0,) * len(self.costs)
+
+    def narrowest(self) -> Genome:
+        """As little as is allowed."""
+        return tuple(self._deepest(half, ()) for half in range(len(self.costs)))
+
+    def removed(self, genome: Genome) -> int:
+        """Levels that the halves are down."""
+        return sum(genome)
+
+    def features(self, genome: Genome) -> np.ndarray:
+        """float64 [2L]: share of every half that is gone, and [2L] whether all of it is."""
+        gone = [1 - c[g] / c[0] for c, g in zip(self.costs, genome, strict=True)]
+        return np.array([*gone, *(float(x == 1) for x in gone)])
+
+    def from_removed(self, layers: Iterable[int]) -> Genome:
+        """Both halves of exactly these layers gone."""
+        kept = set(kept_of(self.depth, layers))
+        return tuple(0 if i % self.depth in kept else len(self.costs[i]) - 1 for i in range(2 * self.depth))
+
+    def uniform(self) -> Genome:
+        """Every half at the level nearest to one share, made to fit: each layer as wide as the others."""
+        if self.limit is None:
+            return self.dense()
+        low, high = 0.0, 1.0
+        for _ in range(40):
+            share = (low + high) / 2
+            low, high = (share, high) if self.cost(self._at(share)) <= self.limit else (low, share)
+        return self._at(low)
+
+    def cheapest(self, losses: Sequence[Sequence[float]]) -> Genome:
+        """The genome of the least sum of losses [halves][levels] that fits, by dynamic programming."""
+        limit = self.cost(self.dense()) if self.limit is None else self.limit
+        unit = limit / GRAIN
+        best = np.zeros(GRAIN + 1)
+        choices = []
+        for half, (costs, mine) in enumerate(zip(self.costs, losses, strict=True)):
+            allowed = range(self._deepest(half, ()) + 1)
+            table = np.full((len(allowed), GRAIN + 1), np.inf)
+            for level in allowed:
+                need = int(np.ceil(costs[level] / unit - 1e-9))
+                if need <= GRAIN:
+                    table[level, need:] = best[: GRAIN + 1 - need] + mine[level]
+            choices.append(table.argmin(0))
+            best = table.min(0)
+        left, genome = GRAIN, []
+        for costs, chosen in zip(reversed(self.costs), reversed(choices), strict=True):
+            level = int(chosen[left])
+            genome.append(level)
+            left -= int(np.ceil(costs[level] / unit - 1e-9))
+        return self.repair(tuple(reversed(genome)), np.random.default_rng(0))
+
+    # Moves ---------------------------------------------------------------------------------------------------------
+
+    def random(self, rng: np.random.Generator) -> Genome:
+        """Any levels, made to fit."""
+        genome = tuple(int(rng.integers(len(c))) for c in self.costs)
+        return self.repair(genome, rng)
+
+    def mutate(self, genome: Genome, rng: np.random.Generator) -> Genome:
+        """One to three halves a level down, and others up as long as there is room; any one step where size is free."""
+        levels = list(genome)
+        moved = set()
+        for _ in range(min(rng.integers(1, STEPS + 1, size=2)) if self.limit is not None else 1):
+            down = [h for h in range(len(levels)) if levels[h] < self._deepest(h, levels)]
+            if self.limit is None and rng.random() < 0.5:
+                up = [h for h in range(len(levels)) if levels[h]]
+                if up:
+                    levels[int(rng.choice(up))] -= 1
+                    continue
+            if down:
+                half = int(rng.choice(down))
+                levels[half] += 1
+                moved.add(half)
+        if self.limit is not None:
+            self._fill(levels, rng, moved)
+            self._fill(levels, rng, set())
+        return tuple(levels)
+
+    def crossover(self, a: Genome, b: Genome, rng: np.random.Generator) -> Genome:
+        """Every layer as in one of the two, made to fit."""
+        asked = rng.random(self.depth) < 0.5
+        child = (a[i] if asked[i % self.depth] else b[i] for i in range(len(a)))
+        return self.repair(tuple(child), rng)
+
+    def repair(self, genome: Genome, rng: np.random.Generator) -> Genome:
+        """Any levels, brought within the budget by steps down and then filled by steps up; the rest stays."""
+        levels = list(genome)
+        for half in range(len(levels)):
+            levels[half] = min(levels[half], self._deepest(half, levels))
+        if self.limit is not None:
+            while self.cost(tuple(levels)) > self.limit:
+                down = [h for h in range(len(levels)) if levels[h] < self._deepest(h, levels)]
+                levels[int(rng.choice(down))] += 1
+            self._fill(levels, rng, set())
+        return tuple(levels)
+
+    def removals(self, genome: Genome) -> list[Genome]:
+        """Every genome with one half a level further down; [] once the budget is met."""
+        if self.limit is not None and self.cost(genome) <= self.limit:
+            return []
+        down = [h for h in range(len(genome)) if genome[h] < self._deepest(h, genome)]
+        return [tuple(g + (k == h) for k, g in enumerate(genome)) for h in down]
+
+    def enumerate(self) -> Iterator[Genome]:
+        """Every genome that fits and leaves no room."""
+        for genome in product(*(range(len(c)) for c in self.costs)):
+            fixed = all(g <= self._deepest(h, genome) for h, g in enumerate(genome))
+            if fixed and (self.limit is None or self.cost(genome) <= self.limit and not self._wider(list(genome))):
+                yield genome
+
+    def count(self) -> int:
+        """Choices of levels, those that do not fit included: an upper bound."""
+        return prod(len(c) for c in self.costs)
+
+    # Parts ---------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _last(self) -> tuple[int, ...]:
+        return tuple(len(c) - 1 for c in self.costs)
+
+    def _level(self, half: int, level: int) -> int:
+        return GONE if level == self._last[half] else level
+
+    def _deepest(self, half: int, levels: Sequence[int]) -> int:
+        """The furthest a half may go: not all of the attention of layer 0, nor both halves of one layer."""
+        if half == 0:
+            return self._last[0] - 1
+        other = (half + self.depth) % (2 * self.depth)
+        gone = levels and levels[other] == self._last[other] or not levels and half >= self.depth
+        return self._last[half] - bool(gone and not self.depth_too)
+
+    def _at(self, share: float) -> Genome:
+        """Every half at the widest level that keeps at most `share` of it; none gone."""
+        return tuple(
+            next((i for i, x in enumerate(c[:-1]) if x <= share * c[0] + 1e-9), len(c) - 2) for c in self.costs
+        )
+
+    def _wider(self, levels: list[int], untouched: Iterable[int] = ()) -> list[int]:
+        """Halves that would still fit a level up."""
+        room = self.limit - self.cost(tuple(levels)) + 1e-9
+        return [
+            h for h, g in enumerate(levels)
+            if g and h not in untouched and self.costs[h][g - 1] - self.costs[h][g] <= room
+        ]  # fmt: skip
+
+    def _fill(self, levels: list[int], rng: np.random.Generator, untouched: set[int]) -> None:
+        while options := self._wider(levels, untouched):
+            levels[int(rng.choice(options))] -= 1

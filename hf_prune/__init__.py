@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import Any
 
+from hf_prune import registration
+
 __version__ = "0.1.0"
 
 PUBLIC = {
@@ -18,6 +20,8 @@ PUBLIC = {
 }
 
 __all__ = ["__version__", *PUBLIC]
+
+registration.install()
 
 
 def __getattr__(name: str) -> Any:

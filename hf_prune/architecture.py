@@ -14,7 +14,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from hf_prune.errors import UnsupportedArchitecture
 from hf_prune.modeling_pruned import PREFIX
-from hf_prune.pruned_models import register
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +118,6 @@ SLICEABLE = ("layer_types", "mlp_layer_types", "no_rope_layers", "layers_block_t
 PERIODIC = ("first_k_dense_replace", "moe_layer_freq", "decoder_sparse_step", "mlp_only_layers", "attn_layer_period",
             "expert_layer_period", "cross_attention_layers", "layer_group_size", "num_kv_shared_layers")  # fmt: skip
 """Config keys that tell layers apart by their number: dropping a layer would silently change the others."""
-
-register()
 
 NUMBERS = ("layer_idx", "layer_id", "layer_number", "layer_index", "block_idx")
 """Attributes that hold a layer's number, which its cache needs."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
@@ -25,9 +25,6 @@ from hf_prune.modeling_pruned import PREFIX
 from hf_prune.parents import Parent
 from hf_prune.patches import NO_PATCHES, PATCH_FILE, Patches, save_patches
 from hf_prune.pruned_models import FILE, classes, is_pruned, pruned_config, uniform_config
-
-if TYPE_CHECKING:
-    from hf_prune.levels import Levels
 
 
 def layer_tensors(
@@ -66,8 +63,8 @@ def _combine(spec: LayerSpec, suffix: str, parents: Sequence[Parent], family: Fa
     return library(spec, parents).cut(spec.anchor.layer, suffix, whole, spec) if spec.library else whole
 
 
-def library(spec: LayerSpec, parents: Sequence[Parent]) -> "Levels":
-    """What the levels of a spec index."""
+def library(spec: LayerSpec, parents: Sequence[Parent]) -> Any:
+    """The `Levels` that a spec's levels index."""
     return parents[0].levels[spec.library]
 
 

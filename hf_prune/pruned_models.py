@@ -4,7 +4,9 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers.configuration_utils import PretrainedConfig
+from transformers.models.auto.configuration_auto import AutoConfig
+from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from hf_prune import modeling_pruned
 from hf_prune.modeling_pruned import FAMILIES, PREFIX

@@ -255,6 +255,8 @@ class Recipe(BaseModel):
             raise ValueError(f"drop names layers, and method {self.method} cuts inside them; choose --method collapse")
         if self.repair:
             raise ValueError("the levels of method width are repaired already; leave out --repair")
+        if self.search in ("smac", "exhaustive", "shortgpt", "window", "last"):
+            raise ValueError(f"search {self.search} knows whole layers, not widths; choose --search staged")
         if self.levels < 2 or (self.multiple_of or 1) < 1 or self.damping <= 0:
             raise ValueError("levels must be at least 2, multiple_of at least 1 and damping above 0")
 

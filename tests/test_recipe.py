@@ -39,6 +39,8 @@ CHANGED = {
     "variants": ("other",),
     "merges": ("linear", "slerp"),
     "search_tasks": ("search.jsonl",),
+    "damping": 0.02,
+    "library": "elsewhere",
 }
 BESIDE = {"variants": {"method": "stitch", "variants": ("one",)}}
 """What a field needs beside it."""
@@ -126,7 +128,7 @@ recipes = st.builds(
     sizes,
     base=words,
     output=words,
-    method=st.sampled_from([m for m in get_args(Method) if m != "stitch"]),
+    method=st.sampled_from([m for m in get_args(Method) if m != "stitch" and not m.startswith("width")]),
     search=st.sampled_from([s for s in get_args(Search) if s not in ("nsga2", "smac")]),
     objective=st.sampled_from([o for o in get_args(Objective) if o not in ("tasks", "doubt", "abilities")]),
     rules=st.lists(st.sampled_from(RULES), min_size=1).map(tuple),

@@ -79,7 +79,7 @@ def report_of(a: argparse.Namespace, seed: int, folder: Path) -> dict[str, Any]:
         output=str(folder / f"{a.objective}-{a.sequences}-{a.halves}-{a.evaluations}-{a.drop_layers}-{seed}"),
     )
     found = run(recipe)
-    timing = found.report["timing"]
+    timing = found.report["seconds"]
     print(f"seed {seed}: {sum(timing.values()):.0f} s, of which search {timing.get('search', 0):.0f} s", flush=True)
     return json.loads((found.folder / "report.json").read_text(encoding="utf-8"))
 

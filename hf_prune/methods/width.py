@@ -109,24 +109,26 @@ class WidthSpace:
     def cheapest(self, losses: Sequence[Sequence[float]]) -> Genome:
         """The genome of the least sum of losses [halves][levels] that fits, by dynamic programming."""
         limit = self.cost(self.dense()) if self.limit is None else self.limit
-        unit = limit / GRAIN
-        best = np.zeros(GRAIN + 1)
-        choices = []
-        for half, (costs, mine) in enumerate(zip(self.costs, losses, strict=True)):
-            allowed = range(self._deepest(half, ()) + 1)
-            table = np.full((len(allowed), GRAIN + 1), np.inf)
-            for level in allowed:
-                need = int(np.ceil(costs[level] / unit - 1e-9))
+        unit, best, choices = limit / GRAIN, np.zeros(GRAIN + 1), []
+        for layer in range(self.depth):
+            pairs = self._pairs(layer)
+            halves = (layer, self.depth + layer)
+            needs = [sum(self.costs[h][g] for h, g in zip(halves, pair, strict=True)) for pair in pairs]
+            needs = [int(np.ceil(n / unit - 1e-9)) for n in needs]
+            table = np.full((len(pairs), GRAIN + 1), np.inf)
+            for row, (pair, need) in enumerate(zip(pairs, needs, strict=True)):
                 if need <= GRAIN:
-                    table[level, need:] = best[: GRAIN + 1 - need] + mine[level]
-            choices.append(table.argmin(0))
+                    mine = sum(losses[h][g] for h, g in zip(halves, pair, strict=True))
+                    table[row, need:] = best[: GRAIN + 1 - need] + mine
+            choices.append((pairs, needs, table.argmin(0)))
             best = table.min(0)
-        left, genome = GRAIN, []
-        for costs, chosen in zip(reversed(self.costs), reversed(choices), strict=True):
-            level = int(chosen[left])
-            genome.append(level)
-            left -= int(np.ceil(costs[level] / unit - 1e-9))
-        return self.repair(tuple(reversed(genome)), np.random.default_rng(0))
+        left, found = GRAIN, []
+        for pairs, needs, chosen in reversed(choices):
+            row = int(chosen[left])
+            found.append(pairs[row])
+            left -= needs[row]
+        attention, mlp = zip(*reversed(found), strict=True)
+        return self.repair((*attention, *mlp), np.random.default_rng(0))
 
     # Moves ---------------------------------------------------------------------------------------------------------
 
@@ -207,6 +209,12 @@ class WidthSpace:
         other = (half + self.depth) % (2 * self.depth)
         gone = levels and levels[other] == self._last[other] or not levels and half >= self.depth
         return self._last[half] - bool(gone and not self.depth_too)
+
+    def _pairs(self, layer: int) -> list[tuple[int, int]]:
+        """Levels that the halves of a layer may have together."""
+        ends = self._last[layer], self._last[self.depth + layer]
+        both = product(range(ends[0] + (layer > 0)), range(ends[1] + 1))
+        return [pair for pair in both if self.depth_too or pair != ends]
 
     def _at(self, share: float) -> Genome:
         """Every half at the widest level that keeps at most `share` of it; none gone."""

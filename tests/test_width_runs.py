@@ -1,0 +1,155 @@
+"""Whole runs of width: from a command to a certified model of several widths, published, resumed, trained."""
+
+import json
+import subprocess
+import sys
+import textwrap
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from hf_prune import pipeline
+from hf_prune.blueprint import Blueprint
+from hf_prune.errors import InvalidRecipe
+from hf_prune.pipeline import compress, run
+from tests.runs import base, command, recipe, text
+
+WIDTH = {"method": "width", "ratio": 0.3, "levels": 6, "multiple_of": 8, "library_sequences": 12,
+         "baselines": ("uniform", "errors", "wanda", "magnitude")}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    home = tmp_path_factory.mktemp("width")
+    base(home / "base")
+    text(home / "text.txt")
+    return home
+
+
+def asked(home, name="out", **changes):
+    fixed = {"base": str(home / "base"), "data": (str(home / "text.txt"),), "library": str(home / "levels"), **WIDTH}
+    return recipe(home, **{**fixed, "output": str(home / name), **changes})
+
+
+@pytest.fixture(scope="module")
+def done(home):
+    return run(asked(home))
+
+
+def test_a_run_ends_with_a_certified_model_of_several_widths(done):
+    report = done.report
+    size = report["size"]
+    assert report["certificate"]["ok"] and report["certificate"]["without_hf_prune"]
+    assert 0.29 <= size["removed_ratio"] and size["pruned"]["parameters"] == size["pruned"]["active_parameters"]
+    assert {b["name"] for b in report["baselines"]} == {"hf_prune", "uniform", "errors", "wanda", "magnitude"}
+    assert all(b["parameters"] <= 0.71 * size["dense"]["parameters"] for b in report["baselines"])
+    assert len({(w["heads"], w["neurons"]) for w in report["widths"]}) > 1
+    assert (done.folder / "figures" / "widths.png").is_file() and (done.folder / "modeling_pruned.py").is_file()
+    card = (done.folder / "README.md").read_text()
+    assert "trust_remote_code=True" in card and "import hf_prune" in card
+    assert done.model.config.model_type == "pruned_llama"
+
+
+def test_a_process_without_hf_prune_needs_the_file_beside_the_weights(done):
+    code = f"""
+        import sys
+        sys.modules["hf_prune"] = None
+        from transformers import AutoModelForCausalLM
+        try:
+            AutoModelForCausalLM.from_pretrained({str(done.folder)!r}, trust_remote_code=False)
+        except ValueError as e:
+            print("refused", "trust_remote_code" in str(e))
+        model = AutoModelForCausalLM.from_pretrained({str(done.folder)!r}, trust_remote_code=True)
+        print(type(model).__name__, model.generate(max_new_tokens=3).shape[1])
+    """
+    said = subprocess.run(
+        [sys.executable, "-P", "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True
+    )
+    assert said.stdout.split() == ["refused", "True", "PrunedLlamaForCausalLM", "4"]
+
+
+def test_the_library_serves_every_ratio(done, home, monkeypatch):
+    monkeypatch.setattr("hf_prune.levels.build", None)
+    other = run(asked(home, "smaller", ratio=0.45, baselines=("uniform",)))
+    assert 0.44 <= other.report["size"]["removed_ratio"]
+
+
+def test_left_at_any_batch_it_goes_on_and_ends_the_same(done, home, monkeypatch):
+    monkeypatch.setattr(pipeline, "BATCH", 4)
+    whole = run(asked(home, "whole"))
+    events = compress(asked(home, "left"))
+    for count, event in enumerate(events):
+        if type(event).__name__ == "Scored" and count > 12:
+            break
+    events.close()
+    again = run(asked(home, "left"))
+    assert again.report["digest"] == whole.report["digest"]
+    assert (again.folder / "model.safetensors").read_bytes() == (whole.folder / "model.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+def test_it_is_trained_and_keeps_its_widths(home):
+    result = run(asked(home, "healed", heal="2k", heal_batch=4, heal_checks=2, heal_lr=1e-3, length=32))
+    assert result.report["healing"]["tokens"] > 0 and result.report["certificate"]["ok"]
+    assert result.model.config.model_type == "pruned_llama"
+
+
+@pytest.mark.slow
+def test_finalists_may_be_trained_before_the_choice(home):
+    result = run(asked(home, "aware", search_heal="500", baselines=()))
+    assert result.report["selection"]["means"] == ["trained"]
+
+
+@pytest.mark.slow
+def test_a_front_over_all_sizes_comes_from_one_library(home):
+    result = run(asked(home, "front", ratio=None, search="nsga2", evaluations=40))
+    sizes = [member["parameters"] for member in result.front]
+    assert len(set(sizes)) > 2
+
+
+@pytest.mark.slow
+def test_width_and_depth_may_remove_whole_layers(home):
+    result = run(asked(home, "both", method="width+depth", ratio=0.6, evaluations=60))
+    assert result.report["certificate"]["ok"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("search", ["genetic", "evopress", "random", "greedy"])
+def test_other_searches_end_with_a_model(home, search):
+    assert run(asked(home, search, search=search, baselines=())).report["certificate"]["ok"]
+
+
+@pytest.mark.slow
+def test_from_the_hub_to_the_hub(hub_server, home, tmp_path):
+    hub_server.seed("ns/base", home / "base")
+    flags = ["--method", "width", "--ratio", "0.3", "--levels", "6", "--multiple-of", "8", "--library-sequences", "12",
+             "--length", "32", "--sequences", "4", "--selection-sequences", "4", "--report-sequences", "6",
+             "--evaluations", "24", "--task-items", "4", "--data", home / "text.txt", "--library", home / "levels-hub",
+             "--output", tmp_path / "small", "--push-to", "ns/small"]  # fmt: skip
+    done = command("compress", "ns/base", *flags)
+    assert done.returncode == 0, done.stderr
+    assert {"modeling_pruned.py", "config.json", "README.md"} <= set(hub_server.repo("ns/small").at("main").tree)
+    raw = json.loads(hub_server.storage.read(hub_server.repo("ns/small"), "config.json"))
+    assert raw["model_type"] == "pruned_llama" and raw["per_layer_config"] and raw["auto_map"]
+    loaded = AutoModelForCausalLM.from_pretrained("ns/small")
+    assert Blueprint.from_json((tmp_path / "small" / "blueprint.json").read_text()).layers[0] is not None
+    assert sum(p.numel() for p in loaded.parameters()) < 0.71 * 10**6
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"keep_layers": 3, "ratio": None}, "removes heads and neurons"),
+        ({"repair": True}, "repaired already"),
+        ({"search": "shortgpt"}, "knows whole layers"),
+        ({"levels": 1}, "levels must be at least 2"),
+    ],
+)
+def test_what_width_cannot_do_is_refused(home, changes, says):
+    with pytest.raises(InvalidRecipe, match=says):
+        asked(home, **changes)
+
+
+def test_more_than_the_layers_hold_is_refused(home):
+    with pytest.raises(InvalidRecipe, match="more than the layers hold"):
+        run(asked(home, "none", ratio=0.99))

@@ -34,6 +34,11 @@ REPORT = {
     "layers": [{"source": i, "fate": "removed" if i in (3, 6, 7, 11) else "kept"} for i in range(16)],
 }
 VALUES = {
+    "levels": 8,
+    "multiple_of": 16,
+    "damping": 0.02,
+    "library_sequences": 64,
+    "library": "levels",
     "output": "elsewhere",
     "method": "stitch",
     "variants": ("v", "w+a"),

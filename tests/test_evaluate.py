@@ -174,7 +174,7 @@ def test_all_deletions_of_four_of_sixteen_layers_cost_6187_passes(tmp_path):
 @given(st.data())
 def test_a_generation_of_any_method_scores_like_its_members_alone(data):
     bank = bank_of("llama")
-    method = data.draw(st.sampled_from([m for m in sorted(METHODS) if m != "stitch"]))
+    method = data.draw(st.sampled_from([m for m in sorted(METHODS) if m in ("collapse", "halves", "intervals")]))
     space = METHODS[method](DEPTH, 2)
     import numpy as np
 

@@ -13,11 +13,18 @@ import importlib
 from typing import Any
 
 import torch
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "smollm3")
-"""Model types of transformers that may be cut this way; the file's classes are named after them."""
+FAMILIES = {
+    "llama": ("llama", "LlamaConfig", "LlamaForCausalLM"),
+    "mistral": ("mistral", "MistralConfig", "MistralForCausalLM"),
+    "qwen2": ("qwen2", "Qwen2Config", "Qwen2ForCausalLM"),
+    "qwen3": ("qwen3", "Qwen3Config", "Qwen3ForCausalLM"),
+    "gemma2": ("gemma2", "Gemma2Config", "Gemma2ForCausalLM"),
+    "gemma3_text": ("gemma3", "Gemma3TextConfig", "Gemma3ForCausalLM"),
+    "phi3": ("phi3", "Phi3Config", "Phi3ForCausalLM"),
+    "smollm3": ("smollm3", "SmolLM3Config", "SmolLM3ForCausalLM"),
+}
+"""Model types that may be cut this way: package of transformers, config, model; the classes here bear their names."""
 PREFIX = "pruned_"
 HALVES = {"attention": "self_attn", "mlp": "mlp"}
 
@@ -75,8 +82,7 @@ class _PrunedModel:
 
 
 def _classes(family: str) -> tuple[type, type]:
-    stock_config, stock_model = CONFIG_MAPPING_NAMES[family], MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family]
-    package = family.removesuffix("_text")
+    package, stock_config, stock_model = FAMILIES[family]
     configs = importlib.import_module(f"transformers.models.{package}.configuration_{package}")
     models = importlib.import_module(f"transformers.models.{package}.modeling_{package}")
     here = {"__module__": __name__}
@@ -92,3 +98,6 @@ def _classes(family: str) -> tuple[type, type]:
 for _family in FAMILIES:
     for _made in _classes(_family):
         globals()[_made.__name__] = _made
+
+DONE = True
+"""All classes are there."""

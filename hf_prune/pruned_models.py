@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from transformers.configuration_utils import PretrainedConfig
-from transformers.models.auto.configuration_auto import AutoConfig
-from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from hf_prune import modeling_pruned
 from hf_prune.modeling_pruned import FAMILIES, PREFIX
@@ -25,6 +23,9 @@ def classes(family: str) -> tuple[type, type]:
 
 def register() -> None:
     """Let AutoConfig and AutoModelForCausalLM know them; a second time nothing happens."""
+    from transformers.models.auto.configuration_auto import AutoConfig
+    from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+
     for family in FAMILIES:
         config, model = classes(family)
         AutoConfig.register(config.model_type, config, exist_ok=True)
@@ -61,3 +62,6 @@ def uniform_config(config: PretrainedConfig, settings: Mapping[str, Any]) -> Pre
 def head_dim(config: PretrainedConfig) -> int:
     """Numbers per head; stated or not."""
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+register()

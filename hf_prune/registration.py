@@ -22,8 +22,11 @@ def install() -> None:
 
 
 def _register() -> None:
-    # By name, since this module is below the one that it brings in.
-    importlib.import_module("hf_prune.pruned_models").register()
+    # By name, since this module is below the one that it brings in, which registers when it is imported. While its own
+    # part is being imported, somebody of ours is about to do that.
+    part = sys.modules.get("hf_prune.modeling_pruned")
+    if part is None or hasattr(part, "DONE"):
+        importlib.import_module("hf_prune.pruned_models")
 
 
 class _Waiting(MetaPathFinder):

@@ -56,7 +56,7 @@ def within_budget(space, genome) -> bool:
 
 
 def test_every_method_is_tested():
-    # StitchSpace decodes to a stack of several parents, and WidthSpace has a budget of cost; both have files of their own.
+    # StitchSpace decodes to a stack of several parents, WidthSpace has a budget of cost: both have their own files.
     assert {type(space) for space in SPACES} | {StitchSpace, WidthSpace} == set(METHODS.values())
 
 

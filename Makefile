@@ -9,6 +9,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 demo: $(VENV)/installed  ## compress the bundled model and show where the result lies
 	$(BIN)/hf-prune demo
 	$(BIN)/hf-prune demo stitch
+	$(BIN)/hf-prune demo width
 
 test: $(VENV)/installed-dev  ## fast tests, then slow ones
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
@@ -23,7 +24,7 @@ style: $(VENV)/installed-dev  ## fix what can be fixed
 	$(BIN)/python -m ruff format .
 
 clean:
-	rm -rf $(VENV) pruned-demo pruned-demo.run stitched-demo stitched-demo.run
+	rm -rf $(VENV) pruned-demo pruned-demo.run stitched-demo stitched-demo.run narrow-demo narrow-demo.run
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -6,15 +6,17 @@ from typing import Any, Literal
 from hf_prune.calibration import demo_folder
 from hf_prune.recipe import Recipe
 
-Act = Literal["cut", "stitch"]
-OUTPUTS = {"cut": "pruned-demo", "stitch": "stitched-demo"}
+Act = Literal["cut", "stitch", "width"]
+OUTPUTS = {"cut": "pruned-demo", "stitch": "stitched-demo", "width": "narrow-demo"}
 
 
 def demo_recipe(act: Act, output: str | None = None) -> Recipe:
-    """A quarter off the bundled model, repaired; of it alone, or of it and its three specialists."""
+    """A quarter off the bundled model: layers of it, repaired; layers of it and its three specialists; or widths."""
     folder = Path(demo_folder())
-    asked = {"base": str(folder / "storymath-16l"), "data": (str(folder / "text"),), "ratio": 0.25,
-             "repair": True, "repair_finalists": 2}  # fmt: skip
+    asked = {"base": str(folder / "storymath-16l"), "data": (str(folder / "text"),), "ratio": 0.25}
+    if act == "width":
+        return Recipe.of(**asked, method="width", evaluations=320, output=output or OUTPUTS[act])
+    asked |= {"repair": True, "repair_finalists": 2}
     if act == "stitch":
         asked |= _stitched(folder, folder / "specialists")
     return Recipe.of(**asked, output=output or OUTPUTS[act])

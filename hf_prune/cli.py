@@ -107,11 +107,13 @@ def compress_command(
 @guarded
 def demo_command(
     act: Annotated[
-        Literal["cut", "stitch"],
-        typer.Argument(help="cut: layers of one model; stitch: layers of it and its three specialists."),
+        Literal["cut", "stitch", "width"],
+        typer.Argument(
+            help="cut: layers of one model; stitch: of it and its three specialists; width: heads, neurons."
+        ),
     ] = "cut",
     output: Annotated[
-        str | None, typer.Option("--output", help="Folder for the result; default: pruned-demo, or stitched-demo.")
+        str | None, typer.Option("--output", help="Folder for the result; default: pruned-, stitched- or narrow-demo.")
     ] = None,
     format: FormatFlag = "human",
     quiet: QuietFlag = False,

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from hf_prune import hub
 from hf_prune.assemble import Parent, write
@@ -19,6 +19,7 @@ from hf_prune.events import Event, Finished, Stage, Started
 from hf_prune.found import Found
 from hf_prune.front import picked
 from hf_prune.job import Job, open_job
+from hf_prune.levels import Kind, cached
 from hf_prune.patches import PATCH_FILE, load_patches
 from hf_prune.pipeline import copied, finish, finished
 from hf_prune.recipe import Recipe
@@ -87,6 +88,7 @@ def open_parents(blueprint: Blueprint, given: Sequence[str] = ()) -> list[Parent
             )
         found = found or hub.pull(str(pinned))
         parents.append(Parent.open(pinned, found.folder, found.adapter))
+    parents[0].levels.update(cached({s.library for s in blueprint.layers if s.library}))
     return [parents[0], *(beside(parents[0], other) for other in parents[1:])]
 
 
@@ -168,6 +170,7 @@ CARRIED = (
     "figures/front.png",
     "figures/layers.png",
     "figures/parents.png",
+    "figures/widths.png",
 )
 """What a healed folder takes over from the one it was made from."""
 
@@ -201,8 +204,24 @@ def _reopened(folder: Path, base: str | None, changes: dict[str, Any]) -> tuple[
     recipe = Recipe.of(**{**kept, **changes, **named})
     job = replace(open_job(recipe), parents=tuple(parents))
     job.bank.patches.update(load_patches(folder / PATCH_FILE))
+    _with_libraries(job, blueprint, before)
     cut = replace(blueprint, layers=tuple(replace(s, repair=None) for s in blueprint.layers))
     return job, Found(cut.canonical(), blueprint.canonical()), before
+
+
+def _with_libraries(job: Job, blueprint: Blueprint, before: dict[str, Any]) -> None:
+    """Open the level libraries that the result and its baselines name, or make them again from the same text."""
+    rivals = [Blueprint.from_json(b["blueprint"]) for b in before["baselines"] if b.get("blueprint")]
+    wanted = {s.library for b in (blueprint, *rivals) for s in b.layers if s.library}
+    job.parent.levels.update(cached(wanted))
+    for kind in get_args(Kind):
+        if not wanted <= set(job.parent.levels):
+            job.library(kind)
+    if missing := wanted - set(job.parent.levels):
+        raise InvalidBlueprint(
+            f"The level library {min(missing)} of this result cannot be made again from this text; name the text of "
+            "its run with --data."
+        )
 
 
 def _read(path: Path) -> str:

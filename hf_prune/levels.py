@@ -9,7 +9,8 @@ libraries of plain orders: their levels keep the weights as they are.
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -225,6 +226,12 @@ def build(
     partial.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     partial.replace(folder / "manifest.json")
     return made
+
+
+def cached(digests: Iterable[str]) -> dict[str, Levels]:
+    """Those of these libraries that are finished in the user's cache."""
+    folders = {d: Path(CACHE).expanduser() / d for d in digests if re.fullmatch("[0-9a-f]{16}", d)}
+    return {d: Levels.open(f) for d, f in folders.items() if (f / "manifest.json").is_file()}
 
 
 def made(

@@ -204,7 +204,7 @@ def baselines(
             {
                 "name": name,
                 "label": label,
-                **({"blueprint": blueprint.to_json()} if len(evaluator.bank.parents) > 1 else {}),
+                **({"blueprint": blueprint.to_json()} if _beyond_deletion(blueprint) else {}),
                 "removed": [i for i in range(evaluator.bank.parents[0].depth) if i not in kept],
                 "layers": len(layers),
                 "parameters": evaluator.parameters(blueprint),
@@ -214,6 +214,11 @@ def baselines(
             }
         )
     return rows
+
+
+def _beyond_deletion(blueprint: Blueprint) -> bool:
+    """Whether the layers that are gone do not say it all."""
+    return len(blueprint.sources) > 1 or any(s.library or len(s.parts) > 1 for s in blueprint.layers)
 
 
 def splits(windows: Mapping[str, Windows]) -> dict[str, Any]:

@@ -10,7 +10,9 @@ from transformers import AutoModelForCausalLM
 
 from hf_prune import pipeline
 from hf_prune.blueprint import Blueprint
-from hf_prune.errors import InvalidRecipe
+from hf_prune.errors import InvalidBlueprint, InvalidRecipe
+from hf_prune.folder import assemble_blueprint, heal_folder, report_folder
+from hf_prune.levels import Levels
 from hf_prune.pipeline import compress, run
 from tests.runs import base, command, recipe, text
 
@@ -153,3 +155,26 @@ def test_what_width_cannot_do_is_refused(home, changes, says):
 def test_more_than_the_layers_hold_is_refused(home):
     with pytest.raises(InvalidRecipe, match="more than the layers hold"):
         run(asked(home, "none", ratio=0.99))
+
+
+@pytest.mark.slow
+def test_it_is_measured_again_and_trained_later(done, home, tmp_path):
+    given = {"base": str(home / "base"), "data": (str(home / "text.txt"),), "library": str(home / "levels")}
+    again = report_folder(done.folder, output=tmp_path / "again", report_sequences=4, **given)
+    assert again["digest"] == done.report["digest"] and len(again["baselines"]) == 5
+    *_, end = heal_folder(done.folder, output=tmp_path / "healed", heal="1k", heal_batch=4, **given)
+    assert end.report["certificate"]["ok"] and end.report["healing"]
+    with pytest.raises(InvalidBlueprint, match="cannot be made again from this text"):
+        elsewhere = {**given, "library": str(tmp_path / "empty")}
+        report_folder(done.folder, output=tmp_path / "no", library_sequences=3, **elsewhere)
+
+
+def test_a_blueprint_is_rebuilt_where_its_library_is_cached(done, home, tmp_path, monkeypatch):
+    (tmp_path / "cache").mkdir()
+    with pytest.raises(InvalidBlueprint, match="is not there"):
+        assemble_blueprint(done.folder / "blueprint.json", tmp_path / "none", source=str(home / "base"))
+    library = Levels.open(home / "levels" / "obs")
+    (tmp_path / "cache" / library.digest).symlink_to(library.folder)
+    monkeypatch.setattr("hf_prune.levels.CACHE", str(tmp_path / "cache"))
+    folder = assemble_blueprint(done.folder / "blueprint.json", tmp_path / "built", source=str(home / "base"))
+    assert (folder / "model.safetensors").read_bytes() == (done.folder / "model.safetensors").read_bytes()

@@ -40,7 +40,7 @@ RECOVERY = (
 BaseOption = Annotated[
     str | None, typer.Option("--base", help="The dense parent; default: the one the blueprint names.")
 ]
-SIZES = {"ratio", "keep_layers", "drop_layers", "drop"}
+SIZES = {"ratio", "keep_layers", "drop_layers", "drop", "latency"}
 """Ways to say how small; a flag for one of them replaces whichever the recipe file uses."""
 
 app = typer.Typer(

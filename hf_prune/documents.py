@@ -15,6 +15,7 @@ import yaml
 
 from hf_prune import __version__, card, figures, front, report
 from hf_prune.blueprint import Blueprint, LayerSpec, Outcome, Part, Trial
+from hf_prune.budgets import latency_report
 from hf_prune.clock import Clock
 from hf_prune.found import Found, Rival
 from hf_prune.job import Job
@@ -86,6 +87,7 @@ def describe(
         "hardware": report.hardware(job.device),
         "versions": {p: version(p) for p in ("torch", "transformers", "huggingface_hub", "safetensors", "numpy")},
     }
+    result["latency"] = latency_report(job, found.winner, result["speed"])
     clock.lap("report")
     result["seconds"] = clock.seconds
     result = plain(result)

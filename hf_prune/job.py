@@ -14,6 +14,7 @@ from hf_prune import hub
 from hf_prune.assemble import Parent, assemble, check, quiet
 from hf_prune.bank import LayerBank
 from hf_prune.blueprint import Blueprint, Fidelity, LayerSpec, Part, Source
+from hf_prune.budgets import width_budget
 from hf_prune.calibration import Windows, windows
 from hf_prune.errors import InvalidData, InvalidRecipe
 from hf_prune.evaluate import Evaluator
@@ -60,6 +61,17 @@ class Job:
     def sources(self) -> tuple[Source, ...]:
         """Base and variants, by which blueprints of this run are numbered."""
         return tuple(p.source for p in self.parents)
+
+    @property
+    def goal(self) -> str:
+        """What the search is after, in words."""
+        if not self.target.remove:
+            return "every size"
+        if self.recipe.latency is not None:
+            return f"keep {self.recipe.latency:.0%} of the time"
+        if self.recipe.method.startswith("width"):
+            return f"remove {self.target.removed_ratio:.0%} of all parameters"
+        return f"remove {self.target.remove} of {self.parent.depth} layers"
 
     def identity(self, number: int) -> Blueprint:
         """A parent, whole."""
@@ -316,12 +328,8 @@ class Job:
     @cached_property
     def widths(self) -> WidthSpace:
         """The space of models cut to levels of the library, at this run's size."""
-        levels, parent = self.library(), self.parent
-        sizes = [levels.sizes(parent, i) for i in range(parent.depth)]
-        costs = tuple(tuple(map(float, s[half])) for half in ("attention", "mlp") for s in sizes)
-        dense = sum(c[0] for c in costs)
-        limit = dense - self.target.removed_ratio * parent.parameters if self.target.remove else None
-        return WidthSpace(costs, limit, levels.digest, self.recipe.method == "width+depth")
+        costs, limit = width_budget(self)
+        return WidthSpace(costs, limit, self.library().digest, self.recipe.method == "width+depth")
 
     def _distinct(self, names: Sequence[str]) -> tuple[int, ...]:
         """The first parent of every kind, as far as these tensors go."""

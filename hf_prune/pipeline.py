@@ -151,10 +151,7 @@ def _make(recipe: Recipe, output: Path) -> Generator[Event, None, dict[str, Any]
     job = open_job(recipe)
     clock.lap("pull")
     trials = evaluations(recipe, job.parent.depth, job.target.remove)
-    goal = f"remove {job.target.remove} of {job.parent.depth} layers" if job.target.remove else "every size"
-    if recipe.method.startswith("width") and job.target.remove:
-        goal = f"remove {job.target.removed_ratio:.0%} of all parameters"
-    yield Started(recipe, str(job.parent.source), job.parent.depth, goal, trials)
+    yield Started(recipe, str(job.parent.source), job.parent.depth, job.goal, trials)
     yield Stage("calibrate", ", ".join(job.evidence["search"].origin))
     job.evaluator  # noqa: B018 - the dense reference is run here, under its own stage
     clock.lap("calibrate")

@@ -150,6 +150,8 @@ def asked(recipe: Recipe) -> str:
         return f"keep {recipe.keep_layers}"
     if recipe.drop_layers is not None:
         return f"drop {recipe.drop_layers} layers"
+    if recipe.latency is not None:
+        return f"latency {recipe.latency:g}"
     return "every size" if recipe.search == "nsga2" else f"ratio {recipe.ratio or DEFAULT_RATIO:g}"
 
 
@@ -173,8 +175,9 @@ def layers_to_remove(recipe: Recipe, depth: int, layer_parameters: Sequence[int]
         return _by_hand(recipe.dropped(), depth, layer_parameters, total_parameters)
     share = sum(layer_parameters) / depth / total_parameters
     if recipe.method.startswith("width"):
-        ratio = recipe.ratio or DEFAULT_RATIO
-        if ratio >= depth * share:
+        # How many parameters a share of the time is, only the search will tell.
+        ratio = recipe.ratio or (1 - recipe.latency if recipe.latency else DEFAULT_RATIO)
+        if recipe.latency is None and ratio >= depth * share:
             raise InvalidRecipe(f"ratio {ratio:g} is more than the layers hold; ask for less than {depth * share:.3f}.")
         return Target(max(1, round(ratio / share)), ratio, None)
     if recipe.keep_layers is not None:

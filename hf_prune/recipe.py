@@ -97,6 +97,9 @@ class Recipe(BaseModel):
         "dare:DENSITY[:SEED], dare-ties:DENSITY[:SEED], passthrough:SCALE.",
     )
     mix_halves: bool = Field(False, description="Stitch mixes attention and MLP of a layer apart.")
+    latency: float | None = Field(
+        None, description="Share of the dense model's time to keep, instead of --ratio; width only, measured here."
+    )
     levels: int = Field(10, description="Widths per layer in the level library, from dense to nothing.")
     multiple_of: int | None = Field(None, description="Neurons kept are a multiple of this; default 8, on a GPU 64.")
     damping: float = Field(0.01, description="Added to the Hessians of the library, as a share of their mean diagonal.")
@@ -195,9 +198,13 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":
-        asked = [n for n in ("ratio", "keep_layers", "drop_layers", "drop") if getattr(self, n) not in (None, ())]
+        asked = [
+            n for n in ("ratio", "keep_layers", "drop_layers", "drop", "latency") if getattr(self, n) not in (None, ())
+        ]
         if len(asked) > 1:
-            raise ValueError(f"give only one of ratio, keep_layers, drop_layers and drop, not {' and '.join(asked)}")
+            raise ValueError(
+                f"give only one of ratio, keep_layers, drop_layers, drop and latency, not {' and '.join(asked)}"
+            )
         if self.ratio is not None and not 0 < self.ratio < 1:
             raise ValueError(f"ratio is the share of parameters to remove, between 0 and 1, not {self.ratio}")
         if self.search == "nsga2" and asked:
@@ -248,7 +255,11 @@ class Recipe(BaseModel):
 
     def _consistent_width(self) -> None:
         if not self.method.startswith("width"):
+            if self.latency is not None:
+                raise ValueError(f"latency is what widths are chosen by, and method is {self.method}; give a ratio")
             return
+        if self.latency is not None and not 0 < self.latency < 1:
+            raise ValueError(f"latency is the share of the dense time to keep, between 0 and 1, not {self.latency}")
         if other := next((n for n in ("keep_layers", "drop_layers") if getattr(self, n) is not None), None):
             raise ValueError(f"method {self.method} removes heads and neurons, not {other}; say how much with --ratio")
         if self.drop:

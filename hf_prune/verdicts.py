@@ -181,7 +181,12 @@ def deleted(report: Report) -> list[int] | None:
 
 
 def size_miss(report: Report) -> str | None:
-    """How far the size lies from what was asked; None when it was hit or nothing was asked as a ratio."""
+    """How far size or time lies from what was asked; None when the size was hit or nothing was asked as a share."""
+    if latency := report.get("latency"):
+        return (
+            f"The target was {percent(latency['asked'])} of the dense model's time for a request; the table of levels "
+            f"predicts {percent(latency['predicted'])}, the finished model takes {percent(latency['measured'])}."
+        )
     size = report["size"]
     asked, removed = size.get("asked_ratio"), size.get("removed_ratio")
     if asked is None or removed is None or abs(removed - asked) < 0.0005:

@@ -41,8 +41,9 @@ CHANGED = {
     "search_tasks": ("search.jsonl",),
     "damping": 0.02,
     "library": "elsewhere",
+    "latency": 0.5,
 }
-BESIDE = {"variants": {"method": "stitch", "variants": ("one",)}}
+BESIDE = {"latency": {"method": "width"}, "variants": {"method": "stitch", "variants": ("one",)}}
 """What a field needs beside it."""
 
 

@@ -145,6 +145,8 @@ def test_from_the_hub_to_the_hub(hub_server, home, tmp_path):
         ({"repair": True}, "repaired already"),
         ({"search": "shortgpt"}, "knows whole layers"),
         ({"levels": 1}, "levels must be at least 2"),
+        ({"latency": 1.5, "ratio": None}, "between 0 and 1"),
+        ({"latency": 0.5}, "not ratio and latency"),
     ],
 )
 def test_what_width_cannot_do_is_refused(home, changes, says):
@@ -155,6 +157,14 @@ def test_what_width_cannot_do_is_refused(home, changes, says):
 def test_more_than_the_layers_hold_is_refused(home):
     with pytest.raises(InvalidRecipe, match="more than the layers hold"):
         run(asked(home, "none", ratio=0.99))
+
+
+@pytest.mark.slow
+def test_time_may_be_the_budget(home):
+    result = run(asked(home, "timed", ratio=None, latency=0.7, evaluations=30))
+    latency = result.report["latency"]
+    assert latency["asked"] == 0.7 and latency["predicted"] <= 0.701 and latency["measured"] > 0
+    assert "of the dense model's time" in (result.folder / "README.md").read_text()
 
 
 @pytest.mark.slow

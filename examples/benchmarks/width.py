@@ -11,6 +11,7 @@ tokens, and measured again; with `--aware` the search is repeated with its final
 import argparse
 import statistics
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hf_prune.blueprint import Blueprint
+from hf_prune.blueprint import Blueprint, Fidelity
 from hf_prune.calibration import demo_folder
 from hf_prune.evaluate import Evaluator
 from hf_prune.heal import heal
@@ -43,6 +44,9 @@ def main() -> None:
         for label, blueprint in models(a, Path(home)):
             rows.setdefault(label, []).append(tuple(values(a, job, evaluator, blueprint, Path(home))))
             print(f"  {label}: {', '.join(f'{v:.2f}' for v in rows[label][-1])}", flush=True)
+            if label == "width search" and len(rows[label]) == 1:
+                share, time_share = costs(job, evaluator, blueprint)
+                print(f"  a candidate takes {time_share:.2f} of the dense model's sweep, for {share:.2f} of its FLOPs")
     dense = values_of(evaluator.live_scores(job.bank.model))
     print(f"\n{a.ratio:.1%} of all parameters gone; dense {dense:.2f}; {len(a.seeds)} seeds\n")
     healed = f" after {a.heal} tokens | worst seed |" if a.heal != "0" else ""
@@ -87,6 +91,21 @@ def models(a: argparse.Namespace, home: Path) -> Iterator[tuple[str, Blueprint]]
                 f"width search, finalists trained on {a.aware} tokens and more",
                 Blueprint.from_json((folder / "blueprint.json").read_text(encoding="utf-8")),
             )
+
+
+def costs(job: Job, evaluator: Evaluator, blueprint: Blueprint) -> tuple[float, float]:
+    """Share of the dense model's matrix FLOPs and of its time in the sweep, layers made already; medians of 7."""
+    plain = Evaluator(job.bank, evaluator.own.tokens, reuse_reference=False)
+    both = {"dense": job.identity(0), "cut": blueprint}
+    seconds: dict[str, list[float]] = {name: [] for name in both}
+    for _ in range(8):
+        for name, model in both.items():
+            begin = time.perf_counter()
+            plain.evaluate([model], Fidelity(len(evaluator.own.tokens)))
+            seconds[name].append(time.perf_counter() - begin)
+    # A tied embedding multiplies as the head; looking tokens up costs nothing.
+    share = evaluator.parameters(blueprint) / job.parent.parameters
+    return share, statistics.median(seconds["cut"][1:]) / statistics.median(seconds["dense"][1:])
 
 
 def tokens(text: str) -> int:

@@ -80,7 +80,13 @@ class WidthSpace:
 
     def narrowest(self) -> Genome:
         """As little as is allowed."""
-        return tuple(self._deepest(half, ()) for half in range(len(self.costs)))
+        least = []
+        for i in range(self.depth):
+            least.append(
+                min(self._pairs(i), key=lambda pair: self.costs[i][pair[0]] + self.costs[self.depth + i][pair[1]])
+            )
+        attention, mlp = zip(*least, strict=True)
+        return (*attention, *mlp)
 
     def removed(self, genome: Genome) -> int:
         """Levels that the halves are down."""
@@ -104,7 +110,8 @@ class WidthSpace:
         for _ in range(40):
             share = (low + high) / 2
             low, high = (share, high) if self.cost(self._at(share)) <= self.limit else (low, share)
-        return self._at(low)
+        found = self._at(low)
+        return found if self.cost(found) <= self.limit else self.narrowest()
 
     def cheapest(self, losses: Sequence[Sequence[float]]) -> Genome:
         """The genome of the least sum of losses [halves][levels] that fits, by dynamic programming."""
@@ -171,6 +178,10 @@ class WidthSpace:
         if self.limit is not None:
             while self.cost(tuple(levels)) > self.limit:
                 down = [h for h in range(len(levels)) if levels[h] < self._deepest(h, levels)]
+                if not down:
+                    # Where MLPs went first, attention may not follow.
+                    levels = list(self.narrowest())
+                    break
                 levels[int(rng.choice(down))] += 1
             self._fill(levels, rng, set())
         return tuple(levels)
@@ -207,8 +218,7 @@ class WidthSpace:
         if half == 0:
             return self._last[0] - 1
         other = (half + self.depth) % (2 * self.depth)
-        gone = levels and levels[other] == self._last[other] or not levels and half >= self.depth
-        return self._last[half] - bool(gone and not self.depth_too)
+        return self._last[half] - bool(levels[other] == self._last[other] and not self.depth_too)
 
     def _pairs(self, layer: int) -> list[tuple[int, int]]:
         """Levels that the halves of a layer may have together."""

@@ -19,7 +19,7 @@ def space(depth=3, share=0.5, depth_too=False):
     return WidthSpace(costs, share and share * depth * 130.0, "lib", depth_too)
 
 
-spaces = st.builds(space, st.integers(2, 5), st.sampled_from([0.3, 0.5, 0.8]), st.booleans())
+spaces = st.builds(space, st.integers(2, 5), st.sampled_from([0.17, 0.3, 0.5, 0.8]), st.booleans())
 rngs = st.integers(0, 2**32 - 1).map(np.random.default_rng)
 
 

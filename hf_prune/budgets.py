@@ -1,0 +1,114 @@
+"""What a search over widths may spend: parameters, or time, whose table is measured on this device.
+
+The time of a request is prefill of its prompt and decoding of its answer, at batch 1. A few layers of equal width are
+timed as a model, every width in turn, so that noise hits all alike; what a level saves there, divided by the layers, is
+what it saves in one.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from hf_prune import speed
+from hf_prune.blueprint import GONE, Blueprint, LayerSpec, Part
+from hf_prune.levels import HALVES
+
+LAYERS = 8
+"""Of a model that is timed."""
+REPEATS = 9
+
+
+@dataclass(frozen=True, slots=True)
+class Latencies:
+    """Seconds: of a whole dense request, and what a half costs at each level beyond its having gone (the last, 0)."""
+
+    dense: float
+    attention: tuple[float, ...]
+    mlp: tuple[float, ...]
+
+    def predicted(self, blueprint: Blueprint, depth: int) -> float:
+        """Seconds of a model's request; its layers' levels index those of the library."""
+        spent = sum(self.attention[s.attn_level] + self.mlp[s.mlp_level] for s in blueprint.layers)
+        return self.dense - depth * (self.attention[0] + self.mlp[0]) + spent
+
+
+Costs = tuple[tuple[float, ...], ...]
+
+
+def width_budget(job: Any) -> tuple[Costs, float | None]:
+    """What every level of every half costs (attentions, then MLPs), and the most of the sum; None for a free size."""
+    depth, levels, parent = job.parent.depth, job.library(), job.parent
+    if job.recipe.latency is not None:
+        table = latencies(job)
+        limit = depth * (table.attention[0] + table.mlp[0]) - (1 - job.recipe.latency) * table.dense
+        return (table.attention,) * depth + (table.mlp,) * depth, limit
+    sizes = [levels.sizes(parent, i) for i in range(depth)]
+    costs = tuple(tuple(map(float, s[half])) for half in HALVES for s in sizes)
+    removed = job.target.removed_ratio * parent.parameters
+    return costs, sum(c[0] for c in costs) - removed if job.target.remove else None
+
+
+def latency_report(job: Any, winner: Blueprint, measured: Mapping[str, Any]) -> dict[str, float] | None:
+    """Shares of the dense model's time: asked, predicted from the table, and measured on the finished model."""
+    if job.recipe.latency is None:
+        return None
+    table = latencies(job)
+    found = request_seconds(measured, "pruned") / request_seconds(measured, "dense")
+    predicted = table.predicted(winner, job.parent.depth) / table.dense
+    return {"asked": job.recipe.latency, "predicted": predicted, "measured": found}
+
+
+def latencies(job: Any) -> Latencies:
+    """The table of this run, measured once; a resumed run reads it, so that its budget stays what it was."""
+    path = job.home / "latencies.json"
+    if not path.is_file():
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(asdict(_measured(job))), encoding="utf-8")
+        partial.replace(path)
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    return Latencies(raw["dense"], tuple(raw["attention"]), tuple(raw["mlp"]))
+
+
+def request_seconds(measured: Mapping[str, Any], name: str) -> float:
+    """Of a model in what `speed.measure` returns."""
+    one = measured[name]
+    prefill = measured["prefill_tokens"] / one["prefill_tokens_per_s"]
+    return prefill + measured["decode_tokens"] / one["decode_tokens_per_s"]
+
+
+def _measured(job: Any) -> Latencies:
+    levels, count = job.library(), min(LAYERS, job.parent.depth)
+    names = {
+        (half, level): _equal(job, half, level, count)
+        for half in HALVES
+        for level in [*range(1, levels.count(half)), GONE]
+    }
+    models = {"whole": job.bank.model, "dense": job.assembled(_equal(job, "mlp", 0, count))}
+    models |= {f"{half} {level}": job.assembled(blueprint) for (half, level), blueprint in names.items()}
+    found = speed.measure(models, np.random.default_rng(job.recipe.seed), repeats=REPEATS)
+    dense = request_seconds(found, "dense")
+    tables = {}
+    for half in HALVES:
+        saved = [0.0]
+        for level in [*range(1, levels.count(half)), GONE]:
+            # The first attention stays, since the cache takes its length from it.
+            layers = count - (half == "attention" and level == GONE)
+            saved.append((dense - request_seconds(found, f"{half} {level}")) / layers)
+        # A narrower half that looks slower is noise.
+        saved = np.maximum.accumulate(saved)
+        tables[half] = tuple((saved[-1] - saved).tolist())
+    return Latencies(request_seconds(found, "whole"), tables["attention"], tables["mlp"])
+
+
+def _equal(job: Any, half: str, level: int, count: int) -> Blueprint:
+    """The first layers, with one half of each at a level."""
+    library = job.library().digest if level else None
+    specs = []
+    for i in range(count):
+        mine = 0 if i == 0 and half == "attention" and level == GONE else level
+        levels = {"attn_level": mine} if half == "attention" else {"mlp_level": mine}
+        specs.append(LayerSpec((Part(0, i),), library=library, **levels).canonical())
+    return Blueprint(job.sources, tuple(specs))

@@ -1,0 +1,52 @@
+"""What a search over widths may spend adds up to what its models are."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from hf_prune.blueprint import GONE, Blueprint, LayerSpec, Part, Source
+from hf_prune.budgets import Latencies, request_seconds, width_budget
+from hf_prune.job import open_job
+from tests.runs import base, recipe, text
+
+
+def test_costs_are_the_parameters_of_the_layers(tmp_path):
+    job = open_job(recipe(tmp_path, method="width", ratio=0.3, library_sequences=4, library=str(tmp_path / "levels")))
+    costs, limit = width_budget(job)
+    dense = sum(c[0] for c in costs)
+    assert limit == pytest.approx(dense - 0.3 * job.parent.parameters)
+    genome = job.widths.uniform()
+    blueprint = job.scorer.blueprint(genome)
+    assert dense - job.widths.cost(genome) == job.parent.parameters - job.evaluator.parameters(blueprint)
+
+
+def test_a_free_size_has_no_limit(tmp_path):
+    asked = {"method": "width", "search": "nsga2", "library_sequences": 4, "library": str(tmp_path / "levels")}
+    assert width_budget(open_job(recipe(tmp_path, **asked)))[1] is None
+
+
+def test_predictions_take_off_what_levels_save():
+    table = Latencies(10.0, (1.0, 0.5, 0.0), (2.0, 1.5, 0.0))
+    layers = (LayerSpec((Part(0, 0),)), LayerSpec((Part(0, 1),), attn_level=1, mlp_level=GONE))
+    blueprint = Blueprint((Source("m", "0"),), layers)
+    assert table.predicted(blueprint, 2) == pytest.approx(10.0 - 0.5 - 2.0)
+    assert table.predicted(Blueprint((Source("m", "0"),), layers[:1]), 2) == pytest.approx(10.0 - 3.0)
+
+
+def test_a_request_is_its_prompt_and_its_answer():
+    found = {"prefill_tokens": 100, "decode_tokens": 10,
+             "m": {"prefill_tokens_per_s": 50.0, "decode_tokens_per_s": 5.0}}  # fmt: skip
+    assert request_seconds(found, "m") == 4.0
+
+
+def test_the_table_is_measured_once_per_run(tmp_path, monkeypatch):
+    base(tmp_path / "base")
+    text(tmp_path / "text.txt")
+    asked = recipe(tmp_path, base=str(tmp_path / "base"), method="width", latency=0.8, library_sequences=4,
+                   library=str(tmp_path / "levels"))  # fmt: skip
+    job = open_job(asked)
+    job.home.mkdir(parents=True)
+    first = width_budget(job)
+    assert all(a >= b for costs in first[0] for a, b in zip(costs, costs[1:], strict=False)) and first[0][0][-1] == 0
+    monkeypatch.setattr("hf_prune.speed.measure", SimpleNamespace())
+    assert width_budget(open_job(asked)) == first

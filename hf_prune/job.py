@@ -155,9 +155,9 @@ class Job:
         if memory is None:
             return CAPACITY
         layer = self.parent.layer_parameters * self.dtype.itemsize
-        room = int((memory * 2**30 - self.parent.parameters * self.dtype.itemsize) / layer) - len(self.parents)
+        room = int((memory * 2**30 - self.parent.parameters * self.dtype.itemsize) / layer) - len(self.parents) + 1
         if room < 1:
-            least = (self.parent.parameters * self.dtype.itemsize + (len(self.parents) + 1) * layer) / 2**30
+            least = (self.parent.parameters * self.dtype.itemsize + len(self.parents) * layer) / 2**30
             raise InvalidRecipe(
                 f"memory {memory:g} GiB is too little: base and layers being merged need {least:.2f}; raise --memory."
             )

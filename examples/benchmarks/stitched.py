@@ -87,8 +87,8 @@ def report_of(a: argparse.Namespace, seed: int, folder: Path) -> dict[str, Any]:
 def show(sections: list[dict[str, Any]]) -> None:
     """Every way to make the model, over the seeds."""
     print("| | mean log-perplexity | worst seed | mean retention | worst seed |\n|---|---:|---:|---:|---:|")
-    for name, what in {r["name"]: r["label"] for s in sections for r in s["rows"]}.items():
-        rows = [next((r for r in s["rows"] if r["name"] == name), None) for s in sections]
+    for what in dict.fromkeys(r["label"] for s in sections for r in s["rows"]):
+        rows = [next((r for r in s["rows"] if r["label"] == what), None) for s in sections]
         text = [r["log_perplexity"] for r in rows if r]
         kept = [r["mean_retention"] for r in rows if r]
         cells = (f"{statistics.mean(text):.3f}", f"{max(text):.3f}", f"{statistics.mean(kept):.1%}", f"{min(kept):.1%}")

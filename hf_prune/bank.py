@@ -61,11 +61,12 @@ class LayerBank:
         if spec.plain and spec.parts[0].source == 0:
             return dense[spec.parts[0].layer]
         if spec not in self._made:
+            # Room first, so that the new layer and the one that goes are never there together.
+            while len(self._made) >= self.capacity:
+                self._made.popitem(last=False)
             # Tensors made in inference mode can never be part of a model that is trained.
             with torch.inference_mode(False):
                 self._made[spec] = self._make(spec, dense[spec.anchor.layer])
-            if len(self._made) > self.capacity:
-                self._made.popitem(last=False)
         self._made.move_to_end(spec)
         return self._made[spec]
 

@@ -15,6 +15,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 INK, GREY, PALE = "#222222", "#767676", "#C8C8C8"
 BLUE, SKY, ORANGE, GREEN, VERMILION, YELLOW = "#0072B2", "#56B4E9", "#E69F00", "#009E73", "#D55E00", "#F0E442"
+PURPLE = "#CC79A7"
 WIDTH, DPI = 9.0, 200
 
 

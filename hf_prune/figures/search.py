@@ -18,6 +18,7 @@ from hf_prune.figures.canvas import (
     INK,
     ORANGE,
     PALE,
+    PURPLE,
     SKY,
     VERMILION,
     YELLOW,
@@ -38,7 +39,7 @@ LOG_SPREAD, MOST_MARKS = 8.0, 12
 FATES = {
     "kept": (SKY, "kept"),
     "merged": (ORANGE, "merged (weight)"),
-    "narrowed": (SKY, "narrower"),
+    "narrowed": (PURPLE, "narrower"),
     "norms_only": (YELLOW, "norms only"),
     "attn_removed": (GREEN, "attention gone (top)"),
     "mlp_removed": (GREEN, "MLP gone (bottom)"),

@@ -204,7 +204,7 @@ def baselines(
             {
                 "name": name,
                 "label": label,
-                **({"blueprint": blueprint.to_json()} if _beyond_deletion(blueprint) else {}),
+                **({"blueprint": blueprint.to_json()} if _beyond_deletion(blueprint, evaluator) else {}),
                 "removed": [i for i in range(evaluator.bank.parents[0].depth) if i not in kept],
                 "layers": len(layers),
                 "parameters": evaluator.parameters(blueprint),
@@ -216,9 +216,10 @@ def baselines(
     return rows
 
 
-def _beyond_deletion(blueprint: Blueprint) -> bool:
-    """Whether the layers that are gone do not say it all."""
-    return len(blueprint.sources) > 1 or any(s.library or len(s.parts) > 1 for s in blueprint.layers)
+def _beyond_deletion(blueprint: Blueprint, evaluator: Evaluator) -> bool:
+    """Whether more than the layers of the base that are gone makes this model."""
+    alone = blueprint.sources == evaluator.bank.sources[:1]
+    return not alone or any(s.library or len(s.parts) > 1 for s in blueprint.layers)
 
 
 def splits(windows: Mapping[str, Windows]) -> dict[str, Any]:

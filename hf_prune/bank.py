@@ -10,22 +10,9 @@ from transformers import PreTrainedModel
 
 from hf_prune.assemble import Parent, layer_tensors, library, outside
 from hf_prune.blueprint import GONE, Blueprint, LayerSpec, Source
-from hf_prune.modeling_pruned import packed
+from hf_prune.modeling_pruned import Skipped, packed
 from hf_prune.patches import Patch, Patches, digest_of
 from hf_prune.pruned_models import pruned_config
-
-
-class Silence(torch.nn.Module):
-    """Stands where a removed half was: adds nothing to the residual stream."""
-
-    def __init__(self, returns_pair: bool) -> None:
-        super().__init__()
-        self.returns_pair = returns_pair
-
-    def forward(self, hidden_states: torch.Tensor, *_: object, **__: object) -> object:
-        """Zeros of the input's shape, with the empty attention weights that attention modules return beside them."""
-        zeros = torch.zeros_like(hidden_states)
-        return (zeros, None) if self.returns_pair else zeros
 
 
 @dataclass(eq=False)
@@ -106,9 +93,9 @@ class LayerBank:
         # Zero weights silence a half already, and these only save its work. An inferred family may return other things
         # than stock ones do (MPT's MLP adds the residual itself), and OPT's MLP has no module of its own.
         if spec.attn_level == GONE and not family.inferred:
-            layer.set_submodule(family.attention, Silence(returns_pair=True))
+            layer.set_submodule(family.attention, Skipped("attention"))
         if spec.mlp_level == GONE and family.mlp and not family.inferred:
-            layer.set_submodule(family.mlp, Silence(returns_pair=False))
+            layer.set_submodule(family.mlp, Skipped("mlp"))
         return layer
 
     def _narrow(self, spec: LayerSpec, template: torch.nn.Module, settings: dict[str, object]) -> torch.nn.Module:

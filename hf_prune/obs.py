@@ -164,9 +164,3 @@ def compensated(weight: Tensor, columns: Tensor, steps: Sequence[Tensor]) -> Ten
         gone = len(step)
         now = torch.addmm(now[:, gone:], now[:, :gone], step.to(now), alpha=-1)
     return now
-
-
-def closed_form(weight: Tensor, hessian: Tensor, kept: Tensor) -> Tensor:
-    """W H[:, K] H[K, K]^-1, [d, len(kept)]: the weights of any set of inputs by themselves."""
-    cross = weight.to(hessian) @ hessian[:, kept]
-    return torch.cholesky_solve(cross.T, torch.linalg.cholesky(hessian[kept][:, kept])).T

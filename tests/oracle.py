@@ -143,3 +143,9 @@ def stitched(model_type: str, blueprint: Blueprint) -> PreTrainedModel:
     missing, unexpected = model.load_state_dict({n: t.float() for n, t in state.items()}, strict=False)
     assert not unexpected and all("lm_head" in n or "rotary" in n for n in missing), (missing, unexpected)
     return model.eval().requires_grad_(False)
+
+
+def closed_form(weight: torch.Tensor, hessian: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """W H[:, K] H[K, K]^-1, [d, len(kept)]: the weights of any set of inputs by themselves."""
+    cross = weight.to(hessian) @ hessian[:, kept]
+    return torch.cholesky_solve(cross.T, torch.linalg.cholesky(hessian[kept][:, kept])).T

@@ -15,10 +15,11 @@ from hf_prune.blueprint import GONE, Blueprint, Fidelity, LayerSpec, Part
 from hf_prune.errors import BrokenCheckpoint, InvalidBlueprint, InvalidRecipe, UnsupportedArchitecture
 from hf_prune.evaluate import Evaluator
 from hf_prune.levels import Levels, Options, build, grid
-from hf_prune.obs import closed_form, damped
+from hf_prune.obs import damped
 from hf_prune.reference import Dense
 from hf_prune.units import Widths, spread
 from tests.families import DEPTH, VOCABULARY, opened, save_tiny
+from tests.oracle import closed_form
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "smollm3")
 TOKENS = torch.randint(3, VOCABULARY, (12, 24), generator=torch.Generator().manual_seed(0))

@@ -290,6 +290,24 @@ def scout_command(
         print(f"Next: hf-prune compress {base} --method stitch {chosen}" if chosen else "None of them fits.")
 
 
+@app.command("ui")
+@guarded
+def ui_command(
+    port: Annotated[int | None, typer.Option("--port", min=0, max=65535, help="Default: the first free one.")] = None,
+    home: Annotated[Path, typer.Option("--home", help="Folder of the runs.")] = Path("~/.cache/hf_prune/runs"),
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open a window.")] = True,
+) -> None:
+    """Open the app in the browser.
+
+    Runs go on when the window is closed; needs hf-prune[space].
+    """
+    try:
+        from hf_prune.pages import open_here
+    except ImportError:
+        raise InvalidRecipe("The app needs gradio; install it with: pip install 'hf-prune[space]'.") from None
+    open_here(home.expanduser(), port, browser=browser)
+
+
 @app.callback(invoke_without_command=True)
 def _root(
     version: Annotated[bool, typer.Option("--version", help="Show the version and exit.", is_eager=True)] = False,

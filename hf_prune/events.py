@@ -8,13 +8,14 @@ from hf_prune.blueprint import Blueprint, Outcome
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The plan is fixed: what will be cut from what."""
+    """The plan is fixed: what will be cut from what; `columns` names the values of every outcome."""
 
     recipe: Any
     base: str
     depth: int
     target: str
     evaluations: int
+    columns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,6 +135,14 @@ def scout_table(base: str, found: "Sequence[Candidate]") -> Table:
 
 def plan_table(plan: "Plan") -> Table:
     """What a run would do, one row per figure."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, text in plan_rows(plan).items():
+        table.add_row(name, text)
+    return table
+
+
+def plan_rows(plan: "Plan") -> dict[str, str]:
+    """What a run would do: name and words of every figure."""
     layer = _span([amount(n) for n in plan.layer_parameters])
     rows = {
         "model": f"{plan.base} ({plan.model_type})",
@@ -151,10 +159,7 @@ def plan_table(plan: "Plan") -> Table:
     after += [f"trainings read {plan.train_tokens:,}"] * bool(plan.train_tokens)
     if after:
         rows["tokens"] += "; " + ", ".join(after)
-    table = Table(show_header=False, box=None, pad_edge=False)
-    for name, text in rows.items():
-        table.add_row(name, text)
-    return table
+    return rows
 
 
 def report_table(report: Mapping[str, Any]) -> Table:

@@ -6,8 +6,8 @@ The library's only user of huggingface_hub besides `card`.
 from hf_prune.hub.fetch import Peek, Pulled, fetch_result, peek, pull
 from hf_prune.hub.folders import TensorInfo
 from hf_prune.hub.publish import PushResult, push
-from hf_prune.hub.tree import Relative, relatives
+from hf_prune.hub.tree import Relative, relatives, search
 
 __all__ = [
-    "Peek", "Pulled", "PushResult", "Relative", "TensorInfo", "fetch_result", "peek", "pull", "push", "relatives",
+    "Peek", "Pulled", "PushResult", "Relative", "TensorInfo", "fetch_result", "peek", "pull", "push", "relatives", "search",
 ]  # fmt: skip

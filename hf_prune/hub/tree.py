@@ -51,6 +51,24 @@ def relatives(base: str, most: int, *, sleep: Callable[[float], None] | None = N
     return list(unique.values())[:most]
 
 
+def search(words: str, most: int = 20, *, sleep: Callable[[float], None] | None = None) -> list[str]:
+    """Names of text-generation repos with safetensors that match some words, the most downloaded first.
+
+    Raises:
+        SourceError: the Hub cannot be asked.
+    """
+    call = Retry(sleep) if sleep else Retry()
+    try:
+        return call(_named, words.strip()[:100], most)
+    except Exception as e:
+        raise explain(e, "models") from e
+
+
+def _named(words: str, most: int) -> list[str]:
+    models = HfApi().list_models(search=words, filter=["text-generation", "safetensors"], sort="downloads", limit=most)
+    return [m.id for m in models]
+
+
 def _listed(repo: str, relation: Relation, most: int) -> list[Relative]:
     models = HfApi().list_models(
         filter=f"base_model:{relation}:{repo}", sort="downloads", limit=most, expand=["downloads", "tags"]

@@ -1,0 +1,180 @@
+"""The layout of the app, and which handler answers which button."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from hf_prune import workers
+from hf_prune.pages import forms, looks
+from hf_prune.pages.handlers import Handlers
+from hf_prune.runs import Limits, Runs
+
+HERO = """<div class="hero"><h1>hf_prune</h1>
+<p>From a model on the Hub to a smaller one that loads, speaks, is measured and is published.</p></div>"""
+PRIVATE: Any = {"api_visibility": "private"}
+"""Buttons are for people; programs have the two tools."""
+
+
+def open_here(
+    home: Path, port: int | None = None, limits: Limits | None = None, browser: bool = False, wait: bool = True
+) -> str:
+    """Serve the app, to one person with the login of this machine, or as a Space to strangers (SPACE_ID is set).
+
+    Args:
+        home: folder of the runs.
+        port: where to listen; a free one by default.
+        limits: what a visitor may take.
+        browser: open a window.
+        wait: until it is interrupted; else serve from a thread.
+
+    Returns:
+        The address.
+    """
+    workers.warm()
+    strangers = bool(os.environ.get("SPACE_ID"))
+    if strangers:
+        # The login of the Space's owner is not for its visitors.
+        os.environ.pop("HF_TOKEN", None)
+    demo = build(Handlers(Runs(home, limits), strangers))
+    demo.queue(default_concurrency_limit=8, max_size=100)
+    _, address, _ = demo.launch(
+        server_port=port, inbrowser=browser, prevent_thread_lock=not wait, theme=looks.theme(), css=looks.CSS,
+        mcp_server=True, quiet=True, ssr_mode=False, footer_links=["gradio", "settings", "api"],
+        server_name="0.0.0.0" if strangers else "127.0.0.1",
+    )  # fmt: skip
+    return address
+
+
+def build(do: Handlers) -> gr.Blocks:
+    """The whole app."""
+    with gr.Blocks(title="hf_prune", analytics_enabled=False) as demo:
+        # Not a secret: it only tells one browser's runs from another's, and has to outlive the server.
+        visitor = gr.BrowserState("", storage_key="hf_prune_visitor", secret="hf_prune")
+        run, seen, timer = gr.State(""), gr.State(""), gr.Timer(1.5, active=False)
+        with gr.Row(equal_height=True):
+            gr.HTML(HERO)
+            if do.strangers:
+                gr.LoginButton(scale=0, min_width=180, size="sm")
+        with gr.Tabs(selected="model", elem_id="steps") as tabs:
+            with gr.Tab("1 Model", id="model"):
+                base, variants, look, looked = _model(do)
+            with gr.Tab("2 Size", id="size"):
+                choices, replan, planned, elsewhere, start = _size()
+            with gr.Tab("3 Run", id="run"):
+                shown = _run()
+            with gr.Tab("4 Compare", id="compare"):
+                compared = _compare(do, visitor, run)
+            with gr.Tab("5 Publish", id="publish"):
+                published = _publish(do, visitor, run)
+        form = [base, variants, *choices]
+        _examples(base, variants, choices)
+        live = [seen, timer, *shown]
+        look.click(do.plan, form, [looked, planned, *elsewhere, tabs], **PRIVATE)
+        replan.click(do.replan, form, [planned, *elsewhere], **PRIVATE)
+        start.click(do.start, [visitor, *form], [run, tabs, *live], **PRIVATE)
+        timer.tick(do.tick, [visitor, run, seen], live, show_progress="hidden", **PRIVATE)
+        stop, again = shown[-2:]
+        stop.click(do.stop, [visitor, run], live, **PRIVATE)
+        again.click(do.again, [visitor, run], live, **PRIVATE)
+        for trigger in (demo.load(do.arrive, [visitor], [visitor, run, tabs, *live], **PRIVATE), run.change):
+            (trigger.then if hasattr(trigger, "then") else trigger)(
+                do.results, [visitor, run], [*compared, *published], show_progress="hidden", **PRIVATE
+            )
+        seen.change(do.results, [visitor, run], [*compared, *published], show_progress="hidden", **PRIVATE)
+        gr.api(do.tool_plan, api_name="plan")
+        gr.api(do.tool_compress, api_name="compress")
+    return demo
+
+
+def _model(do: Handlers) -> tuple[Any, ...]:
+    gr.Markdown("Which model should become smaller? Nothing is downloaded yet.")
+    with gr.Row():
+        base = gr.Dropdown(
+            [forms.DEMO], value=forms.DEMO, label="Base model", allow_custom_value=True, scale=3, elem_id="base",
+            info="Pick one, or write namespace/name of a repo.",
+        )  # fmt: skip
+        words = gr.Textbox(label="Search the Hub", placeholder="e.g. smollm", scale=2, info="Enter looks it up.")
+    words.submit(do.find, [words], [base], **PRIVATE)
+    with gr.Accordion("Fine-tuned variants, for stitching", open=False):
+        variants = gr.Textbox(
+            label="Variants", lines=3, placeholder="one repo or LoRA adapter a line", elem_id="variants",
+            info="Full models of the same shape, or PEFT adapters. For the demo: demo: plays, demo: code, demo: qa.",
+        )  # fmt: skip
+    look = gr.Button("Look at it", variant="primary", elem_id="look")
+    return base, variants, look, gr.HTML(elem_id="looked")
+
+
+def _size() -> tuple[Any, ...]:
+    method = gr.Radio(list(forms.METHODS), value=next(iter(forms.METHODS)), label="Method", elem_id="method")
+    size = gr.Slider(5, 70, value=25, step=1, label="Parameters to remove (%)", elem_id="size")
+    with gr.Accordion("More", open=False):
+        front = gr.Checkbox(False, label="Search every size at once (a Pareto front)", elem_id="front")
+        repair = gr.Checkbox(True, label="Repair: refit the weights that stay, without training")
+        heal = gr.Dropdown(["0", "250k", "1M", "5M"], value="0", label="Train on so many tokens afterwards")
+        trials = gr.Number(0, label="Most candidates (0: by the depth of the model)", precision=0, minimum=0)
+        seed = gr.Number(0, label="Seed", precision=0, minimum=0)
+    with gr.Row():
+        replan = gr.Button("What would happen?", elem_id="replan")
+        start = gr.Button("Start", variant="primary", elem_id="start")
+    planned = gr.HTML(elem_id="planned")
+    with gr.Accordion("Run it elsewhere", open=False):
+        command = gr.Code(label="Command", language="shell", interactive=False)
+        file = gr.Code(label="recipe.yaml", language="yaml", interactive=False)
+    return [method, size, front, repair, heal, trials, seed], replan, planned, [command, file], start
+
+
+def _run() -> list[Any]:
+    status = gr.HTML("<p>No run yet: choose a model and a size first.</p>", elem_id="status")
+    chart = gr.ScatterPlot(
+        x="candidate", y="value", color="stage", color_map=looks.PALETTE, height=300, visible=False,
+        x_title="candidate", y_title="objective of the search (lower is better)", buttons=["fullscreen", "export"],
+        title="Candidates", elem_id="chart",
+    )  # fmt: skip
+    strip = gr.HTML(elem_id="strip")
+    with gr.Row():
+        stop = gr.Button("Stop", variant="stop", visible=False, elem_id="stop")
+        again = gr.Button("Go on", variant="primary", visible=False, elem_id="again")
+    return [status, chart, strip, stop, again]
+
+
+def _compare(do: Handlers, visitor: Any, run: Any) -> list[Any]:
+    numbers = gr.HTML("<p>A finished run is shown here.</p>", elem_id="numbers")
+    with gr.Group(visible=False) as front:
+        member = gr.Dropdown([], label="Model of the front", elem_id="member")
+        about = gr.HTML(elem_id="about")
+    with gr.Group(visible=False) as talk:
+        prompt = gr.Textbox(label="Let both continue a text", value="once upon a time", elem_id="prompt", max_length=400)
+        ask = gr.Button("Ask both", elem_id="ask")
+        said = gr.HTML(elem_id="said")
+    with gr.Accordion("Pictures", open=False, visible=False) as more:
+        pictures = gr.HTML(elem_id="pictures")
+    with gr.Accordion("Show an earlier result", open=False):
+        earlier = gr.Textbox(label="Repo that hf_prune published", placeholder="namespace/name", elem_id="earlier")
+        shown = gr.HTML()
+    ask.click(do.ask, [visitor, run, prompt], [said], **PRIVATE)
+    member.change(do.member, [visitor, run, member], [about], **PRIVATE)
+    earlier.submit(do.earlier, [earlier], [shown], **PRIVATE)
+    return [numbers, front, member, talk, more, pictures]
+
+
+def _publish(do: Handlers, visitor: Any, run: Any) -> list[Any]:
+    state = gr.HTML("<p>A finished run can be published here; nothing is created before you say so.</p>", elem_id="place")
+    with gr.Group(visible=False) as box:
+        with gr.Row():
+            name = gr.Textbox(label="Name of the repo", placeholder="me/small", elem_id="name", scale=3)
+            private = gr.Checkbox(True, label="Private", scale=1)
+        push = gr.Button("Publish", variant="primary", elem_id="push")
+    card = gr.Markdown(elem_id="card", visible=False)
+    push.click(do.publish, [visitor, run, name, private], [state], **PRIVATE)
+    return [state, box, card]
+
+
+def _examples(base: Any, variants: Any, choices: list[Any]) -> None:
+    method, size, front, *_ = choices
+    gr.Examples(
+        forms.examples(), [base, variants, method, size, front], label="Examples that run in a minute or two",
+        example_labels=["a quarter of the layers", "one model of four", "narrower layers", "every size at once"],
+        api_visibility="private",
+    )  # fmt: skip

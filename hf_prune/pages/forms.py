@@ -1,0 +1,137 @@
+"""What a visitor chose, as a recipe; the bundled demo family goes by names, so that no path is ever shown."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hf_prune.acts import demo_recipe
+from hf_prune.errors import InvalidRecipe
+from hf_prune.recipe import Recipe
+
+DEMO = "demo: storymath-16l"
+SPECIALISTS = {f"demo: {name}": name for name in ("plays", "code", "qa")}
+METHODS = {
+    "Fewer layers (collapse)": "collapse",
+    "Attention and MLP apart (halves)": "halves",
+    "Layers of several models (stitch)": "stitch",
+    "Narrower layers (width)": "width",
+}
+REPO = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?(@[\w./-]{1,100})?(\+[\w.-]{1,96}/[\w.-]{1,96}(@[\w./-]{1,100})?)?")
+LONGEST = 4000
+"""Characters of a field."""
+DEMO_TRIALS = 320
+"""So that a run of the demo takes a minute or two."""
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """The fields of the first two pages, as they are: size in percent, tokens of training as text."""
+
+    base: str
+    variants: str = ""
+    method: str = "Fewer layers (collapse)"
+    size: float = 25.0
+    front: bool = False
+    repair: bool = True
+    heal: str = "0"
+    evaluations: float = 0
+    seed: float = 0
+
+
+def recipe_of(form: Form, strangers: bool) -> Recipe:
+    """The recipe that a form asks for.
+
+    Args:
+        form: what was filled in.
+        strangers: only names of the Hub and of the demo count, no folders of this machine.
+
+    Raises:
+        InvalidRecipe: what is wrong with which field.
+    """
+    base, variants = _one(form.base, "base", strangers), _lines(form.variants, strangers)
+    method = METHODS.get(form.method)
+    if method is None:
+        raise InvalidRecipe(f"There is no method {form.method!r}; choose one of the list.")
+    if variants and method != "stitch":
+        raise InvalidRecipe("Variants are for stitching; choose the method for several models, or leave them out.")
+    asked = {"method": method, "variants": variants, "repair": form.repair, "heal": form.heal or "0",
+             "seed": _whole(form.seed, "seed", 2**31)}  # fmt: skip
+    if trials := _whole(form.evaluations, "candidates", 100_000):
+        asked["evaluations"] = trials
+    if form.front:
+        asked |= {"search": "nsga2", "repair": False}
+    else:
+        asked["ratio"] = _share(form.size)
+    return Recipe.of(base=base, **_bundled(form.base, method), **asked)
+
+
+def examples() -> list[list[object]]:
+    """Filled-in forms that run in a minute or two: base, variants, method, size, every size at once."""
+    names = list(METHODS)
+    return [
+        [DEMO, "", names[0], 25, False],
+        [DEMO, "\n".join(SPECIALISTS), names[2], 25, False],
+        [DEMO, "", names[3], 25, False],
+        [DEMO, "", names[0], 25, True],
+    ]
+
+
+def _bundled(base: str, method: str) -> dict[str, object]:
+    """Text, tasks and trials of the demo family, where it is the base."""
+    if base.strip() != DEMO:
+        return {}
+    act = demo_recipe({"stitch": "stitch", "width": "width"}.get(method, "cut"))
+    kept = act.model_dump(
+        exclude_defaults=True, exclude={"base", "variants", "output", "method", "ratio", "repair", "evaluations"}
+    )
+    return kept | ({"evaluations": DEMO_TRIALS} if method in ("stitch", "width") else {})
+
+
+def _lines(text: str, strangers: bool) -> tuple[str, ...]:
+    names = [line for line in re.split(r"[\n,]+", _short(text, "variants")) if line.strip()]
+    return tuple(_one(name, "variant", strangers) for name in names)
+
+
+def _one(text: str, field: str, strangers: bool) -> str:
+    name = _short(text, field).strip()
+    if not name:
+        raise InvalidRecipe(f"The {field} is empty; name a repo of the Hub, such as HuggingFaceTB/SmolLM2-135M.")
+    demo = demo_recipe("stitch")
+    if name == DEMO:
+        return demo.base
+    if name in SPECIALISTS:
+        return next(v for v in demo.variants if Path(v).name == SPECIALISTS[name])
+    if REPO.fullmatch(name) and not (strangers and Path(name.split("@")[0].split("+")[0]).exists()):
+        return name
+    if strangers:
+        raise InvalidRecipe(f"{_public(name)!r} is no name of a repo; write it like HuggingFaceTB/SmolLM2-135M.")
+    return name
+
+
+def _short(text: object, field: str) -> str:
+    if not isinstance(text, str) or len(text) > LONGEST or "\0" in text:
+        raise InvalidRecipe(f"The {field} is not a text of at most {LONGEST} characters; name a repo of the Hub.")
+    return text
+
+
+def _share(size: object) -> float:
+    if not isinstance(size, int | float) or not 1 <= size <= 90:
+        raise InvalidRecipe(f"The size to remove lies between 1 and 90 percent, not {_public(size)}.")
+    return round(float(size) / 100, 4)
+
+
+def _whole(value: object, field: str, most: int) -> int:
+    number = value or 0
+    if not isinstance(number, int | float) or not 0 <= number <= most or number != int(number):
+        raise InvalidRecipe(f"The number of {field} is a whole number from 0 to {most:,}, not {_public(value)}.")
+    return int(number)
+
+
+def _public(value: object) -> str:
+    return str(value)[:80]
+
+
+def repos(names: Sequence[str]) -> list[str]:
+    """Choices of the picker: the demo first."""
+    return [DEMO, *names]

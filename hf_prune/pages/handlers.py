@@ -1,0 +1,257 @@
+"""What happens when a visitor presses something: forms to recipes, recipes to runs, runs to what is shown."""
+
+import json
+import secrets
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from hf_prune import hub
+from hf_prune.errors import HfPruneError, InvalidRecipe
+from hf_prune.pages import plans, progress, results
+from hf_prune.pages.forms import Form, recipe_of, repos
+from hf_prune.pages.markup import note, strip, table
+from hf_prune.recipe import Recipe
+from hf_prune.runs import LOCAL, Run, Runs, owner_of, public
+from hf_prune.workers import asked
+
+Profile = gr.OAuthProfile | None
+Token = gr.OAuthToken | None
+HIDDEN = gr.update(visible=False)
+ENDED = ("done", "failed", "stopped")
+
+
+@dataclass(frozen=True)
+class Handlers:
+    """Answers of the app.
+
+    Args:
+        runs: where runs live.
+        strangers: the app is a Space; else it serves the person at this machine, with its login.
+    """
+
+    runs: Runs
+    strangers: bool
+
+    # Model and size -------------------------------------------------------------------------------------------------
+
+    def find(self, words: str) -> Any:
+        """Repos of the Hub whose names match, as choices of the picker."""
+        try:
+            found = repos(hub.search(words))
+        except HfPruneError as e:
+            raise gr.Error(public(str(e)), print_exception=False) from None
+        return gr.update(choices=found, value=found[1] if len(found) > 1 else found[0])
+
+    def plan(self, *fields: Any, token: Token = None) -> list[Any]:
+        """The plan on both pages; on to the second one when there is nothing against it."""
+        shown, *elsewhere, good = self._planned(fields, token)
+        return [shown, shown, *elsewhere, gr.Tabs(selected="size") if good else gr.skip()]
+
+    def replan(self, *fields: Any, token: Token = None) -> list[Any]:
+        """The plan again."""
+        return self._planned(fields, token)[:-1]
+
+    def _planned(self, fields: tuple[Any, ...], token: Token) -> list[Any]:
+        try:
+            recipe = recipe_of(Form(*fields), self.strangers)
+            found = self._as(token, plans.planned, recipe, self.strangers)
+        except HfPruneError as e:
+            return [note(public(str(e)), "bad"), "", "", False]
+        return [public(plans.html(found)), plans.command(recipe), plans.recipe_yaml(recipe), True]
+
+    # Runs -----------------------------------------------------------------------------------------------------------
+
+    def arrive(self, visitor: str, request: gr.Request, profile: Profile = None) -> list[Any]:
+        """A page is opened: the run it names, or the visitor's latest one that has not ended, is shown as it is."""
+        visitor = visitor or secrets.token_hex(16)
+        owner = self._owner(visitor, profile)
+        run = self._named(str(request.query_params.get("run", "")), owner)
+        run = run or next((r for r in self.runs.of(owner) if self.runs.state(r) in ("queued", "running")), None)
+        run = run or next((r for r in self.runs.of(owner) if self.runs.state(r) in ENDED), None)
+        if not run:
+            return [visitor, "", gr.skip(), *[gr.skip()] * 7]
+        at = "run" if self.runs.state(run) in ("queued", "running", "stopped") else gr.skip()
+        return [visitor, run.id, gr.Tabs(selected=at) if at == "run" else at, *self._live(run)]
+
+    def start(self, visitor: str, *fields: Any, profile: Profile = None, token: Token = None) -> list[Any]:
+        """Queue what the form asks for and show it."""
+        try:
+            recipe = recipe_of(Form(*fields), self.strangers)
+            found = self._as(token, plans.planned, recipe, self.strangers)
+            if found.too_small:
+                raise InvalidRecipe(found.too_small)
+            run = self.runs.begin(recipe, self._owner(visitor, profile), token.token if token else None)
+        except HfPruneError as e:
+            return ["", gr.Tabs(selected="run"), "", gr.Timer(active=False), note(public(str(e)), "bad"),
+                    HIDDEN, "", HIDDEN, HIDDEN]  # fmt: skip
+        return [run.id, gr.Tabs(selected="run"), *self._live(run)]
+
+    def tick(self, visitor: str, id: str, seen: str, profile: Profile = None) -> list[Any]:
+        """What has changed of a run since `seen`."""
+        run = self._named(id, self._owner(visitor, profile))
+        if not run:
+            return [gr.skip(), gr.Timer(active=False), *[gr.skip()] * 5]
+        return self._live(run, seen)
+
+    def stop(self, visitor: str, id: str, profile: Profile = None) -> list[Any]:
+        """Stop a run, or take it out of the queue."""
+        if run := self._named(id, self._owner(visitor, profile)):
+            self.runs.cancel(run)
+            return self._live(run)
+        return [gr.skip()] * 7
+
+    def again(self, visitor: str, id: str, profile: Profile = None, token: Token = None) -> list[Any]:
+        """Go on with a run that was stopped or failed."""
+        owner = self._owner(visitor, profile)
+        run = self._named(id, owner)
+        if not run:
+            return [gr.skip()] * 7
+        try:
+            self.runs.begin(run.recipe, owner, token.token if token else None)
+        except HfPruneError as e:
+            return [gr.skip(), gr.skip(), note(public(str(e)), "bad"), *[gr.skip()] * 4]
+        return self._live(run)
+
+    def _live(self, run: Run, seen: str = "") -> list[Any]:
+        """Mark of what was seen, timer, status, chart, strip, stop and go on."""
+        state = self.runs.state(run)
+        found = progress.Progress.of(run.events())
+        mark = f"{run.id} {state} {found.count}"
+        active = gr.Timer(active=state in ("queued", "running"))
+        if mark == seen:
+            return [gr.skip(), active, *[gr.skip()] * 5]
+        chart = gr.update(value=_frame(found.drawn()), visible=True) if found.points else HIDDEN
+        return [mark, active, progress.html(found, state, self.runs.ahead(run)), chart,
+                progress.layers(found, run.recipe), gr.update(visible=state in ("queued", "running")),
+                gr.update(visible=state in ("stopped", "failed"))]  # fmt: skip
+
+    # Results --------------------------------------------------------------------------------------------------------
+
+    def results(self, visitor: str, id: str, profile: Profile = None) -> list[Any]:
+        """Comparison and card of a finished run: numbers, front, member, talk, pictures, place, box, card."""
+        run = self._named(id, self._owner(visitor, profile))
+        if not run or self.runs.state(run) != "done":
+            return [gr.skip()] * 9
+        report = run.report()
+        rows = [row[0] for row in results.members(report)]
+        place = _published(run.url) if run.url else gr.skip()
+        return [results.html(report), gr.update(visible=bool(rows)), gr.update(choices=rows, value=None),
+                gr.update(visible=True), gr.update(visible=True), results.pictures(run.result),
+                place, gr.update(visible=True), gr.update(value=public(results.card(run.result)), visible=True)]  # fmt: skip
+
+    def member(self, visitor: str, id: str, name: str | None, profile: Profile = None) -> str:
+        """A model of the front: its layers and numbers."""
+        run = self._named(id, self._owner(visitor, profile))
+        if not run or not name:
+            return ""
+        front = json.loads((run.result / "front.json").read_text(encoding="utf-8"))["front"]
+        number = next((i for i, row in enumerate(results.members({"front": front})) if row[0] == name), None)
+        if number is None:
+            return note("There is no such model on the front; choose one of the list.", "bad")
+        one = front[number]
+        row = results.members({"front": front})[number]
+        return strip(results.fates(one, run.report()["size"]["dense"]["layers"]), f"Model {row[0]} of the front.") + table(
+            ("model", "layers", "parameters removed", "KL to the dense model"), [row], "model of the front"
+        )
+
+    def ask(self, visitor: str, id: str, prompt: str, profile: Profile = None) -> str:
+        """What both models say."""
+        run = self._named(id, self._owner(visitor, profile))
+        if not run:
+            return note("There is no finished run to talk to.", "bad")
+        try:
+            return f"<div class='says'>{results.said(run, prompt)}</div>"
+        except HfPruneError as e:
+            return note(public(str(e)), "bad")
+
+    def earlier(self, repo: str) -> str:
+        """The page of a result on the Hub."""
+        try:
+            return public(results.html(results.fetched(repo, self.strangers)))
+        except HfPruneError as e:
+            return note(public(str(e)), "bad")
+
+    def publish(
+        self, visitor: str, id: str, name: str, private: bool, profile: Profile = None, token: Token = None
+    ) -> str:
+        """Push the finished folder to the visitor's account."""
+        run = self._named(id, self._owner(visitor, profile))
+        if not run or self.runs.state(run) != "done":
+            return note("There is no finished run to publish.", "bad")
+        if self.strangers and not token:
+            return note("Sign in above to publish; the repo is made in your account, with your login.", "warn")
+        try:
+            done = self._as(token, results.pushed, str(run.result), name, private)
+        except HfPruneError as e:
+            return note(public(str(e)), "bad")
+        (run.folder / "published").write_text(done, encoding="utf-8")
+        return _published(done)
+
+    # For programs ---------------------------------------------------------------------------------------------------
+
+    def tool_plan(self, base: str, method: str = "collapse", ratio: float = 0.25) -> dict:
+        """Say what compressing a model would do and need: sizes, memory, disk, evaluations. Nothing is downloaded.
+
+        Args:
+            base: repo of the Hub, namespace/name.
+            method: collapse, halves or width.
+            ratio: share of the parameters to remove, 0 to 1.
+        """
+        return plans.summary(self._tool(base, method, ratio), self.strangers)
+
+    def tool_compress(self, base: str, method: str = "collapse", ratio: float = 0.25) -> dict:
+        """Compress a model: starts a run, or tells how far the same request is. Ask again until state is done.
+
+        Args:
+            base: repo of the Hub, namespace/name.
+            method: collapse, halves or width.
+            ratio: share of the parameters to remove, 0 to 1.
+        """
+        recipe = self._tool(base, method, ratio)
+        owner = LOCAL if not self.strangers else owner_of("tools")
+        if plans.planned(recipe, self.strangers).too_small:
+            raise gr.Error("This machine is too small for that model.", print_exception=False)
+        run = self.runs.begin(recipe, owner)
+        state = self.runs.state(run)
+        found = progress.Progress.of(run.events())
+        more = {"report": run.report()["text"]["all"]} if state == "done" else {}
+        return {"run": run.id, "state": state, "stage": found.stage, "message": found.message, **more}
+
+    def _tool(self, base: str, method: str, ratio: float) -> Recipe:
+        from hf_prune.pages.forms import METHODS
+
+        named = next((label for label, value in METHODS.items() if value == method), method)
+        try:
+            return recipe_of(Form(base, method=named, size=100 * ratio), self.strangers)
+        except HfPruneError as e:
+            raise gr.Error(public(str(e)), print_exception=False) from None
+
+    # Who asks -------------------------------------------------------------------------------------------------------
+
+    def _owner(self, visitor: str, profile: Profile) -> str:
+        if not self.strangers:
+            return LOCAL
+        return owner_of(f"user {profile.username}" if profile else f"visitor {visitor}")
+
+    def _named(self, id: str, owner: str) -> Run | None:
+        try:
+            return self.runs.find(id, owner) if id else None
+        except InvalidRecipe:
+            return None
+
+    def _as(self, token: Token, function: Any, *args: Any) -> Any:
+        """With the visitor's login in a process of its own, else here."""
+        return asked(function, *args, login=token.token) if token else function(*args)
+
+
+def _published(url: str) -> str:
+    safe = note(f"Published: {url}", "good")
+    return safe.replace(url, f"<a href='{url}' target='_blank' rel='noopener'>{url}</a>") if url.startswith("http") else safe
+
+
+def _frame(points: list[dict[str, Any]]) -> Any:
+    import pandas
+
+    return pandas.DataFrame(points)

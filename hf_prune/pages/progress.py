@@ -1,0 +1,136 @@
+"""A run while it goes on: its events folded into what a page shows."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from hf_prune.methods import METHODS
+from hf_prune.pages.markup import bar, note, strip
+from hf_prune.recipe import Recipe
+from hf_prune.runs import State
+
+SPELLED = ("collapse", "halves", "intervals")
+"""Methods whose genome says by itself which layers are left."""
+WORDS = {
+    "queued": "Waiting for its turn.",
+    "stopped": "Stopped.",
+    "failed": "This run failed.",
+    "done": "Done: compare the result with the model it came from, or publish it.",
+}
+NOTES = {"failed": "bad", "stopped": "warn", "done": "good", "queued": "plain"}
+MOST_POINTS = 3000
+"""Drawn at once; beyond, every second, third, ... candidate is left out."""
+
+
+@dataclass
+class Progress:
+    """Where a run is.
+
+    `points` are rows of the chart: candidate number, value of the objective, which stage asked for it, and the share of
+    parameters removed in percent.
+    """
+
+    stage: str = ""
+    detail: str = ""
+    goal: str = ""
+    depth: int = 0
+    done: int = 0
+    total: int = 0
+    best: float = math.inf
+    genome: tuple[int, ...] = ()
+    message: str = ""
+    count: int = 0
+    points: list[dict[str, Any]] = field(default_factory=list)
+    _columns: tuple[str, ...] = ()
+    _least: float = math.inf
+    _evidence: int = 0
+
+    @classmethod
+    def of(cls, events: Iterable[Mapping[str, Any]]) -> "Progress":
+        """Fold the events of a run."""
+        found = cls()
+        for event in events:
+            found.count += 1
+            getattr(found, f"_{event['event'].lower()}", lambda _: None)(event)
+        return found
+
+    def _started(self, event: Mapping[str, Any]) -> None:
+        self.goal, self.depth, self._columns = event["target"], event["depth"], tuple(event.get("columns", ()))
+
+    def _stage(self, event: Mapping[str, Any]) -> None:
+        self.stage, self.detail = event["name"], event["detail"]
+        self.done = self.total = 0
+
+    def _advanced(self, event: Mapping[str, Any]) -> None:
+        self.done, self.total = event["done"], event["total"]
+
+    def _scored(self, event: Mapping[str, Any]) -> None:
+        self.done, self.total = event["done"], event["total"]
+        for outcome in event["outcomes"]:
+            self._point(outcome["trial"], [float(v) for v in outcome["values"]])
+        if self.stage == "search":
+            self.best = float(event["best"])
+
+    def _failed(self, event: Mapping[str, Any]) -> None:
+        self.message = event["message"]
+
+    _stopped = _failed
+
+    def _point(self, trial: Mapping[str, Any], values: list[float]) -> None:
+        evidence = trial["fidelity"]["sequences"]
+        if not math.isfinite(values[0]):
+            return
+        point = {"candidate": len(self.points) + 1, "value": values[0], "stage": self.stage}
+        if "params" in self._columns:
+            point["parameters"] = values[self._columns.index("params")] / 1e6
+        self.points.append(point)
+        # Values on different amounts of text do not compare.
+        if self.stage == "search" and (evidence > self._evidence or evidence == self._evidence and values[0] < self._least):
+            self._evidence, self._least, self.genome = evidence, values[0], tuple(trial["genome"])
+
+    def drawn(self) -> list[dict[str, Any]]:
+        """The points of the chart, thinned out where there are very many."""
+        return self.points[:: 1 + len(self.points) // MOST_POINTS]
+
+
+def html(progress: Progress, state: State | None, ahead: int) -> str:
+    """The state of a run in words, with a bar while it is at work."""
+    if state == "running":
+        best = f"; best so far {progress.best:.4g}" if math.isfinite(progress.best) else ""
+        goal = f"<p>{_escaped(progress.goal)}</p>" if progress.goal else ""
+        where = f"{progress.stage}: {progress.detail}" if progress.detail else progress.stage or "starting"
+        steps = f" ({progress.done:,} of {progress.total:,})" if progress.total else ""
+        return goal + bar(progress.done, progress.total, f"{where}{steps}{best}")
+    words = WORDS.get(state or "", "No run yet: choose a model and a method first.")
+    if state == "queued" and ahead:
+        words = f"Waiting: {ahead} {'run is' if ahead == 1 else 'runs are'} before yours."
+    return note(f"{words} {progress.message}".strip() if state != "stopped" else progress.message or words,
+                NOTES.get(state or "", "plain"))  # fmt: skip
+
+
+def layers(progress: Progress, recipe: Recipe) -> str:
+    """The strip of the best candidate so far, where its genome tells the layers."""
+    if recipe.method not in SPELLED or not progress.genome or not progress.depth:
+        return ""
+    more = {"rules": recipe.rules, "norms": recipe.norms} if recipe.method == "collapse" else {}
+    specs = METHODS[recipe.method](progress.depth, None, *more.values()).decode(progress.genome)
+    kept = {part.layer for spec in specs for part in spec.parts}
+    alone = {spec.anchor.layer for spec in specs if len(spec.parts) == 1}
+    half = {
+        spec.anchor.layer: "attn_removed" if spec.attn_level else "mlp_removed"
+        for spec in specs
+        if bool(spec.attn_level) != bool(spec.mlp_level)
+    }
+    fates = [
+        half.get(i) or ("removed" if i not in kept else "kept" if i in alone else "merged")
+        for i in range(progress.depth)
+    ]
+    rows = [{"source": i, "fate": fate} for i, fate in enumerate(fates)]
+    return strip(rows, "Best candidate so far: layers of the original model.")
+
+
+def _escaped(text: str) -> str:
+    from html import escape
+
+    return escape(text)

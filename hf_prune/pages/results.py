@@ -1,0 +1,152 @@
+"""A finished run beside its dense parent: numbers, layers, pictures, and what both say."""
+
+import json
+import re
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from hf_prune import verdicts
+from hf_prune.errors import InvalidRecipe
+from hf_prune.pages.markup import note, picture, strip, table
+from hf_prune.runs import Run, public
+from hf_prune.screen import report_lines
+
+CAPTIONS = {
+    "layers": "What became of every layer",
+    "parents": "Which parent gives what to every layer",
+    "widths": "Width of every layer",
+    "search": "Course of the search",
+    "front": "Quality against size",
+    "comparison": "Other ways to the same size, report split",
+    "capabilities": "What every stage can do",
+    "healing": "Course of the training",
+}
+MOST_WORDS = 400
+"""Characters of a prompt."""
+NEW_TOKENS = 60
+
+
+def html(report: Mapping[str, Any]) -> str:
+    """Strip, table and verdicts of a report."""
+    size = report["size"]
+    removed = verdicts.percent(1 - size["pruned"]["parameters"] / size["dense"]["parameters"])
+    found = [
+        strip(report["layers"], f"{removed} of all parameters are gone. Layers of the original model."),
+        table(("", "dense", "pruned", "change"), verdicts.table(report), "dense beside pruned", numbers=True),
+    ]
+    for line in report_lines(report):
+        found.append(note(public(line), "warn" if line.startswith("Warning") else "plain"))
+    return "".join(found)
+
+
+def pictures(folder: Path) -> str:
+    """The figures of a finished folder, each with a link to keep it."""
+    paths = [folder / "figures" / f"{name}.png" for name in CAPTIONS]
+    shown = [picture(p.read_bytes(), p.name, CAPTIONS[p.stem]) for p in paths if p.is_file()]
+    return f"<div class='pictures'>{''.join(shown)}</div>"
+
+
+def members(report: Mapping[str, Any]) -> list[list[str]]:
+    """Rows of a Pareto front: which, layers, share removed, value; [] without one."""
+    objective = report.get("objective", "kl")
+    return [
+        [f"#{i}{' (knee)' if m.get('knee') else ''}", f"{m['layers']}", verdicts.percent(m["removed_ratio"]),
+         verdicts.significant(m[objective])]
+        for i, m in enumerate(report.get("front") or ())
+    ]  # fmt: skip
+
+
+def card(folder: Path) -> str:
+    """The model card as Markdown, without its head and its pictures, which the pages show themselves."""
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    text = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)
+    return re.sub(r"!\[[^\]]*\]\([^)]*\)\n*", "", text)
+
+
+def said(run: Run, prompt: str) -> str:
+    """What the dense parent and the result say to a prompt, side by side."""
+    if not prompt.strip() or len(prompt) > MOST_WORDS:
+        raise InvalidRecipe(f"Write a prompt of 1 to {MOST_WORDS} characters.")
+    from hf_prune.workers import asked
+
+    dense, pruned = asked(spoken, str(run.result), prompt)
+    return _column("dense", prompt, dense) + _column("pruned", prompt, pruned)
+
+
+def spoken(folder: str, prompt: str) -> tuple[str, str]:
+    """Greedy continuations of the dense parent and of the model in a finished folder.
+
+    Needs a process that may load both.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from hf_prune.assemble import assemble, quiet
+    from hf_prune.blueprint import Blueprint
+    from hf_prune.folder import open_parents
+    from hf_prune.generation import greedy
+
+    made = Blueprint.from_json((Path(folder) / "blueprint.json").read_text(encoding="utf-8"))
+    recipe = Run(Path(folder).parent).recipe
+    parent = open_parents(made, (recipe.base, *recipe.variants))[0]
+    with quiet():
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        pruned = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", local_files_only=True)
+    dense = assemble(Blueprint.identity(parent.source, parent.depth), [parent])
+    tokens = torch.tensor([tokenizer(prompt)["input_ids"]])
+    texts = [greedy(model.eval(), tokens, NEW_TOKENS)[0] for model in (dense, pruned)]
+    return tuple(tokenizer.decode(t) for t in texts)
+
+
+def _column(name: str, prompt: str, text: str) -> str:
+    return (
+        f"<div class='said'><h4>{escape(name)}</h4><p><span class='quiet'>{escape(prompt)}</span>{escape(text)}</p></div>"
+    )
+
+
+def fates(member: Mapping[str, Any], depth: int) -> list[dict[str, Any]]:
+    """Entries of a strip for a member of front.json."""
+    from hf_prune.blueprint import GONE
+
+    specs = member["blueprint"]["layers"]
+    kept = {p["layer"]: spec for spec in specs for p in spec["parts"]}
+    found = []
+    for i in range(depth):
+        spec = kept.get(i)
+        if spec is None:
+            fate = "removed"
+        elif len(spec["parts"]) > 1:
+            fate = "merged"
+        elif GONE in (spec.get("attn_level"), spec.get("mlp_level")):
+            fate = "attn_removed" if spec.get("attn_level") == GONE else "mlp_removed"
+        else:
+            fate = "narrowed" if spec.get("attn_level") or spec.get("mlp_level") else "kept"
+        found.append({"source": i, "fate": fate})
+    return found
+
+
+def fetched(repo: str, strangers: bool) -> dict[str, Any]:
+    """The report of a result on the Hub or, for the person at this machine, in a folder."""
+    from hf_prune import hub
+    from hf_prune.pages.forms import REPO
+
+    name = repo.strip()
+    if not strangers and Path(name).is_dir():
+        folder = Path(name)
+    elif REPO.fullmatch(name):
+        folder = hub.fetch_result(name)
+    else:
+        raise InvalidRecipe("Name a repo that hf_prune published, like me/small.")
+    try:
+        return json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise InvalidRecipe(f"{name} holds no report of hf_prune; name a repo that it published.") from None
+
+
+def pushed(folder: str, name: str, private: bool) -> str:
+    """Publish a finished folder; its address."""
+    from hf_prune import hub
+
+    return hub.push(folder, name.strip(), private=private).url

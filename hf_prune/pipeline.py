@@ -282,9 +282,10 @@ def _rivals(job: Job, journal: Journal, remove: int, clock: Clock) -> Generator[
     """Every baseline's cut of the same number of layers, searched on the same evidence."""
     if not remove or not job.recipe.baselines:
         return ()
-    yield Stage("baselines", ", ".join(job.recipe.baselines))
+    names = [n for n in job.recipe.baselines if n in LABELS]
+    yield Stage("baselines", ", ".join(names))
     scorer, rivals = job.deletions(remove), []
-    for name in (n for n in job.recipe.baselines if n in LABELS):
+    for name in names:
         schedule = _schedule(job, RANDOM_DRAWS if name == "random" else 1 << 30, finalists=RANDOM_DRAWS)
         search = SEARCHERS[name](scorer.space, schedule, np.random.default_rng(job.recipe.seed))
         column = job.columns.index("perplexity" if name == "greedy" else "kl")

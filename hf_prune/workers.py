@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
@@ -19,6 +20,8 @@ LOADED = ["hf_prune.pipeline", "hf_prune.folder"]
 """What every process begins with."""
 PATIENCE = 120.0
 """Seconds a short piece of work may take."""
+FAREWELL = 10.0
+"""Seconds a process has to put its things away."""
 QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 _processes = multiprocessing.get_context("forkserver")
 
@@ -39,7 +42,9 @@ def started(function: Callable[..., None], *args: Any, login: str | None = None)
     return process
 
 
-def asked(function: Callable[..., T], *args: Any, login: str | None = None, patience: float = PATIENCE, **more: Any) -> T:
+def asked(
+    function: Callable[..., T], *args: Any, login: str | None = None, patience: float = PATIENCE, **more: Any
+) -> T:
     """The result of `function(*args, **more)` in a process of its own; result and arguments must pickle.
 
     Args:
@@ -60,7 +65,9 @@ def asked(function: Callable[..., T], *args: Any, login: str | None = None, pati
             raise HfPruneError(f"This took longer than {patience:.0f} seconds and was ended; try a smaller model.")
         good, found = here.recv()
     except EOFError:
-        raise HfPruneError("The work ended without an answer, perhaps for want of memory; try a smaller model.") from None
+        raise HfPruneError(
+            "The work ended without an answer, perhaps for want of memory; try a smaller model."
+        ) from None
     finally:
         here.close()
         stop(process, patience=1.0)
@@ -69,7 +76,7 @@ def asked(function: Callable[..., T], *args: Any, login: str | None = None, pati
     return found
 
 
-def stop(process: multiprocessing.Process, patience: float = 10.0) -> None:
+def stop(process: multiprocessing.Process, patience: float = FAREWELL) -> None:
     """Ask a process to end, as Ctrl-C would; after `patience` seconds end it."""
     if process.is_alive():
         process.join(0.05)
@@ -86,10 +93,19 @@ def _alone(function: Callable[..., None], args: tuple[Any, ...], login: str | No
     if login is not None:
         os.environ["HF_TOKEN"] = login
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         function(*args)
     except KeyboardInterrupt:
         os._exit(130)
+
+
+def _end_with_parent() -> None:
+    """Nobody would stop a process whose app has gone."""
+    multiprocessing.parent_process().join()
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(FAREWELL)
+    os._exit(130)
 
 
 def _answer(pipe: Connection, function: Callable[..., Any], args: tuple[Any, ...], more: dict[str, Any]) -> None:

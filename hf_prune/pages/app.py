@@ -58,7 +58,7 @@ def build(do: Handlers) -> gr.Blocks:
             if do.strangers:
                 gr.LoginButton(scale=0, min_width=180, size="sm")
         with gr.Tabs(selected="model", elem_id="steps") as tabs:
-            with gr.Tab("1 Model", id="model"):
+            with gr.Tab("1 Model", id="model") as first:
                 base, variants, look, looked = _model(do)
             with gr.Tab("2 Size", id="size"):
                 choices, replan, planned, elsewhere, start = _size()
@@ -69,7 +69,8 @@ def build(do: Handlers) -> gr.Blocks:
             with gr.Tab("5 Publish", id="publish"):
                 published = _publish(do, visitor, run)
         form = [base, variants, *choices]
-        _examples(base, variants, choices)
+        with first:
+            _examples(base, variants, choices)
         live = [seen, timer, *shown]
         look.click(do.plan, form, [looked, planned, *elsewhere, tabs], **PRIVATE)
         replan.click(do.replan, form, [planned, *elsewhere], **PRIVATE)
@@ -99,7 +100,7 @@ def _model(do: Handlers) -> tuple[Any, ...]:
     words.submit(do.find, [words], [base], **PRIVATE)
     with gr.Accordion("Fine-tuned variants, for stitching", open=False):
         variants = gr.Textbox(
-            label="Variants", lines=3, placeholder="one repo or LoRA adapter a line", elem_id="variants",
+            value="", label="Variants", lines=3, placeholder="one repo or LoRA adapter a line", elem_id="variants",
             info="Full models of the same shape, or PEFT adapters. For the demo: demo: plays, demo: code, demo: qa.",
         )  # fmt: skip
     look = gr.Button("Look at it", variant="primary", elem_id="look")
@@ -129,8 +130,8 @@ def _run() -> list[Any]:
     status = gr.HTML("<p>No run yet: choose a model and a size first.</p>", elem_id="status")
     chart = gr.ScatterPlot(
         x="candidate", y="value", color="stage", color_map=looks.PALETTE, height=300, visible=False,
-        x_title="candidate", y_title="objective of the search (lower is better)", buttons=["fullscreen", "export"],
-        title="Candidates", elem_id="chart",
+        x_title="candidate", y_title="KL to dense (lower is better)", buttons=["fullscreen", "export"],
+        elem_id="chart",
     )  # fmt: skip
     strip = gr.HTML(elem_id="strip")
     with gr.Row():
@@ -145,7 +146,9 @@ def _compare(do: Handlers, visitor: Any, run: Any) -> list[Any]:
         member = gr.Dropdown([], label="Model of the front", elem_id="member")
         about = gr.HTML(elem_id="about")
     with gr.Group(visible=False) as talk:
-        prompt = gr.Textbox(label="Let both continue a text", value="once upon a time", elem_id="prompt", max_length=400)
+        prompt = gr.Textbox(
+            label="Let both continue a text", value="once upon a time", elem_id="prompt", max_length=400
+        )
         ask = gr.Button("Ask both", elem_id="ask")
         said = gr.HTML(elem_id="said")
     with gr.Accordion("Pictures", open=False, visible=False) as more:
@@ -160,7 +163,9 @@ def _compare(do: Handlers, visitor: Any, run: Any) -> list[Any]:
 
 
 def _publish(do: Handlers, visitor: Any, run: Any) -> list[Any]:
-    state = gr.HTML("<p>A finished run can be published here; nothing is created before you say so.</p>", elem_id="place")
+    state = gr.HTML(
+        "<p>A finished run can be published here; nothing is created before you say so.</p>", elem_id="place"
+    )
     with gr.Group(visible=False) as box:
         with gr.Row():
             name = gr.Textbox(label="Name of the repo", placeholder="me/small", elem_id="name", scale=3)

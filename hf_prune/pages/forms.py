@@ -111,7 +111,7 @@ def _one(text: str, field: str, strangers: bool) -> str:
 
 def _short(text: object, field: str) -> str:
     if not isinstance(text, str) or len(text) > LONGEST or "\0" in text:
-        raise InvalidRecipe(f"The {field} is not a text of at most {LONGEST} characters; name a repo of the Hub.")
+        raise InvalidRecipe(f"The field {field} takes at most {LONGEST:,} characters of text; name repos of the Hub.")
     return text
 
 

@@ -44,12 +44,12 @@ class Handlers:
             raise gr.Error(public(str(e)), print_exception=False) from None
         return gr.update(choices=found, value=found[1] if len(found) > 1 else found[0])
 
-    def plan(self, *fields: Any, token: Token = None) -> list[Any]:
+    def plan(self, token: Token, *fields: Any) -> list[Any]:
         """The plan on both pages; on to the second one when there is nothing against it."""
         shown, *elsewhere, good = self._planned(fields, token)
         return [shown, shown, *elsewhere, gr.Tabs(selected="size") if good else gr.skip()]
 
-    def replan(self, *fields: Any, token: Token = None) -> list[Any]:
+    def replan(self, token: Token, *fields: Any) -> list[Any]:
         """The plan again."""
         return self._planned(fields, token)[:-1]
 
@@ -59,7 +59,7 @@ class Handlers:
             found = self._as(token, plans.planned, recipe, self.strangers)
         except HfPruneError as e:
             return [note(public(str(e)), "bad"), "", "", False]
-        return [public(plans.html(found)), plans.command(recipe), plans.recipe_yaml(recipe), True]
+        return [plans.html(found), plans.command(recipe), plans.recipe_yaml(recipe), True]
 
     # Runs -----------------------------------------------------------------------------------------------------------
 
@@ -75,7 +75,7 @@ class Handlers:
         at = "run" if self.runs.state(run) in ("queued", "running", "stopped") else gr.skip()
         return [visitor, run.id, gr.Tabs(selected=at) if at == "run" else at, *self._live(run)]
 
-    def start(self, visitor: str, *fields: Any, profile: Profile = None, token: Token = None) -> list[Any]:
+    def start(self, profile: Profile, token: Token, visitor: str, *fields: Any) -> list[Any]:
         """Queue what the form asks for and show it."""
         try:
             recipe = recipe_of(Form(*fields), self.strangers)
@@ -152,9 +152,9 @@ class Handlers:
             return note("There is no such model on the front; choose one of the list.", "bad")
         one = front[number]
         row = results.members({"front": front})[number]
-        return strip(results.fates(one, run.report()["size"]["dense"]["layers"]), f"Model {row[0]} of the front.") + table(
-            ("model", "layers", "parameters removed", "KL to the dense model"), [row], "model of the front"
-        )
+        return strip(
+            results.fates(one, run.report()["size"]["dense"]["layers"]), f"Model {row[0]} of the front."
+        ) + table(("model", "layers", "parameters removed", "KL to the dense model"), [row], "model of the front")
 
     def ask(self, visitor: str, id: str, prompt: str, profile: Profile = None) -> str:
         """What both models say."""
@@ -169,7 +169,7 @@ class Handlers:
     def earlier(self, repo: str) -> str:
         """The page of a result on the Hub."""
         try:
-            return public(results.html(results.fetched(repo, self.strangers)))
+            return results.html(results.fetched(repo, self.strangers))
         except HfPruneError as e:
             return note(public(str(e)), "bad")
 
@@ -248,7 +248,11 @@ class Handlers:
 
 def _published(url: str) -> str:
     safe = note(f"Published: {url}", "good")
-    return safe.replace(url, f"<a href='{url}' target='_blank' rel='noopener'>{url}</a>") if url.startswith("http") else safe
+    return (
+        safe.replace(url, f"<a href='{url}' target='_blank' rel='noopener'>{url}</a>")
+        if url.startswith("http")
+        else safe
+    )
 
 
 def _frame(points: list[dict[str, Any]]) -> Any:

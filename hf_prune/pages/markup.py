@@ -1,9 +1,11 @@
-"""Pieces of HTML, everything from outside escaped; colours follow the light or dark theme."""
+"""Pieces of HTML: text is escaped and loses paths of this machine; colours follow the light or dark theme."""
 
 import base64
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
+
+from hf_prune.runs import public
 
 FATES = {
     "kept": ("kept", "kept"),
@@ -19,10 +21,11 @@ FATES = {
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]], label: str, numbers: bool = False) -> str:
     """A table that scrolls sideways on a narrow screen; `numbers` sets all but the first column to the right."""
     head = "".join(f"<th scope='col'>{escape(str(cell))}</th>" for cell in header)
-    body = "".join(f"<tr>{''.join(f'<td>{escape(str(cell))}</td>' for cell in row)}</tr>" for row in rows)
+    body = "".join(f"<tr>{''.join(f'<td>{escape(public(str(cell)))}</td>' for cell in row)}</tr>" for row in rows)
     kind = " numbers" if numbers else ""
     top = f"<thead><tr>{head}</tr></thead>" if any(header) else ""
-    return f"<div class='wide{kind}' role='region' aria-label='{escape(label)}'><table>{top}<tbody>{body}</tbody></table></div>"
+    inside = f"<table>{top}<tbody>{body}</tbody></table>"
+    return f"<div class='wide{kind}' role='region' aria-label='{escape(label)}'>{inside}</div>"
 
 
 def strip(layers: Sequence[Mapping[str, Any]], caption: str) -> str:
@@ -39,7 +42,7 @@ def strip(layers: Sequence[Mapping[str, Any]], caption: str) -> str:
 def note(text: str, kind: str = "plain") -> str:
     """A sentence in a frame: plain, good, warn or bad."""
     role = "alert" if kind == "bad" else "status"
-    return f"<div class='note {kind}' role='{role}'>{escape(text)}</div>"
+    return f"<div class='note {kind}' role='{role}'>{escape(public(text))}</div>"
 
 
 def bar(done: int, total: int, text: str) -> str:

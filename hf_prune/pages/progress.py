@@ -86,7 +86,9 @@ class Progress:
             point["parameters"] = values[self._columns.index("params")] / 1e6
         self.points.append(point)
         # Values on different amounts of text do not compare.
-        if self.stage == "search" and (evidence > self._evidence or evidence == self._evidence and values[0] < self._least):
+        if self.stage == "search" and (
+            evidence > self._evidence or evidence == self._evidence and values[0] < self._least
+        ):
             self._evidence, self._least, self.genome = evidence, values[0], tuple(trial["genome"])
 
     def drawn(self) -> list[dict[str, Any]]:

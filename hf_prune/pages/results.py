@@ -10,7 +10,7 @@ from typing import Any
 from hf_prune import verdicts
 from hf_prune.errors import InvalidRecipe
 from hf_prune.pages.markup import note, picture, strip, table
-from hf_prune.runs import Run, public
+from hf_prune.runs import Run
 from hf_prune.screen import report_lines
 
 CAPTIONS = {
@@ -37,7 +37,7 @@ def html(report: Mapping[str, Any]) -> str:
         table(("", "dense", "pruned", "change"), verdicts.table(report), "dense beside pruned", numbers=True),
     ]
     for line in report_lines(report):
-        found.append(note(public(line), "warn" if line.startswith("Warning") else "plain"))
+        found.append(note(line, "warn" if line.startswith("Warning") else "plain"))
     return "".join(found)
 
 
@@ -101,9 +101,7 @@ def spoken(folder: str, prompt: str) -> tuple[str, str]:
 
 
 def _column(name: str, prompt: str, text: str) -> str:
-    return (
-        f"<div class='said'><h4>{escape(name)}</h4><p><span class='quiet'>{escape(prompt)}</span>{escape(text)}</p></div>"
-    )
+    return f"<div class='said'><h4>{escape(name)}</h4><p><span class='quiet'>{escape(prompt)}</span>{escape(text)}</p></div>"
 
 
 def fates(member: Mapping[str, Any], depth: int) -> list[dict[str, Any]]:

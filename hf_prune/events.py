@@ -8,7 +8,8 @@ from hf_prune.blueprint import Blueprint, Outcome
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The plan is fixed: what will be cut from what; `columns` names the values of every outcome."""
+    """The plan is fixed: what will be cut from what; `columns` names the values of every outcome,
+    `parameters` counts those of the dense model."""
 
     recipe: Any
     base: str
@@ -16,6 +17,7 @@ class Started:
     target: str
     evaluations: int
     columns: tuple[str, ...] = ()
+    parameters: int = 0
 
 
 @dataclass(frozen=True, slots=True)

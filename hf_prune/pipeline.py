@@ -151,7 +151,9 @@ def _make(recipe: Recipe, output: Path) -> Generator[Event, None, dict[str, Any]
     job = open_job(recipe)
     clock.lap("pull")
     trials = evaluations(recipe, job.parent.depth, job.target.remove)
-    yield Started(recipe, str(job.parent.source), job.parent.depth, job.goal, trials, job.columns)
+    yield Started(
+        recipe, str(job.parent.source), job.parent.depth, job.goal, trials, job.columns, job.parent.parameters
+    )
     yield Stage("calibrate", ", ".join(job.evidence["search"].origin))
     job.evaluator  # noqa: B018 - the dense reference is run here, under its own stage
     clock.lap("calibrate")

@@ -83,6 +83,12 @@ class Run:
         except FileNotFoundError:
             return
 
+    @property
+    def last(self) -> str:
+        """Name of the latest event; empty where there is none."""
+        found = deque(self.events(), maxlen=1)
+        return found[0]["event"] if found else ""
+
     def report(self) -> dict[str, Any]:
         """report.json of the finished folder."""
         return json.loads((self.result / "report.json").read_text(encoding="utf-8"))
@@ -146,10 +152,7 @@ class Runs:
                 return "running"
         if not run.folder.is_dir():
             return None
-        last = None
-        for last in run.events():
-            pass
-        return ENDS.get(last["event"], "stopped") if last else "stopped"
+        return ENDS.get(run.last, "stopped")
 
     def ahead(self, run: Run) -> int:
         """Runs that come first, the one at work included."""
@@ -212,10 +215,7 @@ class _Work:
         if self.process.is_alive() and not why:
             return False
         stop(self.process)
-        last = None
-        for last in self.run.events():
-            pass
-        if last is None or last["event"] not in ENDS:
+        if self.run.last not in ENDS:
             died = "It ended without a word, perhaps for want of memory; a smaller model may fit."
             _tell(self.run, {"event": "Stopped" if why else "Failed", "message": why or died})
         return True

@@ -9,5 +9,6 @@ from hf_prune.hub.publish import PushResult, push
 from hf_prune.hub.tree import Relative, relatives, search
 
 __all__ = [
-    "Peek", "Pulled", "PushResult", "Relative", "TensorInfo", "fetch_result", "peek", "pull", "push", "relatives", "search",
+    "Peek", "Pulled", "PushResult", "Relative", "TensorInfo", "fetch_result", "peek", "pull", "push", "relatives",
+    "search",
 ]  # fmt: skip

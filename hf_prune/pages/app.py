@@ -128,11 +128,7 @@ def _size() -> tuple[Any, ...]:
 
 def _run() -> list[Any]:
     status = gr.HTML("<p>No run yet: choose a model and a size first.</p>", elem_id="status")
-    chart = gr.ScatterPlot(
-        x="candidate", y="value", color="stage", color_map=looks.PALETTE, height=300, visible=False,
-        x_title="candidate", y_title="KL to dense (lower is better)", buttons=["fullscreen", "export"],
-        elem_id="chart",
-    )  # fmt: skip
+    chart = gr.HTML(elem_id="chart")
     strip = gr.HTML(elem_id="strip")
     with gr.Row():
         stop = gr.Button("Stop", variant="stop", visible=False, elem_id="stop")

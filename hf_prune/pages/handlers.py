@@ -3,15 +3,16 @@
 import json
 import secrets
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import gradio as gr
 
 from hf_prune import hub
 from hf_prune.errors import HfPruneError, InvalidRecipe
-from hf_prune.pages import plans, progress, results
+from hf_prune.pages import charts, plans, progress, results
 from hf_prune.pages.forms import Form, recipe_of, repos
-from hf_prune.pages.markup import note, strip, table
+from hf_prune.pages.markup import note
 from hf_prune.recipe import Recipe
 from hf_prune.runs import LOCAL, Run, Runs, owner_of, public
 from hf_prune.workers import asked
@@ -58,7 +59,7 @@ class Handlers:
             recipe = recipe_of(Form(*fields), self.strangers)
             found = self._as(token, plans.planned, recipe, self.strangers)
         except HfPruneError as e:
-            return [note(public(str(e)), "bad"), "", "", False]
+            return [note(str(e), "bad"), "", "", False]
         return [plans.html(found), plans.command(recipe), plans.recipe_yaml(recipe), True]
 
     # Runs -----------------------------------------------------------------------------------------------------------
@@ -84,8 +85,8 @@ class Handlers:
                 raise InvalidRecipe(found.too_small)
             run = self.runs.begin(recipe, self._owner(visitor, profile), token.token if token else None)
         except HfPruneError as e:
-            return ["", gr.Tabs(selected="run"), "", gr.Timer(active=False), note(public(str(e)), "bad"),
-                    HIDDEN, "", HIDDEN, HIDDEN]  # fmt: skip
+            return ["", gr.Tabs(selected="run"), "", gr.Timer(active=False), note(str(e), "bad"),
+                    "", "", HIDDEN, HIDDEN]  # fmt: skip
         return [run.id, gr.Tabs(selected="run"), *self._live(run)]
 
     def tick(self, visitor: str, id: str, seen: str, profile: Profile = None) -> list[Any]:
@@ -111,7 +112,7 @@ class Handlers:
         try:
             self.runs.begin(run.recipe, owner, token.token if token else None)
         except HfPruneError as e:
-            return [gr.skip(), gr.skip(), note(public(str(e)), "bad"), *[gr.skip()] * 4]
+            return [gr.skip(), gr.skip(), note(str(e), "bad"), *[gr.skip()] * 4]
         return self._live(run)
 
     def _live(self, run: Run, seen: str = "") -> list[Any]:
@@ -122,9 +123,9 @@ class Handlers:
         active = gr.Timer(active=state in ("queued", "running"))
         if mark == seen:
             return [gr.skip(), active, *[gr.skip()] * 5]
-        chart = gr.update(value=_frame(found.drawn()), visible=True) if found.points else HIDDEN
-        return [mark, active, progress.html(found, state, self.runs.ahead(run)), chart,
-                progress.layers(found, run.recipe), gr.update(visible=state in ("queued", "running")),
+        recipe = run.recipe
+        return [mark, active, progress.html(found, state, self.runs.ahead(run)), charts.drawn(found, recipe),
+                progress.layers(found, recipe), gr.update(visible=state in ("queued", "running")),
                 gr.update(visible=state in ("stopped", "failed"))]  # fmt: skip
 
     # Results --------------------------------------------------------------------------------------------------------
@@ -137,9 +138,9 @@ class Handlers:
         report = run.report()
         rows = [row[0] for row in results.members(report)]
         place = _published(run.url) if run.url else gr.skip()
+        shown, card = gr.update(visible=True), gr.update(value=results.card(run.result), visible=True)
         return [results.html(report), gr.update(visible=bool(rows)), gr.update(choices=rows, value=None),
-                gr.update(visible=True), gr.update(visible=True), results.pictures(run.result),
-                place, gr.update(visible=True), gr.update(value=public(results.card(run.result)), visible=True)]  # fmt: skip
+                shown, shown, results.pictures(run.result), place, shown, card]  # fmt: skip
 
     def member(self, visitor: str, id: str, name: str | None, profile: Profile = None) -> str:
         """A model of the front: its layers and numbers."""
@@ -147,14 +148,10 @@ class Handlers:
         if not run or not name:
             return ""
         front = json.loads((run.result / "front.json").read_text(encoding="utf-8"))["front"]
-        number = next((i for i, row in enumerate(results.members({"front": front})) if row[0] == name), None)
-        if number is None:
-            return note("There is no such model on the front; choose one of the list.", "bad")
-        one = front[number]
-        row = results.members({"front": front})[number]
-        return strip(
-            results.fates(one, run.report()["size"]["dense"]["layers"]), f"Model {row[0]} of the front."
-        ) + table(("model", "layers", "parameters removed", "KL to the dense model"), [row], "model of the front")
+        try:
+            return results.member(run.report(), front, name)
+        except HfPruneError as e:
+            return note(str(e), "bad")
 
     def ask(self, visitor: str, id: str, prompt: str, profile: Profile = None) -> str:
         """What both models say."""
@@ -164,14 +161,14 @@ class Handlers:
         try:
             return f"<div class='says'>{results.said(run, prompt)}</div>"
         except HfPruneError as e:
-            return note(public(str(e)), "bad")
+            return note(str(e), "bad")
 
     def earlier(self, repo: str) -> str:
         """The page of a result on the Hub."""
         try:
             return results.html(results.fetched(repo, self.strangers))
         except HfPruneError as e:
-            return note(public(str(e)), "bad")
+            return note(str(e), "bad")
 
     def publish(
         self, visitor: str, id: str, name: str, private: bool, profile: Profile = None, token: Token = None
@@ -185,7 +182,7 @@ class Handlers:
         try:
             done = self._as(token, results.pushed, str(run.result), name, private)
         except HfPruneError as e:
-            return note(public(str(e)), "bad")
+            return note(str(e), "bad")
         (run.folder / "published").write_text(done, encoding="utf-8")
         return _published(done)
 
@@ -247,15 +244,6 @@ class Handlers:
 
 
 def _published(url: str) -> str:
-    safe = note(f"Published: {url}", "good")
-    return (
-        safe.replace(url, f"<a href='{url}' target='_blank' rel='noopener'>{url}</a>")
-        if url.startswith("http")
-        else safe
-    )
-
-
-def _frame(points: list[dict[str, Any]]) -> Any:
-    import pandas
-
-    return pandas.DataFrame(points)
+    address = escape(url)
+    link = f"<a href='{address}' target='_blank' rel='noopener'>{address}</a>" if url.startswith("http") else address
+    return f"<div class='note good' role='status'>Published: {link}</div>"

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-PALETTE = {"baselines": "#767676", "search": "#0072B2", "select": "#D55E00"}
-"""Stages on the chart."""
 CSS = """
 .gradio-container {max-width: 1080px !important; width: 100% !important; margin: 0 auto !important}
 .gradio-container main, .gradio-container .contain {width: 100% !important}
@@ -11,7 +9,9 @@ CSS = """
 .hero p {margin: .15rem 0 0; color: var(--body-text-color-subdued); font-size: 1.02rem}
 .wide {overflow-x: auto; margin: .5rem 0}
 .wide table {border-collapse: collapse; width: 100%; font-size: .92rem}
-.wide th, .wide td {text-align: left; padding: .38rem .7rem; border-bottom: 1px solid var(--border-color-primary)}
+.wide th, .wide td {text-align: left; padding: .38rem .7rem; border: 0 !important;
+  border-bottom: 1px solid var(--border-color-primary) !important}
+.wide table, .wide tr {border: 0 !important}
 .wide th {color: var(--body-text-color-subdued); font-weight: 600}
 .wide.numbers td:not(:first-child), .wide.numbers th:not(:first-child) {
   text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap}

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from html import escape
 from typing import Any
 
 from hf_prune.methods import METHODS
@@ -19,16 +20,25 @@ WORDS = {
     "done": "Done: compare the result with the model it came from, or publish it.",
 }
 NOTES = {"failed": "bad", "stopped": "warn", "done": "good", "queued": "plain"}
-MOST_POINTS = 3000
-"""Drawn at once; beyond, every second, third, ... candidate is left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A scored candidate."""
+
+    number: int
+    value: float
+    windows: int
+    stage: str
+    removed: float
 
 
 @dataclass
 class Progress:
     """Where a run is.
 
-    `points` are rows of the chart: candidate number, value of the objective, which stage asked for it, and the share of
-    parameters removed in percent.
+    `points` are the scored candidates: number, value of the objective, windows it was scored on, which stage asked for
+    it, and the share of parameters removed (0 to 1).
     """
 
     stage: str = ""
@@ -41,10 +51,11 @@ class Progress:
     genome: tuple[int, ...] = ()
     message: str = ""
     count: int = 0
-    points: list[dict[str, Any]] = field(default_factory=list)
+    points: list[Point] = field(default_factory=list)
+    parameters: int = 0
     _columns: tuple[str, ...] = ()
     _least: float = math.inf
-    _evidence: int = 0
+    _windows: int = 0
 
     @classmethod
     def of(cls, events: Iterable[Mapping[str, Any]]) -> "Progress":
@@ -56,7 +67,8 @@ class Progress:
         return found
 
     def _started(self, event: Mapping[str, Any]) -> None:
-        self.goal, self.depth, self._columns = event["target"], event["depth"], tuple(event.get("columns", ()))
+        self.goal, self.depth, self.parameters = event["target"], event["depth"], event["parameters"]
+        self._columns = tuple(event["columns"])
 
     def _stage(self, event: Mapping[str, Any]) -> None:
         self.stage, self.detail = event["name"], event["detail"]
@@ -78,29 +90,21 @@ class Progress:
     _stopped = _failed
 
     def _point(self, trial: Mapping[str, Any], values: list[float]) -> None:
-        evidence = trial["fidelity"]["sequences"]
-        if not math.isfinite(values[0]):
-            return
-        point = {"candidate": len(self.points) + 1, "value": values[0], "stage": self.stage}
-        if "params" in self._columns:
-            point["parameters"] = values[self._columns.index("params")] / 1e6
-        self.points.append(point)
+        windows = trial["fidelity"]["sequences"]
+        left = values[self._columns.index("params")] if "params" in self._columns else math.nan
+        removed = 1 - left / self.parameters if self.parameters else math.nan
+        self.points.append(Point(len(self.points) + 1, values[0], windows, self.stage, removed))
         # Values on different amounts of text do not compare.
-        if self.stage == "search" and (
-            evidence > self._evidence or evidence == self._evidence and values[0] < self._least
-        ):
-            self._evidence, self._least, self.genome = evidence, values[0], tuple(trial["genome"])
-
-    def drawn(self) -> list[dict[str, Any]]:
-        """The points of the chart, thinned out where there are very many."""
-        return self.points[:: 1 + len(self.points) // MOST_POINTS]
+        better = windows > self._windows or windows == self._windows and values[0] < self._least
+        if self.stage == "search" and better and math.isfinite(values[0]):
+            self._windows, self._least, self.genome = windows, values[0], tuple(trial["genome"])
 
 
 def html(progress: Progress, state: State | None, ahead: int) -> str:
     """The state of a run in words, with a bar while it is at work."""
     if state == "running":
         best = f"; best so far {progress.best:.4g}" if math.isfinite(progress.best) else ""
-        goal = f"<p>{_escaped(progress.goal)}</p>" if progress.goal else ""
+        goal = f"<p>{escape(progress.goal)}</p>" if progress.goal else ""
         where = f"{progress.stage}: {progress.detail}" if progress.detail else progress.stage or "starting"
         steps = f" ({progress.done:,} of {progress.total:,})" if progress.total else ""
         return goal + bar(progress.done, progress.total, f"{where}{steps}{best}")
@@ -130,9 +134,3 @@ def layers(progress: Progress, recipe: Recipe) -> str:
     ]
     rows = [{"source": i, "fate": fate} for i, fate in enumerate(fates)]
     return strip(rows, "Best candidate so far: layers of the original model.")
-
-
-def _escaped(text: str) -> str:
-    from html import escape
-
-    return escape(text)

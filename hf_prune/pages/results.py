@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -101,7 +101,23 @@ def spoken(folder: str, prompt: str) -> tuple[str, str]:
 
 
 def _column(name: str, prompt: str, text: str) -> str:
-    return f"<div class='said'><h4>{escape(name)}</h4><p><span class='quiet'>{escape(prompt)}</span>{escape(text)}</p></div>"
+    words = f"<span class='quiet'>{escape(prompt)}</span>{escape(text)}"
+    return f"<div class='said'><h4>{escape(name)}</h4><p>{words}</p></div>"
+
+
+def member(report: Mapping[str, Any], front: Sequence[Mapping[str, Any]], name: str) -> str:
+    """Layers and numbers of a model of the front, by its name in `members`.
+
+    Raises:
+        InvalidRecipe: nobody has that name.
+    """
+    rows = members({**report, "front": front})
+    number = next((i for i, row in enumerate(rows) if row[0] == name), None)
+    if number is None:
+        raise InvalidRecipe("There is no such model on the front; choose one of the list.")
+    header = ("model", "layers", "parameters removed", "objective of the search")
+    shown = strip(fates(front[number], report["size"]["dense"]["layers"]), f"Model {name} of the front.")
+    return shown + table(header, [rows[number]], "model of the front", numbers=True)
 
 
 def fates(member: Mapping[str, Any], depth: int) -> list[dict[str, Any]]:

@@ -4,16 +4,20 @@ PYTEST_FLAGS ?= -n auto --dist loadfile
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test quality style clean
+.PHONY: demo space test quality style clean
 
 demo: $(VENV)/installed  ## compress the bundled model and show where the result lies
 	$(BIN)/hf-prune demo
 	$(BIN)/hf-prune demo stitch
 	$(BIN)/hf-prune demo width
 
-test: $(VENV)/installed-dev  ## fast tests, then slow ones
+space: $(VENV)/installed-dev  ## open the app in the browser
+	$(BIN)/hf-prune ui
+
+test: $(VENV)/installed-dev  ## fast tests, slow ones, then those in a real browser
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
 	$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -m browser
 
 quality: $(VENV)/installed-dev  ## what CI checks besides the tests
 	$(BIN)/python -m ruff check .

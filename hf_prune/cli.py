@@ -308,6 +308,36 @@ def ui_command(
     open_here(home.expanduser(), port, browser=browser)
 
 
+space_app = typer.Typer(help="The app as a Space of your own.", no_args_is_help=True)
+app.add_typer(space_app, name="space")
+
+
+@space_app.command("push")
+@guarded
+def space_push_command(
+    repo_id: Annotated[str, typer.Argument(metavar="REPO", help="Space to create or update, ns/name.")],
+    public: Annotated[bool, typer.Option("--public", help="Make a newly created Space public.")] = False,
+    hardware: Annotated[
+        str | None, typer.Option("--hardware", help="Ask for this hardware, e.g. cpu-upgrade; it may cost money.")
+    ] = None,
+    format: FormatFlag = "human",
+    quiet: QuietFlag = False,
+) -> None:
+    """Create or update a Space that runs this version of hf_prune.
+
+    Doing it twice changes nothing.
+    """
+    form = format_of(format, quiet)
+    from tempfile import TemporaryDirectory
+
+    from hf_prune.hosting import write_space
+    from hf_prune.hub import push_space
+
+    with TemporaryDirectory() as folder:
+        done = push_space(write_space(Path(folder)), repo_id, private=not public, hardware=hardware)
+    result(form, "Pushed" if done.changed else "Unchanged", url=done.url, commit=done.commit, changed=done.changed)
+
+
 @app.callback(invoke_without_command=True)
 def _root(
     version: Annotated[bool, typer.Option("--version", help="Show the version and exit.", is_eager=True)] = False,

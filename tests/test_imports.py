@@ -37,8 +37,11 @@ LADDER = {
     5.2: "front measurement",
     5.5: "documents",
     5.7: "recovery",
-    6: "pipeline screen flags extension",
+    6: "pipeline screen flags extension hosting",
     6.5: "folder terminal",
+    6.6: "workers",
+    6.7: "runs",
+    6.9: "pages",
     7: "cli",
 }
 RANK = {name: rank for rank, names in LADDER.items() for name in names.split()}

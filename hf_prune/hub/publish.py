@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
 from huggingface_hub.errors import LocalTokenNotFoundError
@@ -15,6 +16,7 @@ from hf_prune.hub.calls import LOGIN, TRIES, Retry, chain, delay, passing, scrub
 from hf_prune.hub.names import COMMIT
 from hf_prune.hub.upload import changed, listing, stale
 
+Kind = Literal["model", "space"]
 MESSAGE = "Upload pruned model with hf_prune"
 
 
@@ -51,16 +53,35 @@ def push(
     Raises:
         PublishError: what the Hub refused and what to do; nothing is half published.
     """
-    files = listing(Path(folder))
     if create_pr and revision not in (None, constants.DEFAULT_REVISION):
         raise PublishError("A pull request goes to the default branch; give either a revision or --create-pr.")
-    upload = _Upload(HfApi(), Retry(sleep), files, commit_message or MESSAGE, repo_id)
+    return upload(folder, repo_id, private=private, create_pr=create_pr, revision=revision,
+                  message=commit_message or MESSAGE, sleep=sleep)  # fmt: skip
+
+
+def upload(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    message: str,
+    kind: Kind = "model",
+    private: bool = True,
+    create_pr: bool = False,
+    revision: str | None = None,
+    sleep: Callable[[float], None] = time.sleep,
+) -> PushResult:
+    """As `push`, for a repo of any kind.
+
+    Raises:
+        PublishError: what the Hub refused and what to do; nothing is half published.
+    """
+    work = _Upload(HfApi(), Retry(sleep), listing(Path(folder)), message, repo_id, kind)
     try:
-        return upload.run(private, create_pr, revision)
+        return work.run(private, create_pr, revision)
     except PublishError:
         raise
     except Exception as e:
-        raise _explain(e, repo_id) from e
+        raise explained(e, repo_id) from e
 
 
 @dataclass(frozen=True)
@@ -80,10 +101,12 @@ class _Upload:
     files: Mapping[str, Path]
     message: str
     repo_id: str
+    kind: Kind = "model"
 
     def run(self, private: bool, create_pr: bool, revision: str | None) -> PushResult:
         repo_id = self._full_name()
-        url = str(self.call(self.api.create_repo, repo_id, private=private, exist_ok=True))
+        sdk = {"space_sdk": "gradio"} if self.kind == "space" else {}
+        url = str(self.call(self.api.create_repo, repo_id, repo_type=self.kind, private=private, exist_ok=True, **sdk))
         branch = revision or constants.DEFAULT_REVISION
         if branch != constants.DEFAULT_REVISION:
             self._ensure_branch(repo_id, branch)
@@ -106,18 +129,20 @@ class _Upload:
         return name
 
     def _ensure_branch(self, repo_id: str, branch: str) -> None:
-        refs = self.call(self.api.list_repo_refs, repo_id, include_pull_requests=True)
+        refs = self.call(self.api.list_repo_refs, repo_id, repo_type=self.kind, include_pull_requests=True)
         if branch in {r.name for r in refs.branches} | {r.ref for r in refs.pull_requests or ()}:
             return
         commit = COMMIT.fullmatch(branch) is not None
         if commit or branch in {r.name for r in refs.tags}:
             kind = "commit" if commit else "tag"
             raise PublishError(f"{branch} is a {kind} of {repo_id} and cannot take new files; name a branch.")
-        self.call(self.api.create_branch, repo_id, branch=branch, exist_ok=True)
+        self.call(self.api.create_branch, repo_id, repo_type=self.kind, branch=branch, exist_ok=True)
 
     def _look(self, repo_id: str, ref: str, url: str) -> _Target:
-        head = self.call(self.api.model_info, repo_id, revision=ref).sha
-        rows = self.call(lambda: list(self.api.list_repo_tree(repo_id, revision=head, recursive=True)))
+        head = self.call(self.api.repo_info, repo_id, repo_type=self.kind, revision=ref).sha
+        rows = self.call(
+            lambda: list(self.api.list_repo_tree(repo_id, repo_type=self.kind, revision=head, recursive=True))
+        )
         return _Target(ref, head, {row.path: row for row in rows if isinstance(row, RepoFile)}, url)
 
     def _holds(self, target: _Target) -> bool:
@@ -125,14 +150,16 @@ class _Upload:
 
     def _pull_request(self, repo_id: str, main: _Target) -> _Target:
         """An open pull request of ours that has the files, else one still without changes, else a new one."""
-        mine = self.api.get_repo_discussions(repo_id, author=self.api.whoami()["name"], discussion_type="pull_request")
+        mine = self.api.get_repo_discussions(
+            repo_id, repo_type=self.kind, author=self.api.whoami()["name"], discussion_type="pull_request"
+        )
         live = [d for d in mine if d.status in ("open", "draft")]
         targets = {d.num: self._look(repo_id, f"refs/pr/{d.num}", d.url) for d in live}
         ready = [t for t in targets.values() if self._holds(t)]
         ready += [targets[d.num] for d in live if d.title == self.message.strip() and targets[d.num].head == main.head]
         if ready:
             return ready[0]
-        made = self.api.create_pull_request(repo_id, title=self.message)
+        made = self.api.create_pull_request(repo_id, repo_type=self.kind, title=self.message)
         return self._look(repo_id, f"refs/pr/{made.num}", made.url)
 
     def _commit(self, repo_id: str, target: _Target) -> str:
@@ -143,6 +170,7 @@ class _Upload:
                 return self.api.create_commit(
                     repo_id,
                     operations,
+                    repo_type=self.kind,
                     commit_message=self.message,
                     revision=target.ref,
                     parent_commit=target.head,
@@ -172,7 +200,8 @@ class _Upload:
         raise PublishError(f"Somebody changed {repo_id} during the upload; look at it, then push again.") from error
 
 
-def _explain(error: BaseException, repo_id: str) -> PublishError:
+def explained(error: BaseException, repo_id: str) -> PublishError:
+    """The sentence for a repo that could not be written."""
     code, said = status(error), next((getattr(e, "server_message", None) for e in chain(error)), None)
     name = scrub(repo_id)
     broken = next((e for e in chain(error) if isinstance(e, OSError) and e.filename), None)

@@ -20,7 +20,7 @@ PRIVATE: Any = {"api_visibility": "private"}
 def open_here(
     home: Path, port: int | None = None, limits: Limits | None = None, browser: bool = False, wait: bool = True
 ) -> str:
-    """Serve the app, to one person with the login of this machine, or as a Space to strangers (SPACE_ID is set).
+    """Serve the app, to one person with the login of this machine, or as a Space to strangers.
 
     Args:
         home: folder of the runs.
@@ -33,16 +33,16 @@ def open_here(
         The address.
     """
     workers.warm()
-    strangers = bool(os.environ.get("SPACE_ID"))
-    if strangers:
+    space = gr.utils.get_space()
+    if space:
         # The login of the Space's owner is not for its visitors.
         os.environ.pop("HF_TOKEN", None)
-    demo = build(Handlers(Runs(home, limits), strangers))
+    demo = build(Handlers(Runs(home, limits), space))
     demo.queue(default_concurrency_limit=8, max_size=100)
     _, address, _ = demo.launch(
         server_port=port, inbrowser=browser, prevent_thread_lock=not wait, theme=looks.theme(), css=looks.CSS,
         mcp_server=True, quiet=True, ssr_mode=False, footer_links=["gradio", "settings", "api"],
-        server_name="0.0.0.0" if strangers else "127.0.0.1",
+        server_name="0.0.0.0" if space else "127.0.0.1",
     )  # fmt: skip
     return address
 
@@ -62,6 +62,7 @@ def build(do: Handlers) -> gr.Blocks:
                 base, variants, look, looked = _model(do)
             with gr.Tab("2 Size", id="size"):
                 choices, replan, planned, elsewhere, start = _size()
+                job = _job() if do.space else None
             with gr.Tab("3 Run", id="run"):
                 shown = _run()
             with gr.Tab("4 Compare", id="compare"):
@@ -75,6 +76,9 @@ def build(do: Handlers) -> gr.Blocks:
         look.click(do.plan, form, [looked, planned, *elsewhere, tabs], **PRIVATE)
         replan.click(do.replan, form, [planned, *elsewhere], **PRIVATE)
         start.click(do.start, [visitor, *form], [run, tabs, *live], **PRIVATE)
+        if job:
+            place, button, started = job
+            button.click(do.job, [place, *form], [started], **PRIVATE)
         timer.tick(do.tick, [visitor, run, seen], live, show_progress="hidden", **PRIVATE)
         stop, again = shown[-2:]
         stop.click(do.stop, [visitor, run], live, **PRIVATE)
@@ -124,6 +128,15 @@ def _size() -> tuple[Any, ...]:
         command = gr.Code(label="Command", language="shell", interactive=False)
         file = gr.Code(label="recipe.yaml", language="yaml", interactive=False)
     return [method, size, front, repair, heal, trials, seed], replan, planned, [command, file], start
+
+
+def _job() -> tuple[Any, ...]:
+    with gr.Accordion("Run it as a job on your account", open=False):
+        with gr.Row():
+            place = gr.Textbox(label="Repo for the result", placeholder="me/small", scale=3, elem_id="job-name")
+            button = gr.Button("Start the job", scale=1, elem_id="job")
+        started = gr.HTML(elem_id="job-started")
+    return place, button, started
 
 
 def _run() -> list[Any]:

@@ -29,11 +29,16 @@ class Handlers:
 
     Args:
         runs: where runs live.
-        strangers: the app is a Space; else it serves the person at this machine, with its login.
+        space: name of the Space that serves strangers; None for the person at this machine, with its login.
     """
 
     runs: Runs
-    strangers: bool
+    space: str | None = None
+
+    @property
+    def strangers(self) -> bool:
+        """Whether visitors are not the person at this machine."""
+        return self.space is not None
 
     # Model and size -------------------------------------------------------------------------------------------------
 
@@ -61,6 +66,16 @@ class Handlers:
         except HfPruneError as e:
             return [note(str(e), "bad"), "", "", False]
         return [plans.html(found), plans.command(recipe), plans.recipe_yaml(recipe), True]
+
+    def job(self, token: Token, name: str, *fields: Any) -> str:
+        """The run as a job of the Hub, on the visitor's account; its hf_prune is this Space's."""
+        try:
+            if not token:
+                raise InvalidRecipe("Sign in above first; the job runs on your account and is paid by it.")
+            recipe = recipe_of(Form(*fields), self.strangers)
+            return _link("Started", self._as(token, plans.job, recipe, str(self.space), name))
+        except HfPruneError as e:
+            return note(str(e), "bad")
 
     # Runs -----------------------------------------------------------------------------------------------------------
 
@@ -137,7 +152,7 @@ class Handlers:
             return [gr.skip()] * 9
         report = run.report()
         rows = [row[0] for row in results.members(report)]
-        place = _published(run.url) if run.url else gr.skip()
+        place = _link("Published", run.url) if run.url else gr.skip()
         shown, card = gr.update(visible=True), gr.update(value=results.card(run.result), visible=True)
         return [results.html(report), gr.update(visible=bool(rows)), gr.update(choices=rows, value=None),
                 shown, shown, results.pictures(run.result), place, shown, card]  # fmt: skip
@@ -184,7 +199,7 @@ class Handlers:
         except HfPruneError as e:
             return note(str(e), "bad")
         (run.folder / "published").write_text(done, encoding="utf-8")
-        return _published(done)
+        return _link("Published", done)
 
     # For programs ---------------------------------------------------------------------------------------------------
 
@@ -243,7 +258,7 @@ class Handlers:
         return asked(function, *args, login=token.token) if token else function(*args)
 
 
-def _published(url: str) -> str:
+def _link(word: str, url: str) -> str:
     address = escape(url)
     link = f"<a href='{address}' target='_blank' rel='noopener'>{address}</a>" if url.startswith("http") else address
-    return f"<div class='note good' role='status'>Published: {link}</div>"
+    return f"<div class='note good' role='status'>{word}: {link}</div>"

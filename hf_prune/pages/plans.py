@@ -5,7 +5,7 @@ import shlex
 from dataclasses import dataclass
 from typing import Any
 
-from hf_prune import compatibility
+from hf_prune import compatibility, hub
 from hf_prune.errors import InvalidRecipe
 from hf_prune.pages.markup import note, table
 from hf_prune.plan import Plan, plan
@@ -15,6 +15,8 @@ from hf_prune.screen import plan_rows
 from hf_prune.variants import peeks, verdicts
 from hf_prune.verdicts import amount
 
+SMALL = 3e9
+"""Bytes up to which a run needs no GPU."""
 ROOM = 0.7
 """Share of this machine's memory that a run may plan with."""
 
@@ -52,15 +54,48 @@ def html(found: Planned) -> str:
     return "".join(parts)
 
 
-def command(recipe: Recipe, local: bool = True) -> str:
-    """The same run by the command line."""
+def words(recipe: Recipe) -> list[str]:
+    """The run as words of a command line, without paths of this machine."""
     asked = public_recipe(recipe.model_dump(mode="json", exclude_defaults=True))
-    words = ["hf-prune", "compress", str(asked.pop("base"))]
+    found = ["compress", str(asked.pop("base"))]
     for name, value in asked.items():
         option = "--" + (Recipe.model_fields[name].json_schema_extra or {}).get("flag", name.replace("_", "-"))
         for one in value if isinstance(value, list) else [value]:
-            words += [option] if one is True else [option, str(one)]
-    return shlex.join(words)
+            found += [option] if one is True else [option, str(one)]
+    return found
+
+
+def command(recipe: Recipe) -> str:
+    """The same run by the command line."""
+    return shlex.join(["hf-prune", *words(recipe)])
+
+
+def hardware(found: Plan) -> str:
+    """What a job for this plan runs on.
+
+    Raises:
+        InvalidRecipe: no hardware of jobs is large enough.
+    """
+    small = found.memory_bytes < SMALL
+    name = hub.flavor(found.memory_bytes, gpu=not small)
+    if name is None:
+        raise InvalidRecipe(
+            f"The search needs about {amount(found.memory_bytes, 'B')}, more than any hardware of jobs has; "
+            "run it on a machine of yours."
+        )
+    return name
+
+
+def job(recipe: Recipe, space: str, repo_id: str) -> str:
+    """Start the run on the account of the login; where to watch it.
+
+    Raises:
+        HfPruneError: the recipe needs files of this machine, or the Hub said no.
+    """
+    if any(os.path.exists(part) for name in (recipe.base, *recipe.variants) for part in name.split("+")):
+        raise InvalidRecipe("The demo runs here; a job is for models of the Hub.")
+    base, *variants = peeks(recipe)
+    return hub.run_job(space, words(recipe), repo_id.strip(), hardware(plan(recipe, base, variants))).url
 
 
 def recipe_yaml(recipe: Recipe) -> str:

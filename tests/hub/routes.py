@@ -1,6 +1,6 @@
 """Which call answers which request."""
 
-from tests.hub import pulls, reading, writing
+from tests.hub import login, pulls, reading, running, writing
 
 ID = r"(?P<id>[^/]+/[^/]+)"
 API = r"/api/(?P<kind>models|datasets|spaces)/" + ID
@@ -29,6 +29,12 @@ ROUTES = (
     ("GET", f"{API}/discussions/(?P<num>[0-9]+)", pulls.discussion),
     ("POST", f"{API}/discussions/(?P<num>[0-9]+)/merge", pulls.merge),
     ("PUT", f"{API}/settings", writing.settings),
+    ("POST", f"/api/spaces/{ID}/hardware", running.hardware),
+    ("POST", "/api/jobs/(?P<namespace>[^/]+)", running.job),
+    ("GET", "/.well-known/openid-configuration", login.configuration),
+    ("GET", "/oauth/authorize", login.authorize),
+    ("POST", "/oauth/token", login.token),
+    ("GET", "/oauth/userinfo", login.userinfo),
     ("POST", rf"/(?:(?:datasets|spaces)/)?{ID}\.git/info/lfs/objects/batch", writing.lfs_batch),
     ("POST", "/lfs/verify", writing.lfs_verify),
     ("PUT", "/lfs/(?P<oid>[0-9a-f]{64})", writing.lfs_put),

@@ -31,6 +31,9 @@ class Hub:
         self.storage, self.faults = Storage(root), Faults()
         self.users = {"hf_ns_secret": "ns", "hf_guest_secret": "guest"}
         self.requests: list[Seen] = []
+        self.jobs: list[dict] = []
+        self.hardware: dict[str, str] = {}
+        self.codes: dict[str, str] = {}
         self.http = ThreadingHTTPServer(("127.0.0.1", port), type("BoundHandler", (Handler,), {"hub": self}))
         self.http.daemon_threads = True
         self.port = self.http.server_port
@@ -52,6 +55,8 @@ class Hub:
         self.storage.repos.clear()
         self.faults.clear()
         self.requests.clear()
+        self.jobs.clear()
+        self.hardware.clear()
 
     def seed(self, id: str, files: dict[str, bytes] | Path, kind: str = "model", **flags: bool) -> Repo:
         """See `Storage.seed`."""

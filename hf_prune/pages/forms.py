@@ -17,7 +17,8 @@ METHODS = {
     "Layers of several models (stitch)": "stitch",
     "Narrower layers (width)": "width",
 }
-REPO = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?(@[\w./-]{1,100})?(\+[\w.-]{1,96}/[\w.-]{1,96}(@[\w./-]{1,100})?)?")
+NAME = r"\w[\w.-]{0,95}"
+REPO = re.compile(rf"{NAME}(/{NAME})?(@[\w./-]{{1,100}})?(\+{NAME}/{NAME}(@[\w./-]{{1,100}})?)?")
 LONGEST = 4000
 """Characters of a field."""
 DEMO_TRIALS = 320
@@ -55,12 +56,12 @@ def recipe_of(form: Form, strangers: bool) -> Recipe:
         raise InvalidRecipe(f"There is no method {form.method!r}; choose one of the list.")
     if variants and method != "stitch":
         raise InvalidRecipe("Variants are for stitching; choose the method for several models, or leave them out.")
-    asked = {"method": method, "variants": variants, "repair": form.repair, "heal": form.heal or "0",
+    asked = {"method": method, "variants": variants, "repair": _repaired(form, method), "heal": form.heal or "0",
              "seed": _whole(form.seed, "seed", 2**31)}  # fmt: skip
     if trials := _whole(form.evaluations, "candidates", 100_000):
         asked["evaluations"] = trials
     if form.front:
-        asked |= {"search": "nsga2", "repair": False}
+        asked["search"] = "nsga2"
     else:
         asked["ratio"] = _share(form.size)
     return Recipe.of(base=base, **_bundled(form.base, method), **asked)
@@ -75,6 +76,11 @@ def examples() -> list[list[object]]:
         [DEMO, "", names[3], 25, False],
         [DEMO, "", names[0], 25, True],
     ]
+
+
+def _repaired(form: Form, method: str) -> bool:
+    """The levels of width are repaired already, and every model of a front would have to be."""
+    return bool(form.repair) and method != "width" and not form.front
 
 
 def _bundled(base: str, method: str) -> dict[str, object]:

@@ -1,0 +1,72 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hf_prune.errors import HfPruneError, InvalidRecipe
+from hf_prune.pages.forms import DEMO, METHODS, SPECIALISTS, Form, examples, recipe_of
+from hf_prune.recipe import Recipe
+
+NAMES = list(METHODS)
+ANYTHING = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=60), st.lists(st.integers())
+)
+
+
+def test_a_form_is_the_recipe_it_says():
+    made = recipe_of(Form("ns/model", method=NAMES[3], size=40, heal="1M", evaluations=99, seed=3), strangers=True)
+    assert made == Recipe.of(base="ns/model", method="width", ratio=0.4, repair=True, heal="1M", evaluations=99, seed=3)
+
+
+def test_every_size_at_once_is_a_front():
+    made = recipe_of(Form("ns/model", front=True), strangers=True)
+    assert (made.search, made.ratio) == ("nsga2", None)
+
+
+def test_variants_are_lines_of_repos_and_belong_to_stitching():
+    made = recipe_of(Form("ns/model", "ns/a\n ns/b@main \n\n", NAMES[2]), strangers=True)
+    assert made.variants == ("ns/a", "ns/b@main")
+    with pytest.raises(InvalidRecipe, match="Variants are for stitching"):
+        recipe_of(Form("ns/model", "ns/a", NAMES[0]), strangers=True)
+
+
+@pytest.mark.parametrize("row", examples(), ids=str)
+def test_every_example_is_a_recipe_of_the_bundled_family(row):
+    base, variants, method, size, front = row
+    made = recipe_of(Form(base, variants, method, size, front), strangers=True)
+    assert Path(made.base, "config.json").is_file() and made.data
+    assert len(made.variants) == (len(SPECIALISTS) if variants else 0)
+
+
+@pytest.mark.parametrize(
+    "name", ["/etc", "..", "../x", "~/models", "file:///etc", "a/b/c", "ns/model; rm", "", " ", "\0", "x" * 5000]
+)
+def test_strangers_name_repos_and_nothing_else(name):
+    with pytest.raises(InvalidRecipe):
+        recipe_of(Form(name), strangers=True)
+
+
+def test_a_folder_of_the_server_is_no_repo_for_strangers(tmp_path, monkeypatch):
+    (tmp_path / "ns" / "model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidRecipe, match="no name of a repo"):
+        recipe_of(Form("ns/model"), strangers=True)
+    assert recipe_of(Form("ns/model"), strangers=False).base == "ns/model"
+
+
+@given(st.lists(ANYTHING, min_size=9, max_size=9))
+def test_no_input_of_any_field_breaks_anything_but_a_sentence(values):
+    try:
+        made = recipe_of(Form(*values), strangers=True)
+    except HfPruneError as e:
+        assert 10 < len(str(e)) < 700
+    else:
+        assert not made.trust_remote_code and not made.allow_pickle and made.push_to is None
+
+
+@given(st.sampled_from(NAMES), st.floats(1, 90), st.booleans(), st.sampled_from(["0", "250k", "1M"]))
+def test_what_the_page_offers_is_always_a_recipe(method, size, front, heal):
+    variants = "\n".join(SPECIALISTS) if "stitch" in method else ""
+    made = recipe_of(Form(DEMO, variants, method, size, front, heal=heal), strangers=True)
+    assert made.method == METHODS[method]

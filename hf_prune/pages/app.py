@@ -53,10 +53,10 @@ def build(do: Handlers) -> gr.Blocks:
         # Not a secret: it only tells one browser's runs from another's, and has to outlive the server.
         visitor = gr.BrowserState("", storage_key="hf_prune_visitor", secret="hf_prune")
         run, seen, timer = gr.State(""), gr.State(""), gr.Timer(1.5, active=False)
-        with gr.Row(equal_height=True):
+        with gr.Row(elem_classes="top"):
             gr.HTML(HERO)
             if do.strangers:
-                gr.LoginButton(scale=0, min_width=180, size="sm")
+                gr.LoginButton(scale=0, min_width=180, size="sm", elem_id="login")
         with gr.Tabs(selected="model", elem_id="steps") as tabs:
             with gr.Tab("1 Model", id="model") as first:
                 base, variants, look, looked = _model(do)
@@ -114,12 +114,14 @@ def _model(do: Handlers) -> tuple[Any, ...]:
 def _size() -> tuple[Any, ...]:
     method = gr.Radio(list(forms.METHODS), value=next(iter(forms.METHODS)), label="Method", elem_id="method")
     size = gr.Slider(5, 70, value=25, step=1, label="Parameters to remove (%)", elem_id="size")
-    with gr.Accordion("More", open=False):
+    with gr.Accordion("More", open=False, elem_id="more"):
         front = gr.Checkbox(False, label="Search every size at once (a Pareto front)", elem_id="front")
         repair = gr.Checkbox(True, label="Repair: refit the weights that stay, without training")
         heal = gr.Dropdown(["0", "250k", "1M", "5M"], value="0", label="Train on so many tokens afterwards")
-        trials = gr.Number(0, label="Most candidates (0: by the depth of the model)", precision=0, minimum=0)
-        seed = gr.Number(0, label="Seed", precision=0, minimum=0)
+        trials = gr.Number(
+            0, label="Most candidates (0: by the depth of the model)", precision=0, minimum=0, elem_id="trials"
+        )
+        seed = gr.Number(0, label="Seed", precision=0, minimum=0, elem_id="seed")
     with gr.Row():
         replan = gr.Button("What would happen?", elem_id="replan")
         start = gr.Button("Start", variant="primary", elem_id="start")

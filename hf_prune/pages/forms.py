@@ -51,9 +51,9 @@ def recipe_of(form: Form, strangers: bool) -> Recipe:
         InvalidRecipe: what is wrong with which field.
     """
     base, variants = _one(form.base, "base", strangers), _lines(form.variants, strangers)
-    method = METHODS.get(form.method)
+    method = METHODS.get(form.method) if isinstance(form.method, str) else None
     if method is None:
-        raise InvalidRecipe(f"There is no method {form.method!r}; choose one of the list.")
+        raise InvalidRecipe(f"There is no method {_public(form.method)!r}; choose one of the list.")
     if variants and method != "stitch":
         raise InvalidRecipe("Variants are for stitching; choose the method for several models, or leave them out.")
     asked = {"method": method, "variants": variants, "repair": _repaired(form, method), "heal": form.heal or "0",
@@ -64,7 +64,7 @@ def recipe_of(form: Form, strangers: bool) -> Recipe:
         asked["search"] = "nsga2"
     else:
         asked["ratio"] = _share(form.size)
-    return Recipe.of(base=base, **_bundled(form.base, method), **asked)
+    return Recipe.of(**{**_bundled(form.base, method), **asked, "base": base})
 
 
 def examples() -> list[list[object]]:

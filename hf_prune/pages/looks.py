@@ -5,6 +5,8 @@ from typing import Any
 CSS = """
 .gradio-container {max-width: 1080px !important; width: 100% !important; margin: 0 auto !important}
 .gradio-container main, .gradio-container .contain {width: 100% !important}
+.top {align-items: center}
+#login {max-height: 44px}
 .hero h1 {margin: 0; font-size: 1.9rem; letter-spacing: -.02em}
 .hero p {margin: .15rem 0 0; color: var(--body-text-color-subdued); font-size: 1.02rem}
 .wide {overflow-x: auto; margin: .5rem 0}

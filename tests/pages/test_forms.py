@@ -16,7 +16,8 @@ ANYTHING = st.one_of(
 
 def test_a_form_is_the_recipe_it_says():
     made = recipe_of(Form("ns/model", method=NAMES[3], size=40, heal="1M", evaluations=99, seed=3), strangers=True)
-    assert made == Recipe.of(base="ns/model", method="width", ratio=0.4, repair=True, heal="1M", evaluations=99, seed=3)
+    assert made == Recipe.of(base="ns/model", method="width", ratio=0.4, heal="1M", evaluations=99, seed=3)
+    assert recipe_of(Form("ns/model"), strangers=True) == Recipe.of(base="ns/model", ratio=0.25, repair=True)
 
 
 def test_every_size_at_once_is_a_front():
@@ -55,8 +56,10 @@ def test_a_folder_of_the_server_is_no_repo_for_strangers(tmp_path, monkeypatch):
     assert recipe_of(Form("ns/model"), strangers=False).base == "ns/model"
 
 
-@given(st.lists(ANYTHING, min_size=9, max_size=9))
-def test_no_input_of_any_field_breaks_anything_but_a_sentence(values):
+@given(st.lists(ANYTHING, min_size=9, max_size=9), st.sets(st.integers(0, 8)))
+def test_no_input_of_any_field_breaks_anything_but_a_sentence(values, sound):
+    good = [DEMO, "", NAMES[0], 25, False, True, "0", 0, 0]
+    values = [good[i] if i in sound else v for i, v in enumerate(values)]
     try:
         made = recipe_of(Form(*values), strangers=True)
     except HfPruneError as e:

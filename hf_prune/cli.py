@@ -246,13 +246,29 @@ def register_command(format: FormatFlag = "human", quiet: QuietFlag = False) -> 
 @guarded
 def export_command(
     folder: Annotated[Path, typer.Argument(metavar="RESULT", help="A folder that compress wrote.")],
-    format: Annotated[Literal["mergekit"], typer.Option("--format", help="The other tool.")] = "mergekit",
-    output: Annotated[Path | None, typer.Option("--output", help="File; default: RESULT/mergekit.yaml.")] = None,
-    source: Annotated[
-        list[str] | None, typer.Option("--source", help="Name of a parent in that tool, the base first.")
+    format: Annotated[
+        Literal["mergekit", "nemotron-nas"],
+        typer.Option("--format", help="mergekit: a stitched result as YAML; nemotron-nas: a Llama of several widths."),
+    ] = "mergekit",
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Default: the file RESULT/mergekit.yaml, or folder RESULT-FORMAT.")
     ] = None,
+    source: Annotated[
+        list[str] | None, typer.Option("--source", help="mergekit: name of a parent there, the base first.")
+    ] = None,
+    pad: Annotated[
+        bool, typer.Option("--pad", help="nemotron-nas: fill up with zeros what the format cannot say.")
+    ] = False,
 ) -> None:
-    """Write a result's blueprint in the language of another tool."""
+    """Write a result in the language of other tools.
+
+    A checkpoint in the format nemotron-nas (DeciLM) is read by vLLM, SGLang, TensorRT-LLM, llama.cpp and mlx-lm.
+    """
+    if foreign := [flag for flag, given, home in (("--source", source, "mergekit"), ("--pad", pad, "nemotron-nas"))
+                   if given and format != home]:  # fmt: skip
+        raise InvalidRecipe(f"{foreign[0]} has no meaning for --format {format}; leave it out.")
+    if format == "nemotron-nas":
+        return _export_nemotron_nas(folder, output or folder.with_name(f"{folder.resolve().name}-{format}"), pad)
     from hf_prune.export import export_mergekit
 
     path = output or folder / f"{format}.yaml"
@@ -345,6 +361,15 @@ def _root(
     if version:
         print(__version__)
         raise typer.Exit()
+
+
+def _export_nemotron_nas(folder: Path, output: Path, pad: bool) -> None:
+    from hf_prune.nemotron_nas import export_nemotron_nas
+
+    parameters, zeros = export_nemotron_nas(folder, output, pad=pad)
+    print(output)
+    if zeros:
+        print(f"{zeros:,} of {parameters:,} parameters are zeros that fill up.")
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:

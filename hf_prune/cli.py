@@ -250,31 +250,29 @@ def export_command(
         Literal["mergekit", "nemotron-nas"],
         typer.Option("--format", help="mergekit: a stitched result as YAML; nemotron-nas: a Llama of several widths."),
     ] = "mergekit",
-    output: Annotated[
-        Path | None, typer.Option("--output", help="Default: the file RESULT/mergekit.yaml, or folder RESULT-FORMAT.")
-    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", help="Default: named after RESULT and format.")] = None,
     source: Annotated[
         list[str] | None, typer.Option("--source", help="mergekit: name of a parent there, the base first.")
     ] = None,
-    pad: Annotated[
-        bool, typer.Option("--pad", help="nemotron-nas: fill up with zeros what the format cannot say.")
-    ] = False,
+    pad: Annotated[bool, typer.Option("--pad", help="nemotron-nas: zeros for what it cannot say.")] = False,
 ) -> None:
     """Write a result in the language of other tools.
 
     A checkpoint in the format nemotron-nas (DeciLM) is read by vLLM, SGLang, TensorRT-LLM, llama.cpp and mlx-lm.
     """
-    if foreign := [flag for flag, given, home in (("--source", source, "mergekit"), ("--pad", pad, "nemotron-nas"))
-                   if given and format != home]:  # fmt: skip
-        raise InvalidRecipe(f"{foreign[0]} has no meaning for --format {format}; leave it out.")
-    if format == "nemotron-nas":
-        return _export_nemotron_nas(folder, output or folder.with_name(f"{folder.resolve().name}-{format}"), pad)
-    from hf_prune.export import export_mergekit
+    if source and format != "mergekit" or pad and format != "nemotron-nas":
+        raise InvalidRecipe(f"{'--source' if source else '--pad'} has no meaning for --format {format}; leave it out.")
+    if format == "mergekit":
+        from hf_prune.export import export_mergekit
 
-    path = output or folder / f"{format}.yaml"
-    text = export_mergekit(folder, source or ())
-    path.write_text(text, encoding="utf-8")
-    print(path)
+        path = output or folder / "mergekit.yaml"
+        path.write_text(export_mergekit(folder, source or ()), encoding="utf-8")
+        return print(path)
+    from hf_prune.nemotron_nas import export_nemotron_nas
+
+    path = output or folder.with_name(f"{folder.resolve().name}-{format}")
+    parameters, zeros = export_nemotron_nas(folder, path, pad=pad)
+    print(path, *([f"{zeros:,} of {parameters:,} parameters are zeros that fill up."] if zeros else ()), sep="\n")
 
 
 @app.command("scout")
@@ -361,15 +359,6 @@ def _root(
     if version:
         print(__version__)
         raise typer.Exit()
-
-
-def _export_nemotron_nas(folder: Path, output: Path, pad: bool) -> None:
-    from hf_prune.nemotron_nas import export_nemotron_nas
-
-    parameters, zeros = export_nemotron_nas(folder, output, pad=pad)
-    print(output)
-    if zeros:
-        print(f"{zeros:,} of {parameters:,} parameters are zeros that fill up.")
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:

@@ -229,7 +229,12 @@ def infer(config: PretrainedConfig) -> Family:
     attention = _only(
         [k for k, m in layer.named_children() if _is_attention(m)], name, "an attention module in a layer"
     )
-    mlp = _only([k for k, m in layer.named_children() if _is_mlp(m)], name, "an MLP module in a layer")
+    mlps = [k for k, m in layer.named_children() if _is_mlp(m)]
+    if not mlps and any(re.search("moe|experts", type(m).__name__.lower()) for m in layer.modules()):
+        raise UnsupportedArchitecture(
+            f"Model family {name!r} is a mixture of experts, and hf_prune cuts dense layers alone; choose a dense base."
+        )
+    mlp = _only(mlps, name, "an MLP module in a layer")
     return Family(
         model_type=name,
         layers=layers,

@@ -32,6 +32,7 @@ from hf_prune.speed import computes_bfloat16
 from hf_prune.task_sources import check_apart, load_tasks
 from hf_prune.tasks import Task
 from hf_prune.training_aware import Lesson, TrainingAware
+from hf_prune.units import Widths
 from hf_prune.variants import beside, check_variants, pull_variant
 
 Progress = Callable[[int, int], None]
@@ -364,7 +365,7 @@ def open_job(recipe: Recipe) -> Job:
     """Pin, pull and open the base, and fix the target.
 
     Raises:
-        SourceError, UnsupportedArchitecture, IncompatibleSources: the base cannot be used.
+        SourceError, UnsupportedArchitecture, IncompatibleSources: the base cannot be used, or not by this method.
         InvalidRecipe: the target cannot be met.
     """
     check_variants(recipe)
@@ -373,6 +374,9 @@ def open_job(recipe: Recipe) -> Job:
     parent, *others = (Parent.open(p.source, p.folder, p.adapter, **trust) for p in pulled)
     parents = (parent, *(beside(parent, other) for other in others))
     check(Blueprint(tuple(p.source for p in parents), (LayerSpec((Part(0, 0),)),)), parents)
+    if recipe.method.startswith("width"):
+        # Refused now, not once the dense model has read all its text.
+        Widths.of(parent.config)
     sizes = [parent.layer_parameters] * parent.depth
     target = layers_to_remove(recipe, parent.depth, sizes, parent.parameters)
     return Job(recipe, parents, target, tuple(p.card for p in pulled))

@@ -98,8 +98,9 @@ def test_more_families_that_leave_no_doubt(name):
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("mixtral", "'mixtral' .* an MLP module in a layer found none"),
-        ("olmoe", "'olmoe' .* an MLP module in a layer found none"),
+        ("mixtral", "'mixtral' is a mixture of experts.*; choose a dense base"),
+        ("olmoe", "'olmoe' is a mixture of experts"),
+        ("qwen3_moe", "'qwen3_moe' is a mixture of experts"),
         ("mamba", "'mamba' .* an attention module in a layer found none"),
         ("bloom", r"'bloom' .* a final norm found 2 candidates \(word_embeddings_layernorm, ln_f\)"),
         ("openai-gpt", "'openai-gpt' .* a final norm found none"),

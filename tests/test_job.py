@@ -8,8 +8,9 @@ import torch
 from hf_prune import job as jobs
 from hf_prune.blueprint import Fidelity, Trial
 from hf_prune.clock import Clock
-from hf_prune.errors import InvalidData, InvalidRecipe
+from hf_prune.errors import InvalidData, InvalidRecipe, UnsupportedArchitecture
 from hf_prune.job import ALWAYS, open_job
+from tests.families import save_tiny
 from tests.runs import DEPTH, recipe
 
 
@@ -94,3 +95,12 @@ def test_the_clock_adds_laps_of_one_name():
     clock.lap("b")
     clock.lap("a")
     assert set(clock.seconds) == {"a", "b", "total"} and clock.seconds["total"] >= 0
+
+
+@pytest.mark.parametrize("family", ["olmo2", "gpt2"])
+def test_a_family_that_is_not_cut_by_width_is_refused_before_anything_is_read(tmp_path, family):
+    save_tiny(family, tmp_path / "base")
+    (tmp_path / "base" / "tokenizer.json").write_text("{}")
+    asked = recipe(tmp_path, base=str(tmp_path / "base"), method="width", data=(str(tmp_path / "none.txt"),))
+    with pytest.raises(UnsupportedArchitecture, match=f"not '{family}'; choose --method collapse"):
+        open_job(asked)

@@ -1,0 +1,41 @@
+"""Rows and columns that go with a head or a neuron, and the families whose layers have no such simple pieces."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoConfig
+
+from hf_prune.errors import UnsupportedArchitecture
+from hf_prune.modeling_pruned import FAMILIES
+from hf_prune.units import Widths, spread
+from tests.families import tiny
+
+UNKNOWN = ("olmo2", "gpt_neox", "gpt2", "opt", "qwen3_moe", "mixtral", "olmoe", "cohere", "stablelm", "starcoder2")
+
+
+@pytest.mark.parametrize("family", UNKNOWN)
+def test_families_without_such_pieces_are_refused_by_name(family):
+    with pytest.raises(
+        UnsupportedArchitecture, match=f"^Width pruning knows llama, .*, not '{family}'; choose [^.]*\\.$"
+    ):
+        Widths.of(AutoConfig.for_model(family))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tensors_are_cut_to_the_shapes_of_a_narrower_layer(family):
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 4}
+    model = tiny(family, **heads)
+    widths, layer = Widths.of(model.config), model.model.layers[1]
+    groups, neurons = torch.tensor([0, 3]), torch.arange(5, 30)
+    narrow = tiny(family, **{**heads, "head_dim": widths.size, **widths.settings(2, 25)}).model.layers[1]
+    expected = {n: t.shape for n, t in narrow.state_dict().items()}
+    assert {n: widths.cut(n, t, groups, neurons).shape for n, t in layer.state_dict().items()} == expected
+    everything = torch.arange(4), torch.arange(48)
+    assert all(torch.equal(widths.cut(n, t, *everything), t) for n, t in layer.state_dict().items())
+
+
+@given(st.lists(st.integers(0, 30), unique=True, min_size=1), st.integers(1, 9))
+def test_units_spread_to_neighbours(units, size):
+    rows = spread(torch.tensor(sorted(units)), size).tolist()
+    assert rows == sorted(rows) and {r // size for r in rows} == set(units) and len(rows) == size * len(units)

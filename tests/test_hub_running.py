@@ -5,8 +5,7 @@ import shlex
 import pytest
 
 from hf_prune.errors import PublishError
-from hf_prune.hub import flavor, push_space, run_job
-from hf_prune.hub.jobs import command
+from hf_prune.hub import flavor, job_command, push_space, run_job
 
 
 def test_a_space_is_created_updated_and_left_alone(hub_server, tmp_path):
@@ -37,7 +36,7 @@ def test_a_job_runs_the_hf_prune_of_a_space_and_pushes(hub_server):
     words = shlex.split(shell.rpartition("&& ")[2])
     assert words[:3] == ["python", "-m", "hf_prune.cli"]
     assert words[3:] == ["compress", "ns/big model", "--ratio", "0.25", "--push-to", "ns/small"]
-    assert "hf_ns_secret" not in command("ns/app", ["compress", "ns/big"], "a10g-small")
+    assert "hf_ns_secret" not in job_command("ns/app", ["compress", "ns/big"], "a10g-small")
 
 
 def test_a_job_is_started_once_or_not_at_all(hub_server, monkeypatch):

@@ -41,7 +41,7 @@ def script(space: str, words: Sequence[str]) -> str:
     )
 
 
-def command(space: str, words: Sequence[str], hardware: str) -> str:
+def job_command(space: str, words: Sequence[str], hardware: str) -> str:
     """The same as one line for a terminal; the token stays where hf keeps it."""
     inside = script(space, words)
     return (

@@ -62,7 +62,7 @@ def build(do: Handlers) -> gr.Blocks:
                 base, variants, look, looked = _model(do)
             with gr.Tab("2 Size", id="size"):
                 choices, replan, planned, elsewhere, start = _size()
-                job = _job() if do.space else None
+                job = _job() if do.space else ()
             with gr.Tab("3 Run", id="run"):
                 shown = _run()
             with gr.Tab("4 Compare", id="compare"):
@@ -70,6 +70,7 @@ def build(do: Handlers) -> gr.Blocks:
             with gr.Tab("5 Publish", id="publish"):
                 published = _publish(do, visitor, run)
         form = [base, variants, *choices]
+        elsewhere += job[:1]
         with first:
             _examples(base, variants, choices)
         live = [seen, timer, *shown]
@@ -77,7 +78,7 @@ def build(do: Handlers) -> gr.Blocks:
         replan.click(do.replan, form, [planned, *elsewhere], **PRIVATE)
         start.click(do.start, [visitor, *form], [run, tabs, *live], **PRIVATE)
         if job:
-            place, button, started = job
+            _, place, button, started = job
             button.click(do.job, [place, *form], [started], **PRIVATE)
         timer.tick(do.tick, [visitor, run, seen], live, show_progress="hidden", **PRIVATE)
         stop, again = shown[-2:]
@@ -138,7 +139,8 @@ def _job() -> tuple[Any, ...]:
             place = gr.Textbox(label="Repo for the result", placeholder="me/small", scale=3, elem_id="job-name")
             button = gr.Button("Start the job", scale=1, elem_id="job")
         started = gr.HTML(elem_id="job-started")
-    return place, button, started
+        command = gr.Code(label="Or start it from a terminal", language="shell", interactive=False)
+    return command, place, button, started
 
 
 def _run() -> list[Any]:

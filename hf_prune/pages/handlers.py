@@ -48,7 +48,10 @@ class Handlers:
             found = repos(hub.search(words))
         except HfPruneError as e:
             raise gr.Error(public(str(e)), print_exception=False) from None
-        return gr.update(choices=found, value=found[1] if len(found) > 1 else found[0])
+        if len(found) == 1:
+            raise gr.Error(f"No model for text has {words.strip()[:80]!r} in its name; try other words.",
+                           print_exception=False)  # fmt: skip
+        return gr.update(choices=found, value=found[1])
 
     def plan(self, token: Token, *fields: Any) -> list[Any]:
         """The plan on both pages; on to the second one when there is nothing against it."""
@@ -64,8 +67,9 @@ class Handlers:
             recipe = recipe_of(Form(*fields), self.strangers)
             found = self._as(token, plans.planned, recipe, self.strangers)
         except HfPruneError as e:
-            return [note(str(e), "bad"), "", "", False]
-        return [plans.html(found), plans.command(recipe), plans.recipe_yaml(recipe), True]
+            return [note(str(e), "bad"), *[""] * (3 if self.space else 2), False]
+        job = [plans.job_command(recipe, found.plan, self.space)] if self.space else []
+        return [plans.html(found), plans.command(recipe), plans.recipe_yaml(recipe), *job, True]
 
     def job(self, token: Token, name: str, *fields: Any) -> str:
         """The run as a job of the Hub, on the visitor's account; its hf_prune is this Space's."""

@@ -92,10 +92,24 @@ def job(recipe: Recipe, space: str, repo_id: str) -> str:
     Raises:
         HfPruneError: the recipe needs files of this machine, or the Hub said no.
     """
-    if any(os.path.exists(part) for name in (recipe.base, *recipe.variants) for part in name.split("+")):
+    if _local(recipe):
         raise InvalidRecipe("The demo runs here; a job is for models of the Hub.")
     base, *variants = peeks(recipe)
     return hub.run_job(space, words(recipe), repo_id.strip(), hardware(plan(recipe, base, variants))).url
+
+
+def job_command(recipe: Recipe, found: Plan, space: str) -> str:
+    """The job as a command for a terminal; in words why there is none."""
+    if _local(recipe):
+        return "# The demo runs here; a job is for models of the Hub."
+    try:
+        return hub.job_command(space, [*words(recipe), "--push-to", "NAMESPACE/NAME"], hardware(found))
+    except InvalidRecipe as e:
+        return f"# {e}"
+
+
+def _local(recipe: Recipe) -> bool:
+    return any(os.path.exists(part) for name in (recipe.base, *recipe.variants) for part in name.split("+"))
 
 
 def recipe_yaml(recipe: Recipe) -> str:
@@ -111,7 +125,7 @@ def _too_small(found: Plan) -> str | None:
         return None
     return (
         f"This machine is too small: the search needs about {amount(found.memory_bytes, 'B')}, and "
-        f"{amount(ROOM * room, 'B')} are free for it. Run it elsewhere with the command or the recipe below."
+        f"{amount(ROOM * room, 'B')} are free for it. Run it elsewhere, by the command, the job or the recipe below."
     )
 
 

@@ -31,12 +31,12 @@ def info(req: "Handler", kind: str, id: str, rev: str = "main") -> dict:
 
 
 def models(req: "Handler") -> list[dict]:
-    """What list_models shows: repos with all the tags asked for, the most downloaded first."""
+    """What list_models shows: repos with all the tags and words asked for, the most downloaded first."""
     wanted = set(parse_qs(urlsplit(req.path).query).get("filter", []))
     repos = [
         r for (kind, id), r in req.hub.storage.repos.items() if kind == "model" and (not r.private or req.owns(id))
     ]
-    rows = [_listed(req, repo) for repo in repos]
+    rows = [_listed(req, repo) for repo in repos if req.query.get("search", "").lower() in repo.id.lower()]
     rows = sorted((r for r in rows if wanted <= set(r["tags"])), key=lambda r: -r["downloads"])
     return rows[: int(req.query.get("limit", len(rows)))]
 
@@ -48,12 +48,10 @@ def _listed(req: "Handler", repo: Repo) -> dict:
     relation = card.get("base_model_relation", "finetune")
     tree = [tag for p in parents for tag in (f"base_model:{p}", f"base_model:{relation}:{p}")]
     licence = [f"license:{card['license']}"] if "license" in card else []
-    return {
-        "id": repo.id,
-        "_id": repo.id,
-        "downloads": repo.downloads,
-        "tags": [*card.get("tags", []), *licence, *tree],
-    }
+    task = [card["pipeline_tag"]] if "pipeline_tag" in card else []
+    format = ["safetensors"] * any(path.endswith(".safetensors") for path in repo.at("main").tree)
+    tags = [*card.get("tags", []), *task, *format, *licence, *tree]
+    return {"id": repo.id, "_id": repo.id, "downloads": repo.downloads, "tags": tags}
 
 
 def _sibling(path: str, entry: Entry, sizes: bool) -> dict:

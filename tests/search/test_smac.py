@@ -77,9 +77,3 @@ def test_a_space_without_genes_and_a_missing_package_are_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "smac", None)
     with pytest.raises(InvalidRecipe, match=r"hf-prune\[smac\]"):
         searched("smac", 20)
-
-
-@pytest.mark.slow
-def test_what_it_has_learnt_beats_chance():
-    ends = {n: [searched(n, 40, seed)[0][0].values[0] for seed in range(3)] for n in ("smac", "random")}
-    assert sum(ends["smac"]) < sum(ends["random"])

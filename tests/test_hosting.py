@@ -1,3 +1,4 @@
+import json
 import re
 import subprocess
 import sys
@@ -5,8 +6,10 @@ import tomllib
 from pathlib import Path
 
 import yaml
+from typer.testing import CliRunner
 
 import hf_prune
+from hf_prune.cli import app
 from hf_prune.hosting import space_folder, write_space
 
 ROOT = Path(hf_prune.__file__).parents[1]
@@ -39,3 +42,12 @@ def test_a_space_runs_without_an_installed_hf_prune(tmp_path):
         "from hf_prune.card import _template; assert _template()"
     )
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+
+
+def test_the_command_creates_a_space_and_leaves_it_alone_the_second_time(hub_server):
+    words = ["space", "push", "ns/pruner", "--hardware", "cpu-upgrade", "--format", "json"]
+    first, second = (json.loads(CliRunner().invoke(app, words).stdout) for _ in range(2))
+    assert first["changed"] and not second["changed"] and first["url"] == f"{hub_server.endpoint}/spaces/ns/pruner"
+    tree = hub_server.repo("ns/pruner", "space").at("main").tree
+    assert {"app.py", "README.md", "requirements.txt", "hf_prune/pages/app.py"} <= set(tree)
+    assert hub_server.repo("ns/pruner", "space").private and hub_server.hardware == {"ns/pruner": "cpu-upgrade"}

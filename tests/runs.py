@@ -1,5 +1,6 @@
 """Runs small enough for a test: a tiny random model, invented text, and the command line in a process of its own."""
 
+import contextlib
 import functools
 import os
 import signal
@@ -12,6 +13,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from hf_prune.events import Stage
+from hf_prune.pipeline import compress
 from hf_prune.recipe import Recipe
 from tests.hub.samples import model
 
@@ -109,3 +112,9 @@ def command(*arguments: object, **environment: str) -> subprocess.CompletedProce
 def leftovers(home: Path) -> list[str]:
     """Names of anything that is neither finished nor given."""
     return sorted(p.name for p in home.rglob("*") if p.name.endswith((".partial", ".old", ".tmp", ".run")))
+
+
+def searched(wanted: Recipe) -> str:
+    """Search and choose; what would be built, in the words of the next stage, which is not begun."""
+    with contextlib.closing(compress(wanted)) as events:
+        return next(e.detail for e in events if isinstance(e, Stage) and e.name == "assemble")

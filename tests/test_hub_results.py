@@ -38,7 +38,7 @@ def test_a_repo_is_healed_and_published_again(published, tmp_path):
     assert "repairs/patches.safetensors" in made.at("main").tree
 
 
-def test_a_repo_is_measured_again_into_a_folder(published, tmp_path):
+def test_a_repo_is_measured_again_into_a_folder_if_it_is_a_result(published, tmp_path):
     head = published.repo("ns/small").head
     done = command("report", "ns/small", "--report-sequences", 3, "--data", tmp_path / "t.txt", "--output",
                    tmp_path / "again", "--format", "json")  # fmt: skip
@@ -47,9 +47,7 @@ def test_a_repo_is_measured_again_into_a_folder(published, tmp_path):
     assert report["text"]["all"]["tokens"] == 3 * 31 and report["stages"]["names"] == ["dense", "cut", "repaired"]
     assert json.loads((tmp_path / "again/report.json").read_text()) == report
     assert published.repo("ns/small").head == head
-
-
-def test_a_repo_that_is_no_result_is_refused(published, tmp_path):
+    # What is no result is refused.
     done = command("heal", "ns/base", *HEAL, "--data", tmp_path / "t.txt", "--output", tmp_path / "x")
     assert done.returncode == 2 and "not a result of hf_prune" in done.stderr.splitlines()[-1]
     assert not (tmp_path / "x").exists()

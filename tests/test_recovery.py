@@ -103,16 +103,15 @@ def test_a_kept_adapter_leaves_the_weights_and_loads_on_top(trained, untrained, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["dora", "full"])
-def test_other_ways_to_train_end_as_plain_weights(home, method):
-    result = run(made(home, method, heal_method=method, repair=False, drop=("2",), keep_layers=None))
+def test_another_way_to_train_ends_as_plain_weights(home):
+    result = run(made(home, "dora", heal_method="dora", repair=False, drop=("2",), keep_layers=None))
     assert result.report["healing"]["kept"] and result.report["certificate"]["ok"]
     assert result.report["stages"]["names"] == ["dense", "cut", "healed"]
     assert {p.name for p in result.folder.glob("*.safetensors")} == {"model.safetensors"}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("method", "rate"), [("lora", 50.0), ("lora", 1e30), ("full", 1e30)])
+@pytest.mark.parametrize(("method", "rate"), [("lora", 50.0), ("full", 1e30)])
 def test_a_training_that_hurts_leaves_the_weights(home, untrained, method, rate):
     result = run(made(home, f"hurt-{method}-{rate:g}", heal_lr=rate, heal_method=method))
     assert not result.report["healing"]["kept"] and weights(result.folder) == weights(untrained.folder)
@@ -124,7 +123,7 @@ def test_a_training_that_hurts_leaves_the_weights(home, untrained, method, rate)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["lora", "dora", "full"])
+@pytest.mark.parametrize("method", ["lora", "full"])
 def test_weights_stored_shorter_than_they_are_trained_are_certified(home, tmp_path, method):
     with quiet():
         AutoModelForCausalLM.from_pretrained(home / "base", dtype=torch.bfloat16).save_pretrained(tmp_path / "base")
@@ -182,7 +181,7 @@ def test_finalists_may_be_trained_before_the_choice(aware):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("after", [1, 4, 6])
+@pytest.mark.parametrize("after", [1, 6])
 def test_left_between_the_rounds_it_goes_on_and_trains_nobody_twice(aware, home, monkeypatch, after):
     recipe = made(home, f"left-{after}", **AWARE)
     learn, steps, alive = Candidate.learn, [], [after]
@@ -231,7 +230,7 @@ def test_events_tell_of_every_stage(told, trained):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["gpt2", "opt", "gemma2", "phi3"])
+@pytest.mark.parametrize("family", ["gpt2", "gemma2"])
 def test_other_families_are_repaired_and_trained_to_plain_weights(home, tmp_path, family):
     tiny(family, vocab_size=512).save_pretrained(tmp_path / "m")
     for file in (calibration.demo_folder() / "stories260K").glob("*token*"):

@@ -9,7 +9,6 @@ import pytest
 ORDERS = [
     "import hf_prune; from transformers import AutoModelForCausalLM",
     "from transformers import AutoModelForCausalLM; import hf_prune",
-    "import hf_prune.modeling_pruned; import hf_prune.assemble; from transformers import AutoModelForCausalLM",
     "import hf_prune.units, hf_prune.pruned_models; from transformers import AutoModelForCausalLM",
     "from transformers import AutoConfig; import hf_prune.pipeline; from transformers import AutoModelForCausalLM",
 ]

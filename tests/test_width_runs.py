@@ -14,7 +14,7 @@ from hf_prune.errors import InvalidBlueprint, InvalidRecipe
 from hf_prune.folder import assemble_blueprint, heal_folder, report_folder
 from hf_prune.levels import Levels
 from hf_prune.pipeline import compress, run
-from tests.runs import base, command, recipe, text
+from tests.runs import base, command, recipe, searched, text
 
 WIDTH = {"method": "width", "ratio": 0.3, "levels": 6, "multiple_of": 8, "library_sequences": 12,
          "baselines": ("uniform", "errors", "wanda", "magnitude")}  # fmt: skip
@@ -70,23 +70,24 @@ def test_a_process_without_hf_prune_needs_the_file_beside_the_weights(done):
     assert said.stdout.split() == ["refused", "True", "PrunedLlamaForCausalLM", "4"]
 
 
+@pytest.mark.slow
 def test_the_library_serves_every_ratio(done, home, monkeypatch):
     monkeypatch.setattr("hf_prune.levels.build", None)
     other = run(asked(home, "smaller", ratio=0.45, baselines=("uniform",)))
     assert 0.44 <= other.report["size"]["removed_ratio"]
 
 
+@pytest.mark.slow
 def test_left_at_any_batch_it_goes_on_and_ends_the_same(done, home, monkeypatch):
     monkeypatch.setattr(pipeline, "BATCH", 4)
-    whole = run(asked(home, "whole"))
     events = compress(asked(home, "left"))
     for count, event in enumerate(events):
         if type(event).__name__ == "Scored" and count > 12:
             break
     events.close()
     again = run(asked(home, "left"))
-    assert again.report["digest"] == whole.report["digest"]
-    assert (again.folder / "model.safetensors").read_bytes() == (whole.folder / "model.safetensors").read_bytes()
+    assert again.report["digest"] == done.report["digest"]
+    assert (again.folder / "model.safetensors").read_bytes() == (done.folder / "model.safetensors").read_bytes()
 
 
 @pytest.mark.slow
@@ -117,8 +118,8 @@ def test_width_and_depth_may_remove_whole_layers(home):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("search", ["genetic", "evopress", "random", "greedy"])
-def test_other_searches_end_with_a_model(home, search):
-    assert run(asked(home, search, search=search, baselines=())).report["certificate"]["ok"]
+def test_other_searches_come_to_a_model(home, search):
+    assert searched(asked(home, search, search=search, baselines=())) == "6 layers"
 
 
 @pytest.mark.slow

@@ -80,6 +80,17 @@ class Plan:
     repair_tokens: int
     train_tokens: int
 
+    @property
+    def search_operations(self) -> float:
+        """Floating-point operations of all matrix products of the search, at most: two for a parameter and a token."""
+        layers = sum(self.layer_parameters) / self.depth * self.layer_tokens
+        return 2.0 * (layers + self.outside_parameters * self.forward_tokens)
+
+    @property
+    def training_operations(self) -> float:
+        """The same of repairs and trainings: two for the teacher, six for what is trained forwards and backwards."""
+        return 8.0 * self.parameters * (self.repair_tokens + self.train_tokens)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain types, ready for JSON."""
         return asdict(self)

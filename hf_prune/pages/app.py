@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 
 from hf_prune import workers
-from hf_prune.pages import forms, looks
+from hf_prune.pages import forms, looks, machine
 from hf_prune.pages.handlers import Handlers
 from hf_prune.runs import Limits, Runs
 
@@ -33,6 +33,7 @@ def open_here(
         The address.
     """
     workers.warm()
+    machine.look()
     space = gr.utils.get_space()
     if space:
         # The login of the Space's owner is not for its visitors.

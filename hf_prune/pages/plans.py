@@ -7,6 +7,7 @@ from typing import Any
 
 from hf_prune import compatibility, hub
 from hf_prune.errors import InvalidRecipe
+from hf_prune.pages.machine import memory, time_of
 from hf_prune.pages.markup import note, table
 from hf_prune.plan import Plan, plan
 from hf_prune.recipe import Recipe
@@ -45,7 +46,10 @@ def planned(recipe: Recipe, strangers: bool) -> Planned:
 
 def html(found: Planned) -> str:
     """The plan as tables."""
-    parts = [table(("", ""), plan_rows(found.plan).items(), "plan")]
+    rows = plan_rows(found.plan)
+    if took := time_of(found.plan):
+        rows["time"] = f"{took} on this machine"
+    parts = [table(("", ""), rows.items(), "plan")]
     if found.compared:
         header, rows = compatibility.table(found.compared)
         parts.append("<h4>Do the variants fit?</h4>" + table(header, rows, "variants"))
@@ -127,16 +131,6 @@ def _too_small(found: Plan) -> str | None:
         f"This machine is too small: the search needs about {amount(found.memory_bytes, 'B')}, and "
         f"{amount(ROOM * room, 'B')} are free for it. Run it elsewhere, by the command, the job or the recipe below."
     )
-
-
-def memory() -> int:
-    """Bytes of memory: the machine's, or what its container may take."""
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        with open("/sys/fs/cgroup/memory.max", encoding="ascii") as file:
-            return min(machine, int(file.read()))
-    except (OSError, ValueError):
-        return machine
 
 
 def summary(recipe: Recipe, strangers: bool) -> dict[str, Any]:

@@ -20,7 +20,17 @@ import torch
 from jinja2 import UndefinedError
 
 from hf_prune.errors import InvalidData, InvalidRecipe
-from hf_prune.harness_tasks import Request, check_request, installed, open_task, quiet, reason, request_of, sandbox
+from hf_prune.harness_tasks import (
+    Request,
+    check_request,
+    installed,
+    open_task,
+    quiet,
+    reason,
+    request_of,
+    sandbox,
+    task_manager,
+)
 
 SEEDS = (0, 1234)
 """Of Python's generator, and of numpy, torch and few-shot sampling: those of lm_eval's command line."""
@@ -146,10 +156,8 @@ def _run(
     model: Any, tokenizer: Any, requests: Sequence[Request], limit: int | None, batch_size: int, allow_code: bool
 ) -> Iterator[tuple[Request, HarnessScores]]:
     from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
 
-    # The list of lm_eval's own tasks takes seconds to read.
-    manager = TaskManager(include_defaults=any(r.config is None for r in requests))
+    manager = task_manager(any(r.config is None for r in requests))
     for request in requests:
         check_request(request, manager, allow_code)
     # A copy, since lm_eval gives the tokenizer a padding token.

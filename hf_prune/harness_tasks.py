@@ -6,6 +6,7 @@ in it would run code is refused unless the caller allows it.
 
 import contextlib
 import difflib
+import functools
 import hashlib
 import importlib.metadata
 import logging
@@ -34,6 +35,14 @@ class Request:
     path: Path | None = None
     config: dict[str, Any] | None = None
     sha256: str | None = None
+
+
+@functools.cache
+def task_manager(builtin: bool) -> Any:
+    """lm_eval's own finder of tasks; the list of those that come with it takes seconds to read, so it is read once."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_defaults=builtin)
 
 
 class _Code(str):

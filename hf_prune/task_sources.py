@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from hf_prune.calibration import dataset_rows, explained, split_names
 from hf_prune.errors import InvalidData, InvalidRecipe
-from hf_prune.harness_tasks import check_request, installed, open_task, quiet, reason, request_of, sandbox
+from hf_prune.harness_tasks import check_request, installed, open_task, quiet, reason, request_of, sandbox, task_manager
 from hf_prune.tasks import Item, Task, bundled_tasks, load_file
 
 Use = Literal["search", "report"]
@@ -160,9 +160,7 @@ def _of_harness(name: str, use: Use, force: bool) -> Task:
     installed()
     request = request_of(name, (), False)
     with quiet():
-        from lm_eval.tasks import TaskManager
-
-        manager = TaskManager(include_defaults=request.config is None)
+        manager = task_manager(request.config is None)
         check_request(request, manager, False)
         with sandbox(request.task):
             (task,) = open_task(manager, request)["tasks"].values()

@@ -1,5 +1,6 @@
 """The reload certificate: the folder, loaded afresh by stock transformers, is the model that was searched."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from hf_prune.errors import ReloadMismatch
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
 """Largest allowed difference of two logits, as a share of the largest logit."""
-PROBE = Path(__file__).with_name("reload_probe.py")
+COMMAND = (sys.executable, "-P", str(Path(__file__).with_name("reload_probe.py")))
 LOADING = {"missing": "missing_keys", "unexpected": "unexpected_keys", "mismatched": "mismatched_keys"}
 
 
@@ -51,17 +52,39 @@ def certify(
         answer = Path(scratch) / "answer.safetensors"
         windows = Path(scratch) / "windows.safetensors"
         save_file({"tokens": tokens.cpu().contiguous()}, windows)
-        command = [sys.executable, "-P", str(PROBE), str(folder), str(windows), str(answer), dtype, device]
-        done = subprocess.run(
-            command + ["--trust-remote-code"] * trust_remote_code, capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        arguments = [str(folder.resolve()), str(windows), str(answer), dtype, device]
+        failed, said = _probed(arguments + ["--trust-remote-code"] * trust_remote_code, Path(scratch) / "errors")
+        if failed:
+            last = (said.strip().splitlines() or ["no output"])[-1]
             raise ReloadMismatch(f"{folder.name} does not load in a fresh process: {last}")
         with safe_open(answer, framework="pt") as f:
             logits, cached = f.get_tensor("logits"), f.get_tensor("cached")
             loading = json.loads(f.metadata()["loading"])
     return _judge(folder.name, expected.float().cpu(), logits, cached, loading, dtype, stored or dtype)
+
+
+def _probed(arguments: list[str], errors: Path) -> tuple[bool, str]:
+    """Whether the probe failed, and what it wrote to stderr."""
+    # Elsewhere a process that has loaded torch does not fork well.
+    if sys.platform == "linux":
+        server = _server()
+        try:
+            print(json.dumps([str(errors), *arguments]), file=server.stdin, flush=True)
+            if code := server.stdout.readline().strip():
+                return code != "0", errors.read_text(encoding="utf-8") if errors.exists() else ""
+        except BrokenPipeError:
+            pass
+        _server.cache_clear()
+    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=False)
+    return bool(done.returncode), done.stderr
+
+
+@functools.cache
+def _server() -> "subprocess.Popen[str]":
+    """Forks for every folder; ends with this process, which holds its stdin."""
+    return subprocess.Popen(
+        [*COMMAND, "--serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
 
 
 def _judge(

@@ -2,10 +2,14 @@
 
 Imports nothing of hf_prune, so that a pass means that users without it get the same model.
 Usage: reload_probe.py FOLDER WINDOWS.safetensors ANSWER.safetensors DTYPE DEVICE [--trust-remote-code]
+       reload_probe.py --serve    the same for every line of stdin (JSON: a file for stderr, then the arguments), in
+                                  forks of a process that has imported transformers and nothing else; prints exit codes
 """
 
 import json
+import os
 import sys
+import traceback
 
 import torch
 import transformers
@@ -39,5 +43,29 @@ def main(folder: str, windows: str, answer: str, dtype: str, device: str, *flags
     save_file(tensors, answer, metadata={"loading": json.dumps(loading)})
 
 
+def serve() -> None:
+    """Fork for every request; importing transformers takes longer than loading a small model."""
+    from transformers import LlamaForCausalLM  # noqa: F401 - brings along what all families import
+
+    for line in sys.stdin:
+        errors, *arguments = json.loads(line)
+        child = os.fork()
+        if not child:
+            os._exit(_forked(errors, arguments))
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
+def _forked(errors: str, arguments: list[str]) -> int:
+    sys.stderr = open(errors, "w", encoding="utf-8")  # noqa: SIM115 - the process ends with it
+    try:
+        main(*arguments)
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    finally:
+        sys.stderr.flush()
+    return 0
+
+
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    serve() if sys.argv[1:] == ["--serve"] else main(*sys.argv[1:])

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from hf_prune import certificate
 from hf_prune.assemble import write
 from hf_prune.certificate import certify
 from hf_prune.errors import ReloadMismatch
@@ -51,6 +52,12 @@ def test_a_good_folder_passes_without_hf_prune(finished, expected):
     assert found["max_logit_difference"] <= found["tolerance"] < 1e-2 * float(expected.abs().max())
     assert 0 < found["cached_difference"] <= found["tolerance"]
     assert found["missing"] == found["unexpected"] == found["mismatched"] == []
+
+
+def test_it_does_not_hang_on_a_process_that_has_died(finished, expected):
+    checked(finished, expected)
+    certificate._server().kill()
+    assert checked(finished, expected)["without_hf_prune"]
 
 
 def test_weights_changed_afterwards_are_another_model(spoiled, expected):

@@ -224,6 +224,29 @@ def test_a_stranger_sees_no_run_of_others_and_cannot_publish(page):
     assert "can be published here" in page.text("#place") and not page.shown("#push")
 
 
+def test_programs_have_two_tools(address, hub_server):
+    import anyio
+    from mcp import ClientSession
+    from mcp.client.streamable_http import streamable_http_client
+
+    hub_server.seed("ns/model", samples.model(num_hidden_layers=6))
+
+    async def tried():
+        async with (
+            streamable_http_client(f"{address}gradio_api/mcp/") as (read, write, *_),
+            ClientSession(read, write) as session,
+        ):
+            await session.initialize()
+            names = sorted(t.name for t in (await session.list_tools()).tools)
+            plan = next(n for n in names if n.endswith("plan"))
+            asked = {"base": "ns/model", "method": "collapse", "ratio": 0.4}
+            return names, (await session.call_tool(plan, asked)).content[0].text
+
+    names, said = anyio.run(tried)
+    assert names == ["app_compress", "app_plan"]
+    assert "layer_parameters" in said and "ns/model@" in said
+
+
 def test_it_fits_a_phone_and_the_dark(address, tmp_path, hub_server):
     page = Page(address, tmp_path / "phone", width=390)
     try:

@@ -75,7 +75,7 @@ def build(do: Handlers) -> gr.Blocks:
         with first:
             _examples(base, variants, choices)
         live = [seen, timer, *shown]
-        look.click(do.plan, form, [looked, planned, *elsewhere, tabs], **PRIVATE)
+        look.click(do.look, form, [looked, planned, *elsewhere, tabs], **PRIVATE)
         replan.click(do.replan, form, [planned, *elsewhere], **PRIVATE)
         start.click(do.start, [visitor, *form], [run, tabs, *live], **PRIVATE)
         if job:
@@ -90,8 +90,12 @@ def build(do: Handlers) -> gr.Blocks:
                 do.results, [visitor, run], [*compared, *published], show_progress="hidden", **PRIVATE
             )
         seen.change(do.results, [visitor, run], [*compared, *published], show_progress="hidden", **PRIVATE)
-        gr.api(do.tool_plan, api_name="plan")
-        gr.api(do.tool_compress, api_name="compress")
+        gr.api(do.plan, api_name="plan")
+        gr.api(do.compress, api_name="compress")
+    for function in demo.fns.values():
+        if function.name == "_check_login_status":
+            # The login button's own, which programs have no use for.
+            function.api_visibility = "private"
     return demo
 
 

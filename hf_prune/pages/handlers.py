@@ -53,7 +53,7 @@ class Handlers:
                            print_exception=False)  # fmt: skip
         return gr.update(choices=found, value=found[1])
 
-    def plan(self, token: Token, *fields: Any) -> list[Any]:
+    def look(self, token: Token, *fields: Any) -> list[Any]:
         """The plan on both pages; on to the second one when there is nothing against it."""
         shown, *elsewhere, good = self._planned(fields, token)
         return [shown, shown, *elsewhere, gr.Tabs(selected="size") if good else gr.skip()]
@@ -207,7 +207,7 @@ class Handlers:
 
     # For programs ---------------------------------------------------------------------------------------------------
 
-    def tool_plan(self, base: str, method: str = "collapse", ratio: float = 0.25) -> dict:
+    def plan(self, base: str, method: str = "collapse", ratio: float = 0.25) -> dict:
         """Say what compressing a model would do and need: sizes, memory, disk, evaluations. Nothing is downloaded.
 
         Args:
@@ -217,7 +217,7 @@ class Handlers:
         """
         return plans.summary(self._tool(base, method, ratio), self.strangers)
 
-    def tool_compress(self, base: str, method: str = "collapse", ratio: float = 0.25) -> dict:
+    def compress(self, base: str, method: str = "collapse", ratio: float = 0.25) -> dict:
         """Compress a model: starts a run, or tells how far the same request is. Ask again until state is done.
 
         Args:

@@ -28,7 +28,7 @@ def do(tmp_path, monkeypatch) -> Handlers:
 
 def test_the_plan_of_a_repo_and_where_else_it_can_run(do, hub_server):
     hub_server.seed("ns/model", samples.model(num_hidden_layers=6))
-    looked, planned, command, recipe, job, tabs = do.plan(None, "ns/model", *FORM)
+    looked, planned, command, recipe, job, tabs = do.look(None, "ns/model", *FORM)
     assert looked == planned and "remove 3 layers" in planned and tabs.selected == "size"
     assert command == "hf-prune compress ns/model --ratio 0.4"
     assert recipe == "base: ns/model\nratio: 0.4\n"
@@ -37,13 +37,13 @@ def test_the_plan_of_a_repo_and_where_else_it_can_run(do, hub_server):
 
 
 def test_a_plan_that_cannot_be_made_is_a_sentence_and_the_page_stays(do, hub_server):
-    looked, planned, *elsewhere, tabs = do.plan(None, "ns/nothing", *FORM)
+    looked, planned, *elsewhere, tabs = do.look(None, "ns/nothing", *FORM)
     assert looked == planned and "does not exist" in looked and "role='alert'" in looked
     assert elsewhere == ["", "", ""] and tabs == gr.skip()
 
 
 def test_the_demo_goes_by_its_name_in_every_answer(do):
-    looked, _, command, recipe, job, _ = do.plan(None, DEMO, *FORM)
+    looked, _, command, recipe, job, _ = do.look(None, DEMO, *FORM)
     for text in (looked, command, recipe, job):
         assert "/examples/" not in text and "/home" not in text and "/tmp" not in text
     assert job.startswith("# The demo runs here")
@@ -92,12 +92,12 @@ def test_another_visitor_meets_nothing_of_a_run(do, hub_server):
 
 def test_tools_of_programs_plan_and_start_the_same_runs(do, hub_server):
     hub_server.seed("ns/model", samples.model(num_hidden_layers=6))
-    plan = do.tool_plan("ns/model", "collapse", 0.4)
+    plan = do.plan("ns/model", "collapse", 0.4)
     assert plan["target"] and "evaluations" in plan
-    first, second = (do.tool_compress("ns/model", "collapse", 0.4) for _ in range(2))
+    first, second = (do.compress("ns/model", "collapse", 0.4) for _ in range(2))
     assert first == second and first["state"] == "queued"
     with pytest.raises(gr.Error, match="no method 'magic'"):
-        do.tool_plan("ns/model", "magic")
+        do.plan("ns/model", "magic")
 
 
 @pytest.mark.slow

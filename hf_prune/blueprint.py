@@ -20,6 +20,8 @@ DENSE = 0
 GONE = -1
 """Level of a removed half-block: the last level of any level library."""
 WEIGHT_DIGITS = 12
+LOCAL = "sha256-"
+"""What the revision of a local folder begins with."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -29,6 +31,11 @@ class Source:
     repo: str
     revision: str
     adapter: str | None = None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether `repo` is a folder of this machine, pinned by a digest of its files."""
+        return self.revision.startswith(LOCAL)
 
     def __str__(self) -> str:
         name = f"{self.repo}@{self.revision}" if self.revision else self.repo

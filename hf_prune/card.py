@@ -14,6 +14,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from hf_prune import verdicts
+from hf_prune.blueprint import LOCAL
 from hf_prune.errors import HfPruneError
 from hf_prune.licence import inherited_licence, listed
 from hf_prune.redaction import public_command, public_recipe, public_source, without_paths, without_tokens
@@ -83,7 +84,7 @@ def hub_parents(parents: Sequence[Parent]) -> list[str]:
         if not _is_local(parent):
             repos.append(str(parent["repo"]))
         adapter, _, revision = str(parent.get("adapter") or "").partition("@")
-        if "/" in adapter and not revision.startswith("sha256-"):
+        if "/" in adapter and not revision.startswith(LOCAL):
             repos.append(adapter)
     # Old repos such as gpt2 have no namespace; anything else that is not spelled like a repo would break the header.
     repos = [r for r in repos if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", r)]
@@ -225,7 +226,7 @@ def _parent_link(parent: Parent) -> str:
 
 
 def _is_local(parent: Parent) -> bool:
-    return bool(parent.get("is_local")) or str(parent.get("revision") or "").startswith("sha256-")
+    return bool(parent.get("is_local")) or str(parent.get("revision") or "").startswith(LOCAL)
 
 
 def _relative(figure: str) -> str:

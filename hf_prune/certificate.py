@@ -69,7 +69,8 @@ def _probed(arguments: list[str], errors: Path) -> tuple[bool, str]:
     if sys.platform == "linux":
         server = _server()
         try:
-            print(json.dumps([str(errors), *arguments]), file=server.stdin, flush=True)
+            server.stdin.write(json.dumps([str(errors), *arguments]) + "\n")
+            server.stdin.flush()
             if code := server.stdout.readline().strip():
                 return code != "0", errors.read_text(encoding="utf-8") if errors.exists() else ""
         except BrokenPipeError:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from hf_prune.blueprint import LOCAL, Source
 from hf_prune.headers import layer_prefix
 from hf_prune.hub import Peek, TensorInfo
 from hf_prune.vocabulary import vocabulary
@@ -73,7 +74,7 @@ def verdict(base: Peek, variant: Peek) -> Verdict:
         *_tokens(base, variant),
     ]
     rows.append(_plain("licence", base.card.get("license"), variant.card.get("license"), "both sets of terms apply"))
-    return Verdict(str(variant.source), tuple(rows))
+    return Verdict(_named(variant.source), tuple(rows))
 
 
 def table(verdicts: Sequence[Verdict]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -86,6 +87,12 @@ def table(verdicts: Sequence[Verdict]) -> tuple[tuple[str, ...], list[tuple[str,
             rows.append((name, row.aspect, row.base, row.variant, row.severity, row.note))
             name = ""
     return ("variant", "aspect", "base", "its own", "verdict", "what happens"), rows
+
+
+def _named(source: Source) -> str:
+    """The variant's own repo and the beginning of its commit; of a folder its path."""
+    repo, _, revision = (source.adapter or f"{source.repo}@{source.revision}").partition("@")
+    return repo if LOCAL in revision else f"{repo}@{revision[:7]}"
 
 
 def _plain(aspect: str, ours: Any, theirs: Any, note: str, worst: Severity = "harmless") -> Row:

@@ -186,7 +186,7 @@ def parents_of(job: Job) -> list[dict[str, Any]]:
     fields = ("license", "language", "pipeline_tag")
     return [
         {"repo": s.repo, "revision": s.revision, "adapter": s.adapter, **{k: card.get(k) for k in fields},
-         "is_local": s.revision.startswith("sha256-")}
+         "is_local": s.is_local}
         for s, card in zip(job.sources, job.cards, strict=True)
     ]  # fmt: skip
 
@@ -208,7 +208,7 @@ def _lineage(job: Job, found: Found) -> dict[str, Any]:
 
 def _identity(job: Job, found: Found) -> dict[str, Any]:
     recipe = job.recipe
-    local = [s.repo for s in job.sources if s.revision.startswith("sha256-")]
+    local = [s.repo for s in job.sources if s.is_local]
     public = public_recipe(recipe.model_dump(mode="json", exclude_defaults=True), local)
     flags = " ".join(_flag(k, v) for k, v in public.items() if k not in ("base", "push_to", "public", "create_pr"))
     return {

@@ -108,5 +108,5 @@ def _by_source(parts: Sequence[Part]) -> dict[tuple[int, int], float]:
 
 def _spelled(source: Any) -> str:
     """mergekit knows model@revision and model+lora, the lora without a revision of its own."""
-    name = source.repo if source.revision.startswith("sha256-") else f"{source.repo}@{source.revision}"
+    name = source.repo if source.is_local else f"{source.repo}@{source.revision}"
     return f"{name}+{source.adapter.partition('@')[0]}" if source.adapter else name

@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 from hf_prune import hub
 from hf_prune.assemble import Parent, write
-from hf_prune.blueprint import Blueprint, Source
+from hf_prune.blueprint import LOCAL, Blueprint, Source
 from hf_prune.clock import Clock
 from hf_prune.documents import measured_again
 from hf_prune.errors import IncompatibleSources, InvalidBlueprint, InvalidRecipe, SourceError
@@ -97,7 +97,7 @@ def _same(one: Source, other: Source) -> bool:
 
 
 def _local(source: Source) -> bool:
-    return f"{source}".rpartition("@")[2].startswith("sha256-") or source.revision.startswith("sha256-")
+    return source.is_local or LOCAL in (source.adapter or "")
 
 
 def report_folder(

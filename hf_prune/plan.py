@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from hf_prune.blueprint import LOCAL
 from hf_prune.errors import InvalidRecipe
 from hf_prune.headers import BYTES, Weights, number, weigh
 from hf_prune.methods import METHODS
@@ -22,8 +23,6 @@ MERGED_LAYERS = 64
 """That the bank keeps."""
 RANDOM_DRAWS = 5
 """Cuts the random baseline draws."""
-LOCAL = "sha256-"
-"""What the revision of a local folder begins with; nothing is downloaded for it."""
 TRIALS_PER_SWAP = 5
 WIDTH_MOVES = 6
 """Moves counted for each half of a layer whose width is searched."""
@@ -337,7 +336,7 @@ def _download(base: "Peek", peek: "Peek") -> int:
     if peek.adapter and peek is not base:
         local = LOCAL in (peek.source.adapter or "")
         return 0 if local else sum(math.prod(t.shape) * BYTES.get(t.dtype, 1) for t in peek.adapter.values())
-    return 0 if peek.source.revision.startswith(LOCAL) else _needed_files(peek)
+    return 0 if peek.source.is_local else _needed_files(peek)
 
 
 def _needed_files(peek: "Peek") -> int:

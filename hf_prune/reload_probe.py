@@ -52,7 +52,8 @@ def serve() -> None:
         child = os.fork()
         if not child:
             os._exit(_forked(errors, arguments))
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        sys.stdout.write(f"{os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}\n")
+        sys.stdout.flush()
 
 
 def _forked(errors: str, arguments: list[str]) -> int:

@@ -21,10 +21,10 @@ class Family:
     """Names inside one model family.
 
     `layers` is the path of the layer list, `norm` the final norm before the head; `attention`, `attention_out` and
-    `mlp_out` are paths inside a layer; `mlp` is None when the MLP has no module of its own; `attention_norm` and
-    `mlp_norm` are RMS norms that a half's output passes before it is added. `lists` are config keys with one entry per
-    layer. `refuse` maps config keys to (value that is fine, reason). `renames` are prefixes that
-    files spell otherwise than the modules: (module, file).
+    `mlp_out` are paths inside a layer (of a tensor, where experts are stacked in it); `mlp` is None when the MLP has no
+    module of its own; `attention_norm` and `mlp_norm` are RMS norms that a half's output passes before it is added.
+    `lists` are config keys with one entry per layer. `refuse` maps config keys to (value that is fine, reason).
+    `renames` are prefixes that files spell otherwise than the modules: (module, file).
     """
 
     model_type: str
@@ -61,7 +61,8 @@ class Family:
     def silenced(self, suffix: str, attention_gone: bool, mlp_gone: bool) -> bool:
         """Whether a tensor must be zero so that a removed half adds nothing in stock classes."""
         gone = (self.attention_out,) * attention_gone + (self.mlp_out,) * mlp_gone
-        return any(suffix.startswith(out + ".") for out in gone)
+        # Experts are stacked in a tensor that no module holds by itself.
+        return any(suffix == out or suffix.startswith(out + ".") for out in gone)
 
 
 POST_NORMS = {"attention_norm": "post_attention_layernorm", "mlp_norm": "post_feedforward_layernorm"}
@@ -78,6 +79,15 @@ FAMILIES: Mapping[str, Family] = {
         Family("phi3", lists=("layer_types",)),
         Family("olmo2", lists=("layer_types",), **POST_NORMS),
         Family("smollm3", lists=("layer_types", "no_rope_layers")),
+        Family(
+            "qwen3_moe",
+            mlp_out="mlp.experts.down_proj",
+            lists=("layer_types",),
+            refuse=(
+                ("decoder_sparse_step", 1, "it has experts in some layers only, by their number"),
+                ("mlp_only_layers", [], "it has experts in some layers only, by their number"),
+            ),
+        ),
         Family(
             "gpt_neox",
             layers="gpt_neox.layers",
@@ -232,7 +242,8 @@ def infer(config: PretrainedConfig) -> Family:
     mlps = [k for k, m in layer.named_children() if _is_mlp(m)]
     if not mlps and any(re.search("moe|experts", type(m).__name__.lower()) for m in layer.modules()):
         raise UnsupportedArchitecture(
-            f"Model family {name!r} is a mixture of experts, and hf_prune cuts dense layers alone; choose a dense base."
+            f"Model family {name!r} is a mixture of experts, and of those hf_prune knows qwen3_moe alone; "
+            "choose that or a dense base."
         )
     mlp = _only(mlps, name, "an MLP module in a layer")
     return Family(

@@ -20,6 +20,7 @@ from hf_prune.architecture import Family, sliced
 from hf_prune.blueprint import GONE, Blueprint, LayerSpec, Mix, all_parts
 from hf_prune.checkpoint import SHARD_BYTES, write_shards
 from hf_prune.errors import IncompatibleSources, InvalidBlueprint, ReloadMismatch
+from hf_prune.experts import apart
 from hf_prune.merge import check_merge, merged
 from hf_prune.modeling_pruned import PREFIX
 from hf_prune.parents import Parent
@@ -254,16 +255,16 @@ def write(
     blueprint = alive(blueprint)
     check(blueprint, parents, patches)
     base = parents[0]
+    config = output_config(blueprint, parents)
     sizes = []
 
     def sized() -> Iterator[tuple[str, int, Callable[[], torch.Tensor]]]:
         for name, read in plan_tensors(blueprint, parents, patches):
             shape, item = _shape_and_item(name, blueprint, parents)
             sizes.append((shape.numel(), shape.numel() * item))
-            yield _file_name(name, base.family), sizes[-1][1], read
+            yield from _in_files(name, read, shape, item, base.family, is_pruned(config))
 
     write_shards(sized(), folder, shard_bytes)
-    config = output_config(blueprint, parents)
     config.save_pretrained(folder)
     _keep_architecture(folder, base, model_class(config, base).__name__)
     if is_pruned(config):
@@ -293,11 +294,8 @@ def write_live(model: PreTrainedModel, parent: Parent, folder: Path) -> tuple[in
         for name, shape in parent.shapes.items():
             like = parent.checkpoint.tensor(name)
             sizes.append((shape.numel(), like.nbytes))
-            yield (
-                _file_name(name, parent.family),
-                like.nbytes,
-                lambda name=name, dtype=like.dtype: state[name].to("cpu", dtype).contiguous(),
-            )
+            read = lambda name=name, dtype=like.dtype: state[name].to("cpu", dtype).contiguous()  # noqa: E731
+            yield from _in_files(name, read, shape, like.itemsize, parent.family, is_pruned(parent.config))
 
     write_shards(sized(), folder, SHARD_BYTES)
     return sum(n for n, _ in sizes), sum(b for _, b in sizes)
@@ -315,11 +313,14 @@ def _shape_and_item(name: str, blueprint: Blueprint, parents: Sequence[Parent]) 
     return parent.shapes[name], parent.checkpoint.itemsize(name)
 
 
-def _file_name(name: str, family: Family) -> str:
-    for module, stored in family.renames:
-        if name.startswith(module):
-            return stored + name.removeprefix(module)
-    return name
+def _in_files(
+    name: str, read: Callable[[], torch.Tensor], shape: torch.Size, item: int, family: Family, stacked: bool
+) -> Iterator[tuple[str, int, Callable[[], torch.Tensor]]]:
+    """A tensor as files have it: experts apart, but in models of our own classes, whose files are theirs alone."""
+    pieces = [(name, read)] if stacked else list(apart(name, read, shape))
+    for piece, one in pieces:
+        spelled = next((s + piece.removeprefix(m) for m, s in family.renames if piece.startswith(m)), piece)
+        yield spelled, shape.numel() * item // len(pieces), one
 
 
 def _keep_architecture(folder: Path, parent: Parent, name: str) -> None:

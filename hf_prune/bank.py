@@ -102,8 +102,9 @@ class LayerBank:
         """A layer of the same class in another width."""
         like, number = next(template.parameters()), spec.anchor.layer
         config = pruned_config(self.model.config, {number: settings})
-        # A layer is built for an implementation of attention, which no config.json names.
+        # A layer is built for an implementation of attention and of experts, which no config.json names.
         config._attn_implementation = self.model.config._attn_implementation
+        config._experts_implementation = self.model.config._experts_implementation
         with torch.device("meta"):
             layer = packed(template, config, number)
         tensors = {n: read().to(like.device, like.dtype) for n, read in layer_tensors(spec, self.parents)}

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from hf_prune.errors import BrokenCheckpoint, IncompatibleSources, UnsafeSource
+from hf_prune.experts import Stack, stacks
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -202,11 +203,11 @@ class Checkpoint:
         return self
 
     @cached_property
-    def tensors(self) -> "Mapping[str, Stored | Loaded]":
-        """Readers by tensor name."""
+    def tensors(self) -> "Mapping[str, Stored | Loaded | Stack]":
+        """Readers by tensor name; experts that have a matrix each are also read as one stack."""
         files = _weight_files(self.folder)
         if files:
-            return _readers(files)
+            return (readers := _readers(files)) | stacks(readers)
         pickles = sorted(self.folder.glob("pytorch_model*.bin"))
         if not pickles:
             raise BrokenCheckpoint(f"{self.folder.name} holds no weights: neither {SINGLE} nor {INDEX} is there.")
@@ -215,7 +216,7 @@ class Checkpoint:
                 f"{self.folder.name} holds only pickles ({pickles[0].name}), which can run code when read; convert it "
                 "to safetensors, or pass --allow-pickle if you trust its author."
             )
-        return _pickled(pickles)
+        return (readers := _pickled(pickles)) | stacks(readers)
 
     def named(
         self,

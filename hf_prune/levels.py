@@ -24,6 +24,7 @@ from torch import Tensor
 from hf_prune.blueprint import DENSE, GONE, LayerSpec, Part
 from hf_prune.calibration import Windows
 from hf_prune.errors import BrokenCheckpoint, InvalidRecipe
+from hf_prune.experts import PATH, add_moments
 from hf_prune.obs import DAMPING, compensated, damped, increments, removal_order
 from hf_prune.parents import Parent
 from hf_prune.reference import Dense
@@ -33,6 +34,8 @@ from hf_prune.units import Widths, spread
 Kind = Literal["obs", "wanda", "magnitude"]
 Half = Literal["attention", "mlp"]
 HALVES: tuple[Half, Half] = ("attention", "mlp")
+OUTPUTS = (("self_attn.o_proj",), ("mlp.down_proj", "mlp.experts.down_proj"))
+"""Where a half's out-projection may be in a layer."""
 CACHE = "~/.cache/hf_prune/levels"
 EXACT = 4096
 """Inputs up to which orders and increments are computed in float64."""
@@ -88,9 +91,9 @@ class Levels:
         return 0 if level == GONE else (self.groups if half == "attention" else self.neurons)[level]
 
     def kept(self, layer: int, half: Half, level: int) -> Tensor:
-        """The groups or neurons of a level, int64, rising."""
+        """The groups or neurons of a level, int64, rising; of each expert, [experts, neurons]."""
         count, order = self.left(half, level), self._order(layer, half)
-        return order[len(order) - count :].sort().values
+        return order[..., order.shape[-1] - count :].sort().values
 
     def losses(self, layer: int, half: Half) -> Tensor:
         """What each level costs, float64 [levels + 1, with `GONE` as the last]: tr(dW H dW^T), 0 for the dense one."""
@@ -100,30 +103,32 @@ class Levels:
         return torch.stack([whole[len(losses) - n] for n in [*counts, 0]])
 
     def output(self, layer: int, half: Half, level: int, weight: Tensor) -> Tensor:
-        """The out-projection of a level: [d, inputs left] of the dense [d, inputs], in its dtype."""
+        """The out-projection of a level: [d, inputs left] of the dense [d, inputs], in its dtype; or one per expert."""
         unit = self.widths.unit if half == "attention" else 1
-        columns = spread(self._order(layer, half), unit)
-        left = self.left(half, level) * unit
-        if self.options.kind != "obs":
-            return weight[:, spread(self.kept(layer, half, level), unit)]
-        steps = [self._read(layer, f"{half}.{i}").to(weight.device) for i in range(1, level + 1)]
-        found = compensated(weight, columns.to(weight.device), steps)
-        rising = columns[len(columns) - left :].argsort().to(weight.device)
-        return found[:, rising].to(weight.dtype)
+        order, kept = self._order(layer, half), self.kept(layer, half, level)
+        steps = []
+        if self.options.kind == "obs":
+            steps = [self._read(layer, f"{half}.{i}").to(weight.device) for i in range(1, level + 1)]
+        if weight.dim() == 2:
+            return _output(weight, spread(order, unit), spread(kept, unit), steps)
+        each = zip(weight, order, kept, zip(*steps, strict=True) if steps else [()] * len(weight), strict=True)
+        return torch.stack([_output(*one) for one in each])
 
     def cut(self, layer: int, suffix: str, tensor: Tensor, spec: LayerSpec) -> Tensor:
         """A tensor of source layer `layer` as the levels of `spec` have it."""
-        module = suffix.rpartition(".")[0]
-        for half, out, level in zip(HALVES, ("self_attn.o_proj", "mlp.down_proj"), self._levels(spec), strict=True):
-            if module == out and tensor.dim() == 2 and level != DENSE:
+        module = suffix.removesuffix(".weight")
+        for half, out, level in zip(HALVES, OUTPUTS, self._levels(spec), strict=True):
+            if module in out and level != DENSE:
                 return self.output(layer, half, level, tensor)
         groups, neurons = (self.kept(layer, h, lv) for h, lv in zip(HALVES, self._levels(spec), strict=True))
         return self.widths.cut(suffix, tensor, groups, neurons)
 
     def shape(self, suffix: str, whole: torch.Size, spec: LayerSpec) -> torch.Size:
         """Of a tensor of a layer that has the shape `whole` in the dense model."""
-        left = [torch.arange(self.left(h, lv)) for h, lv in zip(HALVES, self._levels(spec), strict=True)]
-        return self.widths.cut(suffix, torch.empty(whole, device="meta"), *left).shape
+        groups, neurons = (torch.arange(self.left(h, lv)) for h, lv in zip(HALVES, self._levels(spec), strict=True))
+        if self.widths.experts:
+            neurons = neurons.expand(self.widths.experts, -1)
+        return self.widths.cut(suffix, torch.empty(whole, device="meta"), groups, neurons).shape
 
     def settings(self, spec: LayerSpec) -> dict[str, object]:
         """What the config of a layer says where it differs from the dense one's."""
@@ -218,7 +223,7 @@ def build(
             if path.is_file():
                 state = dense.apply(module, [state], call)[0][0]
             else:
-                state, hessians = _hessians(dense, module, state, call)
+                state, hessians = _hessians(dense, widths, module, state, call)
                 _write(path, _layer(made, module, hessians))
             progress(layer + 1, len(dense.layers))
     manifest = {k: v for k, v in asdict(made).items() if k != "folder"}
@@ -280,20 +285,28 @@ def _write(path: Path, tensors: dict[str, Tensor]) -> None:
     partial.replace(path)
 
 
-def _hessians(dense: Dense, layer: torch.nn.Module, state: Tensor, call: tuple) -> tuple[Tensor, list[Tensor]]:
-    """The state behind a layer, and E x x^T of the inputs of its out-projections."""
-    modules = [layer.get_submodule(dense.family.attention_out), layer.get_submodule(dense.family.mlp_out)]
-    sizes = [m.in_features for m in modules]
-    lanes = LANES if max(sizes) <= LANE_INPUTS else 1
+def _hessians(
+    dense: Dense, widths: Widths, layer: torch.nn.Module, state: Tensor, call: tuple
+) -> tuple[Tensor, list[Tensor]]:
+    """The state behind a layer, and E x x^T of the inputs of its out-projections; of each expert's, [experts, k, k]."""
+    family = dense.family
+    experts = widths.experts and layer.get_submodule(PATH)
+    modules = [layer.get_submodule(family.attention_out), experts or layer.get_submodule(family.mlp_out)]
+    sizes = [widths.groups * widths.unit, widths.neurons]
+    lanes = LANES if max(sizes) <= LANE_INPUTS and not experts else 1
     tiles, out = dense.tiles(state, dense.tile_tokens), torch.empty_like(state)
-    sums = [[torch.zeros(k, k, dtype=_exact(k), device=state.device) for k in sizes] for _ in range(lanes)]
+    shapes = [(sizes[0],) * 2, (*([widths.experts] if experts else []), *(sizes[1],) * 2)]
+    sums = [[torch.zeros(s, dtype=_exact(s[-1]), device=state.device) for s in shapes] for _ in range(lanes)]
 
     def one(mine: Sequence[Tensor], rows: Sequence[slice]) -> None:
         for tile in rows:
             out[tile], seen = tap.run(state[tile], call)
-            for total, (inputs, _) in zip(mine, seen, strict=True):
-                x = inputs.flatten(0, -2).float()
-                total += x.T @ x
+            for total, module, (inputs, _) in zip(mine, modules, seen, strict=True):
+                if module is experts:
+                    add_moments(module, tap.inputs(module), total)
+                else:
+                    x = inputs.flatten(0, -2).float()
+                    total += x.T @ x
 
     with Tap(layer, modules) as tap:
         dense.each(one, [(sums[i], tiles[i::lanes]) for i in range(lanes)])
@@ -305,30 +318,61 @@ def _exact(inputs: int) -> torch.dtype:
     return torch.float64 if inputs <= EXACT else torch.float32
 
 
+def _output(weight: Tensor, columns: Tensor, kept: Tensor, steps: Sequence[Tensor]) -> Tensor:
+    """The columns that stay, compensated where there are increments: [d, left] of [d, k]."""
+    if not steps:
+        return weight[:, kept]
+    found = compensated(weight, columns.to(weight.device), steps)
+    rising = columns[len(columns) - len(kept) :].argsort().to(weight.device)
+    return found[:, rising].to(weight.dtype)
+
+
 def _layer(levels: Levels, layer: torch.nn.Module, hessians: Sequence[Tensor]) -> dict[str, Tensor]:
     found = {}
-    units, counts = (levels.widths.unit, 1), (levels.groups, levels.neurons)
-    for half, path, hessian, unit, left in zip(
-        HALVES, ("self_attn.o_proj", "mlp.down_proj"), hessians, units, counts, strict=True
-    ):
-        weight = layer.get_submodule(path).weight.to(hessian.dtype)
-        order, losses = _ordered(weight, hessian, unit, levels.options)
-        found |= {f"{half}.order": order.int().cpu(), f"{half}.losses": losses.double().cpu()}
-        if levels.options.kind == "obs":
-            kept = [n * unit for n in left[1:]]
-            steps = increments(
-                damped(hessian, levels.options.damping), spread(order.cpu(), unit).to(weight.device), kept
-            )
-            found |= {f"{half}.{i}": s.float().cpu().contiguous() for i, s in enumerate(steps, 1)}
+    widths, options = levels.widths, levels.options
+    units, counts = (widths.unit, 1), (levels.groups, levels.neurons)
+    paths = ("self_attn.o_proj.weight", "mlp.experts.down_proj" if widths.experts else "mlp.down_proj.weight")
+    for half, path, hessian, unit, left in zip(HALVES, paths, hessians, units, counts, strict=True):
+        weight = _tensor(layer, path).to(hessian.dtype)
+        if hessian.dim() == 2:
+            made = _nested(weight, hessian, unit, left, options)
+        else:
+            each = [_nested(w, h, unit, left, options) for w, h in zip(weight, hessian, strict=True)]
+            made = {name: torch.stack([e[name] for e in each]) for name in each[0]}
+            # All experts are at one level, which costs what it costs all of them.
+            made["losses"] = made["losses"].sum(0)
+        found |= {f"{half}.{name}": tensor.contiguous() for name, tensor in made.items()}
+    return found
+
+
+def _tensor(layer: torch.nn.Module, path: str) -> Tensor:
+    module, _, name = path.rpartition(".")
+    return getattr(layer.get_submodule(module), name)
+
+
+def _nested(weight: Tensor, hessian: Tensor, unit: int, left: Sequence[int], options: Options) -> dict[str, Tensor]:
+    """Order and losses of one map, and with OBS the increments from level to level."""
+    order, losses = _ordered(weight, hessian, unit, options)
+    found = {"order": order.int().cpu(), "losses": losses.double().cpu()}
+    if options.kind == "obs":
+        columns = spread(order.cpu(), unit).to(weight.device)
+        steps = increments(damped(hessian, options.damping), columns, [n * unit for n in left[1:]])
+        found |= {str(i): s.float().cpu() for i, s in enumerate(steps, 1)}
     return found
 
 
 def _ordered(weight: Tensor, hessian: Tensor, unit: int, options: Options) -> tuple[Tensor, Tensor]:
-    """Units as they go, and what has been lost by then: exact for OBS, summed scores for the others."""
-    if options.kind == "obs":
+    """Units as they go, and what has been lost by then: exact for OBS, summed scores for the others.
+
+    Where no input was ever seen, as of an expert that the text never reached, the smallest weights go first and nothing
+    is lost.
+    """
+    unseen = not bool(hessian.any())
+    if options.kind == "obs" and not unseen:
         order = removal_order(weight, damped(hessian, options.damping), unit)
         return order.groups, order.losses
-    size = weight.square() if options.kind == "magnitude" else weight.abs() * hessian.diagonal().sqrt()
-    scores = size.sum(0).unflatten(0, (-1, unit)).sum(1)
-    ranked = scores.sort(stable=True)
-    return ranked.indices, ranked.values.cumsum(0)
+    plain = unseen or options.kind == "magnitude"
+    size = weight.square() if plain else weight.abs() * hessian.diagonal().sqrt()
+    ranked = size.sum(0).unflatten(0, (-1, unit)).sum(1).sort(stable=True)
+    lost = ranked.values.cumsum(0)
+    return ranked.indices, torch.zeros_like(lost) if unseen and options.kind != "magnitude" else lost

@@ -3,9 +3,9 @@
 Self-contained: this file travels with the weights, so that they load with trust_remote_code where hf_prune is not
 installed; `import hf_prune` registers the same classes, and then no remote code is needed. The layers are those of
 transformers, built from a config of their own: `per_layer_config` maps a layer's number to what differs there
-(`intermediate_size`, `num_attention_heads`, `num_key_value_heads`, and `skip`, a list of "attention" and "mlp"). The
-model types are their own (`pruned_llama`, ...), so a program that knows neither refuses instead of filling the gaps
-with random weights.
+(`intermediate_size` or `moe_intermediate_size`, `num_attention_heads`, `num_key_value_heads`, and `skip`, a list of
+"attention" and "mlp"). The model types are their own (`pruned_llama`, ...), so a program that knows neither refuses
+instead of filling the gaps with random weights.
 """
 
 import copy
@@ -19,6 +19,7 @@ FAMILIES = {
     "mistral": ("mistral", "MistralConfig", "MistralForCausalLM"),
     "qwen2": ("qwen2", "Qwen2Config", "Qwen2ForCausalLM"),
     "qwen3": ("qwen3", "Qwen3Config", "Qwen3ForCausalLM"),
+    "qwen3_moe": ("qwen3_moe", "Qwen3MoeConfig", "Qwen3MoeForCausalLM"),
     "gemma2": ("gemma2", "Gemma2Config", "Gemma2ForCausalLM"),
     "gemma3_text": ("gemma3", "Gemma3TextConfig", "Gemma3ForCausalLM"),
     "phi3": ("phi3", "Phi3Config", "Phi3ForCausalLM"),

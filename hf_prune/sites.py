@@ -97,16 +97,21 @@ class Tap:
             hook.remove()
 
     def _note(self, module: torch.nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        self.seen.found[module] = inputs[0], output
+        self.seen.found[module] = inputs, output
         return output * self.scale if self.scale != 1.0 else None
 
     def run(self, state: Tensor, call: Call) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """The layer's output [B, T, d], and (input, output) of each module, [B, T, ...]."""
         self.seen.found = {}
         out = self.layer(state, *call[0], **call[1])
+        found = [self.seen.found[m] for m in self.modules]
         # OPT's MLP sees its tokens flattened.
-        seen = [tuple(t.view(*state.shape[:2], -1) for t in self.seen.found[m]) for m in self.modules]
+        seen = [tuple(t.view(*state.shape[:2], -1) for t in (inputs[0], output)) for inputs, output in found]
         return (out[0] if isinstance(out, tuple) else out), seen
+
+    def inputs(self, module: torch.nn.Module) -> tuple[Tensor, ...]:
+        """All that a module was called with in this thread's last run."""
+        return self.seen.found[module][0]
 
 
 def exact(device: torch.device) -> torch.device:
@@ -167,7 +172,7 @@ def site_of(
 
 def _factor(layer: torch.nn.Module, module: torch.nn.Module, state: Tensor, call: Call, family: Family) -> float | None:
     """What the module's output is multiplied by on its way to the stream (Granite: 0.22); None if it is not linear."""
-    other = _submodule(layer, family.mlp_out)
+    other = _submodule(layer, family.mlp_out) or _submodule(layer, family.mlp or "")
     silent = other if module is not other else None
     found = []
     for scale in (1.0, 2.0):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hf_prune.errors import UnsupportedArchitecture
+from hf_prune.experts import STACKS, cut
 from hf_prune.modeling_pruned import FAMILIES
 
 ROWS: Mapping[str, tuple[str, ...]] = {
@@ -30,12 +31,14 @@ COLUMNS = {"self_attn.o_proj": "queries", "mlp.down_proj": "neurons"}
 
 @dataclass(frozen=True, slots=True)
 class Widths:
-    """Of a dense layer: key-value groups, query heads in each, numbers per head, and neurons."""
+    """Of a dense layer: key-value groups, query heads in each, numbers per head, neurons, and experts that have so many
+    each (0: no mixture)."""
 
     groups: int
     heads: int
     size: int
     neurons: int
+    experts: int = 0
 
     @classmethod
     def of(cls, config: Any) -> "Widths":
@@ -52,7 +55,9 @@ class Widths:
         heads = config.num_attention_heads
         groups = getattr(config, "num_key_value_heads", None) or heads
         size = getattr(config, "head_dim", None) or config.hidden_size // heads
-        return cls(groups, heads // groups, size, config.intermediate_size)
+        experts = getattr(config, "num_experts", 0)
+        neurons = config.moe_intermediate_size if experts else config.intermediate_size
+        return cls(groups, heads // groups, size, neurons, experts)
 
     @property
     def unit(self) -> int:
@@ -64,7 +69,8 @@ class Widths:
         found = {}
         if groups != self.groups:
             found |= {"num_attention_heads": groups * self.heads, "num_key_value_heads": groups}
-        return found | ({"intermediate_size": neurons} if neurons != self.neurons else {})
+        key = "moe_intermediate_size" if self.experts else "intermediate_size"
+        return found | ({key: neurons} if neurons != self.neurons else {})
 
     def cut(self, suffix: str, tensor: Tensor, groups: Tensor, neurons: Tensor) -> Tensor:
         """A tensor of a layer with these groups and neurons alone; others are returned as they are.
@@ -73,8 +79,10 @@ class Widths:
             suffix: its name in the layer.
             tensor: as the dense layer has it.
             groups: int64, rising.
-            neurons: int64, rising.
+            neurons: int64, rising; of each expert, [experts, neurons left].
         """
+        if suffix in STACKS:
+            return cut(suffix, tensor, neurons)
         module = suffix.rpartition(".")[0]
         kept = {"queries": spread(groups, self.unit), "keys": spread(groups, self.size), "neurons": neurons}
         if module in ROWS:

@@ -39,6 +39,7 @@ TINY: dict[str, dict[str, Any]] = {
     "gemma3_text": {**GROUPED, **MIXED, **TIED, "head_dim": 8, "query_pre_attn_scalar": 8},
     "phi3": {**GROUPED, "sliding_window": 5},
     "olmo2": GROUPED,
+    "qwen3_moe": {**GROUPED, "head_dim": 16, "moe_intermediate_size": 48, "num_experts": 4, "num_experts_per_tok": 2},
     "smollm3": {**GROUPED, **MIXED, **TIED, "use_sliding_window": True, "no_rope_layers": [1, 1, 0, 1, 0, 0]},
     "gpt_neox": {**SHARED, "rotary_pct": 0.5},
     "gpt2": {

@@ -65,7 +65,7 @@ def test_silenced_tensors_are_one_linear_map_a_half_and_leave_it_nothing_to_add(
         silent = {
             n: p for n, p in layers[1].named_parameters() if family.silenced(n, half == "attention", half == "mlp")
         }
-        assert [n.rpartition(".")[2] for n in silent] in (["weight"], ["weight", "bias"])
+        assert [n.rpartition(".")[2] for n in silent] in (["weight"], ["weight", "bias"], ["down_proj"])
         for p in silent.values():
             p.data.zero_()
     for i in (1, 2):
@@ -77,7 +77,7 @@ def test_silenced_tensors_are_one_linear_map_a_half_and_leave_it_nothing_to_add(
     assert len(silence) == 4 and all(silent == (i == 1) for (i, _), silent in silence.items())
 
 
-@pytest.mark.parametrize("name", [n for n in TINY if n != "opt"])
+@pytest.mark.parametrize("name", [n for n in TINY if n not in ("opt", "qwen3_moe")])
 def test_what_would_be_inferred_is_what_the_row_says(name):
     row, found = FAMILIES[name], infer(config_of(name))
     known = {"inferred": False, "lists": row.lists, "refuse": row.refuse, "renames": row.renames}
@@ -98,9 +98,9 @@ def test_more_families_that_leave_no_doubt(name):
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("mixtral", "'mixtral' is a mixture of experts.*; choose a dense base"),
+        ("mixtral", "'mixtral' is a mixture of experts.* qwen3_moe alone; choose that or a dense base"),
         ("olmoe", "'olmoe' is a mixture of experts"),
-        ("qwen3_moe", "'qwen3_moe' is a mixture of experts"),
+        ("qwen2_moe", "'qwen2_moe' is a mixture of experts"),
         ("mamba", "'mamba' .* an attention module in a layer found none"),
         ("bloom", r"'bloom' .* a final norm found 2 candidates \(word_embeddings_layernorm, ln_f\)"),
         ("openai-gpt", "'openai-gpt' .* a final norm found none"),

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "hf_prune"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LADDER = {
     0: "errors",
-    0.1: "blueprint",
+    0.1: "blueprint experts",
     0.2: "events clock",
     0.5: "modeling_pruned modeling_decilm registration",
     0.6: "pruned_models",

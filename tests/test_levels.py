@@ -21,7 +21,7 @@ from hf_prune.units import Widths, spread
 from tests.families import DEPTH, VOCABULARY, opened, save_tiny
 from tests.oracle import closed_form
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "smollm3")
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "smollm3", "qwen3_moe")
 TOKENS = torch.randint(3, VOCABULARY, (12, 24), generator=torch.Generator().manual_seed(0))
 OPTIONS = Options(levels=5, multiple=4)
 
@@ -61,7 +61,7 @@ def hessian_of(model, path, layer):
     return x.T @ x / len(x)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f != "qwen3_moe"])
 def test_every_level_has_the_weights_of_the_closed_form(family, tmp_path):
     bank, parent, made = library(tmp_path, family)
     assert Levels.open(made.folder).digest == made.digest

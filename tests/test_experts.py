@@ -1,0 +1,121 @@
+"""Mixtures of experts: stacks in memory and matrices in files are one thing, and each expert is cut by its inputs."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from hf_prune.architecture import family_of
+from hf_prune.assemble import assemble, write
+from hf_prune.errors import BrokenCheckpoint, UnsupportedArchitecture
+from hf_prune.levels import build
+from hf_prune.obs import damped, removal_order
+from hf_prune.reference import Dense
+from tests.families import DEPTH, blueprint, opened, save_tiny
+from tests.oracle import closed_form
+from tests.test_levels import OPTIONS, TOKENS, library
+
+E, NEURONS = 4, 48
+
+
+def moments(model, layer):
+    """E x x^T of what enters each expert's down_proj: every expert computed on every token, by the formula."""
+    seen = []
+    block = model.model.layers[layer].mlp
+    hook = block.register_forward_pre_hook(lambda _, args: seen.append(args[0].flatten(0, 1)))
+    with torch.inference_mode():
+        model(TOKENS)
+        states, chosen = seen[0], torch.zeros(seen[0].shape[0], E)
+        hook.remove()
+        likely, index = (states @ block.gate.weight.T).softmax(-1).topk(2)
+        chosen.scatter_(1, index, likely)
+        found = []
+        for e in range(E):
+            gate, up = block.experts.gate_up_proj[e].split(NEURONS)
+            x = (torch.nn.functional.silu(states @ gate.T) * (states @ up.T) * chosen[:, e : e + 1]).double()
+            found.append(x.T @ x / len(x))
+    return found
+
+
+def test_each_expert_has_its_own_order_and_weights_and_all_have_one_level(tmp_path):
+    bank, _, made = library(tmp_path, "qwen3_moe")
+    for layer in (0, 3):
+        stack, losses = bank.model.model.layers[layer].mlp.experts.down_proj.detach(), torch.zeros(made.count("mlp"))
+        for e, plain in enumerate(moments(bank.model, layer)):
+            hessian = damped(plain)
+            gone = removal_order(stack[e].double(), hessian).groups.tolist()
+            for level in range(1, made.count("mlp")):
+                kept = made.kept(layer, "mlp", level)
+                assert kept.shape == (E, made.neurons[level])
+                assert set(kept[e].tolist()) == set(gone[-made.neurons[level] :])
+                expected = closed_form(stack[e], hessian, kept[e])
+                found = made.output(layer, "mlp", level, stack)
+                torch.testing.assert_close(found[e].double(), expected, rtol=2e-3, atol=2e-4)
+                change = stack[e].double().clone()
+                change[:, kept[e]] -= expected
+                losses[level] += float((change @ hessian * change).sum())
+        torch.testing.assert_close(made.losses(layer, "mlp")[:-1].float(), losses, rtol=1e-3, atol=1e-6)
+        orders = made.kept(layer, "mlp", made.count("mlp") - 1)
+        assert len({tuple(row) for row in orders.tolist()}) == E
+
+
+def test_an_expert_that_no_token_reaches_goes_by_magnitude_and_loses_nothing(tmp_path):
+    model = save_tiny("qwen3_moe", tmp_path / "model", num_experts_per_tok=1)
+    for layer in model.model.layers:
+        gate = layer.mlp.gate.weight.data
+        gate[1], gate[2:] = -gate[0], 0
+    model.save_pretrained(tmp_path / "model")
+    made = build(Dense(model, family_of(model.config)), opened(tmp_path / "model"), TOKENS, tmp_path / "l", OPTIONS)
+    stack, level = model.model.layers[2].mlp.experts.down_proj.detach(), 3
+    kept = made.kept(2, "mlp", level)
+    for e in (2, 3):
+        largest = stack[e].square().sum(0).topk(made.neurons[level]).indices
+        assert set(kept[e].tolist()) == set(largest.tolist())
+    found = made.output(2, "mlp", level, stack)
+    assert torch.equal(found[3], stack[3][:, kept[3]]) and not torch.equal(found[0], stack[0][:, kept[0]])
+    assert bool(made.losses(2, "mlp").isfinite().all())
+
+
+def test_files_hold_a_matrix_per_expert_and_models_of_many_widths_hold_stacks(tmp_path):
+    model = save_tiny("qwen3_moe", tmp_path / "base")
+    parent = opened(tmp_path / "base")
+    names = set(load_file(tmp_path / "base" / "model.safetensors"))
+    assert "model.layers.0.mlp.experts.3.up_proj.weight" in names
+    (tmp_path / "out").mkdir()
+    stored = write(blueprint(*range(DEPTH)), [parent], tmp_path / "out", shard_bytes=20_000)
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"]) == names and stored[0] == sum(p.numel() for p in model.parameters())
+    sizes = [p.stat().st_size for p in (tmp_path / "out").glob("model-*")]
+    assert len(sizes) > 3 and max(sizes) < 30_000
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    with torch.inference_mode():
+        assert torch.equal(again(TOKENS).logits, model(TOKENS).logits)
+
+
+def test_stacks_in_files_are_read_as_well(tmp_path):
+    model = save_tiny("qwen3_moe", tmp_path / "base")
+    shutil.copytree(tmp_path / "base", tmp_path / "stacked")
+    save_file({n: t.clone() for n, t in model.state_dict().items()}, tmp_path / "stacked" / "model.safetensors",
+              metadata={"format": "pt"})  # fmt: skip
+    for folder in ("base", "stacked"):
+        made = assemble(blueprint(*range(DEPTH)), [opened(tmp_path / folder)])
+        assert all(torch.equal(t, model.state_dict()[n]) for n, t in made.state_dict().items())
+
+
+def test_a_lost_expert_is_named(tmp_path):
+    save_tiny("qwen3_moe", tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    del state["model.layers.2.mlp.experts.1.up_proj.weight"]
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(BrokenCheckpoint, match="no tensor model.layers.2.mlp.experts.gate_up_proj"):
+        assemble(blueprint(*range(DEPTH)), [opened(tmp_path)])
+
+
+@pytest.mark.parametrize("setting", [{"decoder_sparse_step": 2}, {"mlp_only_layers": [1]}])
+def test_mixtures_with_plain_layers_among_them_are_refused(tmp_path, setting):
+    save_tiny("qwen3_moe", tmp_path, **setting)
+    with pytest.raises(UnsupportedArchitecture, match="qwen3_moe with .* experts in some layers only"):
+        opened(tmp_path)

@@ -60,6 +60,12 @@ def stacks(readers: Mapping[str, Any]) -> dict[str, Stack]:
     return found
 
 
+def stacked(model: torch.nn.Module) -> list[str]:
+    """Which of `STACKS` a model has; none where it is no mixture."""
+    names = [n for n, _ in model.named_parameters()]
+    return [s for s in STACKS if any(n.endswith("." + s) for n in names)]
+
+
 def apart(name: str, read: Callable[[], Tensor], shape: torch.Size) -> Iterator[tuple[str, Callable[[], Tensor]]]:
     """A tensor as files have it: a stack's matrices by their own names, any other as it is.
 

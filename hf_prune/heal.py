@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from hf_prune.architecture import Family
+from hf_prune.experts import stacked
 from hf_prune.reference import Targets, log_rest
 
 Method = Literal["lora", "dora", "full"]
@@ -185,6 +186,8 @@ def _trainable(student: PreTrainedModel, family: Family, course: Course) -> Any:
         lora_alpha=course.alpha,
         use_dora=course.method == "dora",
         target_modules=lora_targets(student, family),
+        # PEFT has no DoRA on stacks of experts, which stay as they are then.
+        target_parameters=[] if course.method == "dora" else stacked(student),
         fan_in_fan_out=transposed,
         task_type="CAUSAL_LM",
     )

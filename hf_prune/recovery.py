@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from hf_prune.assemble import Parent, quiet, write, write_live
 from hf_prune.blueprint import Blueprint
 from hf_prune.events import Advanced, Event, Healed, Repaired, Stage
+from hf_prune.experts import stacked
 from hf_prune.found import Found
 from hf_prune.heal import Course, Healing, heal
 from hf_prune.job import Job
@@ -158,12 +159,14 @@ def _stored(job: Job, folder: Path, done: Healing) -> tuple[int, int] | None:
             return None
     merged = folder / "merged"
     merged.mkdir()
-    adapter = folder / ADAPTER if recipe.heal_method == "lora" else None
+    # Tensor by tensor, no adapter of stacked experts is merged.
+    plain = recipe.heal_method == "lora" and not stacked(job.bank.model)
+    adapter = folder / ADAPTER if plain else None
     parent = Parent.open(job.parent.source, folder, adapter, trust_remote_code=recipe.trust_remote_code)
     if adapter:
         stored = write(Blueprint.identity(parent.source, parent.depth), [parent], merged)
     else:
-        model = done.model.merge_and_unload() if recipe.heal_method == "dora" else done.model
+        model = done.model.merge_and_unload() if recipe.heal_method != "full" else done.model
         stored = write_live(model, parent, merged)
     del parent
     for old in folder.glob("model*.safetensors*"):

@@ -77,7 +77,7 @@ def oracle(model_type: str, specs: list[LayerSpec]) -> PreTrainedModel:
             parts = [spec.norms] if spec.norms and ("norm" in suffix or "ln_" in suffix) else spec.parts
             total = sum(state[f"{prefix}{p.layer}.{suffix}"].double() * p.weight for p in parts)
             gone = spec.attn_level == GONE and suffix.startswith(family.attention_out + ".")
-            gone |= spec.mlp_level == GONE and suffix.startswith(family.mlp_out + ".")
+            gone |= spec.mlp_level == GONE and f"{suffix}.".startswith(family.mlp_out + ".")
             new[f"{prefix}{i}.{suffix}"] = (total * (not gone)).float()
     model = AutoModelForCausalLM.from_config(config).eval()
     model.load_state_dict(new, strict=True)

@@ -2,20 +2,26 @@
 
 import json
 import shutil
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from hf_prune.architecture import family_of
+from hf_prune.architecture import FAMILIES, family_of
 from hf_prune.assemble import assemble, write
 from hf_prune.errors import BrokenCheckpoint, UnsupportedArchitecture
+from hf_prune.experts import STACKS
+from hf_prune.heal import Course, heal
 from hf_prune.levels import build
 from hf_prune.obs import damped, removal_order
+from hf_prune.pipeline import run
 from hf_prune.reference import Dense
-from tests.families import DEPTH, blueprint, opened, save_tiny
+from tests.families import DEPTH, blueprint, opened, save_tiny, tiny
 from tests.oracle import closed_form
+from tests.runs import base, recipe
 from tests.test_levels import OPTIONS, TOKENS, library
 
 E, NEURONS = 4, 48
@@ -119,3 +125,38 @@ def test_mixtures_with_plain_layers_among_them_are_refused(tmp_path, setting):
     save_tiny("qwen3_moe", tmp_path, **setting)
     with pytest.raises(UnsupportedArchitecture, match="qwen3_moe with .* experts in some layers only"):
         opened(tmp_path)
+
+
+def test_a_lora_reaches_the_experts_and_is_merged_into_them():
+    student, teacher = tiny("qwen3_moe"), tiny("qwen3_moe", seed=1).requires_grad_(False)
+    course = Course(12 * 96, batch=4, checks=2, rank=4, alpha=8.0, rate=1e-2)
+    before = {n: t.clone() for n, t in student.state_dict().items()}
+    with tempfile.TemporaryDirectory() as home:
+        done = heal(student, teacher, FAMILIES["qwen3_moe"], TOKENS, TOKENS, course, Path(home))
+    assert done.after < done.before
+    with torch.inference_mode():
+        wanted = done.model(TOKENS).logits
+        merged = done.model.merge_and_unload()
+        torch.testing.assert_close(merged(TOKENS).logits, wanted, rtol=1e-3, atol=1e-4)
+    changed = {n.partition("layers.0.")[2] for n, t in merged.state_dict().items() if not torch.equal(t, before[n])}
+    assert {*STACKS, "self_attn.o_proj.weight"} <= changed
+
+
+def moe(folder):
+    """`tests.runs.base` with experts."""
+    base(folder)
+    save_tiny("qwen3_moe", folder, vocab_size=512, max_position_embeddings=256, hidden_size=64, bos_token_id=0,
+              eos_token_id=1, pad_token_id=None)  # fmt: skip
+    return str(folder)
+
+
+@pytest.mark.slow
+def test_a_mixture_goes_from_a_recipe_to_a_trained_model_that_loads(tmp_path):
+    width = {"method": "width", "ratio": 0.3, "levels": 6, "multiple_of": 4, "library_sequences": 12}
+    asked = {"base": moe(tmp_path / "base"), "heal": "2k", "heal_batch": 4, "heal_checks": 2, "heal_lr": 1e-3}
+    done = run(recipe(tmp_path, library=str(tmp_path / "levels"), baselines=("uniform",), **width, **asked))
+    report = done.report
+    assert report["certificate"]["ok"] and report["certificate"]["without_hf_prune"]
+    assert report["healing"]["tokens"] > 0 and 0.29 <= report["size"]["removed_ratio"]
+    loaded, info = AutoModelForCausalLM.from_pretrained(done.folder, output_loading_info=True)
+    assert loaded.config.model_type == "pruned_qwen3_moe" and not any(info.values())

@@ -15,7 +15,6 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from hf_prune import modeling_pruned
 from hf_prune.architecture import Family, sliced
 from hf_prune.blueprint import GONE, Blueprint, LayerSpec, Mix, all_parts
 from hf_prune.checkpoint import SHARD_BYTES, write_shards
@@ -25,7 +24,7 @@ from hf_prune.merge import check_merge, merged
 from hf_prune.modeling_pruned import PREFIX
 from hf_prune.parents import Parent
 from hf_prune.patches import NO_PATCHES, PATCH_FILE, Patches, save_patches
-from hf_prune.pruned_models import FILE, classes, is_pruned, pruned_config, uniform_config
+from hf_prune.pruned_models import classes, is_pruned, pruned_config, uniform_config
 
 
 def layer_tensors(
@@ -267,8 +266,6 @@ def write(
     write_shards(sized(), folder, shard_bytes)
     config.save_pretrained(folder)
     _keep_architecture(folder, base, model_class(config, base).__name__)
-    if is_pruned(config):
-        shutil.copyfile(modeling_pruned.__file__, folder / FILE)
     for pattern in TOKENIZER_FILES:
         for path in base.checkpoint.folder.glob(pattern):
             if path.is_file():

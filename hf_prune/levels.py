@@ -9,6 +9,7 @@ libraries of plain orders: their levels keep the weights as they are.
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -39,6 +40,8 @@ OUTPUTS = (("self_attn.o_proj",), ("mlp.down_proj", "mlp.experts.down_proj"))
 CACHE = "~/.cache/hf_prune/levels"
 EXACT = 4096
 """Inputs up to which orders and increments are computed in float64."""
+EXPERT = 8
+"""Neurons of an expert come in multiples of this: torch's grouped product wants rows of 16 bytes."""
 LANES, LANE_INPUTS = 4, 2048
 """Sums that run side by side, for maps of at most so many inputs; numbers of their own, so that the result does not
 depend on the cores."""
@@ -210,7 +213,8 @@ def build(
         InvalidRecipe: the folder holds another library.
     """
     widths = Widths.of(parent.config)
-    groups, neurons = grid(widths.groups, options.levels, 1), grid(widths.neurons, options.levels, options.multiple)
+    groups = grid(widths.groups, options.levels, 1)
+    neurons = grid(widths.neurons, options.levels, math.lcm(options.multiple, EXPERT if widths.experts else 1))
     digest = digest_of(parent, options, evidence)
     made = Levels(folder, digest, options, widths, groups, neurons)
     _claim(folder, digest)

@@ -30,6 +30,9 @@ def register() -> None:
         config, model = classes(family)
         AutoConfig.register(config.model_type, config, exist_ok=True)
         AutoModelForCausalLM.register(config, model, exist_ok=True)
+        # So that save_pretrained lays the file beside the weights, whoever calls it.
+        config.register_for_auto_class()
+        model.register_for_auto_class("AutoModelForCausalLM")
 
 
 def is_pruned(config: PretrainedConfig) -> bool:

@@ -77,24 +77,35 @@ def test_the_library_serves_every_ratio(done, home, monkeypatch):
     assert 0.44 <= other.report["size"]["removed_ratio"]
 
 
-@pytest.mark.slow
-def test_left_at_any_batch_it_goes_on_and_ends_the_same(done, home, monkeypatch):
-    monkeypatch.setattr(pipeline, "BATCH", 4)
-    events = compress(asked(home, "left"))
-    for count, event in enumerate(events):
-        if type(event).__name__ == "Scored" and count > 12:
+def left(asked, stage, after):
+    """Start, and leave when a stage has told of itself so often."""
+    events, seen = compress(asked), 0
+    for event in events:
+        seen += (getattr(event, "stage", "") or {"Scored": "search"}.get(type(event).__name__)) == stage
+        if seen == after:
             break
     events.close()
-    again = run(asked(home, "left"))
-    assert again.report["digest"] == done.report["digest"]
-    assert (again.folder / "model.safetensors").read_bytes() == (done.folder / "model.safetensors").read_bytes()
+    assert seen == after
 
 
 @pytest.mark.slow
-def test_it_is_trained_and_keeps_its_widths(home):
-    result = run(asked(home, "healed", heal="2k", heal_batch=4, heal_checks=2, heal_lr=1e-3, length=32))
-    assert result.report["healing"]["tokens"] > 0 and result.report["certificate"]["ok"]
-    assert result.model.config.model_type == "pruned_llama"
+def test_left_in_library_search_and_training_it_goes_on_and_ends_the_same(home, monkeypatch):
+    monkeypatch.setattr(pipeline, "BATCH", 4)
+    trained = {"heal": "4k", "heal_batch": 4, "heal_checks": 4, "heal_lr": 1e-3, "baselines": ()}
+    whole, mine = asked(home, "whole", **trained), asked(home, "left", **trained, library=str(home / "other"))
+    levels, work = home / "other" / "obs", home / "left.run"
+    left(mine, "library", 3)
+    assert (levels / "layer-001.safetensors").is_file() and not (levels / "manifest.json").exists()
+    left(mine, "search", 4)
+    assert (levels / "manifest.json").is_file() and (work / "journal.jsonl").is_file()
+    scored = (work / "journal.jsonl").read_text()
+    left(mine, "heal", 12)
+    assert list(work.glob("heal-*/checkpoint-*/complete"))
+    again, whole = run(mine), run(whole)
+    assert again.report["healing"]["tokens"] > 0 and again.model.config.model_type == "pruned_llama"
+    assert again.report["digest"] == whole.report["digest"]
+    assert (again.folder / "journal.jsonl").read_text().startswith(scored)
+    assert (again.folder / "model.safetensors").read_bytes() == (whole.folder / "model.safetensors").read_bytes()
 
 
 @pytest.mark.slow

@@ -5,9 +5,12 @@ distributions, which are computed once. What was trained is kept between stages,
 trained again. Layers before the first cut are those of the dense model and are run without gradients.
 """
 
+import hashlib
+import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -91,12 +94,20 @@ class TrainingAware:
                 self._keep(candidate, blueprint, steps)
             return candidate.measured(self.evaluator, rows)
 
-    def _path(self, blueprint: Blueprint, steps: int) -> Path:
-        return self.home / f"{blueprint.digest}-{steps}.safetensors"
+    @cached_property
+    def _conditions(self) -> str:
+        """64 bits over what decides a training, besides the candidate and the teacher, whom its digest names."""
+        lesson, dtype = self.lesson, str(self.evaluator.dense.model.dtype)
+        how = [self.seed, dtype, lesson.targets.top.shape, BATCH, RANK, SCALE, RATE, WARMUP, asdict(OBJECTIVE)]
+        text = lesson.tokens.cpu().contiguous().numpy().tobytes()
+        return hashlib.sha256(json.dumps(how).encode() + text).hexdigest()[:16]
+
+    def _path(self, blueprint: Blueprint, steps: int | str) -> Path:
+        return self.home / f"{blueprint.digest}-{self._conditions}-{steps}.safetensors"
 
     def _restore(self, candidate: "Candidate", blueprint: Blueprint, steps: int) -> int:
         """Take up the latest increment that is not beyond `steps`; its number of steps."""
-        found = [int(p.stem.rpartition("-")[2]) for p in self.home.glob(f"{blueprint.digest}-*.safetensors")]
+        found = [int(p.stem.rpartition("-")[2]) for p in self.home.glob(self._path(blueprint, "*").name)]
         last = max((n for n in found if n <= steps), default=0)
         if last:
             candidate.load(load_file(self._path(blueprint, last)), last)

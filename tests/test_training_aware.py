@@ -110,6 +110,14 @@ def test_a_new_process_finds_the_increments_on_disk(evaluator, tmp_path):
     assert sorted(p.suffix for p in tmp_path.iterdir()) == [".safetensors"] * 2
 
 
+def test_increments_of_another_seed_or_text_are_not_taken_up(evaluator, tmp_path):
+    cut = of(evaluator, "early")
+    ways = [{}, {"seed": 1}, {"windows": 8}]
+    alone = [aware(evaluator, tmp_path / str(n), **way).scores(cut, 4 * STEP, ROWS) for n, way in enumerate(ways)]
+    together = [aware(evaluator, tmp_path / "one", **way).scores(cut, 4 * STEP, ROWS) for way in ways]
+    assert together == alone and len(set(alone)) == 3
+
+
 def test_candidates_do_not_share_what_they_learned(evaluator, tmp_path):
     alone = {c: aware(evaluator, tmp_path / c).scores(of(evaluator, c), 4 * STEP, ROWS) for c in ("early", "copied")}
     both = aware(evaluator, tmp_path / "both")

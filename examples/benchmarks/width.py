@@ -1,59 +1,62 @@
 """What is a search over widths worth? The bundled model at half of its blocks' parameters, beside ways without one.
 
 Every seed searches with the same trials; baselines do not depend on the seed. Perplexity on the report split, which no
-search and no choice has seen. With `--heal` the search's results and the baselines are trained alike, on as many
-tokens, and measured again; with `--aware` the search is repeated with its finalists trained before the choice.
+search and no choice has seen. With `--heal` the searches' results (each with its seed) and the baselines (with
+`--rival-seeds`) are trained alike, on as many tokens, and measured again. `--aware` is an ablation: finalists trained
+before the choice or not, then as many tokens of training, or as many FLOPs. What is finished stays in `--keep`.
 
-    python examples/benchmarks/width.py --seeds 0 1 2
-    python examples/benchmarks/width.py --seeds 0 --heal 250k --aware 10k
+    python examples/benchmarks/width.py --seeds 0 1 2 --heal 1M --keep rows
+    python examples/benchmarks/width.py --seeds 0 1 2 --heal 250k --aware 10k --keep rows
+    python examples/benchmarks/width.py --speed --keep rows
 """
 
 import argparse
+import contextlib
+import json
+import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from hf_prune import speed
+from hf_prune.assemble import quiet
 from hf_prune.blueprint import Blueprint, Fidelity
 from hf_prune.calibration import demo_folder
 from hf_prune.evaluate import Evaluator
-from hf_prune.heal import heal
-from hf_prune.job import Job, open_job
-from hf_prune.pipeline import run
+from hf_prune.heal import Course, heal
+from hf_prune.job import FINAL_STAGES, Job, open_job
+from hf_prune.pipeline import Result, run
 from hf_prune.recipe import Recipe
 from hf_prune.recovery import course
 from hf_prune.report import perplexity
+from hf_prune.training_aware import Lesson, TrainingAware
 from hf_prune.width_rivals import LABELS, libraries
+
+Models = dict[str, dict[int, Blueprint]]
+"""By label and seed."""
+SEARCH = "width search"
 
 
 def main() -> None:
     """Search with every seed and print a markdown table."""
     a = arguments()
-    job = open_job(recipe(a, a.seeds[0], "unused"))
-    for _ in libraries(job):
-        pass
-    windows = job.evidence["report"]
-    evaluator = Evaluator(job.bank, windows.tokens)
-    rows: dict[str, list[tuple[float, float]]] = {}
-    with tempfile.TemporaryDirectory() as home:
-        for label, blueprint in models(a, Path(home)):
-            rows.setdefault(label, []).append(tuple(values(a, job, evaluator, blueprint, Path(home))))
-            print(f"  {label}: {', '.join(f'{v:.2f}' for v in rows[label][-1])}", flush=True)
-            if label == "width search" and len(rows[label]) == 1:
-                share, time_share = costs(job, evaluator, blueprint)
-                print(f"  a candidate takes {time_share:.2f} of the dense model's sweep, for {share:.2f} of its FLOPs")
-    dense = values_of(evaluator.live_scores(job.bank.model))
-    print(f"\n{a.ratio:.1%} of all parameters gone; dense {dense:.2f}; {len(a.seeds)} seeds\n")
-    healed = f" after {a.heal} tokens | worst seed |" if a.heal != "0" else ""
-    print(f"| | perplexity | worst seed |{healed}\n|---|{'---:|' * (4 if healed else 2)}")
-    for label, found in rows.items():
-        cells = [f"{f(column):.2f}" for column in zip(*found, strict=True) for f in (statistics.mean, max)]
-        print(f"| {label} | {' | '.join(cells)} |")
+    with contextlib.ExitStack() as stack:
+        home = Path(a.keep or stack.enter_context(tempfile.TemporaryDirectory()))
+        home.mkdir(parents=True, exist_ok=True)
+        bench = Bench(a, home)
+        if a.speed:
+            speeds(bench)
+        elif a.aware:
+            ablation(bench)
+        else:
+            against_rivals(bench)
 
 
 def arguments() -> argparse.Namespace:
@@ -61,51 +64,13 @@ def arguments() -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--ratio", type=float, default=0.4615, help="of all parameters; the default is half of the blocks'")
     p.add_argument("--seeds", type=int, nargs="+", default=[0])
+    p.add_argument("--rival-seeds", type=int, nargs="+", default=[0], help="of the baselines' training")
     p.add_argument("--evaluations", type=int)
-    p.add_argument("--heal", default="0", help="tokens to train everything on")
-    p.add_argument("--aware", help="tokens of the first round of training-aware selection")
+    p.add_argument("--heal", type=tokens, default=0, help="tokens to train everything on")
+    p.add_argument("--aware", type=tokens, default=0, help="tokens of the first round of training-aware selection")
+    p.add_argument("--speed", action="store_true", help="time the first seed's result instead")
+    p.add_argument("--keep", help="folder for what is finished, from which the next call goes on")
     return p.parse_args()
-
-
-def recipe(a: argparse.Namespace, seed: int, output: str, **more: Any) -> Recipe:
-    """One run."""
-    demo = demo_folder()
-    fixed = {"base": str(demo / "storymath-16l"), "data": (str(demo / "text"),), "method": "width", "task_items": 1}
-    return Recipe.of(**fixed, ratio=a.ratio, seed=seed, evaluations=a.evaluations, heal=a.heal, output=output, **more)
-
-
-def models(a: argparse.Namespace, home: Path) -> Iterator[tuple[str, Blueprint]]:
-    """Baselines once, and what every seed finds."""
-    for seed in a.seeds:
-        untrained = recipe(a, seed, str(home / f"{seed}")).model_copy(update={"heal": 0})
-        found = run(untrained)
-        if seed == a.seeds[0]:
-            for row in found.report["baselines"]:
-                if row["name"] in LABELS:
-                    yield row["label"], Blueprint.from_json(row["blueprint"])
-        yield "width search", Blueprint.from_json((found.folder / "blueprint.json").read_text(encoding="utf-8"))
-        if a.aware:
-            aware = untrained.model_copy(update={"search_heal": tokens(a.aware), "output": str(home / f"{seed}-aware")})
-            folder = run(aware).folder
-            yield (
-                f"width search, finalists trained on {a.aware} tokens and more",
-                Blueprint.from_json((folder / "blueprint.json").read_text(encoding="utf-8")),
-            )
-
-
-def costs(job: Job, evaluator: Evaluator, blueprint: Blueprint) -> tuple[float, float]:
-    """Share of the dense model's matrix FLOPs and of its time in the sweep, layers made already; medians of 7."""
-    plain = Evaluator(job.bank, evaluator.own.tokens, reuse_reference=False)
-    both = {"dense": job.identity(0), "cut": blueprint}
-    seconds: dict[str, list[float]] = {name: [] for name in both}
-    for _ in range(8):
-        for name, model in both.items():
-            begin = time.perf_counter()
-            plain.evaluate([model], Fidelity(len(evaluator.own.tokens)))
-            seconds[name].append(time.perf_counter() - begin)
-    # A tied embedding multiplies as the head; looking tokens up costs nothing.
-    share = evaluator.parameters(blueprint) / job.parent.parameters
-    return share, statistics.median(seconds["cut"][1:]) / statistics.median(seconds["dense"][1:])
 
 
 def tokens(text: str) -> int:
@@ -113,23 +78,188 @@ def tokens(text: str) -> int:
     return Recipe.of(base="x", heal=text).heal
 
 
-def values(a: argparse.Namespace, job: Job, evaluator: Evaluator, blueprint: Blueprint, home: Path) -> Iterator[float]:
-    """Perplexity of a model, and after training."""
-    student = job.assembled(blueprint)
-    yield values_of(evaluator.live_scores(student))
-    if a.heal == "0":
-        return
-    wanted = job.recipe
-    train = job.training(-(-wanted.heal // wanted.length)).tokens
-    with tempfile.TemporaryDirectory(dir=home) as folder:
-        done = heal(student, job.bank.model, job.parent.family, train, job.evidence["selection"].tokens, course(wanted),
-                    Path(folder), lambda *_: None)  # fmt: skip
-    yield values_of(evaluator.live_scores(done.model))
+@dataclass(eq=False)
+class Bench:
+    """Everything is found and measured once, and kept in `home` under the digest of what it depends on."""
+
+    a: argparse.Namespace
+    home: Path
+
+    def recipe(self, seed: int, aware: int = 0) -> Recipe:
+        """One run, without training its result."""
+        demo = demo_folder()
+        fixed = {"base": str(demo / "storymath-16l"), "data": (str(demo / "text"),), "method": "width", "task_items": 1}
+        asked = Recipe.of(**fixed, ratio=self.a.ratio, seed=seed, evaluations=self.a.evaluations, search_heal=aware)
+        return asked.model_copy(update={"output": str(self.home / asked.digest)})
+
+    def run(self, seed: int, aware: int = 0) -> Result:
+        """Of a search."""
+        return run(self.recipe(seed, aware))
+
+    def winner(self, seed: int, aware: int = 0) -> Blueprint:
+        """What a search finds."""
+        return Blueprint.from_json((self.run(seed, aware).folder / "blueprint.json").read_text(encoding="utf-8"))
+
+    def rivals(self) -> dict[str, Blueprint]:
+        """The baselines."""
+        rows = self.run(self.a.seeds[0]).report["baselines"]
+        return {r["label"]: Blueprint.from_json(r["blueprint"]) for r in rows if r["name"] in LABELS}
+
+    @cached_property
+    def job(self) -> Job:
+        """Opened, its libraries made."""
+        job = open_job(self.recipe(self.a.seeds[0]))
+        for _ in libraries(job):
+            pass
+        return job
+
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        """Over the report split."""
+        return Evaluator(self.job.bank, self.job.evidence["report"].tokens)
+
+    def dense(self) -> float:
+        """Perplexity of the dense model."""
+        return self._perplexity(self.job.bank.model)
+
+    def perplexity(self, blueprint: Blueprint, seed: int = 0, tokens: int = 0) -> float:
+        """Of a cut, trained on so many tokens with that seed."""
+        path = self.home / f"{blueprint.digest}-{seed}-{tokens}.json"
+        if not path.is_file():
+            student, checkpoints = self.job.assembled(blueprint), path.with_suffix(".training")
+            if tokens:
+                student = self.trained(student, replace(course(self.job.recipe), seed=seed, tokens=tokens), checkpoints)
+            partial = path.with_suffix(".partial")
+            partial.write_text(json.dumps(self._perplexity(student)), encoding="utf-8")
+            partial.replace(path)
+            shutil.rmtree(checkpoints, ignore_errors=True)
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    def trained(self, student: torch.nn.Module, course: Course, checkpoints: Path) -> torch.nn.Module:
+        """Taught by the dense model, as `hf-prune compress --heal` does it."""
+        job = self.job
+        train = job.training(-(-course.tokens // job.recipe.length)).tokens
+        held, teacher = job.evidence["selection"].tokens, job.bank.model
+        with quiet():
+            return heal(student, teacher, job.parent.family, train, held, course, checkpoints).model
+
+    def _perplexity(self, model: torch.nn.Module) -> float:
+        nll = self.evaluator.live_scores(model)[1].double().mean(1)
+        return perplexity(np.asarray(nll))["perplexity"]
 
 
-def values_of(scores: tuple[torch.Tensor, torch.Tensor]) -> float:
-    """Perplexity over all report windows."""
-    return perplexity(np.asarray(scores[1].double().mean(1)))["perplexity"]
+def against_rivals(bench: Bench) -> None:
+    """The search beside the baselines, before and after training."""
+    a = bench.a
+    models: Models = {SEARCH: {seed: bench.winner(seed) for seed in a.seeds}}
+    models |= {label: dict.fromkeys(a.rival_seeds, rival) for label, rival in bench.rivals().items()}
+    columns = dict.fromkeys((0, a.heal))
+    found: dict[str, dict[int, list[float]]] = {label: {} for label in models}
+    for label, by_seed in sorted(models.items(), key=lambda item: min(item[1])):
+        for seed, blueprint in by_seed.items():
+            found[label][seed] = [bench.perplexity(blueprint, seed if t else 0, t) for t in columns]
+            say(f"{label}, seed {seed}", found[label][seed])
+    print(f"\n{a.ratio:.1%} of all parameters gone; dense {bench.dense():.2f}\n")
+    heads = [f"{f'after {t:,} tokens' if t else 'untrained'} | worst seed" for t in columns]
+    table(["", "seeds", *" | ".join(heads).split(" | ")], found)
+
+
+def ablation(bench: Bench) -> None:
+    """Training-aware selection, or its FLOPs spent on training."""
+    a = bench.a
+    found: dict[str, dict[int, list[float]]] = {}
+    for seed in a.seeds:
+        aware, plain = bench.winner(seed, a.aware), bench.winner(seed)
+        selection = bench.run(seed, a.aware).report["selection"]
+        each, spent = healing_flops(bench, plain, seed), selection_flops(bench, aware, seed)
+        more = a.heal + round(spent / each)
+        print(f"seed {seed}: choice {'changed' if selection['changed'] else 'unchanged'}, "
+              f"rank correlation {selection['spearman']:.2f}; {spent / 1e12:.2f} TFLOPs, worth "
+              f"{more - a.heal:,} tokens of training", flush=True)  # fmt: skip
+        ways = {
+            "finalists trained, then as many tokens": (aware, a.heal),
+            "no such selection, as many tokens": (plain, a.heal),
+            "no such selection, as many FLOPs": (plain, more),
+        }
+        for label, (blueprint, budget) in ways.items():
+            row = [bench.perplexity(blueprint), bench.perplexity(blueprint, seed, budget)]
+            found.setdefault(label, {})[seed] = row
+            say(f"{label}, seed {seed}", row)
+    table(["", "seeds", "untrained", "worst seed", f"after {a.heal:,} tokens or as many FLOPs", "worst seed"], found)
+
+
+def selection_flops(bench: Bench, blueprint: Blueprint, seed: int) -> float:
+    """Matrix FLOPs of training-aware selection: those of one finalist, all of which are of one size."""
+    job, first = bench.job, bench.a.aware
+    r, finalists = job.recipe, 2**FINAL_STAGES
+    rows = slice(r.sequences, r.sequences + r.selection_sequences)
+    text = job.training(-(-first * 2 ** (FINAL_STAGES - 1) // r.length)).tokens
+    with tempfile.TemporaryDirectory() as home:
+        with FlopCounterMode(display=False) as once:
+            aware = TrainingAware(job.evaluator, Lesson.of(job.evaluator.dense, text), Path(home), seed)
+        with FlopCounterMode(display=False) as training:
+            aware.scores(blueprint, first, rows)
+        with FlopCounterMode(display=False) as measuring:
+            aware.scores(blueprint, first, rows)
+    trained, measured = training.get_total_flops(), measuring.get_total_flops()
+    rounds = [finalists >> i for i in range(FINAL_STAGES)]
+    # Each round doubles the tokens that a finalist has seen.
+    steps = rounds[0] + sum(n * 2 ** (i - 1) for i, n in enumerate(rounds) if i)
+    return once.get_total_flops() + steps * (trained - measured) + sum(rounds) * measured
+
+
+def healing_flops(bench: Bench, blueprint: Blueprint, seed: int) -> float:
+    """Matrix FLOPs of training per token, teacher included: what a second step adds to one."""
+    totals = []
+    for steps in (1, 2):
+        size = course(bench.job.recipe).batch * bench.job.recipe.length
+        short = replace(course(bench.job.recipe), tokens=steps * size, checks=1, seed=seed)
+        student = bench.job.assembled(blueprint)
+        with tempfile.TemporaryDirectory() as home, FlopCounterMode(display=False) as counted:
+            bench.trained(student, short, Path(home))
+        totals.append(counted.get_total_flops())
+    return (totals[1] - totals[0]) / size
+
+
+def speeds(bench: Bench) -> None:
+    """What a candidate costs in the sweep, and how fast the result runs, beside the dense model."""
+    blueprint = bench.winner(bench.a.seeds[0])
+    share = bench.evaluator.parameters(blueprint) / bench.job.parent.parameters
+    print(f"parameters {share:.3f} of the dense model's; a candidate of the sweep takes "
+          f"{candidate_time(bench.job, bench.evaluator, blueprint):.3f} of its time")  # fmt: skip
+    models = {"dense": bench.job.bank.model, "cut": bench.job.assembled(blueprint)}
+    found = speed.measure(models, np.random.default_rng(0), repeats=15)
+    print(f"{found['device']}, {found['dtype']}, {found['threads']} threads, batch 1, medians of 15 rounds")
+    for what in ("prefill", "decode"):
+        dense, cut = (found[m][f"{what}_tokens_per_s"] for m in models)
+        print(f"{what}, {found[f'{what}_tokens']} tokens: {dense:.0f} -> {cut:.0f} tokens/s, {cut / dense:.2f} x")
+
+
+def candidate_time(job: Job, evaluator: Evaluator, blueprint: Blueprint) -> float:
+    """Share of the dense model's time in the sweep, layers made already; medians of 15 interleaved rounds."""
+    # A tied embedding multiplies as the head; looking tokens up costs nothing. So parameters count the FLOPs.
+    plain = Evaluator(job.bank, evaluator.own.tokens, reuse_reference=False)
+    both = {"dense": job.identity(0), "cut": blueprint}
+    seconds: dict[str, list[float]] = {name: [] for name in both}
+    for _ in range(16):
+        for name, model in both.items():
+            begin = time.perf_counter()
+            plain.evaluate([model], Fidelity(len(evaluator.own.tokens)))
+            seconds[name].append(time.perf_counter() - begin)
+    return statistics.median(seconds["cut"][1:]) / statistics.median(seconds["dense"][1:])
+
+
+def say(label: str, row: list[float]) -> None:
+    """One row as soon as it is there."""
+    print(f"  {label}: {', '.join(f'{v:.2f}' for v in row)}", flush=True)
+
+
+def table(header: list[str], found: dict[str, dict[int, list[float]]]) -> None:
+    """Mean and worst seed of every column, in markdown."""
+    print(f"| {' | '.join(header)} |\n|---|{'---:|' * (len(header) - 1)}")
+    for label, rows in found.items():
+        cells = [f"{f(column):.2f}" for column in zip(*rows.values(), strict=True) for f in (statistics.mean, max)]
+        print(f"| {label} | {', '.join(map(str, rows))} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

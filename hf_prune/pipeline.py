@@ -241,7 +241,7 @@ def _search(job: Job, journal: Journal, trials: int, clock: Clock) -> Generator[
         )
         return Found(winner, winner, finalists, rivals, front, layer_tokens)
     yield Stage("select", f"{len(finalists)} finalists on {recipe.selection_sequences} windows the search has not seen")
-    winner, selection = yield from _best_unseen(job, journal, finalists)
+    winner, selection = yield from best_unseen(job, journal, finalists)
     clock.lap("select")
     return Found(winner, winner, finalists, rivals, None, layer_tokens, selection=selection)
 
@@ -299,7 +299,7 @@ def _rivals(job: Job, journal: Journal, remove: int, clock: Clock) -> Generator[
     return tuple(rivals)
 
 
-def _best_unseen(
+def best_unseen(
     job: Job, journal: Journal, finalists: Sequence[Outcome]
 ) -> Generator[Event, None, tuple[Blueprint, dict[str, Any] | None]]:
     """The finalist that is best on the selection windows: the search's best are a lucky draw of its own evidence.

@@ -17,22 +17,25 @@ import shutil
 import statistics
 import tempfile
 import time
+import warnings
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from hf_prune import speed
 from hf_prune.assemble import quiet
-from hf_prune.blueprint import Blueprint, Fidelity
+from hf_prune.blueprint import Blueprint, Fidelity, Outcome, Trial
 from hf_prune.calibration import demo_folder
 from hf_prune.evaluate import Evaluator
 from hf_prune.heal import Course, heal
 from hf_prune.job import FINAL_STAGES, Job, open_job
-from hf_prune.pipeline import Result, run
+from hf_prune.journal import Journal
+from hf_prune.pipeline import Result, best_unseen, run
 from hf_prune.recipe import Recipe
 from hf_prune.recovery import course
 from hf_prune.report import perplexity
@@ -42,6 +45,8 @@ from hf_prune.width_rivals import LABELS, libraries
 Models = dict[str, dict[int, Blueprint]]
 """By label and seed."""
 SEARCH = "width search"
+ROUNDS = 15
+"""Interleaved rounds behind every time."""
 
 
 def main() -> None:
@@ -92,13 +97,28 @@ class Bench:
         asked = Recipe.of(**fixed, ratio=self.a.ratio, seed=seed, evaluations=self.a.evaluations, search_heal=aware)
         return asked.model_copy(update={"output": str(self.home / asked.digest)})
 
-    def run(self, seed: int, aware: int = 0) -> Result:
-        """Of a search."""
-        return run(self.recipe(seed, aware))
+    def run(self, seed: int) -> Result:
+        """A search."""
+        return run(self.recipe(seed))
 
-    def winner(self, seed: int, aware: int = 0) -> Blueprint:
+    def winner(self, seed: int) -> Blueprint:
         """What a search finds."""
-        return Blueprint.from_json((self.run(seed, aware).folder / "blueprint.json").read_text(encoding="utf-8"))
+        return Blueprint.from_json((self.run(seed).folder / "blueprint.json").read_text(encoding="utf-8"))
+
+    def aware(self, seed: int) -> tuple[Blueprint, dict[str, Any]]:
+        """What training-aware selection takes of the finalists of the same search, and what the report says of it."""
+        untrained = opened(self.recipe(seed))
+        with Journal.open(self.run(seed).folder / "journal.jsonl", untrained.header()) as journal:
+            rows = [row for row in journal.rows() if row.fidelity == untrained.selection]
+        finalists = [Outcome(Trial(row.genome, row.fidelity), row.values) for row in rows]
+        job = opened(self.recipe(seed, self.a.aware))
+        with Journal.open(job.home / "journal.jsonl", job.header()) as journal:
+            choosing = best_unseen(job, journal, finalists)
+            while True:
+                try:
+                    next(choosing)
+                except StopIteration as stop:
+                    return stop.value
 
     def rivals(self) -> dict[str, Blueprint]:
         """The baselines."""
@@ -107,11 +127,8 @@ class Bench:
 
     @cached_property
     def job(self) -> Job:
-        """Opened, its libraries made."""
-        job = open_job(self.recipe(self.a.seeds[0]))
-        for _ in libraries(job):
-            pass
-        return job
+        """On which everything is measured."""
+        return opened(self.recipe(self.a.seeds[0]))
 
     @cached_property
     def evaluator(self) -> Evaluator:
@@ -140,12 +157,22 @@ class Bench:
         job = self.job
         train = job.training(-(-course.tokens // job.recipe.length)).tokens
         held, teacher = job.evidence["selection"].tokens, job.bank.model
-        with quiet():
+        with quiet(), warnings.catch_warnings():
+            # Of peft, about transformers' names for what it uses.
+            warnings.simplefilter("ignore", FutureWarning)
             return heal(student, teacher, job.parent.family, train, held, course, checkpoints).model
 
     def _perplexity(self, model: torch.nn.Module) -> float:
         nll = self.evaluator.live_scores(model)[1].double().mean(1)
         return perplexity(np.asarray(nll))["perplexity"]
+
+
+def opened(recipe: Recipe) -> Job:
+    """A run that has its level libraries."""
+    job = open_job(recipe)
+    for _ in libraries(job):
+        pass
+    return job
 
 
 def against_rivals(bench: Bench) -> None:
@@ -169,8 +196,7 @@ def ablation(bench: Bench) -> None:
     a = bench.a
     found: dict[str, dict[int, list[float]]] = {}
     for seed in a.seeds:
-        aware, plain = bench.winner(seed, a.aware), bench.winner(seed)
-        selection = bench.run(seed, a.aware).report["selection"]
+        (aware, selection), plain = bench.aware(seed), bench.winner(seed)
         each, spent = healing_flops(bench, plain, seed), selection_flops(bench, aware, seed)
         more = a.heal + round(spent / each)
         print(f"seed {seed}: choice {'changed' if selection['changed'] else 'unchanged'}, "
@@ -223,30 +249,46 @@ def healing_flops(bench: Bench, blueprint: Blueprint, seed: int) -> float:
 
 def speeds(bench: Bench) -> None:
     """What a candidate costs in the sweep, and how fast the result runs, beside the dense model."""
-    blueprint = bench.winner(bench.a.seeds[0])
-    share = bench.evaluator.parameters(blueprint) / bench.job.parent.parameters
-    print(f"parameters {share:.3f} of the dense model's; a candidate of the sweep takes "
-          f"{candidate_time(bench.job, bench.evaluator, blueprint):.3f} of its time")  # fmt: skip
-    models = {"dense": bench.job.bank.model, "cut": bench.job.assembled(blueprint)}
-    found = speed.measure(models, np.random.default_rng(0), repeats=15)
-    print(f"{found['device']}, {found['dtype']}, {found['threads']} threads, batch 1, medians of 15 rounds")
-    for what in ("prefill", "decode"):
-        dense, cut = (found[m][f"{what}_tokens_per_s"] for m in models)
-        print(f"{what}, {found[f'{what}_tokens']} tokens: {dense:.0f} -> {cut:.0f} tokens/s, {cut / dense:.2f} x")
-
-
-def candidate_time(job: Job, evaluator: Evaluator, blueprint: Blueprint) -> float:
-    """Share of the dense model's time in the sweep, layers made already; medians of 15 interleaved rounds."""
-    # A tied embedding multiplies as the head; looking tokens up costs nothing. So parameters count the FLOPs.
-    plain = Evaluator(job.bank, evaluator.own.tokens, reuse_reference=False)
+    blueprint, job = bench.winner(bench.a.seeds[0]), bench.job
     both = {"dense": job.identity(0), "cut": blueprint}
-    seconds: dict[str, list[float]] = {name: [] for name in both}
-    for _ in range(16):
-        for name, model in both.items():
+    sweep = Evaluator(job.bank, bench.evaluator.own.tokens, reuse_reference=False)
+    flops = {name: sweep_flops(sweep, model) for name, model in both.items()}
+    seconds = sweep_seconds(sweep, both)
+    share = sweep.parameters(blueprint) / job.parent.parameters
+    print(f"a candidate of the sweep: {share:.3f} of the dense model's parameters, {ratio(flops):.3f} of its FLOPs, "
+          f"{ratio(seconds):.3f} of its {seconds['dense']:.2f} s")  # fmt: skip
+    found = speed.measure({"dense": job.bank.model, "cut": job.assembled(blueprint)}, np.random.default_rng(0),
+                          repeats=ROUNDS)  # fmt: skip
+    print(f"{found['device']}, {found['dtype']}, {found['threads']} threads, batch 1, medians of {ROUNDS} rounds")
+    for what in ("prefill", "decode"):
+        rates = {name: found[name][f"{what}_tokens_per_s"] for name in both}
+        print(f"{what}, {found[f'{what}_tokens']} tokens: {rates['dense']:.0f} -> {rates['cut']:.0f} tokens/s, "
+              f"{ratio(rates):.2f} x")  # fmt: skip
+
+
+def sweep_flops(sweep: Evaluator, blueprint: Blueprint) -> float:
+    """Matrix FLOPs of one candidate; of attention the half below the diagonal, which is what is computed."""
+    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    causal = {attention: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v) // 2}
+    with FlopCounterMode(display=False, custom_mapping=causal) as counted:
+        sweep.evaluate([blueprint], Fidelity(len(sweep.own.tokens)))
+    return counted.get_total_flops()
+
+
+def sweep_seconds(sweep: Evaluator, models: dict[str, Blueprint]) -> dict[str, float]:
+    """Seconds of each by itself, layers made already; medians of interleaved rounds."""
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    for _ in range(ROUNDS + 1):
+        for name, model in models.items():
             begin = time.perf_counter()
-            plain.evaluate([model], Fidelity(len(evaluator.own.tokens)))
+            sweep.evaluate([model], Fidelity(len(sweep.own.tokens)))
             seconds[name].append(time.perf_counter() - begin)
-    return statistics.median(seconds["cut"][1:]) / statistics.median(seconds["dense"][1:])
+    return {name: statistics.median(found[1:]) for name, found in seconds.items()}
+
+
+def ratio(figures: dict[str, float]) -> float:
+    """Cut against dense."""
+    return figures["cut"] / figures["dense"]
 
 
 def say(label: str, row: list[float]) -> None:

@@ -18,6 +18,7 @@ import statistics
 import tempfile
 import time
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -42,9 +43,6 @@ from hf_prune.report import perplexity
 from hf_prune.training_aware import Lesson, TrainingAware
 from hf_prune.width_rivals import LABELS, libraries
 
-Models = dict[str, dict[int, Blueprint]]
-"""By label and seed."""
-SEARCH = "width search"
 ROUNDS = 15
 """Interleaved rounds behind every time."""
 
@@ -178,17 +176,24 @@ def opened(recipe: Recipe) -> Job:
 def against_rivals(bench: Bench) -> None:
     """The search beside the baselines, before and after training."""
     a = bench.a
-    models: Models = {SEARCH: {seed: bench.winner(seed) for seed in a.seeds}}
-    models |= {label: dict.fromkeys(a.rival_seeds, rival) for label, rival in bench.rivals().items()}
-    columns = dict.fromkeys((0, a.heal))
-    found: dict[str, dict[int, list[float]]] = {label: {} for label in models}
-    for label, by_seed in sorted(models.items(), key=lambda item: min(item[1])):
-        for seed, blueprint in by_seed.items():
-            found[label][seed] = [bench.perplexity(blueprint, seed if t else 0, t) for t in columns]
-            say(f"{label}, seed {seed}", found[label][seed])
+    columns = tuple(dict.fromkeys((0, a.heal)))
+    found: dict[str, dict[int, list[float]]] = {}
+    for seed, label, blueprint in models(bench):
+        row = [bench.perplexity(blueprint, seed if t else 0, t) for t in columns]
+        found.setdefault(label, {})[seed] = row
+        say(f"{label}, seed {seed}", row)
     print(f"\n{a.ratio:.1%} of all parameters gone; dense {bench.dense():.2f}\n")
-    heads = [f"{f'after {t:,} tokens' if t else 'untrained'} | worst seed" for t in columns]
-    table(["", "seeds", *" | ".join(heads).split(" | ")], found)
+    heads = [[f"after {t:,} tokens" if t else "untrained", "worst seed"] for t in columns]
+    table(["", "seeds", *sum(heads, [])], found)
+
+
+def models(bench: Bench) -> Iterator[tuple[int, str, Blueprint]]:
+    """Seed after seed, what its search finds, and the baselines that are to be trained with it."""
+    for seed in sorted({*bench.a.seeds, *bench.a.rival_seeds}):
+        if seed in bench.a.seeds:
+            yield seed, "search over widths", bench.winner(seed)
+        if seed in bench.a.rival_seeds:
+            yield from ((seed, label, rival) for label, rival in bench.rivals().items())
 
 
 def ablation(bench: Bench) -> None:

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from hf_prune.bank import LayerBank
 from hf_prune.blueprint import GONE, Blueprint, Fidelity, LayerSpec
 from hf_prune.errors import InvalidBlueprint
-from hf_prune.exam import Exam, Sheet
+from hf_prune.exam import Exam, Sheet, answered
 from hf_prune.objectives import Measures
 from hf_prune.reference import TOP_K, Call, Dense, compared, cosine
 from hf_prune.teachers import Teachers
@@ -330,14 +330,13 @@ class Evaluator:
         for embed, head in dict.fromkeys(ends[number] for number in node.leaves):
             mine = [totals[n] for n in node.leaves if ends[n] == (embed, head)]
             dense = self._ending(embed, head)
-            for piece, state in zip(pieces, node.states, strict=True):
-                if piece.sheet:
-                    scores = piece.sheet.scores(dense, state)
-                    self.cost.head_tokens += len(piece.sheet.at)
-                    for t in mine:
-                        t.answers.append(scores)
-                else:
-                    self._text(node, dense, piece.window, mine, keep_tokens)
+            if window := pieces[0].window:
+                self._text(node, dense, window, mine, keep_tokens)
+            sheets = [(p.sheet, state) for p, state in zip(pieces, node.states, strict=True) if p.sheet]
+            self.cost.head_tokens += sum(len(sheet.at) for sheet, _ in sheets)
+            answers = answered(dense, sheets)
+            for t in mine:
+                t.answers += answers
 
     def _text(self, node: Node, dense: Dense, window: slice, totals: Sequence[Totals], keep_tokens: bool) -> None:
         kl, nll = self._head(node, dense, window)

@@ -1,8 +1,9 @@
 """Tasks for the sweep: items packed into sheets, so that a candidate is examined like it reads text.
 
-Tokenised once. An item is one row: the prompt its options share, then every option's tokens side by side, each seeing
-the prompt and itself alone (a mask), at the positions it has behind the prompt. So a prompt is computed once however
-many options it has. Where a family takes no such mask, every option is a row of its own behind its prompt.
+Tokenised once. An item is one row: all that its options share, then every option's tokens side by side, each seeing
+the shared part and itself alone (a mask), at the positions it has behind that part. So a prompt is computed once
+however many options it has. An option's last token predicts nothing that is asked and is left out. Where a family takes
+no such mask, every option is a row of its own behind its prompt.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hf_prune.masks import LowerMask
 from hf_prune.reference import Call, Dense
 from hf_prune.tasks import Question, Task, TaskScores, judged, longest, questions
 
@@ -22,8 +24,8 @@ ALIKE = 5e-2
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Tokens with the positions they stand at, the part (0 the prompt, 1.. the options) each belongs to, and what is
-    scored: (index of the predicting token, token wanted, option)."""
+    """Tokens with the positions they stand at, the part (0 what is shared, 1.. the options) each belongs to, and what
+    is scored: (index of the predicting token, token wanted, option)."""
 
     task: int
     item: int
@@ -39,7 +41,8 @@ class Sheet:
 
     tokens: int64 [n, T]. calls: what each layer is given besides the state, made for these very rows. hidden: [n, T, d]
     of the dense model per layer boundary. at: int64 [m] places in the flattened rows that predict the `wanted` tokens
-    [m]; `option` [m] numbers the options of the sheet, `options` names them: (task, item, option).
+    [m]; `option` [m] numbers the options of the sheet, `options` names them: (task, item, option). given: masks and
+    positions that the model was called with. greedy: whether the likeliest tokens matter.
     """
 
     tokens: Tensor
@@ -50,18 +53,20 @@ class Sheet:
     option: Tensor
     options: tuple[tuple[int, int, int], ...]
     given: dict[str, Tensor]
+    greedy: bool
 
     def scores(self, dense: Dense, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-likelihood of every option, float64 [options], and whether all its tokens are the likeliest, bool."""
+        """Log-likelihood of every option, float64 [options], and whether all its tokens are the likeliest, bool;
+        the latter is False everywhere on a sheet that is not `greedy`."""
         sums = torch.zeros(len(self.options), dtype=torch.float64, device=state.device)
-        likeliest = torch.ones(len(self.options), dtype=torch.bool, device=state.device)
+        likeliest = torch.full((len(self.options),), self.greedy, device=state.device)
         flat = state.flatten(0, 1)
         for part in torch.arange(len(self.at)).split(dense.head_tokens):
             logits = dense.logits(flat[self.at[part]]).float()
             chosen = logits.gather(-1, self.wanted[part, None]).squeeze(-1) - logits.logsumexp(-1)
             sums.index_add_(0, self.option[part], chosen.double())
-            missed = self.option[part][logits.argmax(-1) != self.wanted[part]]
-            likeliest[missed] = False
+            if self.greedy:
+                likeliest[self.option[part][logits.argmax(-1) != self.wanted[part]]] = False
         return sums, likeliest
 
 
@@ -149,7 +154,8 @@ class Exam:
             (n * width + at, token, number[r.task, r.item, o]) for n, r in enumerate(rows) for at, token, o in r.scored
         ]
         at, wanted, option = (torch.tensor(column, device=self.dense.device) for column in zip(*flat, strict=True))
-        return Sheet(tokens, tuple(calls), tuple(hidden), at, wanted, option, tuple(names), given)
+        greedy = any(self.tasks[r.task].kind == "exact" for r in rows)
+        return Sheet(tokens, tuple(calls), tuple(hidden), at, wanted, option, tuple(names), given, greedy)
 
     def _masked(self, rows: Sequence[Row], width: int) -> dict[str, Tensor]:
         """Positions [n, T] and an additive mask [n, 1, T, T]: a token sees the prompt and its own option before it."""
@@ -160,7 +166,7 @@ class Exam:
         sees &= torch.ones(width, width, dtype=torch.bool).tril()
         sees |= torch.eye(width, dtype=torch.bool)
         mask = torch.zeros(sees.shape, dtype=dtype).masked_fill_(~sees, torch.finfo(dtype).min)
-        return {"attention_mask": mask[:, None].to(device), "position_ids": places.to(device)}
+        return {"attention_mask": mask[:, None].to(device).as_subclass(LowerMask), "position_ids": places.to(device)}
 
     def _takes_masks(self, asked: Sequence[Question]) -> bool:
         """Whether packed rows give the log-likelihoods that plain ones do; windows of attention are not seen here."""
@@ -181,6 +187,17 @@ class Exam:
         return all(abs(found[0][name] - found[1][name]) <= ALIKE * max(1.0, abs(found[1][name])) for name in found[1])
 
 
+def answered(dense: Dense, states: Sequence[tuple[Sheet, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+    """Scores of sheets by final states [n, T, d], side by side."""
+    found: list[Any] = [None] * len(states)
+
+    def one(number: int, sheet: Sheet, state: Tensor) -> None:
+        found[number] = sheet.scores(dense, state)
+
+    dense.each(one, [(number, *pair) for number, pair in enumerate(states)])
+    return found
+
+
 def order(task: Task, seed: int) -> list[int]:
     """Items shuffled, then dealt in turn from the answers they have: every prefix is spread over all strata."""
     rng = np.random.default_rng([seed, len(task.items)])
@@ -194,42 +211,31 @@ def order(task: Task, seed: int) -> list[int]:
 
 
 def _rows(task: int, question: Question, packed: bool) -> list[Row]:
-    starts = [0]
-    prompt = len(question.prefix)
-    if not packed:
-        return [
-            _row(
-                task,
-                question,
-                question.prefix + rest,
-                range(prompt + len(rest)),
-                (0,) * (prompt + len(rest)),
-                [(prompt, o)],
-            )
-            for o, rest in enumerate(question.rests)
-        ]
-    tokens, positions, parts = list(question.prefix), list(range(prompt)), [0] * prompt
-    for o, rest in enumerate(question.rests):
-        starts.append(len(tokens))
-        tokens += rest
-        positions += range(prompt, prompt + len(rest))
-        parts += [o + 1] * len(rest)
-    return [_row(task, question, tokens, positions, parts, [(s, o) for o, s in enumerate(starts[1:])])]
+    if packed:
+        return [_row(task, question, range(len(question.rests)))]
+    return [_row(task, question, [option]) for option in range(len(question.rests))]
 
 
-def _row(
-    task: int,
-    question: Question,
-    tokens: Sequence[int],
-    positions: Sequence[int],
-    parts: Sequence[int],
-    begins: Sequence[tuple[int, int]],
-) -> Row:
-    """A row with what is scored in it; `begins`: (place, option) of the rests it holds."""
-    scored = []
-    for start, option in begins:
-        length = len(question.rests[option])
-        for place in range(length - question.scored[option], length):
+def _row(task: int, question: Question, options: Sequence[int]) -> Row:
+    """A row with these options of a question, and what is scored in it."""
+    heard = {o: question.rests[o][:-1] for o in options}
+    shared = _shared(list(heard.values()))
+    tokens = [*question.prefix, *heard[options[0]][:shared]]
+    stem = len(tokens)
+    positions, parts, scored = list(range(stem)), [0] * stem, []
+    for part, o in enumerate(options, 1):
+        begin = len(tokens) - shared
+        own, rest = heard[o][shared:], question.rests[o]
+        tokens += own
+        positions += range(stem, stem + len(own))
+        parts += [part] * len(own)
+        for place in range(len(rest) - question.scored[o], len(rest)):
             # Every rest begins with a token of the context, so there is one before the first that is scored.
-            scored.append((start + place - 1, question.rests[option][place], option))
+            at = (begin if place > shared else len(question.prefix)) + place - 1
+            scored.append((at, rest[place], o))
     return Row(task, question.number, tuple(tokens), tuple(positions), tuple(parts), tuple(scored))
+
+
+def _shared(rows: Sequence[Sequence[int]]) -> int:
+    """Tokens that all rows begin with."""
+    return next((i for i, tokens in enumerate(zip(*rows, strict=False)) if len(set(tokens)) > 1), min(map(len, rows)))

@@ -1,0 +1,41 @@
+"""A lower-triangular mask gives torch's attention, and keys behind a block of queries are never read."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.functional import scaled_dot_product_attention
+
+from hf_prune.masks import BLOCK, LowerMask
+
+
+def inputs(length, seed, dtype=torch.float32):
+    drawn = torch.Generator().manual_seed(seed)
+    states = [torch.randn(2, 3, length, 8, generator=drawn).to(dtype) for _ in range(3)]
+    sees = (torch.rand(2, 1, length, length, generator=drawn) < 0.5).tril() | torch.eye(length, dtype=torch.bool)
+    return states, torch.zeros(sees.shape, dtype=dtype).masked_fill_(~sees, torch.finfo(dtype).min)
+
+
+@given(st.integers(1, 3 * BLOCK), st.integers(0, 99), st.sampled_from([torch.float32, torch.bfloat16]))
+@settings(max_examples=20, deadline=None)
+def test_it_is_attention_under_that_mask(length, seed, dtype):
+    states, mask = inputs(length, seed, dtype)
+    ours = scaled_dot_product_attention(*states, attn_mask=mask.as_subclass(LowerMask), scale=0.3)
+    theirs = scaled_dot_product_attention(*states, attn_mask=mask, scale=0.3)
+    assert type(ours) is torch.Tensor
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_what_comes_later_is_not_computed():
+    (query, key, value), mask = inputs(BLOCK + 1, 0)
+    value[:, :, -1] = torch.nan
+    found = scaled_dot_product_attention(query, key, value, attn_mask=mask.as_subclass(LowerMask))
+    assert found[:, :, :BLOCK].isfinite().all() and found[:, :, BLOCK].isnan().all()
+    assert scaled_dot_product_attention(query, key, value, attn_mask=mask).isnan().all()
+
+
+@pytest.mark.parametrize("change", [lambda m: m + 1, lambda m: m[..., :2], lambda m: m.double()])
+def test_anything_else_makes_it_a_plain_tensor(change):
+    mask = inputs(4, 0)[1]
+    changed = change(mask.as_subclass(LowerMask))
+    assert type(changed) is torch.Tensor and torch.equal(changed, change(mask))

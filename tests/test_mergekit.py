@@ -1,5 +1,7 @@
 """Our merges beside mergekit's own, tensor by tensor; mergekit is installed for this test alone, on its own."""
 
+import functools
+import json
 import subprocess
 import sys
 import sysconfig
@@ -38,13 +40,36 @@ def mergekit(tmp_path_factory):
     return python
 
 
-def run(python, config, folder):
+SERVE = """
+import json, sys, traceback
+from mergekit.scripts.run_yaml import main
+for line in sys.stdin:
+    try:
+        main(json.loads(line), standalone_mode=False)
+        said = "done"
+    except BaseException:
+        said = traceback.format_exc()
+    print("::" + json.dumps(said), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def merge(mergekit):
+    """mergekit's own command, imported once."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen([mergekit, "-c", SERVE], text=True, **pipes) as server:
+        yield functools.partial(run, server)
+        server.stdin.close()
+
+
+def run(server, config, folder):
     """The tensors that mergekit makes of a configuration."""
     path = folder / "config.yaml"
     path.write_text(config if isinstance(config, str) else yaml.safe_dump(config))
-    command = [python, "-m", "mergekit.scripts.run_yaml", path, folder / "out", "--no-copy-tokenizer"]
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+    server.stdin.write(json.dumps([str(path), str(folder / "out"), "--no-copy-tokenizer"]) + "\n")
+    server.stdin.flush()
+    said = next((line[2:] for line in server.stdout if line.startswith("::")), "it has died")
+    assert json.loads(said) == "done", said
     return {n: t for file in (folder / "out").glob("*.safetensors") for n, t in load_file(file).items()}
 
 
@@ -62,14 +87,14 @@ def folders():
         ("dare-ties:1", [1.0, 0.3, 0.9], {"merge_method": "dare_ties"}),
     ],
 )
-def test_every_tensor_is_what_mergekit_makes_of_it(mergekit, tmp_path, name, weights, config):
+def test_every_tensor_is_what_mergekit_makes_of_it(merge, tmp_path, name, weights, config):
     used = folders()[: len(weights)]
     first = 0 if name in ("linear", "slerp") else 1
     density = {"density": float(name.partition(":")[2])} if first else {}
     models = [{"model": f, **({} if name == "slerp" else {"parameters": {"weight": w, **density}})}
               for f, w in list(zip(used, weights, strict=True))[first:]]  # fmt: skip
     base = {} if name == "linear" else {"base_model": used[0]}
-    theirs = run(mergekit, {**config, **base, "models": models, "dtype": "float32"}, tmp_path)
+    theirs = merge({**config, **base, "models": models, "dtype": "float32"}, tmp_path)
     parents = variants("mistral")[: len(weights)]
     for tensor in parents[0].shapes:
         ours = merged(name, [p.checkpoint.tensor(tensor) for p in parents], weights, tensor)
@@ -101,12 +126,12 @@ BLUEPRINTS = {
 
 
 @pytest.mark.parametrize(("name", "embed", "head"), [("blend", 0, 0), *((name, 2, 1) for name in BLUEPRINTS)])
-def test_what_is_exported_is_built_by_mergekit_to_the_same_weights(mergekit, tmp_path, name, embed, head):
+def test_what_is_exported_is_built_by_mergekit_to_the_same_weights(merge, tmp_path, name, embed, head):
     parents = variants("mistral")
     blueprint = Blueprint(tuple(p.source for p in parents), tuple(BLUEPRINTS[name]), embed, head)
     (tmp_path / "ours").mkdir()
     write(blueprint, parents, tmp_path / "ours")
-    theirs = run(mergekit, export_mergekit(tmp_path / "ours", folders()), tmp_path)
+    theirs = merge(export_mergekit(tmp_path / "ours", folders()), tmp_path)
     ours = load_file(tmp_path / "ours/model.safetensors")
     assert ours.keys() == theirs.keys()
     for tensor, mine in ours.items():

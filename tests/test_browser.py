@@ -148,6 +148,7 @@ def few(page: Page, candidates: int, seed: int) -> None:
     page.until(lambda: page.shown("#trials input"))
     page.write("#trials input", str(candidates))
     page.write("#seed input", str(seed))
+    page.press("#repair input")
 
 
 def test_from_the_pick_to_a_published_model(page, hub_server):

@@ -122,7 +122,7 @@ def _size() -> tuple[Any, ...]:
     size = gr.Slider(5, 70, value=25, step=1, label="Parameters to remove (%)", elem_id="size")
     with gr.Accordion("More", open=False, elem_id="more"):
         front = gr.Checkbox(False, label="Search every size at once (a Pareto front)", elem_id="front")
-        repair = gr.Checkbox(True, label="Repair: refit the weights that stay, without training")
+        repair = gr.Checkbox(True, label="Repair: refit the weights that stay, without training", elem_id="repair")
         heal = gr.Dropdown(["0", "250k", "1M", "5M"], value="0", label="Train on so many tokens afterwards")
         trials = gr.Number(
             0, label="Most candidates (0: by the depth of the model)", precision=0, minimum=0, elem_id="trials"

@@ -57,8 +57,8 @@ def build(do: Handlers) -> gr.Blocks:
         with gr.Row(elem_classes="top"):
             gr.HTML(HERO)
             if do.strangers:
-                gr.LoginButton(scale=0, min_width=180, size="sm", elem_id="login")
-        with gr.Tabs(selected="model", elem_id="steps") as tabs:
+                gr.LoginButton(scale=0, min_width=230, size="sm", elem_id="login")
+        with gr.Tabs(selected="model", overflow_behavior="wrap", elem_id="steps") as tabs:
             with gr.Tab("1 Model", id="model") as first:
                 base, variants, look, looked = _model(do)
             with gr.Tab("2 Size", id="size"):
@@ -103,10 +103,11 @@ def _model(do: Handlers) -> tuple[Any, ...]:
     gr.Markdown("Which model should become smaller? Nothing is downloaded yet.")
     with gr.Row():
         base = gr.Dropdown(
-            [forms.DEMO], value=forms.DEMO, label="Base model", allow_custom_value=True, scale=3, elem_id="base",
-            info="Pick one, or write namespace/name of a repo.",
+            [forms.DEMO], value=forms.DEMO, label="Base model", allow_custom_value=True, scale=3, min_width=260,
+            info="Pick one, or write namespace/name of a repo.", elem_id="base",
         )  # fmt: skip
-        words = gr.Textbox(label="Search the Hub", placeholder="e.g. smollm", scale=2, info="Enter looks it up.")
+        words = gr.Textbox(label="Search the Hub", placeholder="e.g. smollm", scale=2, min_width=220,
+                           info="Enter looks it up.")  # fmt: skip
     words.submit(do.find, [words], [base], **PRIVATE)
     with gr.Accordion("Fine-tuned variants, for stitching", open=False):
         variants = gr.Textbox(

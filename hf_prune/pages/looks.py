@@ -41,7 +41,13 @@ CSS = """
 .says {display: grid; grid-template-columns: repeat(auto-fit, minmax(260px, 1fr)); gap: 1rem}
 .said {border: 1px solid var(--border-color-primary); border-radius: 6px; padding: .6rem .9rem}
 .said h4 {margin: 0 0 .3rem} .said p {white-space: pre-wrap; overflow-wrap: anywhere; margin: 0}
-@media (max-width: 480px) {.strip b {flex-basis: 30px; height: 36px} .hero h1 {font-size: 1.5rem}}
+#card th, #card td {border-color: var(--border-color-primary) !important}
+@media (max-width: 480px) {
+  .strip b {flex-basis: 30px; height: 36px}
+  .hero h1 {font-size: 1.5rem}
+  .top {flex-direction: column; align-items: stretch}
+  #steps button[role=tab] {padding: 0 .42rem; font-size: .86rem}
+}
 """
 
 

@@ -155,19 +155,6 @@ def adds_bos(tokenizer: Any) -> bool:
     return tokenizer.bos_token_id is not None and bool(ids) and ids[0] == tokenizer.bos_token_id
 
 
-def demo_folder() -> Path:
-    """Folder of the bundled demo family: hf_prune/demo when installed, examples/demo in a checkout.
-
-    Raises:
-        InvalidData: neither is there.
-    """
-    package = Path(__file__).resolve().parent
-    for folder in (package / "demo", package.parent / "examples" / "demo"):
-        if (folder / "text").is_dir():
-            return folder
-    raise InvalidData("The bundled demo family is missing from this installation; install hf_prune again.")
-
-
 def _entry(entry: str, allow_test_split: bool) -> tuple[Corpus, ...]:
     path = Path(entry).expanduser()
     if path.is_dir():

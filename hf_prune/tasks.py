@@ -13,7 +13,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from hf_prune.calibration import adds_bos, demo_folder
+from hf_prune.bundled import demo_folder
+from hf_prune.calibration import adds_bos
 from hf_prune.errors import InvalidData
 
 TOKEN_BUDGET = 2048

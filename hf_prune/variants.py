@@ -1,14 +1,17 @@
 """Fine-tuned variants of a base: found to fit, pulled, and brought into its shape."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_prune import hub
 from hf_prune.compatibility import Verdict, verdict
 from hf_prune.errors import AdapterAlone, IncompatibleSources
-from hf_prune.parents import Parent
 from hf_prune.recipe import Recipe
 from hf_prune.vocabulary import matched, vocabulary
+
+if TYPE_CHECKING:
+    # A plan looks at variants too, and must not load torch.
+    from hf_prune.parents import Parent
 
 
 def check_variants(recipe: Recipe) -> None:
@@ -44,7 +47,7 @@ def _alone(how: Callable[..., Any], base: str, variant: str, trust: Mapping[str,
         return how(f"{base}+{variant}", **trust)
 
 
-def beside(base: Parent, variant: Parent) -> Parent:
+def beside(base: "Parent", variant: "Parent") -> "Parent":
     """A variant whose vocabulary rows stand as the base's do, by the tokens of both."""
     ours, theirs = (vocabulary(lambda name, p=p: (p.checkpoint.folder / name).read_bytes()) for p in (base, variant))
     rows, available = (p.skeleton.get_input_embeddings().weight.shape[0] for p in (base, variant))

@@ -9,7 +9,8 @@ from tokenizers import processors
 from transformers import AutoTokenizer
 
 from hf_prune import calibration
-from hf_prune.calibration import SPLITS, check_disjoint, check_vocabulary, demo_folder, load_corpora, windows
+from hf_prune.bundled import demo_folder
+from hf_prune.calibration import SPLITS, check_disjoint, check_vocabulary, load_corpora, windows
 from hf_prune.errors import InvalidData
 
 TEXT = str(demo_folder() / "text")

@@ -11,7 +11,7 @@ from hf_prune.architecture import family_of
 from hf_prune.assemble import Parent, assemble
 from hf_prune.bank import LayerBank
 from hf_prune.blueprint import Blueprint, Fidelity, LayerSpec, Part, Source
-from hf_prune.calibration import demo_folder
+from hf_prune.bundled import demo_folder
 from hf_prune.evaluate import Evaluator
 from hf_prune.exam import Exam, order
 from hf_prune.reference import Dense

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_prune import harness, tasks
-from hf_prune.calibration import demo_folder
+from hf_prune.bundled import demo_folder
 from hf_prune.errors import InvalidData, InvalidRecipe, SourceError, UnsafeSource
 from hf_prune.harness import HarnessScores, scores
 from hf_prune.task_sources import load_tasks

@@ -9,9 +9,10 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from hf_prune import calibration, recovery
+from hf_prune import recovery
 from hf_prune.assemble import quiet
 from hf_prune.blueprint import Blueprint
+from hf_prune.bundled import demo_folder
 from hf_prune.events import Advanced, Healed, Repaired, Stage
 from hf_prune.folder import assemble_blueprint
 from hf_prune.pipeline import Result, compress, run
@@ -233,7 +234,7 @@ def test_events_tell_of_every_stage(told, trained):
 @pytest.mark.parametrize("family", ["gpt2", "gemma2"])
 def test_other_families_are_repaired_and_trained_to_plain_weights(home, tmp_path, family):
     tiny(family, vocab_size=512).save_pretrained(tmp_path / "m")
-    for file in (calibration.demo_folder() / "stories260K").glob("*token*"):
+    for file in (demo_folder() / "stories260K").glob("*token*"):
         shutil.copy(file, tmp_path / "m")
     changes = {"base": str(tmp_path / "m"), "output": str(tmp_path / "out"), "drop": ("1", "3"), "keep_layers": None}
     report = run(made(home, "unused", **changes)).report

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from hf_prune import calibration, job
+from hf_prune import job
 from hf_prune.assemble import assemble, write
 from hf_prune.bank import LayerBank
 from hf_prune.blueprint import GONE, Blueprint, Fidelity, LayerSpec, Part
+from hf_prune.bundled import demo_folder
 from hf_prune.errors import InvalidBlueprint
 from hf_prune.evaluate import Evaluator
 from hf_prune.patches import PATCH_FILE, load_patches
@@ -169,7 +170,7 @@ def test_progress_is_told_and_the_record_is_read_back():
 
 @pytest.mark.slow
 def test_on_the_bundled_model_most_of_the_loss_comes_back():
-    demo = calibration.demo_folder()
+    demo = demo_folder()
     recipe = Recipe.of(base=str(demo / "storymath-16l"), data=(str(demo / "text"),), drop=("3,6,7,11",),
                        report_sequences=24, reach="all")  # fmt: skip
     made = job.open_job(recipe)

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_prune import harness
 from hf_prune.architecture import family_of
-from hf_prune.calibration import demo_folder
+from hf_prune.bundled import demo_folder
 from hf_prune.errors import InvalidData, InvalidRecipe, UnsafeSource
 from hf_prune.exam import Exam
 from hf_prune.job import open_job

@@ -9,7 +9,7 @@ from tokenizers import processors
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from hf_prune import tasks
-from hf_prune.calibration import demo_folder
+from hf_prune.bundled import demo_folder
 from hf_prune.errors import InvalidData
 from hf_prune.task_sources import load_tasks
 from hf_prune.tasks import Item, Task, TaskScores, bundled_tasks, difference, encode_pair, score, wilson

@@ -28,7 +28,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from hf_prune import harness
 from hf_prune.assemble import quiet, write
 from hf_prune.blueprint import Blueprint, Fidelity
-from hf_prune.calibration import demo_folder
+from hf_prune.bundled import demo_folder
 from hf_prune.evaluate import Evaluator
 from hf_prune.exam import Exam
 from hf_prune.job import Job, open_job

@@ -1,11 +1,10 @@
 """Runs small enough for a test: a tiny random model, invented text, and the command line in a process of its own."""
 
 import contextlib
-import functools
 import os
-import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from hf_prune import workers
+from hf_prune.cli import main
 from hf_prune.events import Stage
 from hf_prune.pipeline import compress
 from hf_prune.recipe import Recipe
@@ -91,22 +92,46 @@ def stitching(home: Path, name: str = "out", **changes: object) -> Recipe:
     return recipe(home, **{**fixed, "output": str(home / name), **changes})
 
 
-def start(*arguments: object, **environment: str) -> subprocess.Popen:
-    """`hf-prune ...` in a process of its own."""
-    command = [sys.executable, "-m", "hf_prune.cli", *map(str, arguments)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    # A test run started in the background ignores SIGINT, and its children would inherit that.
-    listen = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, preexec_fn=listen
-    )
+class Command:
+    """`hf-prune ...` in a process of its own, forked from one that has imported what is slow to import; the face of
+    subprocess.Popen."""
+
+    def __init__(self, *arguments: object, **environment: str) -> None:
+        self._home = tempfile.TemporaryDirectory()
+        self._said = [Path(self._home.name, name) for name in ("out", "err")]
+        workers.warm()
+        self._process = workers.started(_main, list(map(str, arguments)), environment, *map(str, self._said))
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def send_signal(self, how: int) -> None:
+        if self.poll() is None:
+            os.kill(self._process.pid, how)
+
+    def communicate(self, timeout: float = 300) -> tuple[str, str]:
+        self._process.join(timeout)
+        assert self.poll() is not None, f"still at work after {timeout} s"
+        return tuple(path.read_text() if path.exists() else "" for path in self._said)
+
+
+def _main(arguments: list[str], environment: dict[str, str], *said: str) -> None:
+    for number, path in enumerate(said, 1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+    os.environ |= environment
+    sys.argv = ["hf-prune", *arguments]
+    main()
 
 
 def command(*arguments: object, **environment: str) -> subprocess.CompletedProcess:
-    """The same, waited for."""
-    process = start(*arguments, **environment)
-    out, err = process.communicate(timeout=300)
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+    """Run it and wait."""
+    process = Command(*arguments, **environment)
+    out, err = process.communicate()
+    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 
 def leftovers(home: Path) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 
 from hf_prune.errors import StaleJournal
 from hf_prune.pipeline import run
-from tests.runs import FLAGS, base, command, leftovers, recipe, start, text
+from tests.runs import FLAGS, Command, base, command, leftovers, recipe, text
 
 pytestmark = pytest.mark.slow
 
@@ -43,7 +43,7 @@ def pairs(journal):
 
 def interrupted(arguments, journal, after, how):
     """Start, wait until the journal has `after` rows (or the process ends), and send the signal."""
-    process = start(*arguments)
+    process = Command(*arguments)
     until = time.monotonic() + 120
     while process.poll() is None and len(rows(journal)) < after and time.monotonic() < until:
         time.sleep(0.005)
@@ -98,7 +98,7 @@ AFTER = ["--repair", "--repair-sequences", 24, "--repair-finalists", 3, "--searc
 
 def killed_when(arguments, pattern, home):
     """Start, wait until a file like that lies in `home`, and kill."""
-    process = start(*arguments)
+    process = Command(*arguments)
     until = time.monotonic() + 240
     while process.poll() is None and not list(home.glob(pattern)) and time.monotonic() < until:
         time.sleep(0.005)

@@ -51,14 +51,22 @@ def width_budget(job: Any) -> tuple[Costs, float | None]:
     return costs, sum(c[0] for c in costs) - removed if job.target.remove else None
 
 
-def latency_report(job: Any, winner: Blueprint, measured: Mapping[str, Any]) -> dict[str, float] | None:
+def latency_report(job: Any, winner: Blueprint, measured: Mapping[str, Any]) -> dict[str, Any] | None:
     """Shares of the dense model's time: asked, predicted from the table, and measured on the finished model."""
     if job.recipe.latency is None:
         return None
     table = latencies(job)
-    found = request_seconds(measured, "pruned") / request_seconds(measured, "dense")
     predicted = table.predicted(winner, job.parent.depth) / table.dense
-    return {"asked": job.recipe.latency, "predicted": predicted, "measured": found}
+    return retimed({"asked": job.recipe.latency, "predicted": predicted, "table": asdict(table)}, measured)
+
+
+def retimed(latency: Mapping[str, Any] | None, measured: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The same beside what `speed.measure` found now for the finished model, and the request that was timed."""
+    if latency is None:
+        return None
+    found = request_seconds(measured, "pruned") / request_seconds(measured, "dense")
+    request = {"prompt_tokens": measured["prefill_tokens"], "answer_tokens": measured["decode_tokens"]}
+    return {**latency, **request, "measured": found}
 
 
 def latencies(job: Any) -> Latencies:

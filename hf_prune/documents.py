@@ -15,7 +15,7 @@ import yaml
 
 from hf_prune import __version__, card, figures, front, report
 from hf_prune.blueprint import Blueprint, LayerSpec, Outcome, Part, Trial
-from hf_prune.budgets import latency_report
+from hf_prune.budgets import latency_report, retimed
 from hf_prune.clock import Clock
 from hf_prune.found import Found, Rival
 from hf_prune.job import Job
@@ -142,6 +142,7 @@ def measured_again(
         "splits": {**before["splits"], **report.splits({"report": job.evidence["report"]})},
         "hardware": report.hardware(job.device),
     }
+    result["latency"] = retimed(before.get("latency"), result["speed"])
     if stored:
         again = _identity(job, found)
         result |= {k: again[k] for k in ("hf_prune", "recipe", "recipe_digest", "digest")}

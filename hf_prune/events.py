@@ -22,7 +22,8 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A stage begins: pull, calibrate, baselines, search, select, repair, assemble, heal, report or push."""
+    """A stage begins: pull, calibrate, library, latency, baselines, search, select, repair, assemble, heal, report or
+    push."""
 
     name: str
     detail: str = ""

@@ -184,7 +184,8 @@ def size_miss(report: Report) -> str | None:
     """How far size or time lies from what was asked; None when the size was hit or nothing was asked as a share."""
     if latency := report.get("latency"):
         return (
-            f"The target was {percent(latency['asked'])} of the dense model's time for a request; the table of levels "
+            f"The target was {percent(latency['asked'])} of the dense model's time for a request "
+            f"({latency['prompt_tokens']} tokens in, {latency['answer_tokens']} out); the table of levels "
             f"predicts {percent(latency['predicted'])}, the finished model takes {percent(latency['measured'])}."
         )
     size = report["size"]

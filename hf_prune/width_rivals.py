@@ -8,6 +8,7 @@ from collections.abc import Generator
 from dataclasses import replace
 
 from hf_prune.blueprint import Blueprint, Genome
+from hf_prune.budgets import latencies
 from hf_prune.clock import Clock
 from hf_prune.events import Advanced, Event, Stage
 from hf_prune.found import Rival
@@ -27,7 +28,7 @@ KINDS: dict[str, Kind] = {"wanda": "wanda", "magnitude": "magnitude"}
 
 
 def libraries(job: Job) -> Generator[Event, None, None]:
-    """Make the level library of the search, and those of the baselines that have one of their own."""
+    """Make the level library of the search and those that baselines have of their own; time it where time counts."""
     kinds: list[Kind] = ["obs", *(KINDS[n] for n in job.recipe.baselines if n in KINDS and job.target.remove)]
     steps = job.parent.depth * len(kinds)
 
@@ -37,6 +38,9 @@ def libraries(job: Job) -> Generator[Event, None, None]:
             job.library(kind, lambda done, total, before=before: tell(Advanced("library", before + done, steps)))
 
     yield from watched(work)
+    if job.recipe.latency is not None:
+        yield Stage("latency", "prefill and decode at every level, on this device")
+        latencies(job)
 
 
 def narrowed(job: Job, journal: Journal, remove: int, clock: Clock) -> Generator[Event, None, tuple[Rival, ...]]:

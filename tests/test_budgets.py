@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from hf_prune.blueprint import GONE, Blueprint, LayerSpec, Part, Source
-from hf_prune.budgets import Latencies, request_seconds, width_budget
+from hf_prune.budgets import Latencies, request_seconds, retimed, width_budget
 from hf_prune.job import open_job
 from tests.runs import base, recipe, text
 
@@ -37,6 +37,15 @@ def test_a_request_is_its_prompt_and_its_answer():
     found = {"prefill_tokens": 100, "decode_tokens": 10,
              "m": {"prefill_tokens_per_s": 50.0, "decode_tokens_per_s": 5.0}}  # fmt: skip
     assert request_seconds(found, "m") == 4.0
+
+
+def test_a_model_measured_again_is_set_beside_the_same_prediction():
+    now = {"prefill_tokens": 100, "decode_tokens": 10,
+           "dense": {"prefill_tokens_per_s": 50.0, "decode_tokens_per_s": 5.0},
+           "pruned": {"prefill_tokens_per_s": 100.0, "decode_tokens_per_s": 10.0}}  # fmt: skip
+    before = {"asked": 0.6, "predicted": 0.59, "measured": 0.7, "prompt_tokens": 1, "answer_tokens": 1}
+    said = {**before, "measured": 0.5, "prompt_tokens": 100, "answer_tokens": 10}
+    assert retimed(before, now) == said and retimed(None, now) is None
 
 
 def test_the_table_is_measured_once_per_run(tmp_path, monkeypatch):

@@ -128,3 +128,6 @@ def test_the_missed_target_is_stated(report):
     assert verdicts.size_miss(report) is None
     report["size"]["asked_ratio"] = None
     assert verdicts.size_miss(report) is None
+    report["latency"] = {"asked": 0.6, "predicted": 0.598, "measured": 0.641, "prompt_tokens": 256, "answer_tokens": 32}
+    said = "60.0 % of the dense model's time for a request (256 tokens in, 32 out); the table of levels predicts 59.8 %"
+    assert said in verdicts.size_miss(report) and "takes 64.1 %" in verdicts.size_miss(report)

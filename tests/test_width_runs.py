@@ -14,6 +14,8 @@ from hf_prune.errors import InvalidBlueprint, InvalidRecipe
 from hf_prune.folder import assemble_blueprint, heal_folder, report_folder
 from hf_prune.levels import Levels
 from hf_prune.pipeline import compress, run
+from hf_prune.screen import report_lines
+from hf_prune.verdicts import percent
 from tests.runs import base, command, recipe, searched, text
 
 WIDTH = {"method": "width", "ratio": 0.3, "levels": 6, "multiple_of": 8, "library_sequences": 12,
@@ -176,7 +178,9 @@ def test_time_may_be_the_budget(home):
     result = run(asked(home, "timed", ratio=None, latency=0.7, evaluations=30))
     latency = result.report["latency"]
     assert latency["asked"] == 0.7 and latency["predicted"] <= 0.701 and latency["measured"] > 0
-    assert "of the dense model's time" in (result.folder / "README.md").read_text()
+    assert len(latency["table"]["mlp"]) == 7 and latency["table"]["mlp"][-1] == 0
+    said = f"(224 tokens in, 32 out); the table of levels predicts {percent(latency['predicted'])}"
+    assert said in (result.folder / "README.md").read_text() and said in "\n".join(report_lines(result.report))
 
 
 @pytest.mark.slow

@@ -256,12 +256,12 @@ def speeds(bench: Bench) -> None:
     """What a candidate costs in the sweep, and how fast the result runs, beside the dense model."""
     blueprint, job = bench.winner(bench.a.seeds[0]), bench.job
     both = {"dense": job.identity(0), "cut": blueprint}
-    sweep = Evaluator(job.bank, bench.evaluator.own.tokens, reuse_reference=False)
+    sweep = Evaluator(job.bank, job.evidence["search"].tokens, reuse_reference=False)
     flops = {name: sweep_flops(sweep, model) for name, model in both.items()}
     seconds = sweep_seconds(sweep, both)
     share = sweep.parameters(blueprint) / job.parent.parameters
     print(f"a candidate of the sweep: {share:.3f} of the dense model's parameters, {ratio(flops):.3f} of its FLOPs, "
-          f"{ratio(seconds):.3f} of its {seconds['dense']:.2f} s")  # fmt: skip
+          f"{ratio(seconds):.3f} of its {seconds['dense']:.2f} s of processor time")  # fmt: skip
     found = speed.measure({"dense": job.bank.model, "cut": job.assembled(blueprint)}, np.random.default_rng(0),
                           repeats=ROUNDS)  # fmt: skip
     print(f"{found['device']}, {found['dtype']}, {found['threads']} threads, batch 1, medians of {ROUNDS} rounds")
@@ -281,13 +281,13 @@ def sweep_flops(sweep: Evaluator, blueprint: Blueprint) -> float:
 
 
 def sweep_seconds(sweep: Evaluator, models: dict[str, Blueprint]) -> dict[str, float]:
-    """Seconds of each by itself, layers made already; medians of interleaved rounds."""
+    """Of the processor, each by itself and layers made already; medians of interleaved rounds."""
     seconds: dict[str, list[float]] = {name: [] for name in models}
     for _ in range(ROUNDS + 1):
         for name, model in models.items():
-            begin = time.perf_counter()
+            begin = time.process_time()
             sweep.evaluate([model], Fidelity(len(sweep.own.tokens)))
-            seconds[name].append(time.perf_counter() - begin)
+            seconds[name].append(time.process_time() - begin)
     return {name: statistics.median(found[1:]) for name, found in seconds.items()}
 
 

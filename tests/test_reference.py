@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hf_prune.errors import UnsupportedArchitecture
-from hf_prune.reference import Dense, block_distance, block_influence, log_rest
+from hf_prune.reference import COSINE_FLOATS, Dense, block_distance, block_influence, cosine, log_rest
 from tests.families import DEPTH, EVERY
 from tests.oracle import logits, row, saved, stock, tokens
 
@@ -61,6 +61,12 @@ def test_scores_of_layers_against_their_formulas():
             angle = torch.arccos(cos(states[start][:, -1], states[start + n][:, -1])) / math.pi
             assert distance[start][n - 1] == pytest.approx(float(angle.mean()), abs=1e-4)
         assert len(distance[start]) == DEPTH - start
+
+
+@pytest.mark.parametrize("rows", [1, 7])
+def test_cosines_in_pieces_are_those_of_the_whole(rows):
+    a, b = torch.randn(2, rows, 2, COSINE_FLOATS // 6, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(cosine(a, b), torch.nn.functional.cosine_similarity(a, b, dim=-1))
 
 
 def test_tiles_hold_whole_sequences_and_cover_everything():

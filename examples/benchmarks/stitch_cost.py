@@ -4,7 +4,7 @@ Both score the same items of the same three tasks (bundled questions, repeated u
 a candidate by itself, whose layers have never been made, and per candidate of a generation: `--offspring` models that
 are one to three local moves away from one parent. The plain way writes the model, loads it with from_pretrained and
 asks lm_eval, with its default batch and with larger ones. Medians over interleaved rounds, in one run; the accuracies
-of both are compared.
+of both are compared. Processor time, of all threads, is shown beside: it says more where other work runs.
 
     OMP_NUM_THREADS=2 python examples/benchmarks/stitch_cost.py
     python examples/benchmarks/stitch_cost.py --shape 7b --device cuda   (random weights; the sweep alone)
@@ -169,27 +169,31 @@ def plain(
         return 1, harness.scores(model, job.tokenizer, names, digest="", limit=None, cache=None, batch_size=batch)
 
 
-def measured(ways: dict[str, Callable[[], Any]], a: argparse.Namespace) -> dict[str, list[float]]:
-    """Seconds per candidate, interleaved; the first sweep is a warm-up that lays the items out."""
+def measured(ways: dict[str, Callable[[], Any]], a: argparse.Namespace) -> dict[str, list[tuple[float, float]]]:
+    """Seconds and processor seconds per candidate, interleaved; a first sweep as a warm-up lays the items out."""
     ways["sweep, by itself"]()
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for _ in range(a.rounds):
         for name, way in ways.items():
-            begin = time.perf_counter()
+            begin = time.perf_counter(), time.process_time()
             count, _ = way()
             if a.device.startswith("cuda"):
                 torch.cuda.synchronize()
-            seconds[name].append((time.perf_counter() - begin) / count)
+            end = time.perf_counter(), time.process_time()
+            seconds[name].append(((end[0] - begin[0]) / count, (end[1] - begin[1]) / count))
     return seconds
 
 
-def show(a: argparse.Namespace, seconds: dict[str, list[float]]) -> None:
+def show(a: argparse.Namespace, seconds: dict[str, list[tuple[float, float]]]) -> None:
     """A markdown table."""
     print(f"{a.items} items of each of three tasks; {torch.get_num_threads()} threads, {a.shape}, {a.device}; base and "
-          f"three variants; median of {a.rounds}\n\n| | seconds per candidate | ratio |\n|---|---:|---:|")  # fmt: skip
-    middles = {name: statistics.median(values) for name, values in seconds.items()}
+          f"three variants; median of {a.rounds}\n\n| | seconds per candidate | ratio | processor seconds | ratio |\n"
+          "|---|---:|---:|---:|---:|")  # fmt: skip
+    middles = {name: [statistics.median(v) for v in zip(*values, strict=True)] for name, values in seconds.items()}
+    least = middles["sweep, in a generation"]
     for name, middle in middles.items():
-        print(f"| {name} | {middle:.2f} | {middle / middles['sweep, in a generation']:.1f} x |")
+        cells = (f"{own:.2f} | {own / best:.1f} x" for own, best in zip(middle, least, strict=True))
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
 def agreement(job: Job, files: Sequence[Path], home: Path, parent: tuple[int, ...]) -> float:

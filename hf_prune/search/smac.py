@@ -30,6 +30,9 @@ BROKEN = 1e6
 """Cost of a candidate without a finite value."""
 RANDOM = 8
 """Random genomes asked beside the seeds before the forest is first fitted."""
+CHALLENGERS, CLIMB = 1000, 20
+"""Random codes that expected improvement is asked for, and steps of each local search from the best of them. By default
+SMAC takes 10,000 and climbs without an end, which over a hundred genes costs more than the candidates do."""
 
 
 def smac(space: Space, schedule: Schedule, rng: np.random.Generator) -> Search:
@@ -79,6 +82,8 @@ class _Optimiser:
     def __init__(self, space: Any, schedule: Schedule, objectives: int, seed: int, folder: str) -> None:
         from ConfigSpace import ConfigurationSpace, Integer
         from smac import HyperparameterOptimizationFacade, MultiFidelityFacade, Scenario
+        from smac.acquisition.maximizer import LocalAndSortedRandomSearch
+        from smac.model.random_forest import RandomForest
         from smac.multi_objective.parego import ParEGO
 
         self.stages = len(schedule.stages)
@@ -101,9 +106,22 @@ class _Optimiser:
         facade = MultiFidelityFacade if several else HyperparameterOptimizationFacade
         more = {"multi_objective_algorithm": ParEGO(scenario, rho=RHO, seed=seed)} if objectives > 1 else {}
         more |= {"intensifier": facade.get_intensifier(scenario, eta=ETA)} if several else {}
-        design = facade.get_initial_design(scenario, n_configs=1)
-        self.facade = facade(scenario, _unused, initial_design=design, overwrite=True,
-                             logging_level=False, **more)  # fmt: skip
+        more["initial_design"] = facade.get_initial_design(scenario, n_configs=1)
+        # The facade's own forest, on one thread: its trees are too small to wait for others.
+        more["model"] = RandomForest(
+            self.configurations,
+            log_y=True,
+            n_trees=10,
+            ratio_features=1.0,
+            min_samples_split=2,
+            min_samples_leaf=1,
+            n_jobs=1,
+            seed=seed,
+        )
+        more["acquisition_maximizer"] = LocalAndSortedRandomSearch(
+            self.configurations, challengers=CHALLENGERS, max_steps=CLIMB, seed=seed
+        )
+        self.facade = facade(scenario, _unused, overwrite=True, logging_level=False, **more)
 
     def ask(self) -> tuple[Any, Code]:
         """What SMAC wants to know, and its code."""

@@ -97,7 +97,7 @@ def explain(error: BaseException, what: str, revision: str | None = None) -> Sou
     if is_a(DisabledRepoError):
         return SourceForbidden(f"The Hub has disabled {what}, so nobody can read it; choose another source.")
     if is_a(RepositoryNotFoundError):
-        who = "your login may not read it: check the name and the login" if get_token() else f"private: {LOGIN}"
+        who = "your login may not read it: check the name and the login" if get_token() else f"is private: {LOGIN}"
         return SourceNotFound(f"There is no folder {what} here, and the repo {what} does not exist or {who}.")
     return _explain_status(error, what)
 

@@ -196,9 +196,10 @@ def _publish(do: Handlers, visitor: Any, run: Any) -> list[Any]:
 
 
 def _examples(base: Any, variants: Any, choices: list[Any]) -> None:
-    method, size, front, *_ = choices
+    method, size, front, repair, _, trials, _ = choices
     gr.Examples(
-        forms.examples(), [base, variants, method, size, front], label="Examples that run in a minute or two",
+        forms.examples(), [base, variants, method, size, front, repair, trials],
+        label="Examples: short searches on the demo family",
         example_labels=["a quarter of the layers", "one model of four", "narrower layers", "every size at once"],
         api_visibility="private",
     )  # fmt: skip

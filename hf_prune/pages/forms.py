@@ -68,13 +68,13 @@ def recipe_of(form: Form, strangers: bool) -> Recipe:
 
 
 def examples() -> list[list[object]]:
-    """Filled-in forms that run in a minute or two: base, variants, method, size, every size at once."""
+    """Filled-in forms of short runs: base, variants, method, size, every size at once, repair, candidates."""
     names = list(METHODS)
     return [
-        [DEMO, "", names[0], 25, False],
-        [DEMO, "\n".join(SPECIALISTS), names[2], 25, False],
-        [DEMO, "", names[3], 25, False],
-        [DEMO, "", names[0], 25, True],
+        [DEMO, "", names[0], 25, False, False, 64],
+        [DEMO, "\n".join(SPECIALISTS), names[2], 25, False, False, 64],
+        [DEMO, "", names[3], 25, False, False, 64],
+        [DEMO, "", names[0], 25, True, False, 96],
     ]
 
 

@@ -67,7 +67,7 @@ class Handlers:
             recipe = recipe_of(Form(*fields), self.strangers)
             found = self._as(token, plans.planned, recipe, self.strangers)
         except HfPruneError as e:
-            return [note(str(e), "bad"), *[""] * (3 if self.space else 2), False]
+            return [self._refusal(e), *[""] * (3 if self.space else 2), False]
         job = [plans.job_command(recipe, found.plan, self.space)] if self.space else []
         return [plans.html(found), plans.command(recipe), plans.recipe_yaml(recipe), *job, True]
 
@@ -79,7 +79,7 @@ class Handlers:
             recipe = recipe_of(Form(*fields), self.strangers)
             return _link("Started", self._as(token, plans.job, recipe, str(self.space), name))
         except HfPruneError as e:
-            return note(str(e), "bad")
+            return self._refusal(e)
 
     # Runs -----------------------------------------------------------------------------------------------------------
 
@@ -104,7 +104,7 @@ class Handlers:
                 raise InvalidRecipe(found.too_small)
             run = self.runs.begin(recipe, self._owner(visitor, profile), token.token if token else None)
         except HfPruneError as e:
-            return ["", gr.Tabs(selected="run"), "", gr.Timer(active=False), note(str(e), "bad"),
+            return ["", gr.Tabs(selected="run"), "", gr.Timer(active=False), self._refusal(e),
                     "", "", HIDDEN, HIDDEN]  # fmt: skip
         return [run.id, gr.Tabs(selected="run"), *self._live(run)]
 
@@ -131,7 +131,7 @@ class Handlers:
         try:
             self.runs.begin(run.recipe, owner, token.token if token else None)
         except HfPruneError as e:
-            return [gr.skip(), gr.skip(), note(str(e), "bad"), *[gr.skip()] * 4]
+            return [gr.skip(), gr.skip(), self._refusal(e), *[gr.skip()] * 4]
         return self._live(run)
 
     def _live(self, run: Run, seen: str = "") -> list[Any]:
@@ -170,7 +170,7 @@ class Handlers:
         try:
             return results.member(run.report(), front, name)
         except HfPruneError as e:
-            return note(str(e), "bad")
+            return self._refusal(e)
 
     def ask(self, visitor: str, id: str, prompt: str, profile: Profile = None) -> str:
         """What both models say."""
@@ -180,14 +180,14 @@ class Handlers:
         try:
             return f"<div class='says'>{results.said(run, prompt)}</div>"
         except HfPruneError as e:
-            return note(str(e), "bad")
+            return self._refusal(e)
 
-    def earlier(self, repo: str) -> str:
+    def earlier(self, token: Token, repo: str) -> str:
         """The page of a result on the Hub."""
         try:
-            return results.html(results.fetched(repo, self.strangers))
+            return results.html(self._as(token, results.fetched, repo, self.strangers))
         except HfPruneError as e:
-            return note(str(e), "bad")
+            return self._refusal(e)
 
     def publish(
         self, visitor: str, id: str, name: str, private: bool, profile: Profile = None, token: Token = None
@@ -201,7 +201,7 @@ class Handlers:
         try:
             done = self._as(token, results.pushed, str(run.result), name, private)
         except HfPruneError as e:
-            return note(str(e), "bad")
+            return self._refusal(e)
         (run.folder / "published").write_text(done, encoding="utf-8")
         return _link("Published", done)
 
@@ -256,6 +256,11 @@ class Handlers:
             return self.runs.find(id, owner) if id else None
         except InvalidRecipe:
             return None
+
+    def _refusal(self, error: HfPruneError) -> str:
+        """What went wrong; a visitor signs in on the page, not in a terminal."""
+        text = str(error)
+        return note(text.replace(hub.LOGIN, "sign in above") if self.strangers else text, "bad")
 
     def _as(self, token: Token, function: Any, *args: Any) -> Any:
         """With the visitor's login in a process of its own, else here."""

@@ -34,8 +34,8 @@ def test_variants_are_lines_of_repos_and_belong_to_stitching():
 
 @pytest.mark.parametrize("row", examples(), ids=str)
 def test_every_example_is_a_recipe_of_the_bundled_family(row):
-    base, variants, method, size, front = row
-    made = recipe_of(Form(base, variants, method, size, front), strangers=True)
+    base, variants, method, size, front, repair, trials = row
+    made = recipe_of(Form(base, variants, method, size, front, repair, evaluations=trials), strangers=True)
     assert Path(made.base, "config.json").is_file() and made.data
     assert len(made.variants) == (len(SPECIALISTS) if variants else 0)
 

@@ -60,7 +60,7 @@ def test_a_machine_that_is_too_small_says_so_and_starts_nothing(do, hub_server, 
 def test_a_gated_model_needs_the_login_of_the_visitor(do, hub_server, monkeypatch):
     hub_server.seed("ns/gated", samples.model(num_hidden_layers=6), gated=True)
     monkeypatch.delenv("HF_TOKEN")
-    assert "is gated" in do.replan(None, "ns/gated", *FORM)[0]
+    assert "is gated" in (said := do.replan(None, "ns/gated", *FORM)[0]) and "then sign in above" in said
     assert "remove 3 layers" in do.replan(LOGIN, "ns/gated", *FORM)[0]
 
 
@@ -121,5 +121,5 @@ def test_a_finished_front_is_compared_spoken_to_and_published(tmp_path, hub_serv
     assert f"{hub_server.endpoint}/ns/small" in done and hub_server.repo("ns/small").private
     assert run.url == f"{hub_server.endpoint}/ns/small"
     # The same pages for somebody who has only its name.
-    assert "Perplexity, text" in do.earlier("ns/small")
-    assert "Name a repo" in do.earlier("../x") and "role='alert'" in do.earlier("ns/nothing")
+    assert "Perplexity, text" in do.earlier(None, "ns/small")
+    assert "Name a repo" in do.earlier(None, "../x") and "role='alert'" in do.earlier(None, "ns/nothing")

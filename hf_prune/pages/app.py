@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 
 from hf_prune import workers
-from hf_prune.pages import forms, looks, machine
+from hf_prune.pages import charts, forms, looks, machine
 from hf_prune.pages.handlers import Handlers
 from hf_prune.runs import Limits, Runs
 
@@ -161,8 +161,9 @@ def _run() -> list[Any]:
 
 def _compare(do: Handlers, visitor: Any, run: Any) -> list[Any]:
     numbers = gr.HTML("<p>A finished run is shown here.</p>", elem_id="numbers")
-    with gr.Group(visible=False) as front:
-        member = gr.Dropdown([], label="Model of the front", elem_id="member")
+    with gr.Column(visible=False) as front:
+        gr.Markdown("Every model of the front: click one.")
+        members = gr.HTML(js_on_load=charts.CLICK, elem_id="members")
         about = gr.HTML(elem_id="about")
     with gr.Group(visible=False) as talk:
         prompt = gr.Textbox(
@@ -176,9 +177,9 @@ def _compare(do: Handlers, visitor: Any, run: Any) -> list[Any]:
         earlier = gr.Textbox(label="Repo that hf_prune published", placeholder="namespace/name", elem_id="earlier")
         shown = gr.HTML()
     ask.click(do.ask, [visitor, run, prompt], [said], **PRIVATE)
-    member.change(do.member, [visitor, run, member], [about], **PRIVATE)
+    members.select(do.member, [visitor, run], [about], **PRIVATE)
     earlier.submit(do.earlier, [earlier], [shown], **PRIVATE)
-    return [numbers, front, member, talk, more, pictures]
+    return [numbers, front, members, talk, more, pictures]
 
 
 def _publish(do: Handlers, visitor: Any, run: Any) -> list[Any]:

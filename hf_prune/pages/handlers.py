@@ -1,6 +1,5 @@
 """What happens when a visitor presses something: forms to recipes, recipes to runs, runs to what is shown."""
 
-import json
 import secrets
 from dataclasses import dataclass
 from html import escape
@@ -150,25 +149,24 @@ class Handlers:
     # Results --------------------------------------------------------------------------------------------------------
 
     def results(self, visitor: str, id: str, profile: Profile = None) -> list[Any]:
-        """Comparison and card of a finished run: numbers, front, member, talk, pictures, place, box, card."""
+        """Comparison and card of a finished run: numbers, front, members, talk, pictures, place, box, card."""
         run = self._named(id, self._owner(visitor, profile))
         if not run or self.runs.state(run) != "done":
             return [gr.skip()] * 9
         report = run.report()
-        rows = [row[0] for row in results.members(report)]
+        front = results.front(run.result)
         place = _link("Published", run.url) if run.url else gr.skip()
         shown, card = gr.update(visible=True), gr.update(value=results.card(run.result), visible=True)
-        return [results.html(report), gr.update(visible=bool(rows)), gr.update(choices=rows, value=None),
-                shown, shown, results.pictures(run.result), place, shown, card]  # fmt: skip
+        points = gr.update(visible=bool(front)), charts.front(front, report["objective"])
+        return [results.html(report), *points, shown, shown, results.pictures(run.result), place, shown, card]
 
-    def member(self, visitor: str, id: str, name: str | None, profile: Profile = None) -> str:
+    def member(self, visitor: str, id: str, point: gr.SelectData, profile: Profile = None) -> str:
         """A model of the front: its layers and numbers."""
         run = self._named(id, self._owner(visitor, profile))
-        if not run or not name:
+        if not run:
             return ""
-        front = json.loads((run.result / "front.json").read_text(encoding="utf-8"))["front"]
         try:
-            return results.member(run.report(), front, name)
+            return results.member(run.report(), results.front(run.result), point.index)
         except HfPruneError as e:
             return self._refusal(e)
 

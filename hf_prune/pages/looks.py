@@ -35,6 +35,11 @@ CSS = """
 .strip .half {background: #009E73}
 .strip .removed {background: transparent; border: 1.5px dashed #767676; color: #767676}
 .strip figcaption {margin-top: .4rem; color: var(--body-text-color-subdued); font-size: .9rem}
+.front {width: 100%; font-size: 14px; fill: var(--body-text-color)}
+.front path {stroke: var(--border-color-primary)}
+.front circle {fill: #0072B2; stroke: var(--background-fill-primary); stroke-width: 1.5; cursor: pointer}
+.front circle.knee {fill: #D55E00}
+.front circle:hover, .front circle:focus {stroke: var(--body-text-color); stroke-width: 2.5; outline: none}
 .pictures {display: grid; gap: 1rem}
 .picture img {width: 100%; background: #fff; border-radius: 6px; border: 1px solid var(--border-color-primary)}
 .picture figcaption {color: var(--body-text-color-subdued); font-size: .9rem}

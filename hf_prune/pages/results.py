@@ -48,14 +48,10 @@ def pictures(folder: Path) -> str:
     return f"<div class='pictures'>{''.join(shown)}</div>"
 
 
-def members(report: Mapping[str, Any]) -> list[list[str]]:
-    """Rows of a Pareto front: which, layers, share removed, value; [] without one."""
-    objective = report.get("objective", "kl")
-    return [
-        [f"#{i}{' (knee)' if m.get('knee') else ''}", f"{m['layers']}", verdicts.percent(m["removed_ratio"]),
-         verdicts.significant(m[objective])]
-        for i, m in enumerate(report.get("front") or ())
-    ]  # fmt: skip
+def front(folder: Path) -> list[dict[str, Any]]:
+    """Models of the Pareto front of a finished folder, as in front.json; [] without one."""
+    path = folder / "front.json"
+    return json.loads(path.read_text(encoding="utf-8"))["front"] if path.is_file() else []
 
 
 def card(folder: Path) -> str:
@@ -105,19 +101,20 @@ def _column(name: str, prompt: str, text: str) -> str:
     return f"<div class='said'><h4>{escape(name)}</h4><p>{words}</p></div>"
 
 
-def member(report: Mapping[str, Any], front: Sequence[Mapping[str, Any]], name: str) -> str:
-    """Layers and numbers of a model of the front, by its name in `members`.
+def member(report: Mapping[str, Any], front: Sequence[Mapping[str, Any]], number: object) -> str:
+    """Layers and numbers of a model of the front.
 
     Raises:
-        InvalidRecipe: nobody has that name.
+        InvalidRecipe: there is no such model.
     """
-    rows = members({**report, "front": front})
-    number = next((i for i, row in enumerate(rows) if row[0] == name), None)
-    if number is None:
-        raise InvalidRecipe("There is no such model on the front; choose one of the list.")
+    if not isinstance(number, int) or not 0 <= number < len(front):
+        raise InvalidRecipe("There is no such model on the front; click one of the points.")
+    found, objective = front[number], report["objective"]
+    name = f"#{number}{', the knee' if found.get('knee') else ''}"
+    row = (name, found["layers"], verdicts.percent(found["removed_ratio"]), verdicts.significant(found[objective]))
+    shown = strip(fates(found, report["size"]["dense"]["layers"]), f"Model {name} of the front.")
     header = ("model", "layers", "parameters removed", "objective of the search")
-    shown = strip(fates(front[number], report["size"]["dense"]["layers"]), f"Model {name} of the front.")
-    return shown + table(header, [rows[number]], "model of the front", numbers=True)
+    return shown + table(header, [row], "model of the front", numbers=True)
 
 
 def fates(member: Mapping[str, Any], depth: int) -> list[dict[str, Any]]:

@@ -100,6 +100,10 @@ def test_tools_of_programs_plan_and_start_the_same_runs(do, hub_server):
         do.plan("ns/model", "magic")
 
 
+def clicked(point: object) -> gr.SelectData:
+    return gr.SelectData(None, {"index": point, "value": ""})
+
+
 @pytest.mark.slow
 def test_a_finished_front_is_compared_spoken_to_and_published(tmp_path, hub_server):
     do = Handlers(Runs(tmp_path / "runs"))
@@ -111,10 +115,9 @@ def test_a_finished_front_is_compared_spoken_to_and_published(tmp_path, hub_serv
     numbers, front, members, *_, box, card = do.results("", run.id)
     assert "Perplexity, text" in numbers and front["visible"] and box["visible"]
     assert card["visible"] and str(tmp_path) not in numbers + card["value"]
-    names = members["choices"]
-    assert len(names) > 1 and "Layers" not in do.member("", run.id, None)
-    assert f"Model {names[0]} of the front" in do.member("", run.id, names[0])
-    assert "no such model" in do.member("", run.id, "#99")
+    assert members.count("<circle") == len(run.report()["front"]) > 1 and members.count("class='knee'") == 1
+    assert "Model #1" in do.member("", run.id, clicked(1))
+    assert all("no such model" in do.member("", run.id, clicked(n)) for n in (-1, 99, "1", None))
     assert do.ask("", run.id, "the cat").count("the cat") == 2
     assert "1 to 400 characters" in do.ask("", run.id, " ")
     done = do.publish("", run.id, "ns/small", True)

@@ -32,8 +32,6 @@ def open_here(
     Returns:
         The address.
     """
-    workers.warm()
-    machine.look()
     space = gr.utils.get_space()
     if space:
         # The login of the Space's owner is not for its visitors.
@@ -41,10 +39,15 @@ def open_here(
     demo = build(Handlers(Runs(home, limits), space))
     demo.queue(default_concurrency_limit=8, max_size=100)
     _, address, _ = demo.launch(
-        server_port=port, inbrowser=browser, prevent_thread_lock=not wait, theme=looks.theme(), css=looks.CSS,
+        server_port=port, inbrowser=browser, prevent_thread_lock=True, theme=looks.theme(), css=looks.CSS,
         mcp_server=True, quiet=True, ssr_mode=False, footer_links=["gradio", "settings", "api"],
         server_name="0.0.0.0" if space else "127.0.0.1",
     )  # fmt: skip
+    # Not sooner: loading torch beside gradio makes the first page late.
+    workers.warm()
+    machine.look()
+    if wait:
+        demo.block_thread()
     return address
 
 

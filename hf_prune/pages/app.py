@@ -12,7 +12,7 @@ from hf_prune.pages.handlers import Handlers
 from hf_prune.runs import Limits, Runs
 
 HERO = """<div class="hero"><h1>hf_prune</h1>
-<p>From a model on the Hub to a smaller one that loads, speaks, is measured and is published.</p></div>"""
+<p>From a model on the Hub to a smaller one that is measured and published.</p></div>"""
 PRIVATE: Any = {"api_visibility": "private"}
 """Buttons are for people; programs have the two tools."""
 

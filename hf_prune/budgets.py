@@ -15,6 +15,7 @@ import numpy as np
 from hf_prune import speed
 from hf_prune.blueprint import GONE, Blueprint, LayerSpec, Part
 from hf_prune.levels import HALVES
+from hf_prune.staging import write_text
 
 LAYERS = 8
 """Of a model that is timed."""
@@ -73,9 +74,7 @@ def latencies(job: Any) -> Latencies:
     """The table of this run, measured once; a resumed run reads it, so that its budget stays what it was."""
     path = job.home / "latencies.json"
     if not path.is_file():
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(asdict(_measured(job))), encoding="utf-8")
-        partial.replace(path)
+        write_text(path, json.dumps(asdict(_measured(job))))
     raw = json.loads(path.read_text(encoding="utf-8"))
     return Latencies(raw["dense"], tuple(raw["attention"]), tuple(raw["mlp"]))
 

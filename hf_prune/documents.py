@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -27,6 +26,7 @@ from hf_prune.redaction import public_recipe
 from hf_prune.rivals import label
 from hf_prune.scorer import Scorer
 from hf_prune.search import drive, once
+from hf_prune.staging import write_text
 
 FIGURES = {
     "layer_strip": "layers.png",
@@ -92,8 +92,8 @@ def describe(
     result["seconds"] = clock.seconds
     result = plain(result)
     if found.front:
-        _write(folder / "front.json", json.dumps(plain({"version": 1, "front": found.front}), indent=1) + "\n")
-    _write(folder / "recipe.yaml", yaml.safe_dump(result["recipe"], sort_keys=False))
+        write_text(folder / "front.json", json.dumps(plain({"version": 1, "front": found.front}), indent=1) + "\n")
+    write_text(folder / "recipe.yaml", yaml.safe_dump(result["recipe"], sort_keys=False))
     publish(result, folder, _figures(job, journal, found, result, folder), parents_of(job))
     shutil.copyfile(journal.path, folder / "journal.jsonl")
     if job.items.is_file():
@@ -178,7 +178,7 @@ def publish(
     result: Mapping[str, Any], folder: Path, drawn: Mapping[str, str], parents: Sequence[Mapping[str, Any]]
 ) -> None:
     """Write report.json and the card, each whole or not at all."""
-    _write(folder / "report.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
+    write_text(folder / "report.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
     card.write_card(result, folder, drawn, parents)
 
 
@@ -378,9 +378,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, float | np.floating):
         return float(value) if math.isfinite(value) else None if math.isnan(value) else "inf" if value > 0 else "-inf"
     return int(value) if isinstance(value, np.integer) else value
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(partial, path)

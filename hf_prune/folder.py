@@ -1,7 +1,6 @@
 """What can be done with a finished folder: rebuild it, measure it again, train it."""
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -21,8 +20,9 @@ from hf_prune.front import picked
 from hf_prune.job import Job, open_job
 from hf_prune.levels import Kind, cached
 from hf_prune.patches import PATCH_FILE, load_patches
-from hf_prune.pipeline import copied, finish, finished
+from hf_prune.pipeline import finish, finished
 from hf_prune.recipe import Recipe
+from hf_prune.staging import copied, staged
 from hf_prune.variants import beside, pull_variant
 
 
@@ -53,15 +53,10 @@ def assemble_blueprint(
     output = Path(output)
     if output.exists():
         raise InvalidRecipe(f"{output} exists; choose another --output.")
-    partial = output.with_name(output.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        given = (source,) if isinstance(source, str) else tuple(source or ())
-        write(blueprint, open_parents(blueprint, given), partial, load_patches(path.parent / PATCH_FILE))
-        os.replace(partial, output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    given = (source,) if isinstance(source, str) else tuple(source or ())
+    parents = open_parents(blueprint, given)
+    with staged(output) as partial:
+        write(blueprint, parents, partial, load_patches(path.parent / PATCH_FILE))
     return output
 
 

@@ -7,7 +7,6 @@ import contextlib
 import copy
 import hashlib
 import json
-import os
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +30,7 @@ from hf_prune.harness_tasks import (
     sandbox,
     task_manager,
 )
+from hf_prune.staging import write_text
 
 SEEDS = (0, 1234)
 """Of Python's generator, and of numpy, torch and few-shot sampling: those of lm_eval's command line."""
@@ -132,9 +132,7 @@ def _write(cache: Path, key: str, found: HarnessScores) -> None:
     cache.mkdir(parents=True, exist_ok=True)
     path = _place(cache, key)
     fields = {**asdict(found), "items": {name: values.tolist() for name, values in found.items.items()}}
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps({"key": key, "scores": fields}), encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, json.dumps({"key": key, "scores": fields}))
 
 
 @contextlib.contextmanager

@@ -29,6 +29,7 @@ from hf_prune.recipe import DEFAULT_DATA, Recipe
 from hf_prune.repair import Repaired, repair
 from hf_prune.scorer import Scorer
 from hf_prune.speed import computes_bfloat16
+from hf_prune.staging import write_text
 from hf_prune.task_sources import check_apart, load_tasks
 from hf_prune.tasks import Task
 from hf_prune.training_aware import Lesson, TrainingAware
@@ -257,9 +258,7 @@ class Job:
                       progress=progress)  # fmt: skip
         save_patches(self.bank.named(done.blueprint), patches)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(done.to_json(), encoding="utf-8")
-        partial.replace(path)
+        write_text(path, done.to_json())
         return done
 
     @property

@@ -30,6 +30,7 @@ from hf_prune.obs import DAMPING, compensated, damped, increments, removal_order
 from hf_prune.parents import Parent
 from hf_prune.reference import Dense
 from hf_prune.sites import Tap
+from hf_prune.staging import write_text
 from hf_prune.units import Widths, spread
 
 Kind = Literal["obs", "wanda", "magnitude"]
@@ -231,9 +232,7 @@ def build(
                 _write(path, _layer(made, module, hessians))
             progress(layer + 1, len(dense.layers))
     manifest = {k: v for k, v in asdict(made).items() if k != "folder"}
-    partial = folder / "manifest.partial"
-    partial.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    partial.replace(folder / "manifest.json")
+    write_text(folder / "manifest.json", json.dumps(manifest, indent=1))
     return made
 
 
@@ -270,9 +269,7 @@ def _claim(folder: Path, digest: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     mark = folder / "digest"
     if not mark.exists():
-        partial = folder / "digest.partial"
-        partial.write_text(digest, encoding="utf-8")
-        partial.replace(mark)
+        write_text(mark, digest)
     if mark.read_text(encoding="utf-8") != digest:
         raise InvalidRecipe(
             f"{folder} holds the level library of another model, text or options; name another folder with --library."

@@ -9,7 +9,6 @@ attention needs an MLP (llama.cpp drops both). Of programs that derive the size 
 """
 
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from hf_prune.errors import InvalidRecipe, UnsupportedArchitecture
 from hf_prune.modeling_decilm import MULTIPLE
 from hf_prune.modeling_pruned import PREFIX
 from hf_prune.pruned_models import head_dim
+from hf_prune.staging import staged
 
 FAMILIES = ("llama", "mistral")
 """Families whose layers are those of Llama."""
@@ -71,15 +71,8 @@ def export_nemotron_nas(folder: Path, output: Path, *, pad: bool = False) -> tup
     _refuse_layers(config, after)
     if output.exists():
         raise InvalidRecipe(f"{output} exists; choose another --output.")
-    partial = output.with_name(output.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        sizes = _write(folder, partial, config, before, after)
-        os.replace(partial, output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return sizes
+    with staged(output) as partial:
+        return _write(folder, partial, config, before, after)
 
 
 def widths(config: PretrainedConfig) -> list[Widths]:

@@ -7,7 +7,6 @@ same call and never evaluates a candidate twice.
 
 import functools
 import json
-import os
 import shutil
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -39,6 +38,7 @@ from hf_prune.reference import block_distance, block_influence
 from hf_prune.report import spearman
 from hf_prune.rivals import stitched, warm_starts
 from hf_prune.search import SEARCHERS, Schedule, Scores, drive, finals, focused
+from hf_prune.staging import copied, staged
 from hf_prune.width_rivals import libraries, narrowed, width_starts
 
 UNTRAINED = ("similarity", "kl_similarity", "gelaco_v1")
@@ -185,10 +185,7 @@ def finish(
         found = yield from repaired(job, found)
         clock.lap("repair")
     yield Stage("assemble", f"{len(found.winner.layers)} layers")
-    partial = output.with_name(output.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with staged(output) as partial:
         stored = write(found.winner.over(job.sources), job.parents, partial, job.bank.named(found.winner))
         rows, length = CERTIFIED
         expected = job.evaluator.logits(found.winner, rows)[:, :length]
@@ -205,9 +202,6 @@ def finish(
         yield Stage("report", f"{job.recipe.report_sequences} windows")
         report = document(job, found, partial, stored, certificate, clock, training and training.summary)
         yield Reported(report)
-        _replace(partial, output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return report
 
 
@@ -375,28 +369,3 @@ def _logits(job: Job, model: PreTrainedModel) -> torch.Tensor:
     rows, length = CERTIFIED
     tokens = job.evidence["search"].tokens[:rows, :length].to(job.device)
     return model(input_ids=tokens, use_cache=False).logits
-
-
-def _replace(partial: Path, output: Path) -> None:
-    """Give the finished folder its name; an overwritten one disappears only then."""
-    old = output.with_name(output.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if output.exists():
-        os.replace(output, old)
-    os.replace(partial, output)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def copied(folder: Path, target: Path) -> Path:
-    """Copy a finished folder, whole or not at all.
-
-    Raises:
-        InvalidRecipe: the target exists.
-    """
-    if target.exists():
-        raise InvalidRecipe(f"{target} exists; choose another folder.")
-    partial = target.with_name(target.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(folder, partial)
-    os.replace(partial, target)
-    return target

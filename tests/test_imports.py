@@ -11,7 +11,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LADDER = {
     0: "errors",
     0.1: "blueprint experts",
-    0.2: "events clock bundled",
+    0.2: "events clock bundled staging",
     0.5: "modeling_pruned modeling_decilm registration",
     0.6: "pruned_models",
     0.9: "obs units masks",

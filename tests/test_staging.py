@@ -1,0 +1,54 @@
+import pytest
+
+from hf_prune.errors import InvalidRecipe
+from hf_prune.staging import copied, staged, write_text
+
+
+def names(folder):
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_a_folder_gets_its_name_when_all_went_well(tmp_path):
+    with staged(tmp_path / "small") as partial:
+        (partial / "a").write_text("1")
+        assert names(tmp_path) == ["small.partial"]
+    assert names(tmp_path) == ["small"] and (tmp_path / "small/a").read_text() == "1"
+
+
+def test_nothing_is_left_of_a_failure_and_what_was_there_stays(tmp_path):
+    copied_from = tmp_path / "small"
+    copied_from.mkdir()
+    (copied_from / "a").write_text("old")
+    with pytest.raises(KeyboardInterrupt), staged(copied_from) as partial:
+        (partial / "a").write_text("half")
+        raise KeyboardInterrupt
+    assert names(tmp_path) == ["small"] and (copied_from / "a").read_text() == "old"
+
+
+def test_what_has_the_name_already_is_replaced(tmp_path):
+    for text in ("old", "new"):
+        with staged(tmp_path / "small") as partial:
+            (partial / text).write_text(text)
+    assert names(tmp_path) == ["small"] and names(tmp_path / "small") == ["new"]
+
+
+def test_a_killed_attempt_is_in_nobodys_way(tmp_path):
+    (tmp_path / "small.partial").mkdir()
+    (tmp_path / "small.partial/stale").write_text("x")
+    with staged(tmp_path / "small") as partial:
+        assert not names(partial)
+    assert names(tmp_path) == ["small"]
+
+
+def test_a_copy_is_whole_and_takes_no_name_that_is_taken(tmp_path):
+    (tmp_path / "a/figures").mkdir(parents=True)
+    (tmp_path / "a/figures/x").write_text("1")
+    assert (copied(tmp_path / "a", tmp_path / "b") / "figures/x").read_text() == "1"
+    with pytest.raises(InvalidRecipe, match="exists"):
+        copied(tmp_path / "a", tmp_path / "b")
+
+
+def test_text_is_written_at_once(tmp_path):
+    write_text(tmp_path / "a.json", "1\n")
+    write_text(tmp_path / "a.json", "2\n")
+    assert names(tmp_path) == ["a.json"] and (tmp_path / "a.json").read_bytes() == b"2\n"

@@ -26,6 +26,8 @@ SPEECH = (
 RESULT = ("*.json", "*.jsonl", "*.yaml", "repairs/*.safetensors", "figures/*.png", "adapter/*.json",
           "adapter/*.safetensors")  # fmt: skip
 """What hf_prune publishes beside a model."""
+REPORT = ("report.json", "front.json", "README.md", "figures/*.png")
+"""Of that what people look at."""
 ABOUT = ("README.md", "LICENSE*", "NOTICE*")
 
 

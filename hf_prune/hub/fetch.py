@@ -139,6 +139,16 @@ def fetch_result(repo: str, *, sleep: Callable[[float], None] = time.sleep) -> P
                                     *contents.matching(found.base.files, contents.RESULT)}))  # fmt: skip
 
 
+def fetch_report(repo: str, *, sleep: Callable[[float], None] = time.sleep) -> Path:
+    """Bring report, card and figures of such a result to this disk, without any weights.
+
+    Raises:
+        SourceError: there is no such folder or repo, or it cannot be read; its subclasses say why.
+    """
+    source = resolve(parse(repo)[0], Retry(sleep))
+    return source.fetch(contents.matching(source.files, contents.REPORT))
+
+
 def _check(base: str, allow_pickle: bool, trust_remote_code: bool, retry: Retry) -> _Checked:
     try:
         return _read(*parse(base), allow_pickle, trust_remote_code, retry)

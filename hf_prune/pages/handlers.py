@@ -183,7 +183,7 @@ class Handlers:
     def earlier(self, token: Token, repo: str) -> str:
         """The page of a result on the Hub."""
         try:
-            return results.html(self._as(token, results.fetched, repo, self.strangers))
+            return self._as(token, results.earlier, repo, self.strangers)
         except HfPruneError as e:
             return self._refusal(e)
 

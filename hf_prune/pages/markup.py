@@ -66,5 +66,5 @@ def picture(png: bytes, name: str, caption: str) -> str:
 
 def _box(layer: Mapping[str, Any]) -> str:
     kind, word = FATES[layer["fate"]]
-    number = layer["source"]
+    number = escape(str(layer["source"]))
     return f"<b class='{kind}' title='layer {number}: {escape(word)}'>{number}</b>"

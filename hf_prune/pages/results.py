@@ -138,21 +138,24 @@ def fates(member: Mapping[str, Any], depth: int) -> list[dict[str, Any]]:
     return found
 
 
-def fetched(repo: str, strangers: bool) -> dict[str, Any]:
-    """The report of a result on the Hub or, for the person at this machine, in a folder."""
+def earlier(name: str, strangers: bool) -> str:
+    """The page of a result on the Hub or, for the person at this machine, in a folder: numbers and pictures.
+
+    Raises:
+        InvalidRecipe: the name is none, or there is no result behind it.
+        SourceError: the repo cannot be read.
+    """
     from hf_prune import hub
     from hf_prune.pages.forms import REPO
 
-    name = repo.strip()
-    if not strangers and Path(name).is_dir():
-        folder = Path(name)
-    elif REPO.fullmatch(name):
-        folder = hub.fetch_result(name)
-    else:
+    name = name.strip()
+    if not REPO.fullmatch(name) and (strangers or not Path(name).is_dir()):
         raise InvalidRecipe("Name a repo that hf_prune published, like me/small.")
+    folder = hub.fetch_report(name)
     try:
-        return json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        return html(report) + pictures(folder)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError):
         raise InvalidRecipe(f"{name} holds no report of hf_prune; name a repo that it published.") from None
 
 

@@ -124,5 +124,6 @@ def test_a_finished_front_is_compared_spoken_to_and_published(tmp_path, hub_serv
     assert f"{hub_server.endpoint}/ns/small" in done and hub_server.repo("ns/small").private
     assert run.url == f"{hub_server.endpoint}/ns/small"
     # The same pages for somebody who has only its name.
-    assert "Perplexity, text" in do.earlier(None, "ns/small")
+    shown = do.earlier(None, "ns/small")
+    assert "Perplexity, text" in shown and shown.count("<img") == len(list((run.result / "figures").iterdir()))
     assert "Name a repo" in do.earlier(None, "../x") and "role='alert'" in do.earlier(None, "ns/nothing")

@@ -1,0 +1,65 @@
+"""Reports of strangers: whatever is in them, they are shown as text or refused in a sentence."""
+
+import copy
+import json
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hf_prune.errors import InvalidRecipe
+from hf_prune.pages import results
+
+EVIL = "<script>alert(1)</script>"
+REPORT = {
+    "layers": [{"source": 0, "fate": "kept"}, {"source": 1, "fate": "removed"}],
+    "size": {
+        "dense": {"parameters": 100, "layers": 2, "bytes": 200, "kv_bytes_per_token": 8},
+        "pruned": {"parameters": 60, "layers": 1, "bytes": 120, "kv_bytes_per_token": 4},
+    },
+    "text": {"all": {"dense": {"perplexity": 2.0, "ci": [1, 3]}, "pruned": {"perplexity": 3.0, "ci": [2, 4]}}},
+    "objective": "kl",
+}
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.just(EVIL),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+def shown(folder, report):
+    (folder / "report.json").write_text(json.dumps(report))
+    try:
+        return results.earlier(str(folder), strangers=False)
+    except InvalidRecipe as e:
+        assert "holds no report of hf_prune" in str(e)
+        return ""
+
+
+def test_a_report_cannot_bring_markup_along(tmp_path):
+    assert "layer 0: kept" in shown(tmp_path, REPORT)
+    report = copy.deepcopy(REPORT)
+    report["layers"][0]["source"] = EVIL
+    found = shown(tmp_path, report)
+    assert "<script" not in found and "&lt;script&gt;" in found
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@given(st.sampled_from(["layers", "size", "text", "objective"]), ANYTHING)
+def test_any_value_anywhere_is_shown_as_text_or_refused(tmp_path, key, value):
+    assert "<script" not in shown(tmp_path, {**REPORT, key: value})
+
+
+def test_a_stranger_names_repos_only(tmp_path):
+    (tmp_path / "report.json").write_text(json.dumps(REPORT))
+    with pytest.raises(InvalidRecipe, match="Name a repo"):
+        results.earlier(str(tmp_path), strangers=True)
+
+
+def test_a_member_is_one_of_the_front():
+    front = [{"removed_ratio": 0.5, "layers": 1, "kl": 0.3, "blueprint": {"layers": [{"parts": [{"layer": 0}]}]}}]
+    found = results.member(REPORT, front, 0)
+    assert "50.0 %" in found and found.count("<b class='kept'") == found.count("<b class='removed'") == 1
+    for number in (-1, 1, "0", None, 0.0):
+        with pytest.raises(InvalidRecipe, match="no such model"):
+            results.member(REPORT, front, number)

@@ -238,7 +238,7 @@ def work(folder: Path) -> None:
     run = Run(folder)
     try:
         for event in compress(run.recipe):
-            _tell(run, event_dict(event))
+            _tell(run, _public(event_dict(event)))
     except HfPruneError as e:
         _tell(run, {"event": "Failed", "message": public(str(e))})
     except Exception as e:
@@ -248,6 +248,15 @@ def work(folder: Path) -> None:
 def public(text: str) -> str:
     """A message that may be shown to strangers: no paths of this machine, no tokens."""
     return without_tokens(without_paths(text))
+
+
+def _public(value: Any) -> Any:
+    """The same with every text inside made public."""
+    if isinstance(value, dict):
+        return {k: _public(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_public(v) for v in value]
+    return public(value) if isinstance(value, str) else value
 
 
 def owner_of(who: str) -> str:

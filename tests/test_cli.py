@@ -1,7 +1,9 @@
 """The command line: flags, formats, exit codes; the pipeline behind it is replaced by a recorded stream of events."""
 
+import functools
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -396,16 +398,15 @@ def test_registered_as_hf_prune(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_demo_ends_with_a_model_that_stock_transformers_loads(tmp_path):
+def test_the_demo_searches_at_once_and_can_be_left(tmp_path):
+    """tests/test_browser.py has a whole run of the demo family."""
     run = [sys.executable, "-m", "hf_prune.cli", "demo", "--output", str(tmp_path / "small"), "--format", "json"]
-    done = subprocess.run(run, cwd=ROOT, check=True, capture_output=True, text=True)
-    last = json.loads(done.stdout.splitlines()[-1])
-    assert last["event"] == "Finished" and Path(last["folder"]) == tmp_path / "small"
-    code = f"""
-import sys
-from transformers import AutoModelForCausalLM
-print(AutoModelForCausalLM.from_pretrained({str(tmp_path / "small")!r}).config.num_hidden_layers)
-assert "hf_prune" not in sys.modules
-"""
-    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=tmp_path)
-    assert loaded.stdout == "12\n"
+    # A test run started in the background ignores SIGINT, and its children would inherit that.
+    listen = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    with subprocess.Popen(run, cwd=ROOT, stdout=subprocess.PIPE, text=True, preexec_fn=listen) as demo:
+        events = (json.loads(line) for line in demo.stdout)
+        assert any(e["event"] == "Stage" and e["name"] == "search" for e in events)
+        assert any(e["event"] == "Scored" and e["outcomes"] for e in events)
+        demo.send_signal(signal.SIGINT)
+        assert demo.wait(60) == 130
+    assert (tmp_path / "small.run/journal.jsonl").is_file() and not (tmp_path / "small").exists()

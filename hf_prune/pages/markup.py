@@ -50,7 +50,7 @@ def bar(done: int, total: int, text: str) -> str:
     share = min(1.0, done / total) if total else 0.0
     return (
         f"<div class='bar' role='progressbar' aria-valuenow='{100 * share:.0f}' aria-valuemin='0' aria-valuemax='100'>"
-        f"<i style='width:{100 * share:.1f}%'></i></div><p class='quiet'>{escape(text)}</p>"
+        f"<i style='width:{100 * share:.1f}%'></i></div><p class='quiet'>{escape(public(text))}</p>"
     )
 
 

@@ -17,7 +17,9 @@ def test_text_stays_text(text):
 
 
 def test_no_path_of_the_machine_gets_out():
-    assert "/srv" not in markup.note("see /srv/app/run.json") + markup.table(("a",), [("/srv/app/run.json",)], "t")
+    path = "/srv/app/run.json"
+    for html in (markup.note(f"see {path}"), markup.table(("a",), [(path,)], "t"), markup.bar(1, 2, f"pull: {path}")):
+        assert "/srv" not in html
 
 
 def test_a_strip_has_a_box_per_layer_and_a_legend_of_what_is_there():

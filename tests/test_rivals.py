@@ -16,7 +16,7 @@ from hf_prune.folder import assemble_blueprint, heal_folder, report_folder
 from hf_prune.job import open_job
 from hf_prune.reference import block_influence, influence
 from hf_prune.rivals import label, warm_starts
-from tests.runs import DEPTH, leftovers, recipe, relatives, stitching
+from tests.runs import DEPTH, leftovers, recipe, relatives, searched, stitching
 
 
 @pytest.fixture(scope="module")
@@ -126,10 +126,19 @@ def test_it_is_measured_again_and_trained_later(done, home, tmp_path):
         {"mix_halves": True},
         {"merges": ("linear", "slerp", "ties:0.5", "dare:0.5", "passthrough:0.9")},
         {"search": "smac", "evaluations": 24},
-        {"search": "nsga2", "drop_layers": None, "repair": False},
-        {"heal": "2k", "heal_batch": 4},
     ],
-    ids=["halves", "merges", "smac", "front", "healed"],
+    ids=["halves", "merges", "smac"],
+)
+def test_other_ways_to_search_come_to_a_model(home, tmp_path, changes):
+    wanted = stitching(home, **{"baselines": (), **changes, "output": str(tmp_path / "out")})
+    assert searched(wanted) == f"{DEPTH - 2} layers"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [{"search": "nsga2", "drop_layers": None, "repair": False}, {"heal": "2k", "heal_batch": 4, "mix_halves": True}],
+    ids=["front", "healed"],
 )
 def test_other_ways_to_stitch_end_as_a_certified_model(home, tmp_path, changes):
     result = run(

@@ -34,7 +34,7 @@ def time_of(plan: Plan) -> str:
     """About how long a run takes here, in words; empty while the machine has not been measured.
 
     An upper bound of the operations at the full speed of a matrix product: what sharing saves and what a real network
-    falls short of are about the same.
+    falls short of are taken to be the same.
     """
     if not _speed.done():
         return ""

@@ -149,7 +149,8 @@ def earlier(name: str, strangers: bool) -> str:
     from hf_prune.pages.forms import REPO
 
     name = name.strip()
-    if not REPO.fullmatch(name) and (strangers or not Path(name).is_dir()):
+    here = Path(name.partition("@")[0]).exists()
+    if here and strangers or not here and not REPO.fullmatch(name):
         raise InvalidRecipe("Name a repo that hf_prune published, like me/small.")
     folder = hub.fetch_report(name)
     try:

@@ -50,10 +50,13 @@ def test_any_value_anywhere_is_shown_as_text_or_refused(tmp_path, key, value):
     assert "<script" not in shown(tmp_path, {**REPORT, key: value})
 
 
-def test_a_stranger_names_repos_only(tmp_path):
-    (tmp_path / "report.json").write_text(json.dumps(REPORT))
-    with pytest.raises(InvalidRecipe, match="Name a repo"):
-        results.earlier(str(tmp_path), strangers=True)
+def test_a_stranger_names_repos_only(tmp_path, monkeypatch):
+    (tmp_path / "runs/mine").mkdir(parents=True)
+    (tmp_path / "runs/mine/report.json").write_text(json.dumps(REPORT))
+    monkeypatch.chdir(tmp_path)
+    for name in (str(tmp_path / "runs/mine"), "runs/mine"):
+        with pytest.raises(InvalidRecipe, match="Name a repo"):
+            results.earlier(name, strangers=True)
 
 
 def test_a_member_is_one_of_the_front():

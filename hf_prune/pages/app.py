@@ -9,6 +9,7 @@ import gradio as gr
 from hf_prune import workers
 from hf_prune.pages import charts, forms, looks, machine
 from hf_prune.pages.handlers import Handlers
+from hf_prune.pages.startup import quick
 from hf_prune.runs import Limits, Runs
 
 HERO = """<div class="hero"><h1>hf_prune</h1>
@@ -36,13 +37,14 @@ def open_here(
     if space:
         # The login of the Space's owner is not for its visitors.
         os.environ.pop("HF_TOKEN", None)
-    demo = build(Handlers(Runs(home, limits), space))
-    demo.queue(default_concurrency_limit=8, max_size=100)
-    _, address, _ = demo.launch(
-        server_port=port, inbrowser=browser, prevent_thread_lock=True, theme=looks.theme(), css=looks.CSS,
-        mcp_server=True, quiet=True, ssr_mode=False, footer_links=["gradio", "settings", "api"],
-        server_name="0.0.0.0" if space else "127.0.0.1",
-    )  # fmt: skip
+    with quick():
+        demo = build(Handlers(Runs(home, limits), space))
+        demo.queue(default_concurrency_limit=8, max_size=100)
+        _, address, _ = demo.launch(
+            server_port=port, inbrowser=browser, prevent_thread_lock=True, theme=looks.theme(), css=looks.CSS,
+            mcp_server=True, quiet=True, ssr_mode=False, footer_links=["gradio", "settings", "api"],
+            server_name="0.0.0.0" if space else "127.0.0.1",
+        )  # fmt: skip
     # Not sooner: loading torch beside gradio makes the first page late.
     workers.warm()
     machine.look()

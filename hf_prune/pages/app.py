@@ -108,7 +108,7 @@ def _model(do: Handlers) -> tuple[Any, ...]:
     gr.Markdown("Which model should become smaller? Nothing is downloaded yet.")
     with gr.Row():
         base = gr.Dropdown(
-            [forms.DEMO], value=forms.DEMO, label="Base model", allow_custom_value=True, scale=3, min_width=260,
+            forms.repos([]), value=forms.DEMO, label="Base model", allow_custom_value=True, scale=3, min_width=260,
             info="Pick one, or write namespace/name of a repo.", elem_id="base",
         )  # fmt: skip
         words = gr.Textbox(label="Search the Hub", placeholder="e.g. smollm", scale=2, min_width=220,
@@ -205,7 +205,7 @@ def _examples(base: Any, variants: Any, choices: list[Any]) -> None:
     method, size, front, repair, _, trials, _ = choices
     gr.Examples(
         forms.examples(), [base, variants, method, size, front, repair, trials],
-        label="Examples: short searches on the demo family",
-        example_labels=["a quarter of the layers", "one model of four", "narrower layers", "every size at once"],
+        label="Examples: the first three take seconds, on a tiny model",
+        example_labels=["a quarter of the layers", "narrower layers", "every size at once", "one model of four"],
         api_visibility="private",
     )  # fmt: skip

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hf_prune.acts import demo_recipe
+from hf_prune.bundled import demo_folder
 from hf_prune.errors import InvalidRecipe
 from hf_prune.recipe import Recipe
 
 DEMO = "demo: storymath-16l"
+TINY = "demo: stories260K"
 SPECIALISTS = {f"demo: {name}": name for name in ("plays", "code", "qa")}
 METHODS = {
     "Fewer layers (collapse)": "collapse",
@@ -21,8 +23,9 @@ NAME = r"\w[\w.-]{0,95}"
 REPO = re.compile(rf"{NAME}(/{NAME})?(@[\w./-]{{1,100}})?(\+{NAME}/{NAME}(@[\w./-]{{1,100}})?)?")
 LONGEST = 4000
 """Characters of a field."""
-DEMO_TRIALS = 320
-"""So that a run of the demo takes a minute or two."""
+EVALUATIONS = 320
+QUICK = {"report_sequences": 24, "task_items": 24}
+"""So that a run of the bundled models takes a minute or two, and of the tiny one seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +74,10 @@ def examples() -> list[list[object]]:
     """Filled-in forms of short runs: base, variants, method, size, every size at once, repair, candidates."""
     names = list(METHODS)
     return [
-        [DEMO, "", names[0], 25, False, False, 64],
+        [TINY, "", names[0], 25, False, False, 64],
+        [TINY, "", names[3], 25, False, False, 64],
+        [TINY, "", names[0], 25, True, False, 96],
         [DEMO, "\n".join(SPECIALISTS), names[2], 25, False, False, 64],
-        [DEMO, "", names[3], 25, False, False, 64],
-        [DEMO, "", names[0], 25, True, False, 96],
     ]
 
 
@@ -84,14 +87,19 @@ def _repaired(form: Form, method: str) -> bool:
 
 
 def _bundled(base: str, method: str) -> dict[str, object]:
-    """Text, tasks and trials of the demo family, where it is the base."""
+    """Text, tasks and sizes of the run where the base is one of the bundled models."""
+    folder = demo_folder()
+    if base.strip() == TINY:
+        own = {"data": (str(folder / "text" / "stories.heal.jsonl"),),
+               "tasks": (str(folder / "tasks" / "stories_cloze.report.jsonl"),)}  # fmt: skip
+        return own | QUICK | {"evaluations": EVALUATIONS, "sequences": 8, "selection_sequences": 8}
     if base.strip() != DEMO:
         return {}
-    act = demo_recipe({"stitch": "stitch", "width": "width"}.get(method, "cut"))
-    kept = act.model_dump(
-        exclude_defaults=True, exclude={"base", "variants", "output", "method", "ratio", "repair", "evaluations"}
-    )
-    return kept | ({"evaluations": DEMO_TRIALS} if method in ("stitch", "width") else {})
+    act = demo_recipe("stitch" if method == "stitch" else "cut")
+    chosen = {"base", "variants", "output", "method", "ratio", "repair"}
+    windows = 12 if method == "stitch" else 8
+    return act.model_dump(exclude_defaults=True, exclude=chosen) | QUICK | {
+        "evaluations": EVALUATIONS, "sequences": windows, "selection_sequences": windows}  # fmt: skip
 
 
 def _lines(text: str, strangers: bool) -> tuple[str, ...]:
@@ -106,6 +114,8 @@ def _one(text: str, field: str, strangers: bool) -> str:
     demo = demo_recipe("stitch")
     if name == DEMO:
         return demo.base
+    if name == TINY:
+        return str(demo_folder() / "stories260K")
     if name in SPECIALISTS:
         return next(v for v in demo.variants if Path(v).name == SPECIALISTS[name])
     if REPO.fullmatch(name) and not (strangers and Path(name.split("@")[0].split("+")[0]).exists()):
@@ -139,5 +149,5 @@ def _public(value: object) -> str:
 
 
 def repos(names: Sequence[str]) -> list[str]:
-    """Choices of the picker: the demo first."""
-    return [DEMO, *names]
+    """Choices of the picker: the bundled models first."""
+    return [DEMO, TINY, *names]

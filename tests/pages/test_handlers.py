@@ -6,7 +6,7 @@ import gradio as gr
 import pytest
 
 from hf_prune import workers
-from hf_prune.pages.forms import DEMO, METHODS
+from hf_prune.pages.forms import DEMO, METHODS, TINY
 from hf_prune.pages.handlers import Handlers
 from hf_prune.runs import LOCAL, Runs
 from tests import runs as small
@@ -75,7 +75,7 @@ def test_a_job_is_started_on_the_account_of_the_visitor(do, hub_server):
 def test_the_search_of_the_hub_fills_the_picker(do, hub_server):
     hub_server.seed("ns/small-model", samples.model())
     found = do.find("small")
-    assert found["value"] == "ns/small-model" and found["choices"] == [DEMO, "ns/small-model"]
+    assert found["value"] == "ns/small-model" and found["choices"] == [DEMO, TINY, "ns/small-model"]
     with pytest.raises(gr.Error, match="No model for text has 'mamba' in its name"):
         do.find("mamba ")
 

@@ -212,6 +212,20 @@ def test_a_run_is_cancelled_and_goes_on(page):
     page.until(lambda: "as you asked" in page.text("#status"))
 
 
+def test_an_example_runs_in_seconds(page):
+    page.until(lambda: page.found("button.gallery-item, .gallery button"))
+    page.press("button.gallery-item, .gallery button")
+    page.until(lambda: "stories260K" in page.driver.find_element("css selector", "#base input").get_property("value"))
+    page.press("#look")
+    page.until(lambda: "remove 1 layer" in page.text("#planned"))
+    page.tab(2)
+    page.press("#start")
+    began = time.monotonic()
+    page.until(lambda: "Done" in page.text("#status"))
+    print(f"the example took {time.monotonic() - began:.1f} s")
+    page.shot("10-example")
+
+
 def test_what_cannot_be_used_is_said_in_a_sentence(page, hub_server):
     hub_server.seed("ns/gated", samples.model(), gated=True)
     for name, words in (("ns/nothing", "does not exist"), ("ns/gated", "is gated"), ("../etc", "no name of a repo")):

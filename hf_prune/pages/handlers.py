@@ -44,13 +44,13 @@ class Handlers:
     def find(self, words: str) -> Any:
         """Repos of the Hub whose names match, as choices of the picker."""
         try:
-            found = repos(hub.search(words))
+            found = hub.search(words)
         except HfPruneError as e:
             raise gr.Error(public(str(e)), print_exception=False) from None
-        if len(found) == 1:
+        if not found:
             raise gr.Error(f"No model for text has {words.strip()[:80]!r} in its name; try other words.",
                            print_exception=False)  # fmt: skip
-        return gr.update(choices=found, value=found[1])
+        return gr.update(choices=repos(found), value=found[0])
 
     def look(self, token: Token, *fields: Any) -> list[Any]:
         """The plan on both pages; on to the second one when there is nothing against it."""

@@ -35,6 +35,8 @@ LOCAL = "local"
 """The owner of all runs where the app serves one person."""
 TICK = 0.25
 ENDS = {"Finished": "done", "Failed": "failed", "Stopped": "stopped"}
+NICENESS = 10
+"""Whoever looks at a page is answered before the run goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +196,7 @@ class Runs:
             with self._lock:
                 if self._work is None and self._queue:
                     run, login = self._queue.popleft()
-                    self._work = _Work(run, started(work, run.folder, login=login))
+                    self._work = _Work(run, started(work, run.folder, login=login, niceness=NICENESS))
             if self._work and self._work.over(self.limits):
                 with self._lock:
                     self._work = None

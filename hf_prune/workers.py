@@ -35,9 +35,18 @@ def warm() -> None:
     threading.Thread(target=forkserver.ensure_running, daemon=True).start()
 
 
-def started(function: Callable[..., None], *args: Any, login: str | None = None) -> multiprocessing.Process:
-    """A process that runs `function(*args)` with the environment's login, or with the given token."""
-    process = _processes.Process(target=_alone, args=(function, args, login), daemon=True)
+def started(
+    function: Callable[..., None], *args: Any, login: str | None = None, niceness: int = 0
+) -> multiprocessing.Process:
+    """A process that runs `function(*args)` with the environment's login, or with the given token.
+
+    Args:
+        function: of a module, so that it has a name.
+        args: for it.
+        login: token of the visitor; None leaves the environment's.
+        niceness: how far it gives way to other processes, as os.nice counts.
+    """
+    process = _processes.Process(target=_alone, args=(function, args, login, niceness), daemon=True)
     process.start()
     return process
 
@@ -88,8 +97,9 @@ def stop(process: multiprocessing.Process, patience: float = FAREWELL) -> None:
     process.join()
 
 
-def _alone(function: Callable[..., None], args: tuple[Any, ...], login: str | None) -> None:
+def _alone(function: Callable[..., None], args: tuple[Any, ...], login: str | None, niceness: int) -> None:
     os.environ |= QUIET
+    os.nice(niceness)
     if login is not None:
         os.environ["HF_TOKEN"] = login
     signal.signal(signal.SIGINT, signal.default_int_handler)

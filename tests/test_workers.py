@@ -36,6 +36,17 @@ def sleep(begun: str, ended: str) -> None:
         Path(ended).touch()
 
 
+def write_niceness(path: str) -> None:
+    Path(path).write_text(str(os.nice(0)))
+
+
+def test_long_work_gives_way_as_far_as_it_is_told(tmp_path):
+    for niceness in (0, 3):
+        process = started(write_niceness, str(tmp_path / "nice"), niceness=niceness)
+        process.join(60)
+        assert int((tmp_path / "nice").read_text()) == os.nice(0) + niceness
+
+
 def test_an_answer_comes_back_from_a_process_of_its_own():
     assert asked(add, 2, 3, times=4) == 20
     assert asked(login)[0] != os.getpid()

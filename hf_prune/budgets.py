@@ -20,20 +20,42 @@ from hf_prune.staging import write_text
 LAYERS = 8
 """Of a model that is timed."""
 REPEATS = 9
+PHASES = ("request", "prefill", "decode")
 
 
 @dataclass(frozen=True, slots=True)
-class Latencies:
-    """Seconds: of a whole dense request, and what a half costs at each level beyond its having gone (the last, 0)."""
+class Phase:
+    """Seconds: of the whole dense model, and what a half costs at each level beyond its having gone (the last, 0)."""
 
     dense: float
     attention: tuple[float, ...]
     mlp: tuple[float, ...]
 
     def predicted(self, blueprint: Blueprint, depth: int) -> float:
-        """Seconds of a model's request; its layers' levels index those of the library."""
+        """Share of the dense model's time; the layers' levels index those of the library."""
         spent = sum(self.attention[s.attn_level] + self.mlp[s.mlp_level] for s in blueprint.layers)
-        return self.dense - depth * (self.attention[0] + self.mlp[0]) + spent
+        return 1 + (spent - depth * (self.attention[0] + self.mlp[0])) / self.dense
+
+
+@dataclass(frozen=True, slots=True)
+class Latencies:
+    """The columns of the table: prefill of a prompt and decoding of an answer."""
+
+    prefill: Phase
+    decode: Phase
+
+    @property
+    def request(self) -> Phase:
+        """Both."""
+        one, other = self.prefill, self.decode
+        return Phase(one.dense + other.dense, _added(one.attention, other.attention), _added(one.mlp, other.mlp))
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> "Latencies":
+        """Inverse of `asdict`, through JSON too."""
+        return cls(
+            *(Phase(c["dense"], tuple(c["attention"]), tuple(c["mlp"])) for c in (raw["prefill"], raw["decode"]))
+        )
 
 
 Costs = tuple[tuple[float, ...], ...]
@@ -43,7 +65,7 @@ def width_budget(job: Any) -> tuple[Costs, float | None]:
     """What every level of every half costs (attentions, then MLPs), and the most of the sum; None for a free size."""
     depth, levels, parent = job.parent.depth, job.library(), job.parent
     if job.recipe.latency is not None:
-        table = latencies(job)
+        table = latencies(job).request
         limit = depth * (table.attention[0] + table.mlp[0]) - (1 - job.recipe.latency) * table.dense
         return (table.attention,) * depth + (table.mlp,) * depth, limit
     sizes = [levels.sizes(parent, i) for i in range(depth)]
@@ -53,11 +75,12 @@ def width_budget(job: Any) -> tuple[Costs, float | None]:
 
 
 def latency_report(job: Any, winner: Blueprint, measured: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Shares of the dense model's time: asked, predicted from the table, and measured on the finished model."""
+    """Shares of the dense model's time: asked, and by phase predicted from the table and measured on the finished
+    model."""
     if job.recipe.latency is None:
         return None
-    table = latencies(job)
-    predicted = table.predicted(winner, job.parent.depth) / table.dense
+    table, depth = latencies(job), job.parent.depth
+    predicted = {phase: getattr(table, phase).predicted(winner, depth) for phase in PHASES}
     return retimed({"asked": job.recipe.latency, "predicted": predicted, "table": asdict(table)}, measured)
 
 
@@ -65,9 +88,9 @@ def retimed(latency: Mapping[str, Any] | None, measured: Mapping[str, Any]) -> d
     """The same beside what `speed.measure` found now for the finished model, and the request that was timed."""
     if latency is None:
         return None
-    found = request_seconds(measured, "pruned") / request_seconds(measured, "dense")
+    dense, pruned = (request_seconds(measured, name) for name in ("dense", "pruned"))
     request = {"prompt_tokens": measured["prefill_tokens"], "answer_tokens": measured["decode_tokens"]}
-    return {**latency, **request, "measured": found}
+    return {**latency, **request, "measured": {phase: pruned[phase] / dense[phase] for phase in PHASES}}
 
 
 def latencies(job: Any) -> Latencies:
@@ -75,15 +98,13 @@ def latencies(job: Any) -> Latencies:
     path = job.home / "latencies.json"
     if not path.is_file():
         write_text(path, json.dumps(asdict(_measured(job))))
-    raw = json.loads(path.read_text(encoding="utf-8"))
-    return Latencies(raw["dense"], tuple(raw["attention"]), tuple(raw["mlp"]))
+    return Latencies.from_dict(json.loads(path.read_text(encoding="utf-8")))
 
 
-def request_seconds(measured: Mapping[str, Any], name: str) -> float:
-    """Of a model in what `speed.measure` returns."""
-    one = measured[name]
-    prefill = measured["prefill_tokens"] / one["prefill_tokens_per_s"]
-    return prefill + measured["decode_tokens"] / one["decode_tokens_per_s"]
+def request_seconds(measured: Mapping[str, Any], name: str) -> dict[str, float]:
+    """Of a model in what `speed.measure` returns, by phase."""
+    seconds = {p: measured[f"{p}_tokens"] / measured[name][f"{p}_tokens_per_s"] for p in ("prefill", "decode")}
+    return {"request": sum(seconds.values()), **seconds}
 
 
 def _measured(job: Any) -> Latencies:
@@ -96,18 +117,27 @@ def _measured(job: Any) -> Latencies:
     models = {"whole": job.bank.model, "dense": job.assembled(_equal(job, "mlp", 0, count))}
     models |= {f"{half} {level}": job.assembled(blueprint) for (half, level), blueprint in names.items()}
     found = speed.measure(models, np.random.default_rng(job.recipe.seed), repeats=REPEATS)
-    dense = request_seconds(found, "dense")
+    seconds = {name: request_seconds(found, name) for name in models}
+    return Latencies(*(_phase(levels, count, {n: s[p] for n, s in seconds.items()}) for p in ("prefill", "decode")))
+
+
+def _phase(levels: Any, count: int, seconds: Mapping[str, float]) -> Phase:
+    """One column, from what the models took."""
     tables = {}
     for half in HALVES:
         saved = [0.0]
         for level in [*range(1, levels.count(half)), GONE]:
             # The first attention stays, since the cache takes its length from it.
             layers = count - (half == "attention" and level == GONE)
-            saved.append((dense - request_seconds(found, f"{half} {level}")) / layers)
+            saved.append((seconds["dense"] - seconds[f"{half} {level}"]) / layers)
         # A narrower half that looks slower is noise.
         saved = np.maximum.accumulate(saved)
         tables[half] = tuple((saved[-1] - saved).tolist())
-    return Latencies(request_seconds(found, "whole"), tables["attention"], tables["mlp"])
+    return Phase(seconds["whole"], tables["attention"], tables["mlp"])
+
+
+def _added(one: tuple[float, ...], other: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(a + b for a, b in zip(one, other, strict=True))
 
 
 def _equal(job: Any, half: str, level: int, count: int) -> Blueprint:

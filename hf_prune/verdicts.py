@@ -183,13 +183,14 @@ def deleted(report: Report) -> list[int] | None:
 def size_miss(report: Report) -> str | None:
     """How far size or time lies from what was asked; None when the size was hit or nothing was asked as a share."""
     if latency := report.get("latency"):
+        shares = "{request} (prefill {prefill}, decoding {decode})"
+        said = [shares.format(**{k: percent(v) for k, v in latency[w].items()}) for w in ("predicted", "measured")]
         return (
             f"The target was {percent(latency['asked'])} of the dense model's time for a request "
             f"({latency['prompt_tokens']} tokens in, {latency['answer_tokens']} out); the table of levels "
-            f"predicts {percent(latency['predicted'])}, the finished model takes {percent(latency['measured'])}."
+            f"predicts {said[0]}, the finished model takes {said[1]}."
         )
-    size = report["size"]
-    asked, removed = size.get("asked_ratio"), size.get("removed_ratio")
+    asked, removed = (report["size"].get(f"{what}_ratio") for what in ("asked", "removed"))
     if asked is None or removed is None or abs(removed - asked) < 0.0005:
         return None
     word = "less" if removed < asked else "more"

@@ -1,11 +1,13 @@
 """What a search over widths may spend adds up to what its models are."""
 
+import json
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
 
 from hf_prune.blueprint import GONE, Blueprint, LayerSpec, Part, Source
-from hf_prune.budgets import Latencies, request_seconds, retimed, width_budget
+from hf_prune.budgets import Latencies, Phase, request_seconds, retimed, width_budget
 from hf_prune.job import open_job
 from tests.runs import base, recipe, text
 
@@ -26,25 +28,29 @@ def test_a_free_size_has_no_limit(tmp_path):
 
 
 def test_predictions_take_off_what_levels_save():
-    table = Latencies(10.0, (1.0, 0.5, 0.0), (2.0, 1.5, 0.0))
+    table = Latencies(Phase(6.0, (0.75, 0.5, 0.0), (2.0, 1.5, 0.0)), Phase(4.0, (0.25, 0.0, 0.0), (0.0, 0.0, 0.0)))
     layers = (LayerSpec((Part(0, 0),)), LayerSpec((Part(0, 1),), attn_level=1, mlp_level=GONE))
     blueprint = Blueprint((Source("m", "0"),), layers)
-    assert table.predicted(blueprint, 2) == pytest.approx(10.0 - 0.5 - 2.0)
-    assert table.predicted(Blueprint((Source("m", "0"),), layers[:1]), 2) == pytest.approx(10.0 - 3.0)
+    assert table.prefill.predicted(blueprint, 2) == pytest.approx((6.0 - 0.25 - 2.0) / 6)
+    assert table.decode.predicted(blueprint, 2) == pytest.approx((4.0 - 0.25) / 4)
+    assert table.request.predicted(blueprint, 2) == pytest.approx((10.0 - 0.5 - 2.0) / 10)
+    assert table.request.predicted(Blueprint((Source("m", "0"),), layers[:1]), 2) == pytest.approx(0.7)
+    assert Latencies.from_dict(json.loads(json.dumps(asdict(table)))) == table
 
 
 def test_a_request_is_its_prompt_and_its_answer():
     found = {"prefill_tokens": 100, "decode_tokens": 10,
              "m": {"prefill_tokens_per_s": 50.0, "decode_tokens_per_s": 5.0}}  # fmt: skip
-    assert request_seconds(found, "m") == 4.0
+    assert request_seconds(found, "m") == {"request": 4.0, "prefill": 2.0, "decode": 2.0}
 
 
 def test_a_model_measured_again_is_set_beside_the_same_prediction():
     now = {"prefill_tokens": 100, "decode_tokens": 10,
            "dense": {"prefill_tokens_per_s": 50.0, "decode_tokens_per_s": 5.0},
-           "pruned": {"prefill_tokens_per_s": 100.0, "decode_tokens_per_s": 10.0}}  # fmt: skip
-    before = {"asked": 0.6, "predicted": 0.59, "measured": 0.7, "prompt_tokens": 1, "answer_tokens": 1}
-    said = {**before, "measured": 0.5, "prompt_tokens": 100, "answer_tokens": 10}
+           "pruned": {"prefill_tokens_per_s": 100.0, "decode_tokens_per_s": 20.0}}  # fmt: skip
+    before = {"asked": 0.6, "predicted": {"request": 0.59}, "measured": {}, "prompt_tokens": 1, "answer_tokens": 1}
+    measured = {"request": 0.375, "prefill": 0.5, "decode": 0.25}
+    said = {**before, "measured": measured, "prompt_tokens": 100, "answer_tokens": 10}
     assert retimed(before, now) == said and retimed(None, now) is None
 
 

@@ -23,8 +23,7 @@ NAME = r"\w[\w.-]{0,95}"
 REPO = re.compile(rf"{NAME}(/{NAME})?(@[\w./-]{{1,100}})?(\+{NAME}/{NAME}(@[\w./-]{{1,100}})?)?")
 LONGEST = 4000
 """Characters of a field."""
-EVALUATIONS = 320
-QUICK = {"report_sequences": 24, "task_items": 24}
+QUICK = {"evaluations": 320, "report_sequences": 24, "task_items": 24}
 """So that a run of the bundled models takes a minute or two, and of the tiny one seconds."""
 
 
@@ -88,18 +87,18 @@ def _repaired(form: Form, method: str) -> bool:
 
 def _bundled(base: str, method: str) -> dict[str, object]:
     """Text, tasks and sizes of the run where the base is one of the bundled models."""
-    folder = demo_folder()
+    windows = 12 if method == "stitch" else 8
     if base.strip() == TINY:
+        folder = demo_folder()
         own = {"data": (str(folder / "text" / "stories.heal.jsonl"),),
                "tasks": (str(folder / "tasks" / "stories_cloze.report.jsonl"),)}  # fmt: skip
-        return own | QUICK | {"evaluations": EVALUATIONS, "sequences": 8, "selection_sequences": 8}
-    if base.strip() != DEMO:
+    elif base.strip() == DEMO:
+        chosen = {"base", "variants", "output", "method", "ratio", "repair"}
+        act = demo_recipe("stitch" if method == "stitch" else "cut")
+        own = act.model_dump(exclude_defaults=True, exclude=chosen)
+    else:
         return {}
-    act = demo_recipe("stitch" if method == "stitch" else "cut")
-    chosen = {"base", "variants", "output", "method", "ratio", "repair"}
-    windows = 12 if method == "stitch" else 8
-    return act.model_dump(exclude_defaults=True, exclude=chosen) | QUICK | {
-        "evaluations": EVALUATIONS, "sequences": windows, "selection_sequences": windows}  # fmt: skip
+    return own | QUICK | {"sequences": windows, "selection_sequences": windows}
 
 
 def _lines(text: str, strangers: bool) -> tuple[str, ...]:

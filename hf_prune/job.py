@@ -118,6 +118,11 @@ class Job:
             for split, n in counts.items()
         }
 
+    @property
+    def lessons(self) -> int:
+        """Windows that finalists may be trained on before the best is chosen."""
+        return -(-self.recipe.search_heal * 2 ** (FINAL_STAGES - 1) // self.recipe.length)
+
     def training(self, count: int) -> Windows:
         """At most `count` windows to fit and train on: the search split's, and behind them what is given for healing.
 
@@ -247,12 +252,13 @@ class Job:
         self, cut: Blueprint, sequences: int, progress: Callable[[int, int], None] = lambda done, total: None
     ) -> Repaired:
         """A cut with its remaining weights refitted; the bank keeps them, and the run's folder until the run ends."""
-        path = self.home / "repairs" / f"{self.recipe.search_digest}-{cut.digest}-{sequences}.json"
+        fit = self.training(sequences)
+        path = self.home / "repairs" / f"{self.recipe.search_digest}-{cut.digest}-{fit.digest}.json"
         patches = path.with_suffix(".safetensors")
         if path.is_file():
             self.bank.patches.update(load_patches(patches))
             return Repaired.from_json(path.read_text(encoding="utf-8"))
-        fit, held = self.training(sequences), self.evidence["selection"]
+        held = self.evidence["selection"]
         whose = [self.teacher(c) for windows in (fit, held) for c in windows.corpora]
         done = repair(self.bank, cut, fit.tokens, held.tokens, reach=self.recipe.reach, teachers=whose,
                       progress=progress)  # fmt: skip
@@ -269,8 +275,7 @@ class Job:
     @cached_property
     def training_aware(self) -> TrainingAware:
         """Judges finalists after a training, on the selection windows."""
-        tokens = self.recipe.search_heal * 2 ** (FINAL_STAGES - 1)
-        train = self.training(-(-tokens // self.recipe.length)).tokens
+        train = self.training(self.lessons).tokens
         lesson = Lesson.of(self.evaluator.dense, train)
         return TrainingAware(self.evaluator, lesson, self.home / "trials", self.recipe.seed)
 
@@ -348,12 +353,15 @@ class Job:
 
     def header(self) -> dict[str, Any]:
         """What a journal must agree on to be resumed."""
+        # Scores of repaired or trained candidates depend on the text of that, too.
+        changing = max(self.lessons, self.recipe.repair_sequences if self.recipe.repair else 0)
         return {
             "recipe": self.recipe.search_digest,
             "base": str(self.parent.source),
             **({"variants": [str(s) for s in self.sources[1:]]} if len(self.sources) > 1 else {}),
             "evidence": [self.evidence[s].digest for s in ("search", "selection")],
             **({"tasks": [t.digest for t in self.searched]} if self.searched else {}),
+            **({"training": self.training(changing).digest} if changing else {}),
             "objectives": list(self.columns),
             "numerics": {"torch": torch.__version__.split("+")[0], "transformers": transformers.__version__,
                          "dtype": str(self.dtype), "device": self.device.type},

@@ -1,5 +1,6 @@
 """Job: what a run is made of, each part made once, and what its journal must agree on."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ from hf_prune.clock import Clock
 from hf_prune.errors import InvalidData, InvalidRecipe, UnsupportedArchitecture
 from hf_prune.job import ALWAYS, open_job
 from tests.families import save_tiny
-from tests.runs import DEPTH, recipe
+from tests.runs import DEPTH, prose, recipe
 
 
 @pytest.fixture
@@ -62,6 +63,24 @@ def test_a_journal_must_agree_on_recipe_base_evidence_and_numerics(tmp_path):
     (tmp_path / "text.txt").write_text((tmp_path / "text.txt").read_text().replace("cat", "cow"))
     changed = open_job(recipe(tmp_path, keep_layers=4, data=(str(tmp_path / "text.txt"),))).header()
     assert {k for k in header if header[k] != changed[k]} == {"evidence"}
+
+
+@pytest.mark.parametrize("changes", [{"repair": True, "repair_sequences": 128}, {"search_heal": "1k"}])
+def test_a_journal_of_candidates_that_are_trained_must_agree_on_their_text(tmp_path, changes):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+
+    def write(split: str, seed: int) -> None:
+        lines = [json.dumps({"text": t}) for t in prose(seed, 40)]
+        (folder / f"cats.{split}.jsonl").write_text("\n".join(lines))
+
+    for seed, split in enumerate(("search", "selection", "report", "heal")):
+        write(split, seed)
+    asked = recipe(tmp_path, keep_layers=4, data=(str(folder),), **changes)
+    plain, before = (open_job(r).header() for r in (recipe(tmp_path, keep_layers=4, data=(str(folder),)), asked))
+    write("heal", 9)
+    after = open_job(asked).header()
+    assert "training" not in plain and {k for k in before if before[k] != after[k]} == {"training"}
 
 
 @pytest.mark.parametrize(("native", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])

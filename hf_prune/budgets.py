@@ -2,7 +2,7 @@
 
 The time of a request is prefill of its prompt and decoding of its answer, at batch 1. A few layers of equal width are
 timed as a model, every width in turn, so that noise hits all alike; what a level saves there, divided by the layers, is
-what it saves in one.
+what it saves in one. Savings of the two halves together are never more than what a model without any half saves.
 """
 
 import json
@@ -109,13 +109,11 @@ def request_seconds(measured: Mapping[str, Any], name: str) -> dict[str, float]:
 
 def _measured(job: Any) -> Latencies:
     levels, count = job.library(), min(LAYERS, job.parent.depth)
-    names = {
-        (half, level): _equal(job, half, level, count)
-        for half in HALVES
-        for level in [*range(1, levels.count(half)), GONE]
-    }
-    models = {"whole": job.bank.model, "dense": job.assembled(_equal(job, "mlp", 0, count))}
-    models |= {f"{half} {level}": job.assembled(blueprint) for (half, level), blueprint in names.items()}
+    library = levels.digest
+    timed = {"dense": _equal(job, count), "bare": _equal(job, count, library, attention=GONE, mlp=GONE)}
+    for half, level in _steps(levels):
+        timed[f"{half} {level}"] = _equal(job, count, library, **{half: level})
+    models = {"whole": job.bank.model, **{name: job.assembled(blueprint) for name, blueprint in timed.items()}}
     found = speed.measure(models, np.random.default_rng(job.recipe.seed), repeats=REPEATS)
     seconds = {name: request_seconds(found, name) for name in models}
     return Latencies(*(_phase(levels, count, {n: s[p] for n, s in seconds.items()}) for p in ("prefill", "decode")))
@@ -123,29 +121,32 @@ def _measured(job: Any) -> Latencies:
 
 def _phase(levels: Any, count: int, seconds: Mapping[str, float]) -> Phase:
     """One column, from what the models took."""
-    tables = {}
-    for half in HALVES:
-        saved = [0.0]
-        for level in [*range(1, levels.count(half)), GONE]:
-            # The first attention stays, since the cache takes its length from it.
-            layers = count - (half == "attention" and level == GONE)
-            saved.append((seconds["dense"] - seconds[f"{half} {level}"]) / layers)
-        # A narrower half that looks slower is noise.
-        saved = np.maximum.accumulate(saved)
-        tables[half] = tuple((saved[-1] - saved).tolist())
-    return Phase(seconds["whole"], tables["attention"], tables["mlp"])
+    saved: dict[str, list[float]] = {half: [0.0] for half in HALVES}
+    for half, level in _steps(levels):
+        # The first attention stays, since the cache takes its length from it.
+        layers = count - (half == "attention" and level == GONE)
+        saved[half].append((seconds["dense"] - seconds[f"{half} {level}"]) / layers)
+    # A narrower half that looks slower is noise.
+    attention, mlp = (np.maximum.accumulate(saved[half]) for half in HALVES)
+    both, apart = seconds["dense"] - seconds["bare"], (count - 1) * attention[-1] + count * mlp[-1]
+    scale = min(1.0, max(0.0, both) / apart) if apart else 0.0
+    return Phase(seconds["whole"], *(tuple((scale * (s[-1] - s)).tolist()) for s in (attention, mlp)))
+
+
+def _steps(levels: Any) -> list[tuple[str, int]]:
+    """Every half at every level that is narrower than dense."""
+    return [(half, level) for half in HALVES for level in (*range(1, levels.count(half)), GONE)]
 
 
 def _added(one: tuple[float, ...], other: tuple[float, ...]) -> tuple[float, ...]:
     return tuple(a + b for a, b in zip(one, other, strict=True))
 
 
-def _equal(job: Any, half: str, level: int, count: int) -> Blueprint:
-    """The first layers, with one half of each at a level."""
-    library = job.library().digest if level else None
-    specs = []
-    for i in range(count):
-        mine = 0 if i == 0 and half == "attention" and level == GONE else level
-        levels = {"attn_level": mine} if half == "attention" else {"mlp_level": mine}
-        specs.append(LayerSpec((Part(0, i),), library=library, **levels).canonical())
+def _equal(job: Any, count: int, library: str | None = None, attention: int = 0, mlp: int = 0) -> Blueprint:
+    """The first layers, with the halves of each at a level."""
+    specs = (
+        LayerSpec((Part(0, i),), attn_level=0 if i == 0 and attention == GONE else attention, mlp_level=mlp,
+                  library=library).canonical()
+        for i in range(count)
+    )  # fmt: skip
     return Blueprint(job.sources, tuple(specs))

@@ -63,8 +63,7 @@ def build(do: Handlers) -> gr.Blocks:
             gr.HTML(HERO)
             if do.strangers:
                 # gradio's own icon would show visitors where the server keeps its packages.
-                gr.LoginButton("🤗 Sign in with Hugging Face", icon=None, scale=0, min_width=230, size="sm",
-                               elem_id="login")  # fmt: skip
+                gr.LoginButton(icon=None, scale=0, min_width=230, size="sm", elem_id="login")
         with gr.Tabs(selected="model", overflow_behavior="wrap", elem_id="steps") as tabs:
             with gr.Tab("1 Model", id="model") as first:
                 base, variants, look, looked = _model(do)

@@ -53,9 +53,8 @@ class Latencies:
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> "Latencies":
         """Inverse of `asdict`, through JSON too."""
-        return cls(
-            *(Phase(c["dense"], tuple(c["attention"]), tuple(c["mlp"])) for c in (raw["prefill"], raw["decode"]))
-        )
+        columns = (raw["prefill"], raw["decode"])
+        return cls(*(Phase(c["dense"], tuple(c["attention"]), tuple(c["mlp"])) for c in columns))
 
 
 Costs = tuple[tuple[float, ...], ...]

@@ -9,7 +9,7 @@ import gradio as gr
 from hf_prune import workers
 from hf_prune.pages import charts, forms, looks, machine
 from hf_prune.pages.handlers import Handlers
-from hf_prune.pages.startup import quick
+from hf_prune.pages.startup import quick, unserved
 from hf_prune.runs import Limits, Runs
 
 HERO = """<div class="hero"><h1>hf_prune</h1>
@@ -38,8 +38,9 @@ def open_here(
         # The login of the Space's owner is not for its visitors.
         os.environ.pop("HF_TOKEN", None)
     with quick():
-        demo = build(Handlers(Runs(home, limits), space))
-        demo.queue(default_concurrency_limit=8, max_size=100)
+        with unserved(gr.routes.App):
+            demo = build(Handlers(Runs(home, limits), space))
+            demo.queue(default_concurrency_limit=8, max_size=100)
         _, address, _ = demo.launch(
             server_port=port, inbrowser=browser, prevent_thread_lock=True, theme=looks.theme(), css=looks.CSS,
             mcp_server=True, quiet=True, ssr_mode=False, footer_links=["gradio", "settings", "api"],

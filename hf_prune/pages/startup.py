@@ -8,6 +8,8 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
+from pydantic import BaseModel
+
 FOR_EDITORS = {
     # Type stubs of all components, parsed and rendered anew at every start although the package brings them.
     "gradio.component_meta": ("", "create_or_modify_pyi"),
@@ -39,15 +41,34 @@ class WithoutDocs(MetaPathFinder):
 
 @contextmanager
 def quick() -> Iterator[None]:
-    """For what makes many objects and no garbage: no collections on the way."""
-    finder, collecting = WithoutDocs(), gc.isenabled()
+    """For what makes many objects and no garbage: no collections on the way, and validators when one is first asked."""
+    finder, collecting, config = WithoutDocs(), gc.isenabled(), BaseModel.model_config
     sys.meta_path.insert(0, finder)
     gc.disable()
+    # Of some 500 models of fastapi and mcp an app asks a few.
+    BaseModel.model_config = {**config, "defer_build": True}
     try:
         yield
     finally:
+        BaseModel.model_config = config
         sys.meta_path.remove(finder)
         # What was made lives as long as the process: no later collection need look at it.
         gc.freeze()
         if collecting:
             gc.enable()
+
+
+@contextmanager
+def unserved(app: type) -> Iterator[None]:
+    """While an app is laid out: gradio makes a server whenever it may be complete, and launching makes the one that
+    serves.
+
+    Args:
+        app: gradio's App.
+    """
+    create = app.__dict__["create_app"]
+    app.create_app = staticmethod(lambda *_, **__: None)  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        app.create_app = create  # type: ignore[attr-defined]

@@ -5,9 +5,10 @@ import subprocess
 import sys
 
 import pytest
+from pydantic import BaseModel
 
 from hf_prune.pages import startup
-from hf_prune.pages.startup import quick
+from hf_prune.pages.startup import quick, unserved
 
 
 def test_the_app_starts_without_stubs_and_docs_of_gradio_and_collects_garbage_afterwards() -> None:
@@ -44,3 +45,34 @@ def test_collections_stay_off_where_they_were_off() -> None:
     finally:
         gc.enable()
         gc.unfreeze()
+
+
+def test_models_made_meanwhile_get_their_validator_when_they_are_first_asked() -> None:
+    with quick():
+
+        class Late(BaseModel):
+            size: int
+
+    class Soon(BaseModel):
+        size: int
+
+    assert type(Late.__pydantic_validator__).__name__ == "MockValSer"
+    assert type(Soon.__pydantic_validator__).__name__ == "SchemaValidator"
+    assert Late(size="3").size == Soon(size=3).size == 3
+    with pytest.raises(ValueError, match="size"):
+        Late(size="three")
+
+
+def test_the_server_is_made_once() -> None:
+    made = []
+
+    class App:
+        @staticmethod
+        def create_app(blocks: str, mcp_server: bool) -> str:
+            made.append(blocks)
+            return blocks
+
+    with unserved(App):
+        assert App.create_app("laid out", mcp_server=False) is None
+    assert App.create_app("launched", mcp_server=True) == "launched"
+    assert made == ["launched"]

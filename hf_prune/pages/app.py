@@ -1,6 +1,7 @@
 """The layout of the app, and which handler answers which button."""
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ def open_here(
     if space:
         # The login of the Space's owner is not for its visitors.
         os.environ.pop("HF_TOKEN", None)
+    # fastapi ignores it where it makes validators; here some are made later.
+    warnings.filterwarnings("ignore", "The 'alias' attribute with value")
     with quick():
         with unserved(gr.routes.App):
             demo = build(Handlers(Runs(home, limits), space))

@@ -131,7 +131,7 @@ def _context(report: Report, figures: Mapping[str, str], parents: Sequence[Paren
     return {
         "md": md, "code": code, "fence": fence, "ranges": _ranges,
         "amount": verdicts.amount, "interval": verdicts.interval,
-        "percent": verdicts.percent, "significant": verdicts.significant,
+        "percent": verdicts.percent, "points": verdicts.points, "significant": verdicts.significant,
         "report": report, "title": _title(report), "lead": _lead(report, parents),
         "figures": {k: quote(_relative(v)) for k, v in figures.items()},
         "strip_alt": f"What became of each of the {report['size']['dense']['layers']} source layers",

@@ -13,68 +13,93 @@ from hf_prune.found import Found
 from hf_prune.job import Job
 from hf_prune.objectives import Measures
 from hf_prune.rivals import label
+from hf_prune.tasks import Z95
+
+OURS = ("hf_prune", "repaired")
+HOWS = {"correct": "", "correct_norm": "_norm"}
+"""Ways to be right, of `TaskScores`, and how the names of their figures end."""
 
 
 def retention(job: Job, found: Found) -> dict[str, Any] | None:
     """The section of the report; None for a run of one parent.
 
     Retention is accuracy over that of the best dense parent, which is the one with the best mean; `best` is that of the
-    parent that is best at the task.
+    parent that is best at the task. Names that end in `_norm` say the same of length-normalised accuracy, which has a
+    reference of its own. `difference` is the mean accuracy of a row minus that of the winner.
     """
     if len(job.parents) == 1:
         return None
     windows, recipe = job.evidence["report"], job.recipe
     names = sorted(set(windows.corpora))
-    tasks = job.reported
     evaluator = Evaluator(
         job.bank,
         windows.tokens,
         with_updates=False,
         corpora=[names.index(c) for c in windows.corpora],
-        exam=lambda dense: Exam(dense, tasks, job.tokenizer, recipe.seed),
+        exam=lambda dense: Exam(dense, job.reported, job.tokenizer, recipe.seed),
     )
-    parents = [("parent", label(job, k), job.identity(k)) for k in range(len(job.parents))]
-    ours = [("hf_prune", "hf_prune", found.cut)]
-    ours += [("repaired", "hf_prune, repaired", found.winner)] if found.winner != found.cut else []
-    entries = [*parents, *ours, *((r.name, r.label, r.blueprint) for r in found.rivals)]
+    entries = _entries(job, found)
     evidence = Fidelity(len(windows.tokens), items=recipe.task_items)
     measures = evaluator.evaluate([b for _, _, b in entries], evidence)
-    best = max(range(len(parents)), key=lambda k: _mean(measures[k]))
-    rows = [_row(*entry, names, m, measures[: len(parents)], best)
-            for entry, m in zip(entries, measures, strict=True)]  # fmt: skip
+    dense = measures[: len(job.parents)]
+    ours = measures[max(k for k, (name, _, _) in enumerate(entries) if name in OURS)]
+    best = {how: max(range(len(dense)), key=lambda k, how=how: _mean(dense[k], how)) for how in HOWS}
+    rows = []
+    for (name, what, blueprint), m in zip(entries, measures, strict=True):
+        row = {"name": name, "label": what, "digest": blueprint.digest, "log_perplexity": m.text}
+        row["corpora"] = dict(zip(names, m.texts, strict=False))
+        for how, suffix in HOWS.items():
+            row |= {f"{k}{suffix}": v for k, v in _kept(m, dense, best[how], how).items()}
+            row[f"difference{suffix}"], row[f"difference_ci{suffix}"] = difference(m, ours, how)
+        rows.append(row)
     return {
-        "reference": parents[best][1],
+        **{f"reference{suffix}": entries[best[how]][1] for how, suffix in HOWS.items()},
         "corpora": names,
-        "tasks": [t.name for t in tasks],
+        "tasks": [t.name for t in job.reported],
         "items": recipe.task_items,
         "rows": rows,
     }
 
 
-def _mean(measures: Measures) -> float:
-    return sum(t.accuracy for t in measures.tasks) / len(measures.tasks)
+def _entries(job: Job, found: Found) -> list[tuple[str, str, Blueprint]]:
+    """(name, label, model) of every row: the parents first, then ours, then what it is compared with."""
+    parents = [("parent", label(job, k), job.identity(k)) for k in range(len(job.parents))]
+    ours = [(OURS[0], "hf_prune", found.cut)]
+    ours += [(OURS[1], "hf_prune, repaired", found.winner)] if found.winner != found.cut else []
+    return [*parents, *ours, *((r.name, r.label, r.blueprint) for r in found.rivals)]
 
 
-def _row(
-    name: str,
-    what: str,
-    blueprint: Blueprint,
-    corpora: Sequence[str],
-    mine: Measures,
-    parents: Sequence[Measures],
-    best: int,
-) -> dict[str, Any]:
-    accuracy = {t.task: t.accuracy for t in mine.tasks}
-    reference = {t.task: t.accuracy for t in parents[best].tasks}
-    top = {t: max(next(x.accuracy for x in p.tasks if x.task == t) for p in parents) for t in accuracy}
+def difference(theirs: Measures, ours: Measures, how: str) -> tuple[float, list[float]]:
+    """Mean accuracy over the tasks, theirs minus ours: the difference, and its 95 % interval on the same items.
+
+    Args:
+        theirs: has the tasks of `ours`, in the same order and with the same items.
+        ours: what it is compared with.
+        how: `correct` or `correct_norm`.
+    """
+    pairs = zip(theirs.tasks, ours.tasks, strict=True)
+    gaps = [getattr(t, how).astype(float) - getattr(o, how) for t, o in pairs]
+    middle = sum(g.mean() for g in gaps) / len(gaps)
+    # The tasks' items are independent: the variance of their mean is the sum of theirs.
+    half = Z95 * sum(g.var() / len(g) for g in gaps) ** 0.5 / len(gaps)
+    return float(middle), [float(middle - half), float(middle + half)]
+
+
+def _mean(measures: Measures, how: str) -> float:
+    return sum(_accuracies(measures, how).values()) / len(measures.tasks)
+
+
+def _accuracies(measures: Measures, how: str) -> dict[str, float]:
+    return {t.task: float(getattr(t, how).mean()) for t in measures.tasks}
+
+
+def _kept(mine: Measures, parents: Sequence[Measures], best: int, how: str) -> dict[str, Any]:
+    """Accuracy and retention, task by task and on average."""
+    accuracy, reference = _accuracies(mine, how), _accuracies(parents[best], how)
+    top = {t: max(_accuracies(p, how)[t] for p in parents) for t in accuracy}
     return {
-        "name": name,
-        "label": what,
-        "digest": blueprint.digest,
-        "log_perplexity": mine.text,
-        "corpora": dict(zip(corpora, mine.texts, strict=False)),
         "accuracy": accuracy,
-        "mean_accuracy": _mean(mine),
+        "mean_accuracy": _mean(mine, how),
         "retention": {t: _share(a, reference[t]) for t, a in accuracy.items()},
         "mean_retention": _share(sum(accuracy.values()), sum(reference.values())),
         "best_retention": {t: _share(a, top[t]) for t, a in accuracy.items()},

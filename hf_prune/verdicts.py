@@ -39,6 +39,11 @@ def percent(share: Any, digits: int = 1) -> str:
     return f"{100 * x:.{digits}f} %".replace("-", "−") if math.isfinite(x) else NONE
 
 
+def points(share: Any) -> str:
+    """A difference of two shares in percentage points."""
+    return f"{100 * number(share):+.1f}".replace("-", "−")
+
+
 def amount(value: Any, unit: str = "") -> str:
     """A large number with a decimal prefix: 3.41 M, 6.74 G (or B for counts), 512."""
     x = number(value)
@@ -194,10 +199,10 @@ def size_miss(report: Report) -> str | None:
     if asked is None or removed is None or abs(removed - asked) < 0.0005:
         return None
     word = "less" if removed < asked else "more"
-    points = f"{100 * abs(removed - asked):.1f}"
+    off = f"{100 * abs(removed - asked):.1f}"
     return (
         f"The target was to remove {percent(asked)} of the parameters; {percent(removed)} are gone, "
-        f"{points} percentage points {word}. Whole units rarely add up to a target exactly."
+        f"{off} percentage points {word}. Whole units rarely add up to a target exactly."
     )
 
 
@@ -271,8 +276,7 @@ def _stage_perplexity(row: Mapping[str, Any], stage: str) -> str:
 def _stage_accuracy(row: Mapping[str, Any], stage: str) -> str:
     if stage == "dense":
         return percent(row["dense"]["accuracy"])
-    change = interval(_points(row["difference"]), row["difference_ci"], _points)
-    return f"{percent(row['pruned']['accuracy'])}; {change}"
+    return f"{percent(row['pruned']['accuracy'])}; {interval(points(row['difference']), row['difference_ci'], points)}"
 
 
 def _stage_score(row: Mapping[str, Any], stage: str) -> str:
@@ -312,14 +316,10 @@ def _task_rows(report: Report) -> list[Row]:
     for name, task in (report.get("tasks") or {}).items():
         pair = [interval(percent(task[k]["accuracy"]), task[k].get("ci"), percent) for k in ("dense", "pruned")]
         change = "" if task.get("difference") is None else interval(
-            f"{_points(task['difference'])} points", task.get("difference_ci"), _points
+            f"{points(task['difference'])} points", task.get("difference_ci"), points
         )  # fmt: skip
         rows.append((f"{name} accuracy ({task['items']} items, chance {percent(task['chance'], 0)})", *pair, change))
     return rows
-
-
-def _points(share: Any) -> str:
-    return f"{100 * number(share):+.1f}".replace("-", "−")
 
 
 def _generation_rows(report: Report) -> list[Row]:

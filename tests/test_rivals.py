@@ -66,14 +66,20 @@ def test_the_report_compares_with_every_way_to_get_there(done):
     models = ("base", "tuned", "lora", "the mean")
     cuts = {f"{kind}:{model}" for kind in ("shortgpt", "greedy") for model in models}
     assert set(names[5:]) == cuts | {"cut-first", "removal", "selection"}
+    winner = report["retention"]["rows"][4]
     for row in report["retention"]["rows"]:
-        assert row["mean_accuracy"] == pytest.approx(sum(row["accuracy"].values()) / len(row["accuracy"]))
+        for how in ("", "_norm"):
+            shares = row[f"accuracy{how}"].values()
+            assert row[f"mean_accuracy{how}"] == pytest.approx(sum(shares) / len(shares))
+            ahead = row[f"mean_accuracy{how}"] - winner[f"mean_accuracy{how}"]
+            assert row[f"difference{how}"] == pytest.approx(ahead)
     best = max(report["retention"]["rows"][:3], key=lambda r: r["mean_accuracy"])
     assert best["mean_retention"] == 1 and report["retention"]["reference"] in ("base", "tuned", "lora")
     assert len(report["origins"]) == DEPTH - 2 and (done.folder / "figures/parents.png").is_file()
     for layer in report["origins"]:
         assert sum(layer["parents"].values()) == pytest.approx(1)
     card = (done.folder / "README.md").read_text()
+    assert "acc_norm of lm_eval" in card and card.count("| above this model |") == 2
     assert "base_model_relation: merge" not in card, "local parents are no repos of the Hub"
     assert all(f"figures/{p.name}" in card for p in (done.folder / "figures").iterdir()), "every figure is shown"
     assert str(done.folder.parent) not in card and report["certificate"]["ok"]

@@ -86,21 +86,29 @@ def report_of(a: argparse.Namespace, seed: int, folder: Path) -> dict[str, Any]:
 
 def show(sections: list[dict[str, Any]]) -> None:
     """Every way to make the model, over the seeds."""
-    print("| | mean log-perplexity | worst seed | mean retention | worst seed |\n|---|---:|---:|---:|---:|")
+    print("| | mean log-perplexity | worst seed | mean retention | worst seed | length-normalised | worst seed |\n"
+          f"|---|{'---:|' * 6}")  # fmt: skip
     for what in dict.fromkeys(r["label"] for s in sections for r in s["rows"]):
         rows = [next((r for r in s["rows"] if r["label"] == what), None) for s in sections]
         text = [r["log_perplexity"] for r in rows if r]
-        kept = [r["mean_retention"] for r in rows if r]
-        cells = (f"{statistics.mean(text):.3f}", f"{max(text):.3f}", f"{statistics.mean(kept):.1%}", f"{min(kept):.1%}")
+        cells = [f"{statistics.mean(text):.3f}", f"{max(text):.3f}"]
+        for how in ("mean_retention", "mean_retention_norm"):
+            kept = [r[how] for r in rows if r]
+            cells += [f"{statistics.mean(kept):.1%}", f"{min(kept):.1%}"]
         print(f"| {what} | {' | '.join(cells)} |")
 
 
 def detail(section: dict[str, Any], seed: int) -> None:
-    """Accuracies of one seed, task by task."""
-    print(f"Accuracy, seed {seed}:\n\n| | {' | '.join(section['tasks'])} |\n|---|{'---:|' * len(section['tasks'])}")
-    for row in section["rows"]:
-        cells = [f"{row['accuracy'][t]:.1%}" for t in section["tasks"]]
-        print(f"| {row['label']} | {' | '.join(cells)} |")
+    """Accuracies of one seed, task by task, and the mean against the result's on the same items."""
+    for suffix, what in (("", "Accuracy"), ("_norm", "Length-normalised accuracy")):
+        print(f"{what}, seed {seed}; best dense parent: {section[f'reference{suffix}']}\n\n"
+              f"| | {' | '.join(section['tasks'])} | mean, points above the result's |\n"
+              f"|---|{'---:|' * (len(section['tasks']) + 1)}")  # fmt: skip
+        for row in section["rows"]:
+            cells = [f"{row[f'accuracy{suffix}'][t]:.1%}" for t in section["tasks"]]
+            middle, low, high = (100 * v for v in (row[f"difference{suffix}"], *row[f"difference_ci{suffix}"]))
+            print(f"| {row['label']} | {' | '.join(cells)} | {middle:+.1f} ({low:+.1f} to {high:+.1f}) |")
+        print()
 
 
 if __name__ == "__main__":

@@ -15,8 +15,7 @@ from hf_prune.objectives import Measures
 from hf_prune.rivals import label
 from hf_prune.tasks import Z95
 
-OURS = ("hf_prune", "repaired")
-HOWS = {"correct": "", "correct_norm": "_norm"}
+ACCURACIES = {"correct": "", "correct_norm": "_norm"}
 """Ways to be right, of `TaskScores`, and how the names of their figures end."""
 
 
@@ -42,18 +41,18 @@ def retention(job: Job, found: Found) -> dict[str, Any] | None:
     evidence = Fidelity(len(windows.tokens), items=recipe.task_items)
     measures = evaluator.evaluate([b for _, _, b in entries], evidence)
     dense = measures[: len(job.parents)]
-    ours = measures[max(k for k, (name, _, _) in enumerate(entries) if name in OURS)]
-    best = {how: max(range(len(dense)), key=lambda k, how=how: _mean(dense[k], how)) for how in HOWS}
+    ours = measures[len(dense) + (found.winner != found.cut)]
+    best = {how: max(range(len(dense)), key=lambda k, how=how: _mean(dense[k], how)) for how in ACCURACIES}
     rows = []
     for (name, what, blueprint), m in zip(entries, measures, strict=True):
         row = {"name": name, "label": what, "digest": blueprint.digest, "log_perplexity": m.text}
         row["corpora"] = dict(zip(names, m.texts, strict=False))
-        for how, suffix in HOWS.items():
+        for how, suffix in ACCURACIES.items():
             row |= {f"{k}{suffix}": v for k, v in _kept(m, dense, best[how], how).items()}
             row[f"difference{suffix}"], row[f"difference_ci{suffix}"] = difference(m, ours, how)
         rows.append(row)
     return {
-        **{f"reference{suffix}": entries[best[how]][1] for how, suffix in HOWS.items()},
+        **{f"reference{suffix}": entries[best[how]][1] for how, suffix in ACCURACIES.items()},
         "corpora": names,
         "tasks": [t.name for t in job.reported],
         "items": recipe.task_items,
@@ -64,8 +63,8 @@ def retention(job: Job, found: Found) -> dict[str, Any] | None:
 def _entries(job: Job, found: Found) -> list[tuple[str, str, Blueprint]]:
     """(name, label, model) of every row: the parents first, then ours, then what it is compared with."""
     parents = [("parent", label(job, k), job.identity(k)) for k in range(len(job.parents))]
-    ours = [(OURS[0], "hf_prune", found.cut)]
-    ours += [(OURS[1], "hf_prune, repaired", found.winner)] if found.winner != found.cut else []
+    ours = [("hf_prune", "hf_prune", found.cut)]
+    ours += [("repaired", "hf_prune, repaired", found.winner)] if found.winner != found.cut else []
     return [*parents, *ours, *((r.name, r.label, r.blueprint) for r in found.rivals)]
 
 

@@ -45,7 +45,7 @@ def quick() -> Iterator[None]:
     finder, collecting, config = WithoutDocs(), gc.isenabled(), BaseModel.model_config
     sys.meta_path.insert(0, finder)
     gc.disable()
-    # Of some 500 models of fastapi and mcp an app asks a few.
+    # Of the hundreds of models of fastapi and mcp an app asks a few.
     BaseModel.model_config = {**config, "defer_build": True}
     try:
         yield

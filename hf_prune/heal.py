@@ -203,7 +203,8 @@ def _arguments(course: Course, steps: int, home: Path, student: PreTrainedModel)
         max_steps=steps,
         learning_rate=course.rate or RATES[course.method],
         lr_scheduler_type="cosine",
-        warmup_steps=max(1, round(WARMUP * steps)),
+        # The first step of a warm-up learns nothing, so a single step has none.
+        warmup_steps=min(steps - 1, max(1, round(WARMUP * steps))),
         weight_decay=0.0,
         max_grad_norm=CLIP,
         eval_strategy="steps",

@@ -132,6 +132,13 @@ def test_training_helps_and_the_best_state_is_what_one_gets(tmp_path, method):
 
 
 @pytest.mark.slow
+def test_a_single_step_learns(tmp_path):
+    done = trained(tmp_path, tokens=STEP)
+    (_, before), (_, after) = done.curve
+    assert done.tokens == STEP and after < before
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", "dora", "full"])
 def test_only_the_layers_learn_and_the_teacher_does_not(tmp_path, method):
     (student, teacher), (dense, _) = pair(), pair()

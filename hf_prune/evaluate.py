@@ -249,8 +249,10 @@ class Evaluator:
         fresh = [n for n in nodes if not n.dense and not n.broken]
         self._run(spec, fresh, pieces)
         if fresh:
-            # One look per visit: asking per node would stop the device each time.
-            sums = [torch.stack([s.sum(dtype=torch.float32) for s in n.states]).sum() for n in fresh]
+            # What overflows stays so: one piece warns early, the end looks at all of them. One look per visit,
+            # because asking per node would stop the device each time.
+            looked = [n.states if n.leaves else n.states[:1] for n in fresh]
+            sums = [torch.stack([s.sum(dtype=torch.float32) for s in states]).sum() for states in looked]
             finite = torch.stack(sums).isfinite().tolist()
             for node, fine in zip(fresh, finite, strict=True):
                 node.broken = not fine

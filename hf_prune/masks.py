@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-BLOCK = 64
+BLOCK = 32
 """Queries per call: enough for a fast product, few enough that hardly anything above the diagonal is computed."""
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 SEARCH_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 TOP_K = 512
 FRONTIER_BYTES = 1 << 30
-TILE_TOKENS = {"cpu": 1024, "gpu": 1 << 15}
+TILE_TOKENS = {"cpu": 2048, "gpu": 1 << 15}
 """These and `MERGED_LAYERS` are the evaluator's own numbers, repeated here because planning must not load torch."""
 MERGED_LAYERS = 64
 """That the bank keeps."""

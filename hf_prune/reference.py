@@ -20,7 +20,7 @@ from hf_prune.architecture import Family
 from hf_prune.errors import UnsupportedArchitecture
 
 TOP_K = 512
-TILE_TOKENS = 1024
+TILE_TOKENS = 2048
 """Tokens per layer call on CPU: activations stay in cache, and every call has one shape, whoever shares it."""
 GPU_TILE_TOKENS = 1 << 15
 NOTHING: Mapping[str, Tensor] = {}

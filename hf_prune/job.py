@@ -289,9 +289,10 @@ class Job:
     @cached_property
     def columns(self) -> tuple[str, ...]:
         """Objectives of every journaled value tuple; the searched one first."""
-        tasks = [f"task:{t.name}" for t in self.searched]
-        asked = (*ALWAYS, *(("tasks", "doubt", *tasks) if tasks else ()), *(("text",) if len(self.parents) > 1 else ()))
-        return tuple(dict.fromkeys((self.recipe.objective, *asked)))
+        each = [f"task:{t.name}" for t in self.searched]
+        tasks = ("tasks", "tasks_norm", "doubt", *each) if each else ()
+        text = ("text",) if len(self.parents) > 1 else ()
+        return tuple(dict.fromkeys((self.recipe.objective, *ALWAYS, *tasks, *text)))
 
     @cached_property
     def scorer(self) -> Scorer:

@@ -41,6 +41,11 @@ class Measures:
         return sum(1.0 - t.accuracy for t in self.tasks) / len(self.tasks) if self.tasks else math.nan
 
     @property
+    def error_norm(self) -> float:
+        """Like `error`, by log-likelihood per character of the option."""
+        return sum(1.0 - t.accuracy_norm for t in self.tasks) / len(self.tasks) if self.tasks else math.nan
+
+    @property
     def doubt(self) -> float:
         """Mean over the tasks of -log p(right answer), nats per item."""
         return sum(t.doubt for t in self.tasks) / len(self.tasks) if self.tasks else math.nan
@@ -51,23 +56,23 @@ class Objective:
     """A value to minimise; `needs_forward` is False when the blueprint alone decides it."""
 
     value: Callable[[Measures], float]
-    label: str
     needs_forward: bool = True
     needs_modules: bool = False
     needs_tasks: bool = False
 
 
 OBJECTIVES: Mapping[str, Objective] = {
-    "kl": Objective(lambda m: m.kl, "KL to the dense model (nats/token)"),
-    "perplexity": Objective(lambda m: math.exp(min(m.nll, 700.0)), "perplexity"),
-    "similarity": Objective(lambda m: 1.0 - m.update_cosine, "1 - cosine of residual updates"),
-    "kl_similarity": Objective(lambda m: m.kl + 1.0 - m.update_cosine, "KL + 1 - cosine of residual updates"),
-    "gelaco_v1": Objective(lambda m: 1.0 - m.gelaco, "1 - GeLaCo v1 similarity", needs_modules=True),
-    "text": Objective(lambda m: m.text, "mean log-perplexity of the corpora"),
-    "tasks": Objective(lambda m: m.error, "share of task items answered wrongly", needs_tasks=True),
-    "doubt": Objective(lambda m: m.doubt, "-log p of the right answers (nats/item)", needs_tasks=True),
-    "abilities": Objective(lambda m: m.text + m.doubt, "log-perplexity - log p of the right answers", needs_tasks=True),
-    "params": Objective(lambda m: float(m.parameters), "parameters", needs_forward=False),
+    "kl": Objective(lambda m: m.kl),
+    "perplexity": Objective(lambda m: math.exp(min(m.nll, 700.0))),
+    "similarity": Objective(lambda m: 1.0 - m.update_cosine),
+    "kl_similarity": Objective(lambda m: m.kl + 1.0 - m.update_cosine),
+    "gelaco_v1": Objective(lambda m: 1.0 - m.gelaco, needs_modules=True),
+    "text": Objective(lambda m: m.text),
+    "tasks": Objective(lambda m: m.error, needs_tasks=True),
+    "tasks_norm": Objective(lambda m: m.error_norm, needs_tasks=True),
+    "doubt": Objective(lambda m: m.doubt, needs_tasks=True),
+    "abilities": Objective(lambda m: m.text + m.doubt, needs_tasks=True),
+    "params": Objective(lambda m: float(m.parameters), needs_forward=False),
 }
 
 
@@ -78,7 +83,7 @@ def of_task(column: str) -> Objective:
     def wrong(measures: Measures) -> float:
         return next((1.0 - t.accuracy for t in measures.tasks if t.task == name), math.nan)
 
-    return Objective(wrong, f"{name}: share answered wrongly", needs_tasks=True)
+    return Objective(wrong, needs_tasks=True)
 
 
 def values(measures: Measures, names: tuple[str, ...]) -> tuple[float, ...]:

@@ -16,8 +16,9 @@ Search = Literal[
     "staged", "smac", "genetic", "nsga2", "evopress", "greedy", "exhaustive", "random", "shortgpt", "window", "last"
 ]
 Objective = Literal[
-    "kl", "perplexity", "similarity", "kl_similarity", "gelaco_v1", "text", "tasks", "doubt", "abilities"
+    "kl", "perplexity", "similarity", "kl_similarity", "gelaco_v1", "text", "tasks", "tasks_norm", "doubt", "abilities"
 ]
+TASK_OBJECTIVES = ("tasks", "tasks_norm", "doubt", "abilities")
 Baseline = Literal[
     "random", "last", "shortgpt", "window", "greedy", "removal", "selection", "uniform", "errors", "wanda", "magnitude"
 ]
@@ -239,7 +240,7 @@ class Recipe(BaseModel):
             )
         if self.variants and self.search_heal:
             raise ValueError("search_heal has one teacher and stitch several; leave it out and train with --heal")
-        if self.objective in ("tasks", "doubt", "abilities") and not self.search_tasks:
+        if self.objective in TASK_OBJECTIVES and not self.search_tasks:
             raise ValueError(f"objective {self.objective} needs tasks to search on; name files with --search-tasks")
         if self.variants and self.drop:
             raise ValueError("drop names layers of one model; with variants say how many go with --drop-layers")

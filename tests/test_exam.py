@@ -76,6 +76,7 @@ def test_a_cut_model_answers_in_the_sweep_as_it_does_live(bank, parent, tokenize
         for ours, task in zip(m.tasks, evaluator.exam.tasks, strict=True):
             alike(ours, score(live, tokenizer, task))
         assert m.error == pytest.approx(1 - np.mean([t.accuracy for t in m.tasks])) and m.doubt > 0
+        assert m.error_norm == pytest.approx(1 - np.mean([t.accuracy_norm for t in m.tasks]))
 
 
 def test_items_from_anywhere_are_the_items_from_there(bank, parent, tokenizer):

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_prune.objectives import OBJECTIVES, Measures, values
+from hf_prune.recipe import TASK_OBJECTIVES
 from hf_prune.tasks import TaskScores
 
 NUMBERS = st.floats(0, 20)
@@ -28,6 +29,7 @@ def test_every_objective_is_its_formula(kl, nll, updates, gelaco):
             "gelaco_v1": 1 - gelaco,
             "text": nll + 0.5,
             "tasks": 1.0,
+            "tasks_norm": 0.0,
             "doubt": math.log(3),
             "abilities": nll + 0.5 + math.log(3),
             "params": 7.0,
@@ -37,7 +39,7 @@ def test_every_objective_is_its_formula(kl, nll, updates, gelaco):
 
 def test_what_broke_is_infinite_except_its_size():
     found = values(Measures(math.inf, math.inf, -1.0, -1.0, 7, finite=False), tuple(OBJECTIVES))
-    assert found[:-1] == (math.inf,) * 9 and found[-1] == 7.0
+    assert found[:-1] == (math.inf,) * 10 and found[-1] == 7.0
 
 
 def test_what_was_not_measured_is_infinite_rather_than_nan():
@@ -51,6 +53,10 @@ def test_a_hopeless_perplexity_is_large_but_a_number():
 def test_only_gelaco_needs_modules_and_only_size_no_forward():
     assert [n for n, o in OBJECTIVES.items() if o.needs_modules] == ["gelaco_v1"]
     assert [n for n, o in OBJECTIVES.items() if not o.needs_forward] == ["params"]
+
+
+def test_a_recipe_knows_which_of_them_need_tasks():
+    assert [n for n, o in OBJECTIVES.items() if o.needs_tasks] == list(TASK_OBJECTIVES)
 
 
 def test_a_column_per_task_is_its_share_of_wrong_answers():

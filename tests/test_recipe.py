@@ -9,7 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_prune.errors import InvalidRecipe
-from hf_prune.recipe import AFTER_SEARCH, NOT_IDENTITY, RULES, Baseline, Method, Objective, Recipe, Search
+from hf_prune.recipe import (
+    AFTER_SEARCH,
+    NOT_IDENTITY,
+    RULES,
+    TASK_OBJECTIVES,
+    Baseline,
+    Method,
+    Objective,
+    Recipe,
+    Search,
+)
 
 CHANGED = {
     "base": "other",
@@ -131,7 +141,7 @@ recipes = st.builds(
     output=words,
     method=st.sampled_from([m for m in get_args(Method) if m != "stitch" and not m.startswith("width")]),
     search=st.sampled_from([s for s in get_args(Search) if s not in ("nsga2", "smac")]),
-    objective=st.sampled_from([o for o in get_args(Objective) if o not in ("tasks", "doubt", "abilities")]),
+    objective=st.sampled_from([o for o in get_args(Objective) if o not in TASK_OBJECTIVES]),
     rules=st.lists(st.sampled_from(RULES), min_size=1).map(tuple),
     baselines=st.lists(st.sampled_from(get_args(Baseline))).map(tuple),
     data=st.lists(words, max_size=3).map(tuple),

@@ -19,7 +19,7 @@ from typing import Any
 
 from hf_prune.bundled import demo_folder
 from hf_prune.pipeline import run
-from hf_prune.recipe import Recipe
+from hf_prune.recipe import TASK_OBJECTIVES, Recipe
 
 SPECIALISTS = ("plays", "code", "qa")
 
@@ -63,7 +63,7 @@ def report_of(a: argparse.Namespace, seed: int, folder: Path) -> dict[str, Any]:
         variants=tuple(str(special / name) for name in SPECIALISTS),
         data=(str(demo / "text"), str(special / "text")),
         tasks=tuple(str(p) for w in (demo, special) for p in sorted((w / "tasks").glob("*.report.jsonl"))),
-        search_tasks=asked if a.objective in ("tasks", "doubt", "abilities") else (),
+        search_tasks=asked if a.objective in TASK_OBJECTIVES else (),
         method="stitch",
         drop_layers=a.drop_layers,
         seed=seed,

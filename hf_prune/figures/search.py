@@ -51,6 +51,11 @@ OBJECTIVES = {
     "similarity": "1 - similarity of residual updates",
     "kl_similarity": "KL + (1 - similarity)",
     "gelaco_v1": "1 - GeLaCo v1 similarity",
+    "text": "mean log-perplexity of the corpora",
+    "tasks": "share of task items answered wrongly",
+    "tasks_norm": "share answered wrongly, length-normalised",
+    "doubt": "-log p of the right answers (nats per item)",
+    "abilities": "log-perplexity - log p of the right answers",
 }
 
 

@@ -90,6 +90,17 @@ def test_items_from_anywhere_are_the_items_from_there(bank, parent, tokenizer):
         np.testing.assert_allclose(all_items.log_likelihoods[6:], few.log_likelihoods, rtol=1e-4, atol=1e-3)
 
 
+def test_what_overflows_on_a_sheet_alone_is_seen(bank, parent, tokenizer):
+    evaluator = Evaluator(bank, torch.randint(3, 2000, (2, 32)), exam=lambda dense: Exam(dense, [MIXED], tokenizer))
+    (sheet,) = evaluator.exam.sheets(0, 10)
+    with torch.inference_mode():
+        sheet.hidden[3][0, 0] = torch.inf
+    assert [m.finite for m in evaluator.evaluate([cut(parent), cut(parent, (0,))], Fidelity(2, items=10))] == [
+        False,
+        True,
+    ]
+
+
 def test_a_shared_prompt_is_computed_once(bank, tokenizer):
     exam = Exam(Dense(bank.model, bank.parents[0].family), [MIXED], tokenizer)
     plain = Exam(Dense(bank.model, bank.parents[0].family), [MIXED], tokenizer, packed=False)

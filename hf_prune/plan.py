@@ -318,7 +318,7 @@ def peak_memory(recipe: Recipe, peek: "Peek", weights: Weights) -> int:
     reference = (layers + 1) * state + tokens * min(TOP_K, vocabulary) * 12
     modules = 2 * layers * state if recipe.objective == "gelaco_v1" else 0
     frontier = min(2 * recipe.offspring * larger * hidden * width, FRONTIER_BYTES)
-    tile = max(recipe.length, min(tokens, TILE_TOKENS["cpu" if cpu else "gpu"]))
+    tile = max(recipe.length, min(tokens, TILE_TOKENS["cpu"] * 2 // width if cpu else TILE_TOKENS["gpu"]))
     merged = 0
     if recipe.method == "stitch":
         room = recipe.memory * 2**30 - weights.total * width if recipe.memory else math.inf

@@ -21,7 +21,8 @@ from hf_prune.errors import UnsupportedArchitecture
 
 TOP_K = 512
 TILE_TOKENS = 2048
-"""Tokens per layer call on CPU: activations stay in cache, and every call has one shape, whoever shares it."""
+"""Tokens per layer call on CPU in 16 bits, half as many in 32: activations stay in cache, and every call has one shape,
+whoever shares it."""
 GPU_TILE_TOKENS = 1 << 15
 NOTHING: Mapping[str, Tensor] = {}
 HEAD_FLOATS, GPU_HEAD_FLOATS = 1 << 20, 1 << 28
@@ -86,7 +87,8 @@ class Dense:
         self.norm = model.get_submodule(family.norm)
         self.head = model.get_output_embeddings()
         self.device = next(model.parameters()).device
-        self.tile_tokens = tile_tokens or (TILE_TOKENS if self.device.type == "cpu" else GPU_TILE_TOKENS)
+        on_cpu = TILE_TOKENS * 2 // next(model.parameters()).element_size()
+        self.tile_tokens = tile_tokens or (on_cpu if self.device.type == "cpu" else GPU_TILE_TOKENS)
         config = model.config.get_text_config()
         self.softcap = getattr(config, "final_logit_softcapping", None)
         # Cohere multiplies its logits, Granite divides them.

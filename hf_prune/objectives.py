@@ -58,7 +58,6 @@ class Objective:
     value: Callable[[Measures], float]
     needs_forward: bool = True
     needs_modules: bool = False
-    needs_tasks: bool = False
 
 
 OBJECTIVES: Mapping[str, Objective] = {
@@ -68,10 +67,10 @@ OBJECTIVES: Mapping[str, Objective] = {
     "kl_similarity": Objective(lambda m: m.kl + 1.0 - m.update_cosine),
     "gelaco_v1": Objective(lambda m: 1.0 - m.gelaco, needs_modules=True),
     "text": Objective(lambda m: m.text),
-    "tasks": Objective(lambda m: m.error, needs_tasks=True),
-    "tasks_norm": Objective(lambda m: m.error_norm, needs_tasks=True),
-    "doubt": Objective(lambda m: m.doubt, needs_tasks=True),
-    "abilities": Objective(lambda m: m.text + m.doubt, needs_tasks=True),
+    "tasks": Objective(lambda m: m.error),
+    "tasks_norm": Objective(lambda m: m.error_norm),
+    "doubt": Objective(lambda m: m.doubt),
+    "abilities": Objective(lambda m: m.text + m.doubt),
     "params": Objective(lambda m: float(m.parameters), needs_forward=False),
 }
 
@@ -83,7 +82,7 @@ def of_task(column: str) -> Objective:
     def wrong(measures: Measures) -> float:
         return next((1.0 - t.accuracy for t in measures.tasks if t.task == name), math.nan)
 
-    return Objective(wrong, needs_tasks=True)
+    return Objective(wrong)
 
 
 def values(measures: Measures, names: tuple[str, ...]) -> tuple[float, ...]:

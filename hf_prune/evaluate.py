@@ -17,24 +17,12 @@ from transformers import PreTrainedModel
 from hf_prune.bank import LayerBank
 from hf_prune.blueprint import GONE, Blueprint, Fidelity, LayerSpec
 from hf_prune.errors import InvalidBlueprint
-from hf_prune.exam import Exam, Sheet, answered
+from hf_prune.exam import Exam, answered
 from hf_prune.objectives import Measures
-from hf_prune.reference import TOP_K, Call, Dense, compared, cosine
+from hf_prune.pieces import Piece, batches, most_bytes
+from hf_prune.reference import TOP_K, Batch, Dense, compared, cosine
 from hf_prune.teachers import Teachers
 from hf_prune.trie import Node, grown, most_alive, place, reach
-
-STATE_BYTES = 1 << 30
-"""Most bytes of hidden states the sweep keeps alive at once; sequences are chunked to stay below."""
-
-
-@dataclass(frozen=True, eq=False)
-class Piece:
-    """Evidence that goes through the layers as one batch: windows of text, or a sheet of tasks."""
-
-    hidden: Callable[[int], Tensor]
-    calls: Sequence[Call]
-    window: slice | None = None
-    sheet: Sheet | None = None
 
 
 @dataclass
@@ -182,23 +170,9 @@ class Evaluator:
         return totals
 
     def _batches(self, fidelity: Fidelity, alive: int) -> Iterator[list[Piece]]:
-        """The evidence in pieces, as many at a time as there may be states."""
-        own, each = self.own, self.own.hidden[0][0].nbytes
-        chunk, stop = max(1, STATE_BYTES // (alive * each)), fidelity.start + fidelity.sequences
-        batch, room = [], 0
-        for first in range(fidelity.start, stop, chunk):
-            if batch:
-                yield batch
-            window = slice(first, min(stop, first + chunk))
-            batch = [Piece(lambda depth, w=window: own.hidden[depth][w], own.calls, window)]
-            room = STATE_BYTES // alive - (window.stop - first) * each
-        for sheet in self.exam.sheets(fidelity.first_item, fidelity.items) if self.exam and fidelity.items else ():
-            room -= sheet.hidden[0].nbytes
-            if room < 0 and batch:
-                yield batch
-                batch, room = [], STATE_BYTES // alive - sheet.hidden[0].nbytes
-            batch.append(Piece(lambda depth, s=sheet: s.hidden[depth], sheet.calls, sheet=sheet))
-        yield batch
+        sheets = self.exam.sheets(fidelity.first_item, fidelity.items) if self.exam and fidelity.items else ()
+        layer = self.bank.parents[0].layer_parameters * self.own.hidden[0].element_size()
+        return batches(self.own, sheets, fidelity, most_bytes(self.dense.device, layer) // alive)
 
     def _walk(self, roots: Mapping[int, Node], pieces: Sequence[Piece]) -> Iterator[Node]:
         """Compute every edge, layer by layer in source order; yield the nodes where candidates end."""
@@ -267,7 +241,7 @@ class Evaluator:
         if not nodes:
             return
         layer = self.bank.module(spec)
-        jobs, owners = [], []
+        calls, owners = [], []
         for p, piece in enumerate(pieces):
             call, (rows, length) = piece.calls[spec.anchor.layer], nodes[0].parent.states[p].shape[:2]
             # Masks of a sheet fit its own rows; text of several candidates shares calls of one size.
@@ -275,12 +249,14 @@ class Evaluator:
             for first in range(0, len(nodes), together):
                 group = nodes[first : first + together]
                 states = [n.parent.states[p] for n in group]
-                jobs.append((torch.cat(states) if len(group) > 1 else states[0], call, piece.sheet is not None))
+                joined = torch.cat(states) if len(group) > 1 else states[0]
+                asked = piece.sheet.asked if piece.sheet and not group[0].children else None
+                calls.append(Batch(joined, call, piece.sheet is not None, asked))
                 owners.append((p, rows, group))
             self.cost.layer_tokens += len(nodes) * rows * length
         for node in nodes:
             node.states = [None] * len(pieces)
-        for (p, rows, group), (out, inner) in zip(owners, self.dense.apply_each(layer, jobs), strict=True):
+        for (p, rows, group), (out, inner) in zip(owners, self.dense.apply_each(layer, calls), strict=True):
             for k, node in enumerate(group):
                 mine = slice(k * rows, (k + 1) * rows)
                 node.states[p] = out[mine]

@@ -42,7 +42,7 @@ class Sheet:
     tokens: int64 [n, T]. calls: what each layer is given besides the state, made for these very rows. hidden: [n, T, d]
     of the dense model per layer boundary. at: int64 [m] places in the flattened rows that predict the `wanted` tokens
     [m]; `option` [m] numbers the options of the sheet, `options` names them: (task, item, option). given: masks and
-    positions that the model was called with. greedy: whether the likeliest tokens matter.
+    positions that the model was called with. greedy: whether the likeliest tokens matter. asked: `at` once each.
     """
 
     tokens: Tensor
@@ -54,6 +54,7 @@ class Sheet:
     options: tuple[tuple[int, int, int], ...]
     given: dict[str, Tensor]
     greedy: bool
+    asked: Tensor
 
     def scores(self, dense: Dense, state: Tensor) -> tuple[Tensor, Tensor]:
         """Log-likelihood of every option, float64 [options], and whether all its tokens are the likeliest, bool;
@@ -155,7 +156,8 @@ class Exam:
         ]
         at, wanted, option = (torch.tensor(column, device=self.dense.device) for column in zip(*flat, strict=True))
         greedy = any(self.tasks[r.task].kind == "exact" for r in rows)
-        return Sheet(tokens, tuple(calls), tuple(hidden), at, wanted, option, tuple(names), given, greedy)
+        return Sheet(tokens, tuple(calls), tuple(hidden), at, wanted, option, tuple(names), given, greedy,
+                     at.unique())  # fmt: skip
 
     def _masked(self, rows: Sequence[Row], width: int) -> dict[str, Tensor]:
         """Positions [n, T] and an additive mask [n, 1, T, T]: a token sees the prompt and its own option before it."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hf_prune.architecture import Family
+from hf_prune.asked import answering, from_first
 from hf_prune.errors import UnsupportedArchitecture
 
 TOP_K = 512
@@ -31,6 +32,19 @@ Halves = tuple[Tensor, Tensor] | None
 """Attention and MLP outputs of a layer, when they are recorded."""
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 """Arguments of a layer besides its hidden state, made for batch size 1, so they fit any."""
+
+
+class Batch(NamedTuple):
+    """States [B, T, d] for a layer with the call they need.
+
+    whole: they are not cut into tiles, since the call fits their rows only. asked: int64 [m], places of the
+    flattened states whose outputs alone are wanted; None wants all.
+    """
+
+    states: Tensor
+    call: Call
+    whole: bool = False
+    asked: Tensor | None = None
 
 
 class Targets(NamedTuple):
@@ -110,27 +124,32 @@ class Dense:
 
     def apply(self, layer: torch.nn.Module, batches: Sequence[Tensor], call: Call) -> list[tuple[Tensor, Halves]]:
         """One layer over several [B, T, d], in tiles of whole sequences; with its halves' outputs where recorded."""
-        return self.apply_each(layer, [(batch, call, False) for batch in batches])
+        return self.apply_each(layer, [Batch(states, call) for states in batches])
 
-    def apply_each(
-        self, layer: torch.nn.Module, jobs: Sequence[tuple[Tensor, Call, bool]]
-    ) -> list[tuple[Tensor, Halves]]:
-        """`apply` where every batch has its own call; one that is `whole` is not cut, since its call fits its rows."""
-        outs = [torch.empty_like(batch) for batch, _, _ in jobs]
-        inner: list[list[tuple[Tensor, Tensor]]] = [[] for _ in jobs]
+    def apply_each(self, layer: torch.nn.Module, batches: Sequence[Batch]) -> list[tuple[Tensor, Halves]]:
+        """`apply` where every batch has its own call."""
+        outs = [torch.empty_like(batch.states) for batch in batches]
+        inner: list[list[tuple[Tensor, Tensor]]] = [[] for _ in batches]
 
         def one(number: int, rows: slice) -> None:
-            batch, (args, kwargs), _ = jobs[number]
-            result = layer(batch[rows], *args, **kwargs)
+            result = self._called(layer, batches[number], rows)
             outs[number][rows] = result[0] if isinstance(result, tuple) else result
             inner[number] += tap.take()
 
-        def tiles(batch: Tensor, whole: bool) -> list[slice]:
-            return [slice(0, len(batch))] if whole else self.tiles(batch, self.tile_tokens)
+        def tiles(batch: Batch) -> list[slice]:
+            return [slice(0, len(batch.states))] if batch.whole else self.tiles(batch.states, self.tile_tokens)
 
         with _Tap(layer, self.family, self.with_modules) as tap:
-            self.each(one, [(i, rows) for i, (b, _, whole) in enumerate(jobs) for rows in tiles(b, whole)])
+            self.each(one, [(i, rows) for i, batch in enumerate(batches) for rows in tiles(batch)])
         return [(out, _joined(halves)) for out, halves in zip(outs, inner, strict=True)]
+
+    def _called(self, layer: torch.nn.Module, batch: Batch, rows: slice) -> Any:
+        args, kwargs = batch.call
+        # What halves give is recorded for all tokens.
+        if batch.asked is not None and not self.with_modules:
+            layer = answering(layer, self.family, batch.asked)
+            kwargs = from_first(kwargs, batch.asked, batch.states.shape[1])
+        return layer(batch.states[rows], *args, **kwargs)
 
     def tiles(self, states: Tensor, tokens: int) -> list[slice]:
         """Row ranges of [B, T, ...] of at most `tokens` tokens (one sequence at least)."""

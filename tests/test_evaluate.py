@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import hf_prune.evaluate
+import hf_prune.pieces
 from hf_prune.assemble import Parent, assemble
 from hf_prune.bank import LayerBank
 from hf_prune.blueprint import GONE, Blueprint, Fidelity, LayerSpec, Part, Source
@@ -109,7 +109,8 @@ def test_few_states_in_memory_give_the_same_numbers(monkeypatch):
     bank = bank_of("llama")
     candidates = deletions(bank, 2)
     usual = Evaluator(bank, WINDOWS).evaluate(candidates, ALL)
-    monkeypatch.setattr(hf_prune.evaluate, "STATE_BYTES", 1)
+    monkeypatch.setattr(hf_prune.pieces, "CACHED_STATE_BYTES", 1)
+    monkeypatch.setattr(hf_prune.pieces, "CACHED_STATE_LAYERS", 0)
     assert [m.kl for m in Evaluator(bank, WINDOWS).evaluate(candidates, ALL)] == pytest.approx([m.kl for m in usual])
 
 
@@ -147,7 +148,8 @@ def test_a_candidate_that_overflows_scores_infinity_and_spoils_no_other(tmp_path
     only.evaluate([broken], ALL)
     assert only.cost.layer_tokens == WINDOWS.numel() and before == 0
     # Nor through the next windows, when they are taken one at a time.
-    monkeypatch.setattr(hf_prune.evaluate, "STATE_BYTES", 1)
+    monkeypatch.setattr(hf_prune.pieces, "CACHED_STATE_BYTES", 1)
+    monkeypatch.setattr(hf_prune.pieces, "CACHED_STATE_LAYERS", 0)
     only.evaluate([broken], ALL)
     assert only.cost.layer_tokens == WINDOWS.numel() + WINDOWS.shape[1]
 

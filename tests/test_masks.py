@@ -34,6 +34,16 @@ def test_what_comes_later_is_not_computed():
     assert scaled_dot_product_attention(query, key, value, attn_mask=mask).isnan().all()
 
 
+@given(st.integers(1, 2 * BLOCK + 5), st.data())
+@settings(max_examples=20, deadline=None)
+def test_queries_before_the_first_that_is_asked_for_are_zero(length, data):
+    states, mask = inputs(length, 1)
+    mask, first = mask.as_subclass(LowerMask), data.draw(st.integers(0, length - 1))
+    whole, some = (scaled_dot_product_attention(*states, attn_mask=m) for m in (mask, mask.starting(first)))
+    torch.testing.assert_close(some[:, :, first:], whole[:, :, first:])
+    assert not some[:, :, :first].any() and mask.first == 0
+
+
 @pytest.mark.parametrize("change", [lambda m: m + 1, lambda m: m[..., :2], lambda m: m.double()])
 def test_anything_else_makes_it_a_plain_tensor(change):
     mask = inputs(4, 0)[1]

@@ -248,9 +248,9 @@ def test_memory_of_the_frontier_is_capped():
 
 
 def test_the_numbers_repeated_from_the_evaluator_are_its_own():
-    from hf_prune import evaluate, reference
+    from hf_prune import pieces, reference
 
-    assert (planning.TOP_K, planning.FRONTIER_BYTES) == (reference.TOP_K, evaluate.STATE_BYTES)
+    assert (planning.TOP_K, planning.FRONTIER_BYTES) == (reference.TOP_K, pieces.STATE_BYTES)
     assert planning.TILE_TOKENS == {"cpu": reference.TILE_TOKENS, "gpu": reference.GPU_TILE_TOKENS}
 
 

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from hf_prune.tasks import TaskScores
 
+DOUBT_WEIGHT = 10.0
+"""Of answers beside text in `abilities`: among candidates of a search, log-perplexity spreads ten times as far."""
+
 
 @dataclass(frozen=True, slots=True)
 class Measures:
@@ -47,7 +50,7 @@ class Measures:
 
     @property
     def doubt(self) -> float:
-        """Mean over the tasks of -log p(right answer), nats per item."""
+        """Mean over the tasks of -log p(right answer) by log-likelihood per character, nats per item."""
         return sum(t.doubt for t in self.tasks) / len(self.tasks) if self.tasks else math.nan
 
 
@@ -70,7 +73,7 @@ OBJECTIVES: Mapping[str, Objective] = {
     "tasks": Objective(lambda m: m.error),
     "tasks_norm": Objective(lambda m: m.error_norm),
     "doubt": Objective(lambda m: m.doubt),
-    "abilities": Objective(lambda m: m.text + m.doubt),
+    "abilities": Objective(lambda m: m.text + DOUBT_WEIGHT * m.doubt),
     "params": Objective(lambda m: float(m.parameters), needs_forward=False),
 }
 

@@ -24,7 +24,8 @@ def retention(job: Job, found: Found) -> dict[str, Any] | None:
 
     Retention is accuracy over that of the best dense parent, which is the one with the best mean; `best` is that of the
     parent that is best at the task. Names that end in `_norm` say the same of length-normalised accuracy, which has a
-    reference of its own. `difference` is the mean accuracy of a row minus that of the winner.
+    reference of its own. `difference` is the mean accuracy of a row minus that of the winner; `doubt` and what ends in
+    `_doubt` are in nats per item (`TaskScores.doubts`), where less is better.
     """
     if len(job.parents) == 1:
         return None
@@ -50,6 +51,8 @@ def retention(job: Job, found: Found) -> dict[str, Any] | None:
         for how, suffix in ACCURACIES.items():
             row |= {f"{k}{suffix}": v for k, v in _kept(m, dense, best[how], how).items()}
             row[f"difference{suffix}"], row[f"difference_ci{suffix}"] = difference(m, ours, how)
+        row["doubt"] = m.doubt
+        row["difference_doubt"], row["difference_ci_doubt"] = difference(m, ours, "doubts")
         rows.append(row)
     return {
         **{f"reference{suffix}": entries[best[how]][1] for how, suffix in ACCURACIES.items()},
@@ -69,12 +72,12 @@ def _entries(job: Job, found: Found) -> list[tuple[str, str, Blueprint]]:
 
 
 def difference(theirs: Measures, ours: Measures, how: str) -> tuple[float, list[float]]:
-    """Mean accuracy over the tasks, theirs minus ours: the difference, and its 95 % interval on the same items.
+    """Mean over the tasks of what items score, theirs minus ours, and its 95 % interval on the same items.
 
     Args:
         theirs: has the tasks of `ours`, in the same order and with the same items.
         ours: what it is compared with.
-        how: `correct` or `correct_norm`.
+        how: `correct`, `correct_norm` or `doubts`.
     """
     pairs = zip(theirs.tasks, ours.tasks, strict=True)
     gaps = [getattr(t, how).astype(float) - getattr(o, how) for t, o in pairs]

@@ -5,6 +5,7 @@ Tokenisation and the two accuracies follow EleutherAI's lm-evaluation-harness (`
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -66,24 +67,23 @@ class Task:
 @dataclass(frozen=True, eq=False)
 class TaskScores:
     """`log_likelihoods` float64 [items, most options], natural log, -inf where an item has fewer options; `correct`
-    and `correct_norm` bool [items]: by summed log-likelihood, and by log-likelihood per character of the option."""
+    and `correct_norm` bool [items]: by summed log-likelihood, and by log-likelihood per character of the option.
+
+    doubts: float64 [items], -log of the right option's share of exp(log-likelihood per character), nats; where text is
+    to be generated, -log-likelihood per character. (NORM CORRECT PROB per character of DataDecide, arXiv 2504.11393.)
+    """
 
     task: str
     chance: float
     log_likelihoods: np.ndarray
     correct: np.ndarray
     correct_norm: np.ndarray
-    answers: np.ndarray | None = None
+    doubts: np.ndarray | None = None
 
     @property
     def doubt(self) -> float:
-        """Mean -log p(right answer) in nats: among the options, or of the text that is to be generated."""
-        table = self.log_likelihoods
-        if self.answers is None:
-            return float(-table[:, 0].mean())
-        top = table.max(1)
-        total = top + np.log(np.exp(table - top[:, None]).sum(1))
-        return float((total - table[np.arange(len(table)), self.answers]).mean())
+        """Mean of `doubts`."""
+        return math.nan if self.doubts is None else float(self.doubts.mean())
 
     @property
     def accuracy(self) -> float:
@@ -151,14 +151,16 @@ def judged(task: Task, table: np.ndarray, hits: np.ndarray) -> TaskScores:
         table: float64 [items, most options], -inf where an item has fewer.
         hits: bool [items]: every token of the first option was the likeliest.
     """
-    if task.kind == "exact":
-        return TaskScores(task.name, task.chance, table, hits, hits)
-    answers = np.array([i.answer for i in task.items])
     characters = np.ones_like(table)
     for n, item in enumerate(task.items):
         characters[n, : len(item.choices)] = [len(c) for c in item.choices]
-    correct, norm = table.argmax(1) == answers, (table / characters).argmax(1) == answers
-    return TaskScores(task.name, task.chance, table, correct, norm, answers)
+    fair = table / characters
+    if task.kind == "exact":
+        return TaskScores(task.name, task.chance, table, hits, hits, -fair[:, 0])
+    answers = np.array([i.answer for i in task.items])
+    top = fair.max(1)
+    doubts = top + np.log(np.exp(fair - top[:, None]).sum(1)) - fair[np.arange(len(fair)), answers]
+    return TaskScores(task.name, task.chance, table, table.argmax(1) == answers, fair.argmax(1) == answers, doubts)
 
 
 def encode_pair(

@@ -17,7 +17,7 @@ COSINES = st.floats(-1, 1)
 
 @given(NUMBERS, NUMBERS, COSINES, COSINES)
 def test_every_objective_is_its_formula(kl, nll, updates, gelaco):
-    scores = TaskScores("t", 0.5, np.log([[0.25, 0.5]]), np.array([False]), np.array([True]), np.array([0]))
+    scores = TaskScores("t", 0.5, np.log([[0.25, 0.5]]), np.array([False]), np.array([True]), np.array([1.5]))
     measures = Measures(kl, nll, updates, gelaco, 7, texts=(nll, nll + 1), tasks=(scores,))
     found = dict(zip(OBJECTIVES, values(measures, tuple(OBJECTIVES)), strict=True))
     assert found == pytest.approx(
@@ -30,8 +30,8 @@ def test_every_objective_is_its_formula(kl, nll, updates, gelaco):
             "text": nll + 0.5,
             "tasks": 1.0,
             "tasks_norm": 0.0,
-            "doubt": math.log(3),
-            "abilities": nll + 0.5 + math.log(3),
+            "doubt": 1.5,
+            "abilities": nll + 0.5 + 10 * 1.5,
             "params": 7.0,
         }
     )

@@ -14,7 +14,7 @@ HITS = st.lists(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, ma
 
 def measured(tasks: list[list[bool]]) -> Measures:
     scores = tuple(
-        TaskScores(f"t{k}", 0.25, np.zeros((len(hits), 2)), np.array(hits), ~np.array(hits))
+        TaskScores(f"t{k}", 0.25, np.zeros((len(hits), 2)), np.array(hits), ~np.array(hits), 1.5 - np.array(hits))
         for k, hits in enumerate(tasks)
     )
     return Measures(kl=0.0, nll=0.0, update_cosine=1.0, gelaco=1.0, parameters=1, tasks=scores)
@@ -30,6 +30,8 @@ def test_the_difference_is_that_of_the_means_over_tasks(tasks) -> None:
     turned, (lowest, highest) = difference(ours, theirs, "correct")
     assert (turned, lowest, highest) == pytest.approx((-middle, -high, -low))
     assert difference(theirs, ours, "correct_norm")[0] == pytest.approx(-middle)
+    found, interval = difference(theirs, ours, "doubts")
+    assert (found, *interval) == pytest.approx((-middle, -high, -low))
 
 
 def test_the_interval_is_that_of_resampled_items() -> None:

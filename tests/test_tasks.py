@@ -12,7 +12,7 @@ from hf_prune import tasks
 from hf_prune.bundled import demo_folder
 from hf_prune.errors import InvalidData
 from hf_prune.task_sources import load_tasks
-from hf_prune.tasks import Item, Task, TaskScores, bundled_tasks, difference, encode_pair, score, wilson
+from hf_prune.tasks import Item, Task, TaskScores, bundled_tasks, difference, encode_pair, judged, score, wilson
 
 SMALL = {"vocab_size": 2048, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
 FAMILIES = {
@@ -205,3 +205,20 @@ def test_interval_belongs_to_accuracy():
     correct = np.array([True] * 30 + [False] * 10)
     scores = TaskScores("t", 0.25, np.zeros((40, 4)), correct, ~correct)
     assert scores.interval == wilson(30, 40) and scores.accuracy == 0.75 and scores.accuracy_norm == 0.25
+
+
+def test_doubt_is_of_the_right_option_by_log_likelihood_per_character():
+    task = Task("t", (Item("q", ("ab", "abcd"), 1), Item("q", ("a", "abc"), 0)))
+    table = np.array([[-2.0, -8.0], [-1.0, -6.0]])
+    found = judged(task, table, np.zeros(2, bool))
+    p = [np.exp(-2) / (np.exp(-1) + np.exp(-2)), np.exp(-1) / (np.exp(-1) + np.exp(-2))]
+    np.testing.assert_allclose(found.doubts, -np.log(p))
+    assert found.doubt == pytest.approx(-np.log(p).mean())
+    # An option that an item has not got takes no part.
+    wider = judged(task, np.concatenate([table, np.full((2, 1), -np.inf)], 1), np.zeros(2, bool))
+    np.testing.assert_allclose(wider.doubts, found.doubts)
+
+
+def test_doubt_about_a_text_to_generate_is_per_character():
+    task = Task("t", (Item("q", ("four",), 0), Item("q", ("is",), 0)), "exact")
+    np.testing.assert_allclose(judged(task, np.array([[-2.0], [-3.0]]), np.ones(2, bool)).doubts, [0.5, 1.5])

@@ -48,6 +48,7 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--objective", default="kl")
     p.add_argument("--halves", action="store_true", help="attention and MLP are mixed apart")
     p.add_argument("--sequences", type=int, default=48)
+    p.add_argument("--search-items", type=int, default=96, help="of every task, for objectives that look at tasks")
     p.add_argument("--items", type=int, default=400, help="of every report task")
     p.add_argument("--keep", type=Path, help="folder for the runs")
     return p.parse_args()
@@ -72,6 +73,7 @@ def report_of(a: argparse.Namespace, seed: int, folder: Path) -> dict[str, Any]:
         evaluations=a.evaluations,
         sequences=a.sequences,
         selection_sequences=36,
+        search_items=a.search_items,
         report_sequences=96,
         task_items=a.items,
         repair=True,
@@ -86,8 +88,8 @@ def report_of(a: argparse.Namespace, seed: int, folder: Path) -> dict[str, Any]:
 
 def show(sections: list[dict[str, Any]]) -> None:
     """Every way to make the model, over the seeds."""
-    print("| | mean log-perplexity | worst seed | mean retention | worst seed | length-normalised | worst seed |\n"
-          f"|---|{'---:|' * 6}")  # fmt: skip
+    print("| | mean log-perplexity | worst seed | mean retention | worst seed | length-normalised | worst seed "
+          f"| doubt, nats | worst seed |\n|---|{'---:|' * 8}")  # fmt: skip
     for what in dict.fromkeys(r["label"] for s in sections for r in s["rows"]):
         rows = [next((r for r in s["rows"] if r["label"] == what), None) for s in sections]
         text = [r["log_perplexity"] for r in rows if r]
@@ -95,11 +97,18 @@ def show(sections: list[dict[str, Any]]) -> None:
         for how in ("mean_retention", "mean_retention_norm"):
             kept = [r[how] for r in rows if r]
             cells += [f"{statistics.mean(kept):.1%}", f"{min(kept):.1%}"]
+        doubt = [r["doubt"] for r in rows if r]
+        cells += [f"{statistics.mean(doubt):.4f}", f"{max(doubt):.4f}"]
         print(f"| {what} | {' | '.join(cells)} |")
 
 
 def detail(section: dict[str, Any], seed: int) -> None:
     """Accuracies of one seed, task by task, and the mean against the result's on the same items."""
+    print("| | doubt, nats above the result's |\n|---|---:|")
+    for row in section["rows"]:
+        middle, low, high = row["difference_doubt"], *row["difference_ci_doubt"]
+        print(f"| {row['label']} | {middle:+.4f} ({low:+.4f} to {high:+.4f}) |")
+    print()
     for suffix, what in (("", "Accuracy"), ("_norm", "Length-normalised accuracy")):
         print(f"{what}, seed {seed}; best dense parent: {section[f'reference{suffix}']}\n\n"
               f"| | {' | '.join(section['tasks'])} | mean, points above the result's |\n"

@@ -54,7 +54,7 @@ OBJECTIVES = {
     "text": "mean log-perplexity of the corpora",
     "tasks": "share of task items answered wrongly",
     "tasks_norm": "share answered wrongly, length-normalised",
-    "doubt": "-log p of the right answers (nats per item)",
+    "doubt": "-log p of the right answers, length-normalised (nats per item)",
     "abilities": "log-perplexity - log p of the right answers",
 }
 

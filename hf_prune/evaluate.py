@@ -19,7 +19,7 @@ from hf_prune.blueprint import GONE, Blueprint, Fidelity, LayerSpec
 from hf_prune.errors import InvalidBlueprint
 from hf_prune.exam import Exam, answered
 from hf_prune.objectives import Measures
-from hf_prune.pieces import Piece, batches, most_bytes
+from hf_prune.pieces import Piece, batches
 from hf_prune.reference import TOP_K, Batch, Dense, compared, cosine
 from hf_prune.teachers import Teachers
 from hf_prune.trie import Node, grown, most_alive, place, reach
@@ -171,8 +171,7 @@ class Evaluator:
 
     def _batches(self, fidelity: Fidelity, alive: int) -> Iterator[list[Piece]]:
         sheets = self.exam.sheets(fidelity.first_item, fidelity.items) if self.exam and fidelity.items else ()
-        layer = self.bank.parents[0].layer_parameters * self.own.hidden[0].element_size()
-        return batches(self.own, sheets, fidelity, most_bytes(self.dense.device, layer) // alive)
+        return batches(self.own, sheets, fidelity, alive)
 
     def _walk(self, roots: Mapping[int, Node], pieces: Sequence[Piece]) -> Iterator[Node]:
         """Compute every edge, layer by layer in source order; yield the nodes where candidates end."""

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from hf_prune.blueprint import Fidelity
@@ -11,10 +10,8 @@ from hf_prune.exam import Sheet
 from hf_prune.reference import Call, Reference
 
 STATE_BYTES = 1 << 30
-"""Most bytes of hidden states the sweep keeps alive at once."""
-CACHED_STATE_BYTES, CACHED_STATE_LAYERS = 1 << 26, 64
-"""On a CPU it keeps no more than this, or than so many layers take: states come back while they are in cache, and
-reading or merging a layer again for the next pieces costs little beside its work."""
+"""Most bytes of hidden states the sweep keeps alive at once. Fewer would stay in cache, but two threads then wait for each
+other more often than that saves."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,16 +24,9 @@ class Piece:
     sheet: Sheet | None = None
 
 
-def most_bytes(device: torch.device, layer: int) -> int:
-    """Bytes of states to keep alive at once, for a model whose layers have so many bytes."""
-    if device.type != "cpu":
-        return STATE_BYTES
-    return min(STATE_BYTES, max(CACHED_STATE_BYTES, CACHED_STATE_LAYERS * layer))
-
-
-def batches(own: Reference, sheets: Iterable[Sheet], fidelity: Fidelity, most: int) -> Iterator[list[Piece]]:
-    """The evidence in pieces whose states have at most so many bytes together; one piece at least."""
-    each = own.hidden[0][0].nbytes
+def batches(own: Reference, sheets: Iterable[Sheet], fidelity: Fidelity, alive: int) -> Iterator[list[Piece]]:
+    """The evidence in pieces, as many at a time as there may be states when so many are alive; one piece at least."""
+    each, most = own.hidden[0][0].nbytes, STATE_BYTES // alive
     chunk, stop = max(1, most // each), fidelity.start + fidelity.sequences
     batch, room = [], 0
     for first in range(fidelity.start, stop, chunk):

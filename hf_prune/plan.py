@@ -303,8 +303,8 @@ def peak_memory(recipe: Recipe, peek: "Peek", weights: Weights) -> int:
     reference: W x length x (layers + 1) x hidden x b states of the dense model on all W search and selection windows,
                and W x length x k x 12 for its k likeliest tokens (number, log-probability), k = 512 or the vocabulary
     modules:   W x length x 2 layers x hidden x b, what its attention and MLP put out, for `gelaco_v1` only
-    frontier:  2 x offspring x T x hidden x b, all candidates of a generation between two layers, at most 1 GiB
-               (less on a CPU where layers are small), with T the tokens of the larger of the two splits
+    frontier:  2 x offspring x T x hidden x b, all candidates of a generation between two layers, at most 1 GiB,
+               with T the tokens of the larger of the two splits
     head:      2 x tile x vocabulary x 4, the float32 logits of one tile of tokens and their log-softmax
 
     with b the bytes of the search precision (auto: at most four on the CPU, else two).

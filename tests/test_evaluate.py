@@ -109,8 +109,7 @@ def test_few_states_in_memory_give_the_same_numbers(monkeypatch):
     bank = bank_of("llama")
     candidates = deletions(bank, 2)
     usual = Evaluator(bank, WINDOWS).evaluate(candidates, ALL)
-    monkeypatch.setattr(hf_prune.pieces, "CACHED_STATE_BYTES", 1)
-    monkeypatch.setattr(hf_prune.pieces, "CACHED_STATE_LAYERS", 0)
+    monkeypatch.setattr(hf_prune.pieces, "STATE_BYTES", 1)
     assert [m.kl for m in Evaluator(bank, WINDOWS).evaluate(candidates, ALL)] == pytest.approx([m.kl for m in usual])
 
 
@@ -148,8 +147,7 @@ def test_a_candidate_that_overflows_scores_infinity_and_spoils_no_other(tmp_path
     only.evaluate([broken], ALL)
     assert only.cost.layer_tokens == WINDOWS.numel() and before == 0
     # Nor through the next windows, when they are taken one at a time.
-    monkeypatch.setattr(hf_prune.pieces, "CACHED_STATE_BYTES", 1)
-    monkeypatch.setattr(hf_prune.pieces, "CACHED_STATE_LAYERS", 0)
+    monkeypatch.setattr(hf_prune.pieces, "STATE_BYTES", 1)
     only.evaluate([broken], ALL)
     assert only.cost.layer_tokens == WINDOWS.numel() + WINDOWS.shape[1]
 

@@ -10,8 +10,8 @@ from hf_prune.exam import Sheet
 from hf_prune.reference import Call, Reference
 
 STATE_BYTES = 1 << 30
-"""Most bytes of hidden states the sweep keeps alive at once. Fewer would stay in cache, but two threads then wait for each
-other more often than that saves."""
+"""Most bytes of hidden states the sweep keeps alive at once. Fewer would stay in cache, but two threads then wait for
+each other more often than that saves."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -240,7 +240,7 @@ class Evaluator:
         if not nodes:
             return
         layer = self.bank.module(spec)
-        calls, owners = [], []
+        jobs, owners = [], []
         for p, piece in enumerate(pieces):
             call, (rows, length) = piece.calls[spec.anchor.layer], nodes[0].parent.states[p].shape[:2]
             # Masks of a sheet fit its own rows; text of several candidates shares calls of one size.
@@ -250,12 +250,12 @@ class Evaluator:
                 states = [n.parent.states[p] for n in group]
                 joined = torch.cat(states) if len(group) > 1 else states[0]
                 asked = piece.sheet.asked if piece.sheet and not group[0].children else None
-                calls.append(Batch(joined, call, piece.sheet is not None, asked))
+                jobs.append(Batch(joined, call, piece.sheet is not None, asked))
                 owners.append((p, rows, group))
             self.cost.layer_tokens += len(nodes) * rows * length
         for node in nodes:
             node.states = [None] * len(pieces)
-        for (p, rows, group), (out, inner) in zip(owners, self.dense.apply_each(layer, calls), strict=True):
+        for (p, rows, group), (out, inner) in zip(owners, self.dense.apply_each(layer, jobs), strict=True):
             for k, node in enumerate(group):
                 mine = slice(k * rows, (k + 1) * rows)
                 node.states[p] = out[mine]

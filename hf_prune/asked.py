@@ -54,5 +54,8 @@ def _with(module: torch.nn.Module, path: list[str], at: Tensor) -> torch.nn.Modu
 
 def from_first(kwargs: dict[str, Any], at: Tensor, length: int) -> dict[str, Any]:
     """What a layer is given, its mask knowing where the first of those places is; rows have so many tokens."""
+    if at.device.type != "cpu":
+        # Masks know their shape on a CPU only; looking at the places would stop the device for nothing.
+        return kwargs
     first = int((at % length).min())
     return {k: v.starting(first) if isinstance(v, LowerMask) else v for k, v in kwargs.items()}

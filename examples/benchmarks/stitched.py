@@ -103,7 +103,7 @@ def show(sections: list[dict[str, Any]]) -> None:
 
 
 def detail(section: dict[str, Any], seed: int) -> None:
-    """Accuracies of one seed, task by task, and the mean against the result's on the same items."""
+    """Doubt and accuracies of one seed, the latter task by task, and means against the result's on the same items."""
     print("| | doubt, nats above the result's |\n|---|---:|")
     for row in section["rows"]:
         middle, low, high = row["difference_doubt"], *row["difference_ci_doubt"]

@@ -5,7 +5,7 @@ items and on the report items of all six tasks. The table has the rank correlati
 former with accuracy (acc) and length-normalised accuracy (acc_norm) on the latter. Models whose text is hopeless are
 left out, since anything tells those.
 
-    OMP_NUM_THREADS=2 python examples/benchmarks/task_objectives.py
+    OMP_NUM_THREADS=1 python examples/benchmarks/task_objectives.py
 """
 
 import argparse
@@ -16,7 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from hf_prune.blueprint import Blueprint, Fidelity
 from hf_prune.bundled import demo_folder
@@ -118,5 +117,4 @@ def correlation(name: str, known: list[tuple[Measures, Measures]], how: str) -> 
 
 
 if __name__ == "__main__":
-    torch.set_grad_enabled(False)
     main()

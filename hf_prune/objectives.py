@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from hf_prune.tasks import TaskScores
 
 DOUBT_WEIGHT = 10.0
-"""Of answers beside text in `abilities`: among candidates of a search, log-perplexity spreads ten times as far."""
+"""Of answers beside text in `abilities`: among models, log-perplexity spreads ten to fifteen times as far."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -138,7 +138,7 @@ def _check_levels(spec: LayerSpec, parent: Parent) -> None:
     if levels is None:
         raise InvalidBlueprint(
             f"The blueprint uses width levels of the library {spec.library}, which is not there; "
-            "run the compression again, which makes it."
+            "name its folder with --library, or run the compression again, which makes it."
         )
     if spec.attn_level >= levels.count("attention") or spec.mlp_level >= levels.count("mlp"):
         raise InvalidBlueprint("A level of the blueprint is beyond those of its level library.")

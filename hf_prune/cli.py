@@ -22,16 +22,9 @@ QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="Same as --format
 RecipeFlag = Annotated[Path | None, typer.Option("--recipe", help="YAML recipe; flags given here override it.")]
 DryRunFlag = Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop; nothing is written.")]
 MEASUREMENT = (
-    "variants",
-    "data",
-    "report_sequences",
-    "length",
-    "tasks",
-    "task_items",
-    "lm_eval",
-    "lm_eval_limit",
+    "variants", "data", "report_sequences", "length", "tasks", "task_items", "lm_eval", "lm_eval_limit", "library",
     "device",
-)
+)  # fmt: skip
 RECOVERY = (
     "repair", "reach", "repair_sequences", "heal_method", "heal_rank", "heal_alpha", "heal_kl", "heal_ce", "heal_top_k",
     "heal_lr", "heal_batch", "heal_checks", "heal_patience", "gradient_checkpointing", "keep_adapter", "seed",
@@ -140,6 +133,9 @@ def assemble_command(
     pick: Annotated[
         str | None, typer.Option("--pick", help="Member of a front: knee, a share removed such as 0.25, or #3.")
     ] = None,
+    library: Annotated[
+        Path | None, typer.Option("--library", help="The level library of its run, where that had a --library.")
+    ] = None,
     format: FormatFlag = "human",
     quiet: QuietFlag = False,
 ) -> None:
@@ -147,7 +143,7 @@ def assemble_command(
     form = format_of(format, quiet)
     from hf_prune.folder import assemble_blueprint
 
-    folder = assemble_blueprint(path, output, source=source, pick=pick)
+    folder = assemble_blueprint(path, output, source=source, pick=pick, library=library)
     result(form, "Assembled", folder=str(folder))
 
 

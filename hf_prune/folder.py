@@ -27,7 +27,12 @@ from hf_prune.variants import beside, pull_variant
 
 
 def assemble_blueprint(
-    path: Path, output: Path, *, source: str | Sequence[str] | None = None, pick: str | None = None
+    path: Path,
+    output: Path,
+    *,
+    source: str | Sequence[str] | None = None,
+    pick: str | None = None,
+    library: Path | None = None,
 ) -> Path:
     """Rebuild the model of `blueprint.json`, or of one member of `front.json`, bit for bit.
 
@@ -37,9 +42,10 @@ def assemble_blueprint(
         source: what to read instead of the sources the blueprint names, the base first (local folders are named by
             content, not by path).
         pick: member of a front: `knee`, a share removed such as `0.25` (the nearest member), or `#3` (counted from 0).
+        library: folder of the level library that its run was given; default: the user's cache.
 
     Raises:
-        InvalidBlueprint: not a blueprint or front, or `pick` names nobody.
+        InvalidBlueprint: not a blueprint or front, `pick` names nobody, or its level library is not there.
         IncompatibleSources: the source is not the one the blueprint was made from.
         SourceError: the source cannot be read.
     """
@@ -54,14 +60,15 @@ def assemble_blueprint(
     if output.exists():
         raise InvalidRecipe(f"{output} exists; choose another --output.")
     given = (source,) if isinstance(source, str) else tuple(source or ())
-    parents = open_parents(blueprint, given)
+    parents = open_parents(blueprint, given, library)
     with staged(output) as partial:
         write(blueprint, parents, partial, load_patches(path.parent / PATCH_FILE))
     return output
 
 
-def open_parents(blueprint: Blueprint, given: Sequence[str] = ()) -> list[Parent]:
-    """Pull and open every source of a blueprint, from what is given (the base first) or where the blueprint says.
+def open_parents(blueprint: Blueprint, given: Sequence[str] = (), library: Path | None = None) -> list[Parent]:
+    """Pull and open every source of a blueprint, from what is given (the base first) or where the blueprint says; with
+    the level libraries it names, as far as they are in the user's cache or in the folder `library`.
 
     Raises:
         IncompatibleSources: another revision than the blueprint's.
@@ -83,7 +90,7 @@ def open_parents(blueprint: Blueprint, given: Sequence[str] = ()) -> list[Parent
             )
         found = found or hub.pull(str(pinned))
         parents.append(Parent.open(pinned, found.folder, found.adapter))
-    parents[0].levels.update(cached({s.library for s in blueprint.layers if s.library}))
+    parents[0].levels.update(cached({s.library for s in blueprint.layers if s.library}, library))
     return [parents[0], *(beside(parents[0], other) for other in parents[1:])]
 
 
@@ -154,7 +161,7 @@ def heal_folder(
 
 NEVER_KEPT = {
     "allow_pickle", "trust_remote_code", "force_test_split", "push_to", "public", "create_pr", "commit_message",
-    "overwrite", "output", "device", "lm_eval",
+    "overwrite", "output", "device", "lm_eval", "library",
 }  # fmt: skip
 """Fields that a report, perhaps a stranger's, may not decide: what is trusted, run, published or written."""
 CARRIED = (

@@ -11,11 +11,11 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from safetensors import safe_open
@@ -236,10 +236,12 @@ def build(
     return made
 
 
-def cached(digests: Iterable[str]) -> dict[str, Levels]:
-    """Those of these libraries that are finished in the user's cache."""
-    folders = {d: Path(CACHE).expanduser() / d for d in digests if re.fullmatch("[0-9a-f]{16}", d)}
-    return {d: Levels.open(f) for d, f in folders.items() if (f / "manifest.json").is_file()}
+def cached(digests: Collection[str], folder: Path | None = None) -> dict[str, Levels]:
+    """Those of these libraries that are finished in the user's cache, or in the folder that `made` was given."""
+    places = [Path(CACHE).expanduser() / d for d in digests if re.fullmatch("[0-9a-f]{16}", d)]
+    places += [folder / kind for kind in get_args(Kind)] if folder else []
+    found = [Levels.open(f) for f in places if (f / "manifest.json").is_file()]
+    return {levels.digest: levels for levels in found if levels.digest in digests}
 
 
 def made(

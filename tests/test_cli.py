@@ -306,9 +306,9 @@ def test_assemble_and_report_pass_their_arguments_on(pipeline, tmp_path):
     calls = []
     pipeline.assemble_blueprint = lambda *args, **kwargs: calls.append((args, kwargs)) or args[1]
     pipeline.report_folder = lambda *args, **kwargs: calls.append((args, kwargs)) or REPORT
-    done = hf_prune("assemble", "front.json", "--pick", "#3", "--output", tmp_path / "m", "-q")
+    done = hf_prune("assemble", "front.json", "--pick", "#3", "--output", tmp_path / "m", "--library", "l", "-q")
     assert done.stdout == f"{tmp_path / 'm'}\n"
-    assert calls == [((Path("front.json"), tmp_path / "m"), {"source": None, "pick": "#3"})]
+    assert calls == [((Path("front.json"), tmp_path / "m"), {"source": None, "pick": "#3", "library": Path("l")})]
     done = hf_prune("report", "m", "--base", "ns/m", "--data", "a", "--data", "b", "--length", 64, "--format", "json")
     assert calls[1] == (("m",), {"base": "ns/m", "output": None, "data": ("a", "b"), "length": 64})
     assert json.loads(done.stdout)["report"] == REPORT

@@ -1,9 +1,11 @@
 """Whole runs of width: from a command to a certified model of several widths, published, resumed, trained."""
 
 import json
+import shutil
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 from transformers import AutoModelForCausalLM
@@ -196,10 +198,24 @@ def test_it_is_measured_again_and_trained_later(done, home, tmp_path):
         report_folder(done.folder, output=tmp_path / "no", library_sequences=3, **elsewhere)
 
 
-def test_a_blueprint_is_rebuilt_where_its_library_is_cached(done, home, tmp_path, monkeypatch):
+def test_a_report_does_not_say_where_a_library_is_written(done, home, tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_prune.levels.CACHE", str(tmp_path / "cache"))
+    folder = Path(shutil.copytree(done.folder, tmp_path / "stranger"))
+    report = json.loads((folder / "report.json").read_text())
+    report["recipe"]["library"] = str(tmp_path / "taken")
+    (folder / "report.json").write_text(json.dumps(report))
+    report_folder(folder, base=str(home / "base"), data=(str(home / "text.txt"),), report_sequences=4)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cache", "stranger"]
+
+
+def test_a_blueprint_is_rebuilt_where_its_library_is_named_or_cached(done, home, tmp_path, monkeypatch):
     (tmp_path / "cache").mkdir()
-    with pytest.raises(InvalidBlueprint, match="is not there"):
+    with pytest.raises(InvalidBlueprint, match="is not there; name its folder with --library"):
         assemble_blueprint(done.folder / "blueprint.json", tmp_path / "none", source=str(home / "base"))
+    named = command("assemble", done.folder / "blueprint.json", "--source", home / "base", "--library", home / "levels",
+                    "--output", tmp_path / "named")  # fmt: skip
+    assert named.returncode == 0, named.stderr
+    assert (tmp_path / "named" / "model.safetensors").read_bytes() == (done.folder / "model.safetensors").read_bytes()
     library = Levels.open(home / "levels" / "obs")
     (tmp_path / "cache" / library.digest).symlink_to(library.folder)
     monkeypatch.setattr("hf_prune.levels.CACHE", str(tmp_path / "cache"))

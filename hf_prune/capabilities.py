@@ -39,7 +39,6 @@ def observe(
     tokenizer: Any,
     windows: Windows,
     questions: Sequence[tasks.Task],
-    limit: int,
     harness: Mapping[str, HarnessScores],
 ) -> Observed:
     """Let a live model answer the questions and go on with the first tokens of report windows."""
@@ -48,7 +47,7 @@ def observe(
     said = generation.greedy(model, list(rows[:, :PROMPT_TOKENS]), room)
     wanted = rows[:, PROMPT_TOKENS : PROMPT_TOKENS + NEW_TOKENS].tolist()
     close = text_scores([_speech(tokenizer, ids) for ids in said], [_speech(tokenizer, ids) for ids in wanted])
-    answers = {t.name: tasks.score(model, tokenizer, t, limit) for t in questions}
+    answers = {t.name: tasks.score(model, tokenizer, t) for t in questions}
     return Observed(text, answers, said, close, harness)
 
 

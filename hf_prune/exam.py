@@ -91,7 +91,7 @@ class Exam:
     _sheets: dict[tuple[int, int], tuple[Sheet, ...]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        self.tasks = tuple(Task(t.name, tuple(t.items[i] for i in order(t, self.seed)), t.kind) for t in self.tasks)
+        self.tasks = tuple(t.spread(seed=self.seed) for t in self.tasks)
         most = longest(self.dense.model.config)
         asked = [questions(t.items, self.tokenizer, most) for t in self.tasks]
         self.packed = self.packed and self._takes_masks([q for qs in asked for q in qs[:1]])
@@ -198,18 +198,6 @@ def answered(dense: Dense, states: Sequence[tuple[Sheet, Tensor]]) -> list[tuple
 
     dense.each(one, [(number, *pair) for number, pair in enumerate(states)])
     return found
-
-
-def order(task: Task, seed: int) -> list[int]:
-    """Items shuffled, then dealt in turn from the answers they have: every prefix is spread over all strata."""
-    rng = np.random.default_rng([seed, len(task.items)])
-    strata: dict[int, list[int]] = {}
-    for i in rng.permutation(len(task.items)).tolist():
-        strata.setdefault(task.items[i].answer, []).append(i)
-    dealt = [
-        ((place + 0.5) / len(group), answer, i) for answer, group in strata.items() for place, i in enumerate(group)
-    ]
-    return [i for _, _, i in sorted(dealt)]
 
 
 def _rows(task: int, question: Question, packed: bool) -> list[Row]:

@@ -204,12 +204,16 @@ class Job:
                 f"The task {short.name} has {len(short.items)} items, but search_items and selection_items ask for "
                 f"{need}; lower them."
             )
-        check_apart(found, self.reported)
+        check_apart(found, self._report_tasks)
         return found
 
     @cached_property
     def reported(self) -> tuple[Task, ...]:
-        """The tasks of the report."""
+        """The tasks of the report: all its tables show the same `task_items` items of each, spread over the answers."""
+        return tuple(t.spread(self.recipe.task_items) for t in self._report_tasks)
+
+    @cached_property
+    def _report_tasks(self) -> tuple[Task, ...]:
         return load_tasks(self.recipe.tasks)
 
     @cached_property

@@ -75,7 +75,6 @@ def _observed(
     texts = dict(zip(blueprints, scores, strict=True))
     trained = bool(healing and healing["kept"])
     last = "healed" if trained else list(blueprints)[-1]
-    questions = job.reported
     seen = {}
     for stage in [*blueprints, *(["healed"] if trained else [])]:
         if stage == "dense":
@@ -87,7 +86,7 @@ def _observed(
         text = texts[stage] if stage in texts else evaluator.live_scores(model)
         digest = blueprints[stage].digest if stage in blueprints else f"{found.winner.digest}-{recipe.digest}"
         harness = scores_of(model, job, digest) if recipe.lm_eval else {}
-        seen[stage] = observe(model, text, job.tokenizer, windows, questions, recipe.task_items, harness)
+        seen[stage] = observe(model, text, job.tokenizer, windows, job.reported, harness)
     return seen
 
 

@@ -63,6 +63,10 @@ class Task:
         """Mean of 1 / number of options; 0 where text is generated."""
         return 0.0 if self.kind == "exact" else float(np.mean([1 / len(i.choices) for i in self.items]))
 
+    def spread(self, count: int | None = None, seed: int = 0) -> "Task":
+        """So many of its items (None: all), in the order of `order`."""
+        return replace(self, items=tuple(self.items[i] for i in order(self, seed)[:count]))
+
 
 @dataclass(frozen=True, eq=False)
 class TaskScores:
@@ -124,9 +128,9 @@ def bundled_tasks() -> tuple[Path, ...]:
     return tuple(sorted((demo_folder() / "tasks").glob("*.report.jsonl")))
 
 
-def score(model: Any, tokenizer: Any, task: Task, limit: int | None = None) -> TaskScores:
-    """Score the first `limit` items of `task`; the model is used as it is (device, precision, eval or train mode)."""
-    items = task.items[:limit]
+def score(model: Any, tokenizer: Any, task: Task) -> TaskScores:
+    """Let a model answer a task; it is used as it is (device, precision, eval or train mode)."""
+    items = task.items
     asked = questions(items, tokenizer, longest(model.config))
     table = np.full((len(items), max(len(i.choices) for i in items)), -np.inf)
     hits = np.zeros(len(items), bool)
@@ -212,6 +216,18 @@ def difference(
     counts = rng.multinomial(n, [won / n, lost / n, (n - won - lost) / n], size=draws)
     low, high = np.quantile((counts[:, 0] - counts[:, 1]) / n, [0.025, 0.975])
     return (won - lost) / n, (float(low), float(high))
+
+
+def order(task: Task, seed: int) -> list[int]:
+    """Items shuffled, then dealt in turn from the answers they have: every prefix is spread over all strata."""
+    rng = np.random.default_rng([seed, len(task.items)])
+    strata: dict[int, list[int]] = {}
+    for i in rng.permutation(len(task.items)).tolist():
+        strata.setdefault(task.items[i].answer, []).append(i)
+    dealt = [
+        ((place + 0.5) / len(group), answer, i) for answer, group in strata.items() for place, i in enumerate(group)
+    ]
+    return [i for _, _, i in sorted(dealt)]
 
 
 def load_file(path: Path) -> Task:

@@ -13,7 +13,7 @@ from hf_prune.bank import LayerBank
 from hf_prune.blueprint import Blueprint, Fidelity, LayerSpec, Part, Source
 from hf_prune.bundled import demo_folder
 from hf_prune.evaluate import Evaluator
-from hf_prune.exam import Exam, order
+from hf_prune.exam import Exam
 from hf_prune.reference import Dense
 from hf_prune.task_sources import load_tasks
 from hf_prune.tasks import Item, Task, score
@@ -106,17 +106,6 @@ def test_a_shared_prompt_is_computed_once(bank, tokenizer):
     plain = Exam(Dense(bank.model, bank.parents[0].family), [MIXED], tokenizer, packed=False)
     packed, apart = (sum(len(r.tokens) for item in e._rows[0] for r in item) for e in (exam, plain))
     assert exam.packed and packed < 0.75 * apart
-
-
-@pytest.mark.parametrize("seed", [0, 1])
-def test_every_prefix_of_the_order_holds_all_answers_alike(seed):
-    items = tuple(Item("q", ("a", "b", "c", "d"), 0 if i < 50 else 1 + i % 3) for i in range(100))
-    task = Task("t", items)
-    places = order(task, seed)
-    assert sorted(places) == list(range(100)) and places == order(task, seed) != order(task, seed + 7)
-    for count in (20, 50, 80):
-        share = np.mean([items[i].answer == 0 for i in places[:count]])
-        assert abs(share - 0.5) < 0.06
 
 
 def test_greedy_text_begins_with_the_answer_exactly_when_it_counts_as_right(tokenizer):

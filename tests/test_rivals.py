@@ -73,6 +73,10 @@ def test_the_report_compares_with_every_way_to_get_there(done):
             assert row[f"mean_accuracy{how}"] == pytest.approx(sum(shares) / len(shares))
             ahead = row[f"mean_accuracy{how}"] - winner[f"mean_accuracy{how}"]
             assert row[f"difference{how}"] == pytest.approx(ahead)
+    for task, row in report["tasks"].items():
+        for how in ("accuracy", "accuracy_norm"):
+            assert row["pruned"][how] == winner[how][task]
+            assert row["dense"][how] in [r[how][task] for r in report["retention"]["rows"][:3]]
     best = max(report["retention"]["rows"][:3], key=lambda r: r["mean_accuracy"])
     assert best["mean_retention"] == 1 and report["retention"]["reference"] in ("base", "tuned", "lora")
     assert len(report["origins"]) == DEPTH - 2 and (done.folder / "figures/parents.png").is_file()

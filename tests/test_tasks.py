@@ -12,7 +12,18 @@ from hf_prune import tasks
 from hf_prune.bundled import demo_folder
 from hf_prune.errors import InvalidData
 from hf_prune.task_sources import load_tasks
-from hf_prune.tasks import Item, Task, TaskScores, bundled_tasks, difference, encode_pair, judged, score, wilson
+from hf_prune.tasks import (
+    Item,
+    Task,
+    TaskScores,
+    bundled_tasks,
+    difference,
+    encode_pair,
+    judged,
+    order,
+    score,
+    wilson,
+)
 
 SMALL = {"vocab_size": 2048, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
 FAMILIES = {
@@ -101,13 +112,14 @@ def test_too_long_a_context_loses_its_beginning(tokenizer):
 
 def test_demo_model_beats_chance_on_its_own_stories(model, tokenizer):
     task = next(t for t in load_tasks() if t.name == "stories_cloze")
-    scores = score(model, tokenizer, task, 40)
+    task = task.spread(40)
+    scores = score(model, tokenizer, task)
     check(model, tokenizer, Task("few", task.items[:2]), scores)
     assert len(scores.correct) == 40 and scores.chance == task.chance == 0.25
     low, high = scores.interval
     assert 0.3 < low + 0.1 < scores.accuracy < high < 0.8
     best = [max(range(4), key=lambda k, row=row: row[k]) for row in scores.log_likelihoods]
-    assert scores.correct.tolist() == [b == i.answer for b, i in zip(best, task.items[:40], strict=True)]
+    assert scores.correct.tolist() == [b == i.answer for b, i in zip(best, task.items, strict=True)]
 
 
 def test_norm_divides_by_the_characters_of_the_option(tokenizer):
@@ -222,3 +234,15 @@ def test_doubt_is_of_the_right_option_by_log_likelihood_per_character():
 def test_doubt_about_a_text_to_generate_is_per_character():
     task = Task("t", (Item("q", ("four",), 0), Item("q", ("is",), 0)), "exact")
     np.testing.assert_allclose(judged(task, np.array([[-2.0], [-3.0]]), np.ones(2, bool)).doubts, [0.5, 1.5])
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_every_prefix_of_the_order_holds_all_answers_alike(seed):
+    items = tuple(Item("q", ("a", "b", "c", "d"), 0 if i < 50 else 1 + i % 3) for i in range(100))
+    task = Task("t", items)
+    places = order(task, seed)
+    assert task.spread(seed=seed).items == tuple(items[i] for i in places) and len(task.spread(7).items) == 7
+    assert sorted(places) == list(range(100)) and places == order(task, seed) != order(task, seed + 7)
+    for count in (20, 50, 80):
+        share = np.mean([items[i].answer == 0 for i in places[:count]])
+        assert abs(share - 0.5) < 0.06

@@ -13,7 +13,7 @@ from urllib.parse import quote
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from hf_prune import verdicts
+from hf_prune import tables, verdicts
 from hf_prune.blueprint import LOCAL
 from hf_prune.errors import HfPruneError
 from hf_prune.licence import inherited_licence, listed
@@ -128,6 +128,7 @@ def _context(report: Report, figures: Mapping[str, str], parents: Sequence[Paren
     recipe = report.get("recipe") or {}
     local = {str(p["repo"]) for p in parents if _is_local(p)}
     generation, target = report.get("generation") or {}, recipe.get("push_to")
+    stage_header, stage_rows = tables.stage_table(report)
     return {
         "md": md, "code": code, "fence": fence, "ranges": _ranges,
         "amount": verdicts.amount, "interval": verdicts.interval,
@@ -135,9 +136,9 @@ def _context(report: Report, figures: Mapping[str, str], parents: Sequence[Paren
         "report": report, "title": _title(report), "lead": _lead(report, parents),
         "figures": {k: quote(_relative(v)) for k, v in figures.items()},
         "strip_alt": f"What became of each of the {report['size']['dense']['layers']} source layers",
-        "warnings": verdicts.warnings(report), "table": verdicts.table(report), "speed": report.get("speed"),
+        "warnings": verdicts.warnings(report), "table": tables.table(report), "speed": report.get("speed"),
         "size_miss": verdicts.size_miss(report), "zeroed": _zeroed(report),
-        "stage_header": verdicts.stage_table(report)[0], "stage_rows": verdicts.stage_table(report)[1],
+        "stage_header": stage_header, "stage_rows": stage_rows,
         "recovery": verdicts.recovery_verdict(report), "trained": bool((report.get("healing") or {}).get("kept")),
         "adapter": _adapter(report), "samples": generation.get("samples") or [], "worst": generation.get("worst") or [],
         "baselines": _baselines(report), "baseline_verdict": verdicts.baseline_verdict(report),
@@ -149,7 +150,8 @@ def _context(report: Report, figures: Mapping[str, str], parents: Sequence[Paren
         "certificate": _certificate(report), "command": _commands(report, local),
         "recipe": yaml.safe_dump(public_recipe(recipe, local), sort_keys=False, allow_unicode=True),
         "sources": "; ".join(_parent_link(p) for p in parents), "licence_note": inherited_licence(parents)[1],
-        "retention": report.get("retention"), "origins": report.get("origins"), "teachers": report.get("teachers"),
+        "retention": report.get("retention"), "retention_verdict": verdicts.retention_verdict(report),
+        "origins": report.get("origins"), "teachers": report.get("teachers"),
         "hardware": _hardware(report), "times": _times(report), "versions": _versions(report),
         "splits": _splits(report),
     }  # fmt: skip
@@ -244,6 +246,7 @@ def _eval_results(report: Report) -> Iterator[EvalResult]:
             f"{name}, {task['items']} multiple-choice items of this run (chance {verdicts.percent(task['chance'], 0)})"
         )
         yield from _result(name, label, "accuracy", task["pruned"]["accuracy"], "Accuracy")
+        yield from _result(name, label, "acc_norm", task["pruned"].get("accuracy_norm"), "Length-normalised accuracy")
     stages = report.get("stages") or {}
     for name, by in (stages.get("harness") or {}).items():
         last = by[stages["names"][-1]]

@@ -74,21 +74,19 @@ def _exp(x: float) -> float:
 def task_scores(
     dense: Mapping[str, tasks.TaskScores], pruned: Mapping[str, tasks.TaskScores], rng: np.random.Generator
 ) -> dict[str, Any]:
-    """Accuracy of both on the same multiple-choice items, with the paired difference."""
+    """Accuracy of both on the same items, with the paired difference; what ends in `_norm` is of acc_norm."""
     section = {}
     for name, theirs in dense.items():
         ours = pruned[name]
-        difference, ci = tasks.difference(ours.correct, theirs.correct, rng)
-        section[name] = {
-            "items": len(theirs.correct),
-            "chance": theirs.chance,
-            **{
-                n: {"accuracy": s.accuracy, "ci": list(s.interval), "accuracy_norm": s.accuracy_norm}
-                for n, s in (("dense", theirs), ("pruned", ours))
-            },
-            "difference": difference,
-            "difference_ci": list(ci),
-        }
+        row: dict[str, Any] = {"items": len(theirs.correct), "chance": theirs.chance, "dense": {}, "pruned": {}}
+        for suffix, how in (("", "correct"), ("_norm", "correct_norm")):
+            for who, scores in (("dense", theirs), ("pruned", ours)):
+                right = getattr(scores, how)
+                row[who][f"accuracy{suffix}"] = float(right.mean())
+                row[who][f"ci{suffix}"] = list(tasks.wilson(int(right.sum()), len(right)))
+            difference, ci = tasks.difference(getattr(ours, how), getattr(theirs, how), rng)
+            row |= {f"difference{suffix}": difference, f"difference_ci{suffix}": list(ci)}
+        section[name] = row
     return section
 
 

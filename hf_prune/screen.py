@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from hf_prune import verdicts
+from hf_prune import tables, verdicts
 from hf_prune.compatibility import table as compared
 from hf_prune.events import Advanced, Event, Healed, Pushed, Repaired, Scored, Stage, Started
 from hf_prune.verdicts import amount, percent
@@ -165,7 +165,7 @@ def plan_rows(plan: "Plan") -> dict[str, str]:
 def report_table(report: Mapping[str, Any]) -> Table:
     """The card's table: dense beside pruned, one row per measurement that the report holds."""
     table = Table("", "dense", "pruned", "change")
-    for row in verdicts.table(report):
+    for row in tables.table(report):
         table.add_row(*row)
     return table
 
@@ -174,7 +174,7 @@ def report_lines(report: Mapping[str, Any]) -> list[str]:
     """The card's warnings and verdicts, one sentence or two each."""
     found = (verdicts.size_miss(report), verdicts.baseline_verdict(report), verdicts.merging_verdict(report))
     warned = [f"Warning: {w}" for w in verdicts.warnings(report)]
-    return warned + verdicts.recovery_verdict(report) + [v for v in found if v]
+    return warned + verdicts.recovery_verdict(report) + [v for v in found if v] + verdicts.retention_verdict(report)
 
 
 def _planned_result(plan: "Plan") -> str:

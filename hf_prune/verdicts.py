@@ -1,4 +1,4 @@
-"""What the numbers of a report mean, in words: rows of the table, warnings, and who won.
+"""What the numbers of a report mean, in words: warnings, and who won.
 
 Pure functions from the report to strings; nothing here measures or writes. Every number printed comes from the report.
 """
@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 Report = Mapping[str, Any]
-Row = tuple[str, str, str, str]
-"""What is measured, dense, pruned, change."""
 
 MUCH_WORSE, WORSE = 2.0, 1.25
 """Perplexity ratios from which a reader is warned: doubled, and clearly worse."""
@@ -76,17 +74,6 @@ def duration(seconds: Any) -> str:
 def interval(value: str, ci: Sequence[Any] | None, show: Any = significant) -> str:
     """The value with its 95 % interval, when there is one."""
     return f"{value} ({show(ci[0])} to {show(ci[1])})" if ci else value
-
-
-def table(report: Report) -> list[Row]:
-    """The one table of the card: dense | pruned | change, one row per measurement that the report holds."""
-    return [
-        *_text_rows(report),
-        *_task_rows(report),
-        *_generation_rows(report),
-        *_size_rows(report),
-        *_speed_rows(report),
-    ]
 
 
 def corpora(report: Report) -> list[str]:
@@ -162,6 +149,32 @@ def bare(report: Report) -> Mapping[str, Any]:
         return total_text({"text": stages["text"]})["cut"]
     text = total_text(report) or {}
     return {**text["pruned"], "kl": text.get("kl")}
+
+
+def retention_verdict(report: Report) -> list[str]:
+    """Whether another way to cut keeps more of the tasks, a sentence for each accuracy, judged by the paired interval.
+
+    What is judged is this model before any training, repaired if it was; the others are bare cuts.
+    """
+    section = report.get("retention") or {}
+    rows = {r["name"]: r for r in section.get("rows") or ()}
+    rivals = [r for r in section.get("rows") or () if r["name"] not in ("parent", "hf_prune", "repaired")]
+    ours, found = rows.get("repaired") or rows.get("hf_prune"), []
+    repaired = ", repaired," if "repaired" in rows else ""
+    for suffix, what in (("", "accuracy"), ("_norm", "acc_norm")) if ours and rivals else ():
+        if f"reference{suffix}" not in section:
+            continue
+        best = max(rivals, key=lambda r, how=f"mean_accuracy{suffix}": number(r[how]))
+        low, high = best[f"difference_ci{suffix}"]
+        outcome = (
+            "this model keeps more" if high < 0 else "that one keeps more" if low > 0 else "a tie within the noise"
+        )
+        mine, theirs = (percent(r[f"mean_accuracy{suffix}"]) for r in (ours, best))
+        found.append(
+            f"Mean {what} over the tasks: this model{repaired} {mine}, the best of the other cuts, {best['label']}, "
+            f"{theirs}; {outcome} (paired 95 % interval of its lead: {points(low)} to {points(high)} points)."
+        )
+    return found
 
 
 def merging_verdict(report: Report) -> str | None:
@@ -240,124 +253,6 @@ def recovery_verdict(report: Report) -> list[str]:
         known = rank if chosen["spearman"] is not None else ""
         found.append(f"{len(chosen['finalists'])} finalists were {how} before the choice: {best}{known}.")
     return found
-
-
-def stage_table(report: Report) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of what every stage can do; differences from dense carry paired 95 % intervals."""
-    stages = report.get("stages") or {}
-    names = list(stages.get("names") or ())
-    rows = []
-    for corpus in corpora({"text": stages.get("text") or {}}) if names else ():
-        by = stages["text"][corpus]
-        label = f"Perplexity, {'all text' if corpus == 'all' else corpus}"
-        rows.append([label, *(_stage_perplexity(by[n], n) for n in names)])
-    if text := total_text({"text": stages.get("text") or {}}):
-        rows.append(["KL to dense", *(NONE if n == "dense" else significant(text[n]["kl"]) for n in names)])
-    for task, by in (stages.get("tasks") or {}).items():
-        rows.append([f"{task} accuracy", *(_stage_accuracy(by[n], n) for n in names)])
-    generation = stages.get("generation") or {}
-    for key, label in (("rouge1", "ROUGE-1"), ("rougeL", "ROUGE-L"), ("exact_match", "Exact match")) if names else ():
-        if key in generation["dense"]:
-            if not any(generation[n][key]["value"] for n in names):
-                continue
-            cells = [_stage_score(generation[n][key], n) for n in names]
-            rows.append([f"{label} of greedy text with the corpus", *cells])
-    for task, by in (stages.get("harness") or {}).items():
-        for metric in by["dense"]["metrics"]:
-            rows.append([f"lm_eval {task}, {metric}", *(_stage_score(by[n]["metrics"][metric], n) for n in names)])
-    return ["", *names], rows
-
-
-def _stage_perplexity(row: Mapping[str, Any], stage: str) -> str:
-    value = significant(row["perplexity"])
-    return value if stage == "dense" else f"{value}; {_times(row)}"
-
-
-def _stage_accuracy(row: Mapping[str, Any], stage: str) -> str:
-    if stage == "dense":
-        return percent(row["dense"]["accuracy"])
-    return f"{percent(row['pruned']['accuracy'])}; {interval(points(row['difference']), row['difference_ci'], points)}"
-
-
-def _stage_score(row: Mapping[str, Any], stage: str) -> str:
-    value = significant(row["value"])
-    if stage == "dense" or "difference" not in row:
-        return value
-    return f"{value}; {interval(decimals(row['difference'], 3), row['difference_ci'], lambda x: decimals(x, 3))}"
-
-
-def _text_rows(report: Report) -> list[Row]:
-    text = report.get("text") or {}
-    rows = []
-    for name in (n for n in corpora(report) if n in text):
-        entry = text[name]
-        pair = [interval(significant(entry[k]["perplexity"]), entry[k].get("ci")) for k in ("dense", "pruned")]
-        rows.append((f"Perplexity, {'all text' if name == 'all' else name}", *pair, _times(entry)))
-    entry = total_text(report)
-    if entry and entry.get("kl") is not None:
-        rows.append(("KL to dense, nats per token", NONE, interval(significant(entry["kl"]), entry.get("kl_ci")), ""))
-    return rows
-
-
-def _times(entry: Mapping[str, Any]) -> str:
-    if entry.get("log_ratio") is None:
-        return ""
-
-    def factor(log_ratio: Any) -> str:
-        x = number(log_ratio)
-        return f"× {significant(math.exp(x) if x < 700 else math.inf)}"
-
-    ci = entry.get("log_ratio_ci")
-    return interval(factor(entry["log_ratio"]), ci, lambda x: factor(x).removeprefix("× "))
-
-
-def _task_rows(report: Report) -> list[Row]:
-    rows = []
-    for name, task in (report.get("tasks") or {}).items():
-        pair = [interval(percent(task[k]["accuracy"]), task[k].get("ci"), percent) for k in ("dense", "pruned")]
-        change = "" if task.get("difference") is None else interval(
-            f"{points(task['difference'])} points", task.get("difference_ci"), points
-        )  # fmt: skip
-        rows.append((f"{name} accuracy ({task['items']} items, chance {percent(task['chance'], 0)})", *pair, change))
-    return rows
-
-
-def _generation_rows(report: Report) -> list[Row]:
-    generation = report.get("generation") or {}
-    dense, pruned = generation.get("dense") or {}, generation.get("pruned") or {}
-    labels = (
-        ("repetition", "Repeated 4-grams in greedy samples", percent),
-        ("distinct_2", "Distinct token pairs in greedy samples", percent),
-        ("mean_length", "Mean length of greedy samples, tokens", significant),
-    )
-    return [(label, show(dense[k]), show(pruned[k]), "") for k, label, show in labels if k in dense and k in pruned]
-
-
-def _size_rows(report: Report) -> list[Row]:
-    dense, pruned = report["size"]["dense"], report["size"]["pruned"]
-    rows = [("Layers", str(dense["layers"]), str(pruned["layers"]), f"−{dense['layers'] - pruned['layers']}")]
-    rows.append(_smaller("Parameters", dense["parameters"], pruned["parameters"], ""))
-    active = pruned.get("active_parameters")
-    if active is not None and active < pruned["parameters"]:
-        rows.append(_smaller("Parameters in use (not zeroed)", dense["parameters"], active, ""))
-    rows.append(_smaller("Size of the weights", dense["bytes"], pruned["bytes"], "B"))
-    rows.append(_smaller("KV cache per token", dense["kv_bytes_per_token"], pruned["kv_bytes_per_token"], "B"))
-    return rows
-
-
-def _smaller(label: str, dense: Any, pruned: Any, unit: str) -> Row:
-    change = number(pruned) / number(dense) - 1 if dense else math.nan
-    return label, amount(dense, unit), amount(pruned, unit), percent(change) if change else ""
-
-
-def _speed_rows(report: Report) -> list[Row]:
-    speed = report.get("speed") or {}
-    rows = []
-    for key, label in (("prefill", "Prefill"), ("decode", "Decode")) if speed else ():
-        dense, pruned = (speed[k][f"{key}_tokens_per_s"] for k in ("dense", "pruned"))
-        gain = f"× {significant(number(pruned) / number(dense))}" if dense and pruned else ""
-        rows.append((f"{label}, tokens per second", significant(dense), significant(pruned), gain))
-    return rows
 
 
 def _text_warnings(report: Report) -> list[str]:

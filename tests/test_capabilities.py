@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_prune import capabilities, verdicts
+from hf_prune import capabilities, tables, verdicts
 from hf_prune.calibration import Windows
 from hf_prune.capabilities import Observed
 from hf_prune.harness import HarnessScores
@@ -89,11 +89,11 @@ HEALING = {"kept": True, "before": 1.5, "after": 1.2, "tokens": 1_000_000, "meth
 
 def test_the_card_has_a_column_per_stage_and_drops_rows_of_zeros():
     for count in (2, 3, 4):
-        header, rows = verdicts.stage_table(report(capabilities.STAGES[:count]))
+        header, rows = tables.stage_table(report(capabilities.STAGES[:count]))
         assert header == ["", *capabilities.STAGES[:count]] and all(len(r) == count + 1 for r in rows)
     labels = [r[0] for r in rows]
     assert "cloze accuracy" in labels and "lm_eval arc, acc" in labels and not any("Exact" in x for x in labels)
-    assert verdicts.stage_table({}) == ([""], [])
+    assert tables.stage_table({}) == ([""], [])
 
 
 def test_what_came_back_is_said_and_what_did_not_help_too():
@@ -124,7 +124,7 @@ def test_a_live_model_is_observed_as_it_is():
     model = tiny("llama", max_position_embeddings=128)
     task = Task("t", (Item("1 2", ("3", "4"), 0),))
     text = (torch.zeros(30, 89), torch.zeros(30, 89))
-    found = capabilities.observe(model, text, Numbers(), WINDOWS, [task], 5, {})
+    found = capabilities.observe(model, text, Numbers(), WINDOWS, [task], {})
     assert len(found.said) == 24 and all(len(s) <= 64 for s in found.said) and set(found.tasks) == {"t"}
     assert set(found.closeness) == {"exact_match", "rouge1", "rouge2", "rougeL"}
     assert all(len(v) == 24 and (0 <= v).all() and (v <= 1).all() for v in found.closeness.values())

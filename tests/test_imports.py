@@ -26,7 +26,7 @@ LADDER = {
     3.5: "repair",
     3.9: "harness_tasks headers",
     4: "watch heal evaluate harness generation speed figures certificate licence redaction verdicts plan export",
-    4.1: "task_sources nemotron_nas",
+    4.1: "task_sources nemotron_nas tables",
     4.2: "compatibility",
     4.4: "variants",
     4.5: "training_aware scout",

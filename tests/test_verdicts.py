@@ -41,20 +41,6 @@ def test_units(call, text):
     assert call == text
 
 
-def test_the_table_puts_dense_beside_pruned(report):
-    rows = {row[0]: row[1:] for row in verdicts.table(report)}
-    assert rows["Perplexity, all text"] == ("18.9 (18.2 to 19.7)", "27.1 (25.7 to 28.4)", "× 1.43 (1.39 to 1.47)")
-    assert rows["stories_cloze accuracy (150 items, chance 25 %)"][2] == "−6.6 points (−11.8 to −1.4)"
-    assert rows["Parameters"] == ("3.41M", "2.63M", "−23.1 %")
-    assert "Parameters in use (not zeroed)" not in rows
-
-
-def test_one_corpus_is_not_shown_twice(report):
-    del report["text"]["wiki"]
-    assert [r[0] for r in verdicts.table(report) if r[0].startswith("Perplexity")] == ["Perplexity, stories"]
-    assert verdicts.total_text(report) == report["text"]["all"]
-
-
 def no_damage(report):
     report["text"]["all"]["pruned"]["perplexity"] = report["text"]["all"]["dense"]["perplexity"] * 1.05
     return report
@@ -137,3 +123,31 @@ def test_the_missed_target_is_stated(report):
         "(prefill 57.1 %, decoding 62.0 %), the finished model takes 64.1 % (prefill 50.0 %, decoding 70.0 %)."
     )
     assert said in verdicts.size_miss(report)
+
+
+def kept(name, label, accuracy, lead):
+    """A row of the retention section, the same for both accuracies."""
+    row = {"mean_accuracy": accuracy, "difference_ci": lead}
+    return {"name": name, "label": label, **row, **{f"{k}_norm": v for k, v in row.items()}}
+
+
+@pytest.mark.parametrize(
+    ("lead", "words"),
+    [([-0.02, -0.01], "this model keeps more"), ([0.01, 0.02], "that one keeps more"),
+     ([-0.01, 0.02], "a tie within the noise")],
+)  # fmt: skip
+def test_who_keeps_most_of_the_tasks_is_said_for_both_accuracies(report, lead, words):
+    rows = [kept("parent", "base", 0.5, [0.1, 0.2]), kept("hf_prune", "hf_prune", 0.3, [0, 0]),
+            kept("greedy", "cut by SLEB", 0.31, lead), kept("last", "last layers", 0.28, [0.1, 0.2])]  # fmt: skip
+    report["retention"] = {"reference": "base", "reference_norm": "base", "rows": rows}
+    said = verdicts.retention_verdict(report)
+    assert [s.partition(" over")[0] for s in said] == ["Mean accuracy", "Mean acc_norm"]
+    assert all(f"this model 30.0 %, the best of the other cuts, cut by SLEB, 31.0 %; {words}" in s for s in said)
+    report["retention"]["rows"].append(kept("repaired", "hf_prune, repaired", 0.32, [0, 0]))
+    assert all("this model, repaired, 32.0 %" in s for s in verdicts.retention_verdict(report))
+
+
+def test_without_rivals_nothing_is_said_of_retention(report):
+    assert verdicts.retention_verdict(report) == []
+    report["retention"] = {"reference": "base", "rows": [kept("hf_prune", "hf_prune", 0.3, [0, 0])]}
+    assert verdicts.retention_verdict(report) == []

@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from hf_prune import verdicts
+from hf_prune import tables, verdicts
 from hf_prune.errors import InvalidRecipe
 from hf_prune.pages.markup import note, picture, strip, table
 from hf_prune.runs import Run
@@ -34,7 +34,7 @@ def html(report: Mapping[str, Any]) -> str:
     removed = verdicts.percent(1 - size["pruned"]["parameters"] / size["dense"]["parameters"])
     found = [
         strip(report["layers"], f"{removed} of all parameters are gone. Layers of the original model."),
-        table(("", "dense", "pruned", "change"), verdicts.table(report), "dense beside pruned", numbers=True),
+        table(("", "dense", "pruned", "change"), tables.table(report), "dense beside pruned", numbers=True),
     ]
     for line in report_lines(report):
         found.append(note(line, "warn" if line.startswith("Warning") else "plain"))

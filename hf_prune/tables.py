@@ -19,7 +19,7 @@ from hf_prune.verdicts import (
     points,
     significant,
     total_text,
-)  # fmt: skip
+)
 
 Row = tuple[str, str, str, str]
 """What is measured, dense, pruned, change."""

@@ -99,11 +99,6 @@ class TaskScores:
         """Share answered rightly with length-normalised options (lm-eval's acc_norm)."""
         return float(self.correct_norm.mean())
 
-    @property
-    def interval(self) -> tuple[float, float]:
-        """95 % Wilson interval of `accuracy`."""
-        return wilson(int(self.correct.sum()), len(self.correct))
-
 
 @dataclass(frozen=True, slots=True)
 class Question:

@@ -161,8 +161,8 @@ def retention_verdict(report: Report) -> list[str]:
     rivals = [r for r in section.get("rows") or () if r["name"] not in ("parent", "hf_prune", "repaired")]
     ours, found = rows.get("repaired") or rows.get("hf_prune"), []
     repaired = ", repaired," if "repaired" in rows else ""
-    for suffix, what in (("", "accuracy"), ("_norm", "acc_norm")) if ours and rivals else ():
-        if f"reference{suffix}" not in section:
+    for suffix, what in (("", "accuracy"), ("_norm", "acc_norm")):
+        if not ours or not rivals or f"difference_ci{suffix}" not in ours:
             continue
         best = max(rivals, key=lambda r, how=f"mean_accuracy{suffix}": number(r[how]))
         low, high = best[f"difference_ci{suffix}"]

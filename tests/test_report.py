@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hf_prune import report
 from hf_prune.blueprint import GONE, Blueprint, LayerSpec, Part, Source
 from hf_prune.calibration import Windows
+from hf_prune.tasks import TaskScores, wilson
 
 FLOATS = st.lists(st.floats(-50, 50), min_size=2, max_size=30)
 
@@ -35,6 +36,16 @@ def test_the_interval_is_the_normal_one_over_windows(values):
 def test_one_window_or_an_infinite_one_has_no_spread():
     assert report.interval(np.array([3.0])) == (3.0, [3.0, 3.0])
     assert report.interval(np.array([3.0, math.inf]))[1] == [math.inf, math.inf]
+
+
+def test_both_accuracies_of_a_task_come_with_their_intervals_and_paired_differences():
+    right = np.array([True] * 30 + [False] * 10)
+    dense, pruned = (TaskScores("t", 0.25, np.zeros((40, 4)), *pair) for pair in ((right, ~right), (~right, ~right)))
+    row = report.task_scores({"t": dense}, {"t": pruned}, np.random.default_rng(0))["t"]
+    assert (row["dense"]["accuracy"], row["dense"]["accuracy_norm"]) == (0.75, 0.25)
+    assert row["dense"]["ci"] == list(wilson(30, 40)) and row["pruned"]["ci_norm"] == list(wilson(10, 40))
+    assert row["difference"] == -0.5 and row["difference_ci"][0] < -0.5 < row["difference_ci"][1] < 0
+    assert row["difference_norm"] == 0.0 and row["difference_ci_norm"] == [0.0, 0.0]
 
 
 def test_perplexity_ratio_and_divergence_per_corpus_and_over_all():

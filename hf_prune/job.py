@@ -22,7 +22,7 @@ from hf_prune.exam import Exam
 from hf_prune.levels import Kind, Levels, Options, made
 from hf_prune.methods import METHODS
 from hf_prune.methods.width import WidthSpace
-from hf_prune.objectives import OBJECTIVES, Measures
+from hf_prune.objectives import OBJECTIVES, REVISION, Measures
 from hf_prune.patches import load_patches, save_patches
 from hf_prune.plan import Target, layers_to_remove
 from hf_prune.recipe import DEFAULT_DATA, Recipe
@@ -369,7 +369,7 @@ class Job:
             **({"training": self.training(changing).digest} if changing else {}),
             "objectives": list(self.columns),
             "numerics": {"torch": torch.__version__.split("+")[0], "transformers": transformers.__version__,
-                         "dtype": str(self.dtype), "device": self.device.type},
+                         "dtype": str(self.dtype), "device": self.device.type, "objectives": REVISION},
         }  # fmt: skip
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from hf_prune.tasks import TaskScores
 
+REVISION = 2
+"""Raised when a value gets another meaning, so that journals of the old one are not gone on with."""
 DOUBT_WEIGHT = 10.0
 """Of answers beside text in `abilities`: among models, log-perplexity spreads ten to fifteen times as far."""
 

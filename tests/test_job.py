@@ -57,12 +57,14 @@ def test_two_spellings_of_one_model_have_one_key(tmp_path):
     assert keys[0] == keys[1]
 
 
-def test_a_journal_must_agree_on_recipe_base_evidence_and_numerics(tmp_path):
+def test_a_journal_must_agree_on_recipe_base_evidence_and_numerics(tmp_path, monkeypatch):
     header = open_job(recipe(tmp_path, keep_layers=4)).header()
     assert set(header) == {"recipe", "base", "evidence", "objectives", "numerics"}
     (tmp_path / "text.txt").write_text((tmp_path / "text.txt").read_text().replace("cat", "cow"))
     changed = open_job(recipe(tmp_path, keep_layers=4, data=(str(tmp_path / "text.txt"),))).header()
     assert {k for k in header if header[k] != changed[k]} == {"evidence"}
+    monkeypatch.setattr(jobs, "REVISION", 0)
+    assert {k for k, v in open_job(recipe(tmp_path, keep_layers=4)).header().items() if v != header[k]} == {"numerics"}
 
 
 @pytest.mark.parametrize("changes", [{"repair": True, "repair_sequences": 128}, {"search_heal": "1k"}])

@@ -77,8 +77,8 @@ def main() -> None:
                 print(
                     f"seed {seed}, {name}: {found[name][-1].course[-1][1]:.4f} in {seconds[name][-1]:.0f} s", flush=True
                 )
-    print(f"\nbest {a.objective} on {a.windows} windows of 256 tokens, mean of {len(a.seeds)} seeds; 4 of 16 layers "
-          f"gone, base and three variants, {a.windows_spent:,} windows each\n")  # fmt: skip
+    print(f"\nbest {a.objective} on {a.windows} windows of {a.length} tokens, mean of {len(a.seeds)} seeds; 4 of 16 "
+          f"layers gone, base and three variants, {a.windows_spent:,} windows each\n")  # fmt: skip
     print(f"| | {' | '.join(f'{c:.0%} spent' for c in CHECKPOINTS)} | worst seed | seconds |")
     print(f"|---|{'---:|' * (len(CHECKPOINTS) + 2)}")
     for name, ledgers in found.items():
@@ -91,6 +91,7 @@ def arguments() -> argparse.Namespace:
     """Command line."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--windows", type=int, default=24, help="of full evidence")
+    p.add_argument("--length", type=int, default=256, help="tokens of a window")
     p.add_argument("--windows-spent", type=int, default=12_000)
     p.add_argument("--objective", default="kl")
     p.add_argument("--seeds", type=int, nargs="+", default=[0])
@@ -104,7 +105,7 @@ def opened(a: argparse.Namespace, home: Path) -> Job:
     variants = tuple(str(special / n) for n in ("plays", "code", "qa"))
     recipe = Recipe.of(base=str(demo / "storymath-16l"), variants=variants,
                        data=(str(demo / "text"), str(special / "text")), method="stitch", drop_layers=4,
-                       objective=a.objective, sequences=a.windows, selection_sequences=6,
+                       objective=a.objective, sequences=a.windows, length=a.length, selection_sequences=6,
                        output=str(home / "out"))  # fmt: skip
     job = open_job(recipe)
     job.home.mkdir(parents=True)

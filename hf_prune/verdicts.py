@@ -172,7 +172,7 @@ def retention_verdict(report: Report) -> list[str]:
         mine, theirs = (percent(r[f"mean_accuracy{suffix}"]) for r in (ours, best))
         found.append(
             f"Mean {what} over the tasks: this model{repaired} {mine}, the best of the other cuts, {best['label']}, "
-            f"{theirs}; {outcome} (paired 95 % interval of its lead: {points(low)} to {points(high)} points)."
+            f"{theirs}; {outcome} (the latter's lead: {points(low)} to {points(high)} points, paired 95 % interval)."
         )
     return found
 

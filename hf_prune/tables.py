@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hf_prune.verdicts import (
+    ACCURACIES,
     NONE,
     Report,
     amount,
@@ -23,8 +24,6 @@ from hf_prune.verdicts import (
 
 Row = tuple[str, str, str, str]
 """What is measured, dense, pruned, change."""
-ACCURACIES = {"": "accuracy", "_norm": "acc_norm"}
-"""How the names of an accuracy's figures end, and what it is called: acc_norm is by likelihood per character."""
 
 
 def table(report: Report) -> list[Row]:

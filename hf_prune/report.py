@@ -79,7 +79,7 @@ def task_scores(
     for name, theirs in dense.items():
         ours = pruned[name]
         row: dict[str, Any] = {"items": len(theirs.correct), "chance": theirs.chance, "dense": {}, "pruned": {}}
-        for suffix, how in (("", "correct"), ("_norm", "correct_norm")):
+        for how, suffix in tasks.ACCURACIES.items():
             for who, scores in (("dense", theirs), ("pruned", ours)):
                 right = getattr(scores, how)
                 row[who][f"accuracy{suffix}"] = float(right.mean())

@@ -13,10 +13,7 @@ from hf_prune.found import Found
 from hf_prune.job import Job
 from hf_prune.objectives import Measures
 from hf_prune.rivals import label
-from hf_prune.tasks import Z95
-
-ACCURACIES = {"correct": "", "correct_norm": "_norm"}
-"""Ways to be right, of `TaskScores`, and how the names of their figures end."""
+from hf_prune.tasks import ACCURACIES, Z95
 
 
 def retention(job: Job, found: Found) -> dict[str, Any] | None:

@@ -26,6 +26,8 @@ Z95 = 1.959963984540054
 
 
 Kind = Literal["choice", "exact"]
+ACCURACIES = {"correct": "", "correct_norm": "_norm"}
+"""Ways to be right, of `TaskScores`, and how the names of their figures end."""
 
 
 @dataclass(frozen=True, slots=True)

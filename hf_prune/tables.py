@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hf_prune.verdicts import (
-    ACCURACIES,
+    ACCURACY_NAMES,
     NONE,
     Report,
     amount,
@@ -50,7 +50,7 @@ def stage_table(report: Report) -> tuple[list[str], list[list[str]]]:
         rows.append(["KL to dense", *(NONE if n == "dense" else significant(text[n]["kl"]) for n in names)])
     for task, by in (stages.get("tasks") or {}).items():
         for suffix in _accuracies(by["dense"]):
-            rows.append([f"{task} {ACCURACIES[suffix]}", *(_stage_accuracy(by[n], n, suffix) for n in names)])
+            rows.append([f"{task} {ACCURACY_NAMES[suffix]}", *(_stage_accuracy(by[n], n, suffix) for n in names)])
     generation = stages.get("generation") or {}
     for key, label in (("rouge1", "ROUGE-1"), ("rougeL", "ROUGE-L"), ("exact_match", "Exact match")) if names else ():
         if key in generation["dense"]:
@@ -78,7 +78,7 @@ def _stage_accuracy(row: Mapping[str, Any], stage: str, suffix: str) -> str:
 
 def _accuracies(task: Mapping[str, Any]) -> list[str]:
     """Suffixes of the accuracies that a task has; both are one where text is to be generated."""
-    return [suffix for suffix in ACCURACIES if not suffix or (task["chance"] and f"difference{suffix}" in task)]
+    return [suffix for suffix in ACCURACY_NAMES if not suffix or (task["chance"] and f"difference{suffix}" in task)]
 
 
 def _stage_score(row: Mapping[str, Any], stage: str) -> str:
@@ -128,7 +128,7 @@ def _task_row(name: str, task: Mapping[str, Any], suffix: str) -> Row:
     ]
     gap = task.get(f"difference{suffix}")
     change = "" if gap is None else interval(f"{points(gap)} points", task.get(f"difference_ci{suffix}"), points)
-    label = f"{name} {ACCURACIES[suffix]} ({task['items']} items, chance {percent(task['chance'], 0)})"
+    label = f"{name} {ACCURACY_NAMES[suffix]} ({task['items']} items, chance {percent(task['chance'], 0)})"
     return label, *sides, change
 
 

@@ -12,7 +12,7 @@ Report = Mapping[str, Any]
 MUCH_WORSE, WORSE = 2.0, 1.25
 """Perplexity ratios from which a reader is warned: doubled, and clearly worse."""
 NONE = "–"
-ACCURACIES = {"": "accuracy", "_norm": "acc_norm"}
+ACCURACY_NAMES = {"": "accuracy", "_norm": "acc_norm"}
 """How the names of an accuracy's figures end, and what it is called: acc_norm is by likelihood per character."""
 
 
@@ -163,7 +163,7 @@ def retention_verdict(report: Report) -> list[str]:
     rivals = [r for r in section.get("rows") or () if r["name"] not in ("parent", "hf_prune", "repaired")]
     ours, found = rows.get("repaired") or rows.get("hf_prune"), []
     repaired = ", repaired," if "repaired" in rows else ""
-    for suffix, what in ACCURACIES.items():
+    for suffix, what in ACCURACY_NAMES.items():
         if not ours or not rivals or f"difference_ci{suffix}" not in ours:
             continue
         best = max(rivals, key=lambda r, how=f"mean_accuracy{suffix}": number(r[how]))

@@ -1,7 +1,7 @@
 """One run: a recipe with its base pinned and opened, its evidence, its evaluator and the meaning of its genomes."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -245,6 +245,11 @@ class Job:
     def full(self) -> Fidelity:
         """All the search evidence."""
         return self.fidelity(self.recipe.sequences)
+
+    @property
+    def text(self) -> Fidelity:
+        """All the search text and no task: what baselines ask that look at text alone."""
+        return replace(self.full, items=0)
 
     def fidelity(self, sequences: int) -> Fidelity:
         """So many windows of search text, and the same share of the items of every task."""

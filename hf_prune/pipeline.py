@@ -36,7 +36,7 @@ from hf_prune.recipe import Recipe
 from hf_prune.recovery import healed, repaired
 from hf_prune.reference import block_distance, block_influence
 from hf_prune.report import spearman
-from hf_prune.rivals import stitched, warm_starts
+from hf_prune.rivals import in_full, stitched, warm_starts
 from hf_prune.search import SEARCHERS, Schedule, Scores, drive, finals, focused
 from hf_prune.staging import copied, staged
 from hf_prune.width_rivals import libraries, narrowed, width_starts
@@ -282,11 +282,12 @@ def _rivals(job: Job, journal: Journal, remove: int, clock: Clock) -> Generator[
     yield Stage("baselines", ", ".join(names))
     scorer, rivals = job.deletions(remove), []
     for name in names:
-        schedule = _schedule(job, RANDOM_DRAWS if name == "random" else 1 << 30, finalists=RANDOM_DRAWS)
+        trials = RANDOM_DRAWS if name == "random" else 1 << 30
+        schedule = replace(_schedule(job, trials, finalists=RANDOM_DRAWS), stages=(job.text,))
         search = SEARCHERS[name](scorer.space, schedule, np.random.default_rng(job.recipe.seed))
         column = job.columns.index("perplexity" if name == "greedy" else "kl")
         ranked = yield from drive(focused(search, (column,)), scorer.evaluate, journal, scorer.key)
-        best = ranked[len(ranked) // 2] if name == "random" else ranked[0]
+        best = yield from in_full(job, journal, scorer, ranked[len(ranked) // 2 if name == "random" else 0])
         blueprint = scorer.blueprint(best.trial.genome)
         rivals.append(Rival(name, blueprint, job.removed(blueprint), best.values, LABELS[name]))
     clock.lap("baselines")

@@ -79,15 +79,21 @@ def _alone(count: int) -> list[tuple[float, ...]]:
 
 
 def _cut(job: Job, journal: Journal, scorer: Scorer, kind: str) -> Searching:
-    """ShortGPT's or SLEB's cut of one model."""
+    """ShortGPT's or SLEB's cut of one model, in which no task has a say."""
     scores = None
     if kind == "shortgpt":
         whole = scorer.blueprint(scorer.space.dense())
         scores = Scores(influence(job.evaluator.states(whole, job.recipe.sequences)))
-    schedule = Schedule((job.full,), 1 << 30, finalists=1, scores=scores)
+    schedule = Schedule((job.text,), 1 << 30, finalists=1, scores=scores)
     search = SEARCHERS[kind](scorer.space, schedule, np.random.default_rng(job.recipe.seed))
     ranked = yield from drive(focused(search, (job.columns.index("perplexity"),)), scorer.evaluate, journal, scorer.key)
-    return ranked[0]
+    return (yield from in_full(job, journal, scorer, ranked[0]))
+
+
+def in_full(job: Job, journal: Journal, scorer: Scorer, found: Outcome) -> Searching:
+    """The same candidate on all the search evidence: text, and the tasks that its search may not have asked."""
+    wanted = [Trial(found.trial.genome, job.full)]
+    return (yield from drive(once(wanted), scorer.evaluate, journal, scorer.key))[0]
 
 
 def _cut_first(job: Job, cuts: Sequence[tuple[int, ...]]) -> Rival:

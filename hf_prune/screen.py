@@ -73,7 +73,7 @@ class Screen:
     def _advance(self, name: str, done: int, total: int, best: float | None) -> None:
         if self.task is None:
             self.task = self.progress.add_task(name, total=total, best="-")
-        shown = {} if best is None else {"best": f"{best:.4g}"}
+        shown = {} if best is None or not math.isfinite(best) else {"best": f"{best:.4g}"}
         self.progress.update(self.task, completed=done, total=total, **shown)
 
     def _end_bar(self) -> None:

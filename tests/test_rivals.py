@@ -168,10 +168,13 @@ def test_tasks_may_be_what_is_searched_for(home, tmp_path):
     assert result.report["objective"] == "abilities" and result.report["certificate"]["ok"]
     rows = [json.loads(line) for line in (result.folder / "journal.jsonl").read_text().splitlines()[1:]]
     asked_for = {tuple(t["fidelity"]) for row in rows for t in row["trials"]}
-    assert any(f[4:] == (12, 0) for f in asked_for) and any(f[4:] == (8, 12) for f in asked_for)
+    assert {f[4:] for f in asked_for} == {(), (6, 0), (12, 0), (8, 12)}
+    cuts = [t["digest"] for row in rows for t in row["trials"] if not t["fidelity"][4:]]
+    assert len(cuts) == 4 * sum(range(DEPTH - 1, DEPTH + 1)), "SLEB looks at text alone"
     kept = [json.loads(line) for line in (result.folder / "items.jsonl").read_text().split("\n") if line]
     keys = {(row["digest"], *row["fidelity"]) for row in kept}
-    assert {(t["digest"], *t["fidelity"][4:]) for row in rows for t in row["trials"]} <= keys
+    asked = {(t["digest"], *t["fidelity"][4:]) for row in rows for t in row["trials"] if t["fidelity"][4:]}
+    assert asked <= keys and all(row["retention"] for row in result.report["retention"]["rows"])
     assert {len(row["right"]["cats"]) for row in kept if row["fidelity"] == [8, 12]} == {8}
 
 

@@ -46,6 +46,13 @@ def test_a_terminal_shows_progress_and_the_best_so_far():
     assert "7/12" in text and "5/244" in text and "best 1.75" in text
 
 
+def test_what_has_no_value_yet_is_no_best():
+    out = io.StringIO()
+    with Screen(Console(file=out, force_terminal=True, width=100)) as screen:
+        screen.show(Scored((), 3, 9, math.inf))
+        assert screen.progress.tasks[0].fields["best"] == "-"
+
+
 def test_without_a_terminal_there_is_one_line_per_stage():
     assert shown(terminal=False).splitlines() == [
         "ns/m: remove 4 layers [of 16], at most 9 evaluations",

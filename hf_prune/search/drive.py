@@ -101,7 +101,7 @@ class Tally:
             stage = o.trial.fidelity
             self.best[stage] = min(self.best.get(stage, math.inf), o.values[0])
         self.done += len(outcomes)
-        fullest = max(self.best, key=lambda f: (f.heal_tokens, f.repair, f.sequences), default=None)
+        fullest = max(self.best, key=lambda f: (f.heal_tokens, f.repair, f.sequences, f.items), default=None)
         best = self.best[fullest] if fullest else math.inf
         return Scored(outcomes, self.done, self.total, best, cached)
 

@@ -99,16 +99,16 @@ def test_values_that_are_not_finite_survive_and_nan_is_the_worst():
 
 def test_best_is_that_of_the_fullest_evidence():
     def search():
-        for n in (2, 8, 2):
-            yield (Trial((n,), Fidelity(n)), Trial((n + 1,), Fidelity(n)))
+        for n, items in ((2, 0), (8, 0), (2, 0), (8, 4)):
+            yield (Trial((n, items), Fidelity(n, items=items)), Trial((n + 1, items), Fidelity(n, items=items)))
         return ()
 
-    values = {2: 0.1, 3: 0.2, 8: 0.9, 9: 0.7}
+    values = {(2, 0): 0.1, (3, 0): 0.2, (8, 0): 0.9, (9, 0): 0.7, (8, 4): 1.9, (9, 4): 2.5}
     loop = drive(
-        search(), lambda ts: [(values[t.genome[0]],) for t in ts], Journal.memory(), lambda t: (str(t), FULL), total=9
+        search(), lambda ts: [(values[t.genome],) for t in ts], Journal.memory(), lambda t: (str(t), FULL), total=9
     )
     events = list(loop)
-    assert [e.best for e in events] == [0.1, 0.7, 0.7] and {e.total for e in events} == {9}
+    assert [e.best for e in events] == [0.1, 0.7, 0.7, 1.9] and {e.total for e in events} == {9}
 
 
 def test_a_wrong_number_of_values_is_an_error():

@@ -235,27 +235,29 @@ def _relative(figure: str) -> str:
     return Path(figure).name if Path(figure).is_absolute() or ".." in Path(figure).parts else Path(figure).as_posix()
 
 
+METRICS = {"": ("accuracy", "Accuracy"), "_norm": ("acc_norm", "Length-normalised accuracy")}
+
+
 def _eval_results(report: Report) -> Iterator[EvalResult]:
     text = report.get("text") or {}
     for name in (n for n in verdicts.corpora(report) if n in text):
         tokens, where = text[name]["tokens"], "all text" if name == "all" else without_paths(name)
         label = f"{where}, report split of this run ({tokens:,} tokens)"
-        yield from _result(name, label, "perplexity", text[name]["pruned"]["perplexity"], "Perplexity")
+        yield from _result(name, label, "perplexity", "Perplexity", text[name]["pruned"]["perplexity"])
     for name, task in (report.get("tasks") or {}).items():
-        label = (
-            f"{name}, {task['items']} multiple-choice items of this run (chance {verdicts.percent(task['chance'], 0)})"
-        )
-        yield from _result(name, label, "accuracy", task["pruned"]["accuracy"], "Accuracy")
-        yield from _result(name, label, "acc_norm", task["pruned"].get("accuracy_norm"), "Length-normalised accuracy")
+        kind = f"multiple choice, chance {verdicts.percent(task['chance'], 0)}"
+        label = f"{name}, {task['items']} items of this run ({kind if task['chance'] else 'text to be generated'})"
+        for suffix in tables.accuracies(task):
+            yield from _result(name, label, *METRICS[suffix], task["pruned"][f"accuracy{suffix}"])
     stages = report.get("stages") or {}
     for name, by in (stages.get("harness") or {}).items():
         last = by[stages["names"][-1]]
         for metric, row in last["metrics"].items():
             items = f", {row['items']} items" if "items" in row else ""
-            yield from _result(name, f"{name} ({last['version']}{items})", metric, row["value"], metric)
+            yield from _result(name, f"{name} ({last['version']}{items})", metric, metric, row["value"])
 
 
-def _result(config: str, label: str, metric: str, value: Any, metric_name: str) -> Iterator[EvalResult]:
+def _result(config: str, label: str, metric: str, metric_name: str, value: Any) -> Iterator[EvalResult]:
     if math.isfinite(verdicts.number(value)):
         yield EvalResult(
             task_type="text-generation",

@@ -49,7 +49,7 @@ def stage_table(report: Report) -> tuple[list[str], list[list[str]]]:
     if text := total_text({"text": stages.get("text") or {}}):
         rows.append(["KL to dense", *(NONE if n == "dense" else significant(text[n]["kl"]) for n in names)])
     for task, by in (stages.get("tasks") or {}).items():
-        for suffix in _accuracies(by["dense"]):
+        for suffix in accuracies(by["dense"]):
             rows.append([f"{task} {ACCURACY_NAMES[suffix]}", *(_stage_accuracy(by[n], n, suffix) for n in names)])
     generation = stages.get("generation") or {}
     for key, label in (("rouge1", "ROUGE-1"), ("rougeL", "ROUGE-L"), ("exact_match", "Exact match")) if names else ():
@@ -76,7 +76,7 @@ def _stage_accuracy(row: Mapping[str, Any], stage: str, suffix: str) -> str:
     return f"{percent(row['pruned'][f'accuracy{suffix}'])}; {change}"
 
 
-def _accuracies(task: Mapping[str, Any]) -> list[str]:
+def accuracies(task: Mapping[str, Any]) -> list[str]:
     """Suffixes of the accuracies that a task has; both are one where text is to be generated."""
     return [suffix for suffix in ACCURACY_NAMES if not suffix or (task["chance"] and f"difference{suffix}" in task)]
 
@@ -117,7 +117,7 @@ def _task_rows(report: Report) -> list[Row]:
     return [
         _task_row(name, task, suffix)
         for name, task in (report.get("tasks") or {}).items()
-        for suffix in _accuracies(task)
+        for suffix in accuracies(task)
     ]
 
 

@@ -122,6 +122,19 @@ def test_metadata_survives_the_hub_parser(report, tmp_path):
     assert all(r.dataset_split == "report" and "this run" in r.dataset_name for r in data.eval_results)
 
 
+@pytest.mark.parametrize(("chance", "metrics", "kind"), [
+    (0.25, {"accuracy", "acc_norm"}, "(multiple choice, chance 25 %)"), (0.0, {"accuracy"}, "(text to be generated)")
+])  # fmt: skip
+def test_the_index_has_acc_norm_where_there_are_options(report, tmp_path, chance, metrics, kind):
+    task = report["tasks"]["stories_cloze"]
+    task |= {"chance": chance, "difference_norm": 0.0, "difference_ci_norm": [0.0, 0.0]}
+    for side in ("dense", "pruned"):
+        task[side] |= {"accuracy_norm": 0.5, "ci_norm": [0.4, 0.6]}
+    results = ModelCard.load(write_card(report, tmp_path, FIGURES)).data.eval_results
+    mine = [r for r in results if r.dataset_config == "stories_cloze"]
+    assert {r.metric_type for r in mine} == metrics and all(r.dataset_name.endswith(kind) for r in mine)
+
+
 def test_several_parents_are_a_merge_with_the_strictest_licence(report, tmp_path):
     parents = [
         {"repo": "a/base", "revision": "1" * 40, "license": "mit", "language": ["en", "de"]},

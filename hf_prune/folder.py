@@ -164,6 +164,8 @@ NEVER_KEPT = {
     "overwrite", "output", "device", "lm_eval", "library",
 }  # fmt: skip
 """Fields that a report, perhaps a stranger's, may not decide: what is trusted, run, published or written."""
+FILES = (".jsonl", ".txt", ".yaml", ".yml")
+"""What entries of data and tasks end with that are files, or were where the result was made."""
 CARRIED = (
     "journal.jsonl",
     "front.json",
@@ -202,13 +204,24 @@ def _reopened(folder: Path, base: str | None, changes: dict[str, Any]) -> tuple[
     kept = {k: v for k, v in before["recipe"].items() if k in Recipe.model_fields and k not in NEVER_KEPT}
     if any(name in changes for name in ("ratio", "keep_layers", "drop_layers", "drop")):
         raise InvalidRecipe("The size of a finished result is what it is; compress its base again for another one.")
+    _check_files({k: v for k, v in kept.items() if k not in changes})
     named = {"base": base or str(blueprint.sources[0]), "variants": variants or tuple(map(str, blueprint.sources[1:]))}
     recipe = Recipe.of(**{**kept, **changes, **named})
-    job = replace(open_job(recipe), parents=tuple(parents))
+    job = replace(open_job(recipe), parents=tuple(parents), over=True)
     job.bank.patches.update(load_patches(folder / PATCH_FILE))
     _with_libraries(job, blueprint, before)
     cut = replace(blueprint, layers=tuple(replace(s, repair=None) for s in blueprint.layers))
     return job, Found(cut.canonical(), blueprint.canonical()), before
+
+
+def _check_files(kept: dict[str, Any]) -> None:
+    """Refuse to read files that a report names: it may be a stranger's, and cards quote what was read."""
+    for name in ("data", "tasks"):
+        for entry in map(str, kept.get(name) or ()):
+            if entry.endswith(FILES) or Path(entry).expanduser().exists():
+                raise InvalidRecipe(
+                    f"This result was made with the local file {entry!r}; say where it is with --{name}."
+                )
 
 
 def _with_libraries(job: Job, blueprint: Blueprint, before: dict[str, Any]) -> None:

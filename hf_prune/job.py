@@ -47,12 +47,14 @@ FINAL_STAGES = 3
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A run with its base pinned and opened; what is heavy is made when first asked for, once."""
+    """A run with its base pinned and opened; what is heavy is made when first asked for, once. When its search is
+    `over` it asks no task of that again."""
 
     recipe: Recipe
     parents: tuple[Parent, ...]
     target: Target
     cards: tuple[Mapping[str, Any], ...]
+    over: bool = False
 
     @property
     def parent(self) -> Parent:
@@ -136,9 +138,8 @@ class Job:
     @cached_property
     def device(self) -> torch.device:
         """Where the search runs."""
-        if self.recipe.device != "auto":
-            return torch.device(self.recipe.device)
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        found = "cuda" if torch.cuda.is_available() else "cpu"
+        return torch.device(found if self.recipe.device == "auto" else self.recipe.device)
 
     @cached_property
     def dtype(self) -> torch.dtype:
@@ -195,7 +196,7 @@ class Job:
     @cached_property
     def searched(self) -> tuple[Task, ...]:
         """The tasks of the search; no item of theirs is in the report."""
-        if not self.recipe.search_tasks:
+        if self.over or not self.recipe.search_tasks:
             return ()
         found = load_tasks(self.recipe.search_tasks, "search", force=self.recipe.force_test_split)
         need = self.recipe.search_items + self.recipe.selection_items
@@ -248,14 +249,13 @@ class Job:
 
     @property
     def text(self) -> Fidelity:
-        """All the search text and no task: what baselines ask that look at text alone."""
+        """All the search text and no task."""
         return replace(self.full, items=0)
 
     def fidelity(self, sequences: int) -> Fidelity:
         """So many windows of search text, and the same share of the items of every task."""
-        r = self.recipe
-        items = max(1, r.search_items * sequences // r.sequences) if r.search_tasks else 0
-        return Fidelity(sequences, items=items)
+        share = self.recipe.search_items * sequences // self.recipe.sequences
+        return Fidelity(sequences, items=max(1, share) if self.searched else 0)
 
     def repaired(
         self, cut: Blueprint, sequences: int, progress: Callable[[int, int], None] = lambda done, total: None
@@ -292,7 +292,7 @@ class Job:
     def selection(self) -> Fidelity:
         """The windows that choose among finalists."""
         r = self.recipe
-        tasks = {"items": r.selection_items, "first_item": r.search_items} if r.search_tasks else {}
+        tasks = {"items": r.selection_items, "first_item": r.search_items} if self.searched else {}
         return Fidelity(r.selection_sequences, start=r.sequences, **tasks)
 
     @cached_property

@@ -143,6 +143,7 @@ def _context(report: Report, figures: Mapping[str, str], parents: Sequence[Paren
         "adapter": _adapter(report), "samples": generation.get("samples") or [], "worst": generation.get("worst") or [],
         "baselines": _baselines(report), "baseline_verdict": verdicts.baseline_verdict(report),
         "search": _search(report), "merging_verdict": verdicts.merging_verdict(report),
+        "tuning_verdict": verdicts.tuning_verdict(report),
         "correlations": _correlations(report), "front": report.get("front") or [],
         "load_from": json.dumps(str(target or "path/to/this/folder")),
         "remote_code": bool(recipe.get("trust_remote_code")) or bool(report.get("own_code")),

@@ -76,6 +76,7 @@ def describe(
         **_lineage(job, found),
         "splits": report.splits(job.evidence),
         **measured(job, found, folder, healing),
+        "tuning": found.tuning,
         "repair": found.repair,
         "healing": healing,
         "selection": found.selection,

@@ -22,8 +22,8 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A stage begins: pull, calibrate, library, latency, baselines, search, select, repair, assemble, heal, report or
-    push."""
+    """A stage begins: pull, calibrate, library, latency, baselines, search, select, tune, repair, assemble, heal,
+    report or push."""
 
     name: str
     detail: str = ""
@@ -48,6 +48,15 @@ class Advanced:
     done: int
     total: int
     value: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """The weights of the mixes were learned: the objective on the selection split before and after; `kept` if lower."""
+
+    before: float
+    after: float
+    kept: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,4 +112,4 @@ class Finished:
     url: str | None = None
 
 
-Event = Started | Stage | Scored | Advanced | Repaired | Assembled | Healed | Reported | Pushed | Finished
+Event = Started | Stage | Scored | Advanced | Tuned | Repaired | Assembled | Healed | Reported | Pushed | Finished

@@ -37,4 +37,5 @@ class Found:
     front: list[dict[str, Any]] | None = None
     layer_tokens: int = 0
     repair: Mapping[str, Any] | None = None
+    tuning: Mapping[str, Any] | None = None
     selection: Mapping[str, Any] | None = None

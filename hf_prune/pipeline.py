@@ -33,7 +33,7 @@ from hf_prune.journal import Journal
 from hf_prune.plan import evaluations
 from hf_prune.pruned_models import FILE
 from hf_prune.recipe import Recipe
-from hf_prune.recovery import healed, repaired
+from hf_prune.recovery import healed, repaired, tuned
 from hf_prune.reference import block_distance, block_influence
 from hf_prune.report import spearman
 from hf_prune.rivals import in_full, stitched, warm_starts
@@ -237,7 +237,11 @@ def _search(job: Job, journal: Journal, trials: int, clock: Clock) -> Generator[
     yield Stage("select", f"{len(finalists)} finalists on {recipe.selection_sequences} windows the search has not seen")
     winner, selection = yield from best_unseen(job, journal, finalists)
     clock.lap("select")
-    return Found(winner, winner, finalists, rivals, None, layer_tokens, selection=selection)
+    found = Found(winner, winner, finalists, rivals, None, layer_tokens, selection=selection)
+    if recipe.tune:
+        found = yield from tuned(job, found)
+        clock.lap("tune")
+    return found
 
 
 def _schedule(job: Job, trials: int, seeds: tuple[Genome, ...] = (), finalists: int = FINALISTS) -> Schedule:

@@ -40,7 +40,7 @@ NOT_IDENTITY = {
 """Fields that do not change which model comes out, so a changed value does not make a journal stale."""
 
 AFTER_SEARCH = {
-    "repair", "heal", "heal_method", "heal_rank", "heal_alpha", "heal_kl", "heal_ce", "heal_top_k", "heal_lr",
+    "tune", "repair", "heal", "heal_method", "heal_rank", "heal_alpha", "heal_kl", "heal_ce", "heal_top_k", "heal_lr",
     "heal_batch", "heal_checks", "heal_patience", "gradient_checkpointing", "keep_adapter", "report_sequences",
     "tasks", "task_items", "lm_eval", "lm_eval_limit",
 }  # fmt: skip
@@ -98,6 +98,9 @@ class Recipe(BaseModel):
         "dare:DENSITY[:SEED], dare-ties:DENSITY[:SEED], passthrough:SCALE.",
     )
     mix_halves: bool = Field(False, description="Stitch mixes attention and MLP of a layer apart.")
+    tune: int = Field(
+        0, ge=0, description="Steps of gradient descent on the weights of the winner's mixes, on the search text."
+    )
     latency: float | None = Field(
         None, description="Share of the dense model's time to keep, instead of --ratio; width only, measured here."
     )
@@ -238,6 +241,8 @@ class Recipe(BaseModel):
                 if self.method == "stitch"
                 else f"method {self.method} knows one model; with variants choose --method stitch"
             )
+        if self.tune and (not self.variants or self.search == "nsga2"):
+            raise ValueError("tune learns the mixes of one stitched model; leave it out without variants or with nsga2")
         if self.variants and self.search_heal:
             raise ValueError("search_heal has one teacher and stitch several; leave it out and train with --heal")
         if self.objective in TASK_OBJECTIVES and not self.search_tasks:

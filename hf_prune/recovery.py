@@ -1,6 +1,6 @@
-"""What a cut took, given back: the stages `repair` and `heal` of the pipeline.
+"""What a cut took, given back: the stages `tune`, `repair` and `heal` of the pipeline.
 
-Both keep what they have in the run's folder, so that an interrupted run goes on from there.
+All keep what they have in the run's folder, so that an interrupted run goes on from there.
 """
 
 import json
@@ -17,15 +17,49 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hf_prune.assemble import Parent, quiet, write, write_live
 from hf_prune.blueprint import Blueprint
-from hf_prune.events import Advanced, Event, Healed, Repaired, Stage
+from hf_prune.events import Advanced, Event, Healed, Repaired, Stage, Tuned
 from hf_prune.experts import stacked
-from hf_prune.found import Found
+from hf_prune.found import Found, Rival
 from hf_prune.heal import Course, Healing, heal
 from hf_prune.job import Job
 from hf_prune.measurement import ADAPTER
+from hf_prune.objectives import values
 from hf_prune.recipe import Recipe
+from hf_prune.staging import write_text
 from hf_prune.teachers import Teachers
+from hf_prune.tuning import tune
 from hf_prune.watch import Tell, watched
+
+
+def tuned(job: Job, found: Found) -> Generator[Event, None, Found]:
+    """Learn the weights of the winner's mixes, and keep that if the selection split agrees.
+
+    Args:
+        job: the run.
+        found: its winner is a bare cut as the search found it, which becomes one of those it is compared with.
+    """
+    yield Stage("tune", f"{job.recipe.tune} steps on {job.recipe.sequences} windows")
+    blueprint, summary = yield from watched(lambda tell: _tune(job, found.cut, tell))
+    yield Tuned(summary["before"], summary["after"], summary["kept"])
+    if not summary["kept"]:
+        return replace(found, tuning=summary)
+    searched = Rival("searched", found.cut, job.removed(found.cut), (), "hf_prune, as searched")
+    return replace(found, cut=blueprint, winner=blueprint, rivals=(*found.rivals, searched), tuning=summary)
+
+
+def _tune(job: Job, cut: Blueprint, tell: Tell) -> tuple[Blueprint, dict[str, Any]]:
+    recipe, evaluator = job.recipe, job.evaluator
+    path = job.home / "tuned" / f"{recipe.search_digest}-{cut.digest}-{recipe.tune}.json"
+    if path.is_file():
+        done = Blueprint.from_json(path.read_text(encoding="utf-8"))
+    else:
+        done = tune(job.bank, evaluator.dense, cut, evaluator.reference, recipe.sequences, recipe.tune,
+                    lambda done, total, loss: tell(Advanced("tune", done, total, loss))).blueprint  # fmt: skip
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, done.to_json())
+    before, after = (values(m, job.columns)[0] for m in evaluator.evaluate([cut, done], job.selection))
+    return done, {"steps": recipe.tune, "windows": recipe.sequences, "objective": recipe.objective, "before": before,
+                  "after": after, "kept": after < before}  # fmt: skip
 
 
 def repaired(job: Job, found: Found) -> Generator[Event, None, Found]:
@@ -181,10 +215,4 @@ def _stored(job: Job, folder: Path, done: Healing) -> tuple[int, int] | None:
 def _named_base(path: Path, repo: str | None) -> None:
     """The adapter belongs to the weights beside it; a path of this machine means nothing elsewhere."""
     raw = json.loads(path.read_text(encoding="utf-8"))
-    _replace_text(path, json.dumps({**raw, "base_model_name_or_path": repo or ".."}, indent=2) + "\n")
-
-
-def _replace_text(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, json.dumps({**raw, "base_model_name_or_path": repo or ".."}, indent=2) + "\n")

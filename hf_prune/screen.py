@@ -13,7 +13,7 @@ from rich.table import Table
 
 from hf_prune import tables, verdicts
 from hf_prune.compatibility import table as compared
-from hf_prune.events import Advanced, Event, Healed, Pushed, Repaired, Scored, Stage, Started
+from hf_prune.events import Advanced, Event, Healed, Pushed, Repaired, Scored, Stage, Started, Tuned
 from hf_prune.verdicts import amount, percent
 
 if TYPE_CHECKING:
@@ -63,6 +63,8 @@ class Screen:
                 self._advance("search", event.done, event.total, event.best)
             case Advanced():
                 self._advance(event.stage, event.done, event.total, event.value)
+            case Tuned():
+                self._say(f"tuned: objective on the selection split {_change(event)}")
             case Repaired():
                 self._say(f"repaired: KL on the selection split {_change(event)}")
             case Healed():
@@ -85,7 +87,7 @@ class Screen:
         self.console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
-def _change(event: Repaired | Healed) -> str:
+def _change(event: Tuned | Repaired | Healed) -> str:
     kept = "" if event.kept else "; no better, so the weights stay as they were"
     return f"{event.before:.4g} -> {event.after:.4g}{kept}"
 

@@ -179,6 +179,19 @@ def retention_verdict(report: Report) -> list[str]:
     return found
 
 
+def tuning_verdict(report: Report) -> str | None:
+    """What gradient descent on the weights of the mixes brought."""
+    tuning = report.get("tuning")
+    if not tuning:
+        return None
+    change = f"{tuning['objective']} {significant(tuning['before'])} → {significant(tuning['after'])}"
+    much = f"{tuning['steps']} steps on {tuning['windows']} search windows"
+    how = f"Weights of the mixes by gradient ({much}, {change} on the selection split)"
+    if tuning["kept"]:
+        return f"{how}: attention and MLP are mixed apart; the model as searched is among those it is compared with."
+    return f"{how} did not help, so they stay as searched."
+
+
 def merging_verdict(report: Report) -> str | None:
     """Whether merging layers beat deleting them at the same partition, on the selection split."""
     merging = report.get("merging")

@@ -46,6 +46,7 @@ VALUES = {
     "variants": ("v", "w+a"),
     "merges": ("linear", "ties:0.5"),
     "mix_halves": True,
+    "tune": 20,
     "search_tasks": ("s.jsonl",),
     "search_items": 6,
     "selection_items": 7,

@@ -29,7 +29,7 @@ LADDER = {
     4.1: "task_sources nemotron_nas tables",
     4.2: "compatibility",
     4.4: "variants",
-    4.5: "training_aware scout",
+    4.5: "training_aware tuning scout",
     4.8: "scorer budgets",
     5: "report card job",
     5.1: "capabilities found",

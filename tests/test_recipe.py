@@ -53,7 +53,8 @@ CHANGED = {
     "library": "elsewhere",
     "latency": 0.5,
 }
-BESIDE = {"latency": {"method": "width"}, "variants": {"method": "stitch", "variants": ("one",)}}
+STITCH = {"method": "stitch", "variants": ("one",)}
+BESIDE = {"latency": {"method": "width"}, "variants": STITCH, "tune": STITCH}
 """What a field needs beside it."""
 
 
@@ -103,6 +104,9 @@ def test_any_set_of_layers_survives_being_written_as_a_list(layers):
         ({"variants": ("v",)}, ("variants", "--method stitch")),
         ({"method": "stitch", "variants": ("v",), "drop": ("3",)}, ("drop", "--drop-layers")),
         ({"method": "stitch", "variants": ("v",), "search_heal": "1k"}, ("search_heal", "--heal")),
+        ({"tune": 3}, ("tune", "variants")),
+        ({"method": "stitch", "variants": ("v",), "tune": 3, "search": "nsga2"}, ("tune", "nsga2")),
+        ({"method": "stitch", "variants": ("v",), "tune": -1}, ("tune", "greater than or equal to 0")),
         ({"merges": ("average",)}, ("average", "task-arithmetic")),
         ({"objective": "tasks"}, ("tasks", "--search-tasks")),
         ({"drop_layers": 2, "ratio": 0.5}, ("drop_layers", "ratio")),

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from hf_prune import compress, run
 from hf_prune.blueprint import Blueprint
 from hf_prune.errors import IncompatibleSources, SourceError
-from hf_prune.events import Finished, Scored
+from hf_prune.events import Advanced, Finished, Scored, Tuned
 from hf_prune.folder import assemble_blueprint, heal_folder, report_folder
 from hf_prune.job import open_job
 from hf_prune.reference import block_influence, influence
@@ -118,6 +118,30 @@ def test_left_at_any_batch_it_goes_on_and_ends_the_same(done, home):
 
 
 @pytest.mark.slow
+def test_mixes_are_tuned_and_the_search_is_what_they_are_compared_with(home, tmp_path):
+    wanted = stitching(home, output=str(tmp_path / "out"), baselines=("greedy",), tune=4, repair=True,
+                       repair_sequences=16)  # fmt: skip
+    told = []
+    for event in compress(wanted):
+        told.append(event)
+        if isinstance(event, Tuned):
+            break
+    assert len([e for e in told if isinstance(e, Advanced) and e.stage == "tune"]) == 4
+    (kept,) = (tmp_path / "out.run/tuned").iterdir()
+    learned = Blueprint.from_json(kept.read_text()).digest
+    result = run(wanted)
+    report = result.report
+    tuning = report["tuning"]
+    assert tuning["kept"] and tuning["after"] < tuning["before"] and tuning["steps"] == 4 and told[-1].kept
+    cut, searched = (next(r for r in report["retention"]["rows"] if r["name"] == n) for n in ("hf_prune", "searched"))
+    assert cut["digest"] == learned != searched["digest"]
+    shares = [layer["parents"] for layer in report["origins"]]
+    assert all(sum(s.values()) == pytest.approx(1) for s in shares)
+    assert "Weights of the mixes by gradient (4 steps on 4 search windows" in (result.folder / "README.md").read_text()
+    assert report["certificate"]["ok"] and not (tmp_path / "out.run").exists()
+
+
+@pytest.mark.slow
 def test_it_is_measured_again_and_trained_later(done, home, tmp_path):
     where = {"base": str(home / "base"), "variants": (str(home / "tuned"), str(home / "lora")),
              "data": (str(home / "text.txt"),)}  # fmt: skip
@@ -175,6 +199,10 @@ def test_tasks_may_be_what_is_searched_for(home, tmp_path):
     keys = {(row["digest"], *row["fidelity"]) for row in kept}
     asked = {(t["digest"], *t["fidelity"][4:]) for row in rows for t in row["trials"] if t["fidelity"][4:]}
     assert asked <= keys and all(row["retention"] for row in result.report["retention"]["rows"])
+    (tmp_path / "cats.search.jsonl").unlink()
+    variants = (str(home / "tuned"), str(home / "lora"))
+    again = report_folder(result.folder, base=str(home / "base"), variants=variants, data=(str(home / "text.txt"),))
+    assert again["retention"] == result.report["retention"], "a search that is over needs no tasks"
     assert {len(row["right"]["cats"]) for row in kept if row["fidelity"] == [8, 12]} == {8}
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from hf_prune.blueprint import Fidelity, Genome, Outcome, Trial
-from hf_prune.events import Advanced, Healed, Pushed, Repaired, Scored, Stage, Started
+from hf_prune.events import Advanced, Healed, Pushed, Repaired, Scored, Stage, Started, Tuned
 from hf_prune.recipe import Recipe
 from hf_prune.screen import Screen, event_dict, plain, report_lines
 
@@ -20,6 +20,7 @@ EVENTS = (
     Stage("search"),
     Scored((Outcome(Trial((0,), Fidelity(4)), (2.5,)),), 3, 9, 2.5),
     Scored((Outcome(Trial((1,), Fidelity(4)), (0.125,)),), 9, 9, 0.125),
+    Tuned(0.5, 0.375, True),
     Stage("repair", "all"),
     Advanced("repair", 7, 12),
     Repaired(0.25, 0.125, True),
@@ -57,6 +58,7 @@ def test_without_a_terminal_there_is_one_line_per_stage():
     assert shown(terminal=False).splitlines() == [
         "ns/m: remove 4 layers [of 16], at most 9 evaluations",
         "search",
+        "tuned: objective on the selection split 0.5 -> 0.375",
         "repair: all",
         "repaired: KL on the selection split 0.25 -> 0.125",
         "assemble: 12 layers",

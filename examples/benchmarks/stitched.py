@@ -22,6 +22,8 @@ from hf_prune.pipeline import run
 from hf_prune.recipe import TASK_OBJECTIVES, Recipe
 
 SPECIALISTS = ("plays", "code", "qa")
+TASKS = Path(__file__).parent / "tasks"
+"""400 report items of each of the base's own tasks, of which the demo has 150."""
 
 
 def main() -> None:
@@ -47,6 +49,7 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--evaluations", type=int, help="trials of every search; default as in hf-prune compress")
     p.add_argument("--objective", default="kl")
     p.add_argument("--halves", action="store_true", help="attention and MLP are mixed apart")
+    p.add_argument("--tune", type=int, default=0, help="steps of gradient descent on the winner's mixes")
     p.add_argument("--sequences", type=int, default=48)
     p.add_argument("--search-items", type=int, default=96, help="of every task, for objectives that look at tasks")
     p.add_argument("--items", type=int, default=400, help="of every report task")
@@ -58,18 +61,19 @@ def report_of(a: argparse.Namespace, seed: int, folder: Path) -> dict[str, Any]:
     """One seed."""
     demo = demo_folder()
     special = demo / "specialists"
-    asked = tuple(str(p) for p in sorted((special / "tasks").glob("*.search.jsonl")))
+    asked = files(special / "tasks", "search")
     recipe = Recipe.of(
         base=str(demo / "storymath-16l"),
         variants=tuple(str(special / name) for name in SPECIALISTS),
         data=(str(demo / "text"), str(special / "text")),
-        tasks=tuple(str(p) for w in (demo, special) for p in sorted((w / "tasks").glob("*.report.jsonl"))),
+        tasks=files(TASKS, "report") + files(special / "tasks", "report"),
         search_tasks=asked if a.objective in TASK_OBJECTIVES else (),
         method="stitch",
         drop_layers=a.drop_layers,
         seed=seed,
         objective=a.objective,
         mix_halves=a.halves,
+        tune=a.tune,
         evaluations=a.evaluations,
         sequences=a.sequences,
         selection_sequences=36,
@@ -84,6 +88,11 @@ def report_of(a: argparse.Namespace, seed: int, folder: Path) -> dict[str, Any]:
     timing = found.report["seconds"]
     print(f"seed {seed}: {sum(timing.values()):.0f} s, of which search {timing.get('search', 0):.0f} s", flush=True)
     return json.loads((found.folder / "report.json").read_text(encoding="utf-8"))
+
+
+def files(folder: Path, split: str) -> tuple[str, ...]:
+    """Tasks of one split."""
+    return tuple(str(path) for path in sorted(folder.glob(f"*.{split}.jsonl")))
 
 
 def show(sections: list[dict[str, Any]]) -> None:

@@ -1,0 +1,185 @@
+"""Weights of a stitched model's mixes by gradient descent: what a search in steps leaves on the table.
+
+A merged tensor is linear in the weights of its parents, so the gradient by a weight is the inner product of the
+gradient by the merged tensor and the parent's. All layers learn at once, attention and MLP apart, and no tensor of a
+parent changes. Coefficients by layer are those of AdaMerging (arXiv 2310.02575, sec. 3.2); what is minimised is the
+search's divergence from the parent that knows a text best, where that paper has entropy.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_prune.bank import LayerBank, sharing
+from hf_prune.blueprint import Blueprint, LayerSpec, Mix, Part
+from hf_prune.heal import Course, distillation
+from hf_prune.reference import Call, Dense, Reference, Targets
+
+RATE = 0.02
+"""Of the first step, in shares of a layer; it falls to zero."""
+DIGITS = 3
+OBJECTIVE = Course(0, kl=1.0, ce=0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """The model with its new mixes, and the mean loss before every step, nats per token."""
+
+    blueprint: Blueprint
+    losses: tuple[float, ...]
+
+
+def tunable(spec: LayerSpec) -> bool:
+    """Whether a layer is a sum of whole layers and nothing else."""
+    plain = spec.library is None and spec.repair is None and spec.norms is None
+    return plain and spec.merge == "linear" and (spec.mlp is None or spec.mlp.merge == "linear")
+
+
+def tune(
+    bank: LayerBank,
+    dense: Dense,
+    blueprint: Blueprint,
+    reference: Reference,
+    windows: int,
+    steps: int,
+    progress: Callable[[int, int, float], None] = lambda done, total, loss: None,
+) -> Tuned:
+    """Adam on the weights of every layer that is a sum; they add up to one, and may leave the simplex.
+
+    Args:
+        bank: makes layers of the parents; what it keeps of them is not read again in every step.
+        dense: the first parent.
+        blueprint: canonical.
+        reference: what the teachers say to [N, T] tokens.
+        windows: the first so many are learned from.
+        steps: every one reads all of them.
+        progress: told (steps done, steps, mean loss of the last).
+    """
+    blueprint, tokens = blueprint.over(bank.sources), reference.tokens[:windows]
+    others = bank.outside(blueprint.embed, blueprint.head)
+    layers = [_Layer(bank, spec, dense.family.half) for spec in blueprint.layers]
+    learned = [layer.weights for layer in layers if tunable(layer.spec)]
+    if not learned or not steps:
+        return Tuned(blueprint, ())
+    with torch.no_grad():
+        calls, ending = _wide(dense.record(tokens[:1])[0]), _wide_ending(dense.ending(others))
+        tiles = dense.tiles(tokens, dense.tile_tokens)
+        entered = [dense.embed(tokens[rows], others).float() for rows in tiles]
+    optimizer, losses = torch.optim.Adam(learned, RATE), []
+    for step in range(steps):
+        losses.append(0.0)
+        for state, rows in zip(entered, tiles, strict=True):
+            for layer in layers:
+                state = layer(state, calls)
+            said = ending.logits(state[:, :-1])
+            loss = distillation(said, _targets(reference, rows), tokens[rows, 1:], OBJECTIVE).mean()
+            loss = loss * (len(state) / len(tokens))
+            loss.backward()
+            losses[-1] += loss.item()
+        optimizer.param_groups[0]["lr"] = RATE * (1 - step / steps)
+        for weights in learned:
+            # What is common to all would scale the layer, and drowns their differences.
+            weights.grad -= weights.grad.mean(1, keepdim=True)
+        optimizer.step()
+        optimizer.zero_grad()
+        for layer in layers:
+            layer.settle()
+        progress(step + 1, steps, losses[-1])
+    return Tuned(replace(blueprint, layers=tuple(layer.mixed() for layer in layers)).canonical(), tuple(losses))
+
+
+def _wide(value: Any) -> Any:
+    """The same with every floating tensor in float32: a small change of a weight is lost in 16 bits."""
+    if isinstance(value, Tensor):
+        return value.float() if value.is_floating_point() else value
+    if isinstance(value, dict):
+        return {name: _wide(inner) for name, inner in value.items()}
+    return type(value)(map(_wide, value)) if isinstance(value, list | tuple) else value
+
+
+def _wide_ending(dense: Dense) -> Dense:
+    ending = copy.copy(dense)
+    for part in ("norm", "head", "project"):
+        if (module := getattr(dense, part)) is not None:
+            setattr(ending, part, copy.deepcopy(module).float())
+    return ending
+
+
+def _targets(reference: Reference, rows: slice) -> Targets:
+    """Copies, since gradients cannot go through what was made in inference mode."""
+    kept = (reference.top, reference.log_p, reference.log_tail)
+    return Targets(*(None if tensor is None else tensor[rows].clone() for tensor in kept))
+
+
+class _Layer:
+    """An output layer in float32, whose tensors follow the weights of its mixes.
+
+    weights: float32 [2, sources]: of attention with all that belongs to no half, and of the MLP.
+    """
+
+    def __init__(self, bank: LayerBank, spec: LayerSpec, half: Callable[[str], str | None]) -> None:
+        self.bank, self.spec = bank, spec
+        self.module, self.rows = sharing(bank.module(spec)), {}
+        for name, shared in list(self.module.named_parameters()):
+            owner, _, leaf = name.rpartition(".")
+            own = torch.nn.Parameter(shared.detach().float().clone(), requires_grad=tunable(spec))
+            setattr(self.module.get_submodule(owner), leaf, own)
+        # What is left to widen are buffers: every parameter is the copy's own by now.
+        self.module.float()
+        if not tunable(spec):
+            return
+        mixes = (spec.parts, spec.mlp.parts if spec.mlp else spec.parts)
+        mine = [(part.source, part.layer) for parts in mixes for part in parts]
+        everywhere = [(source, spec.anchor.layer) for source in range(len(bank.parents))]
+        self.sources = tuple(dict.fromkeys([*everywhere, *mine]))
+        given = [{(p.source, p.layer): p.weight for p in parts} for parts in mixes]
+        table = torch.tensor([[mix.get(key, 0.0) for key in self.sources] for mix in given])
+        self.weights = table.to(next(self.module.parameters()).device).requires_grad_()
+        self.weights.grad = torch.zeros_like(self.weights)
+        for name, own in self.module.named_parameters():
+            self.rows[name] = int(half(name) == "mlp")
+            own.register_post_accumulate_grad_hook(lambda tensor, name=name: self._learn(name, tensor))
+
+    def __call__(self, state: Tensor, calls: Sequence[Call]) -> Tensor:
+        args, kwargs = calls[self.spec.anchor.layer]
+        out = self.module(state, *args, **kwargs)
+        return out[0] if isinstance(out, tuple) else out
+
+    @torch.no_grad()
+    def _learn(self, name: str, tensor: Tensor) -> None:
+        """Turn the gradient by a tensor into those by its weights, and let go of it."""
+        found = torch.stack([(tensor.grad * theirs).sum() for theirs in self._theirs(name)])
+        self.weights.grad[self.rows[name]] += found
+        tensor.grad = None
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Make the weights add up to one again, and the tensors what they say."""
+        if not tunable(self.spec):
+            return
+        self.weights -= (self.weights.sum(1, keepdim=True) - 1) / self.weights.shape[1]
+        self.weights.grad = torch.zeros_like(self.weights)
+        for name, row in self.rows.items():
+            parts = zip(self.weights[row], self._theirs(name), strict=True)
+            self.module.get_parameter(name).copy_(sum(weight * theirs.float() for weight, theirs in parts))
+
+    def _theirs(self, name: str) -> Sequence[Tensor]:
+        """The tensor of every source."""
+        return [self.bank.module(LayerSpec((Part(*key),))).get_parameter(name) for key in self.sources]
+
+    def mixed(self) -> LayerSpec:
+        """The layer as a spec, weights rounded."""
+        if not tunable(self.spec):
+            return self.spec
+        parts, mlp = (self._parts(row) for row in self.weights.detach().double().cpu())
+        return replace(self.spec, parts=parts, mlp=Mix(mlp))
+
+    def _parts(self, row: Tensor) -> tuple[Part, ...]:
+        shares = [round(float(w), DIGITS) for w in row]
+        heaviest = max(range(len(shares)), key=lambda k: shares[k])
+        shares[heaviest] = round(shares[heaviest] + 1 - sum(shares), DIGITS)
+        return tuple(Part(*key, share) for key, share in zip(self.sources, shares, strict=True) if share)

@@ -1,0 +1,91 @@
+"""Mixes learned by gradient: the gradient is that of autograd, and a blueprint says what was learned."""
+
+import pytest
+import torch
+
+from hf_prune.assemble import assemble
+from hf_prune.bank import LayerBank
+from hf_prune.blueprint import Blueprint, Fidelity, LayerSpec, Mix, Part
+from hf_prune.evaluate import Evaluator
+from hf_prune.tuning import _Layer, tunable, tune
+from tests.families import DEPTH, EVERY, mean
+from tests.oracle import opened, tokens
+
+ROWS, STEPS = 4, 6
+
+
+def evaluator_of(family, dtype=torch.float32):
+    parent = opened(family, dtype)
+    bank = LayerBank(assemble(Blueprint.identity(parent.source, DEPTH), [parent]), [parent])
+    return Evaluator(bank, tokens(6, seed=1))
+
+
+def mixed(evaluator, *layers):
+    specs = tuple(s if isinstance(s, LayerSpec) else LayerSpec((Part(0, s),)) for s in layers)
+    return Blueprint(evaluator.bank.sources, specs).canonical()
+
+
+def tuned(evaluator, blueprint, steps=STEPS, **told):
+    return tune(evaluator.bank, evaluator.dense, blueprint, evaluator.reference, ROWS, steps, **told)
+
+
+def test_the_gradient_by_a_weight_is_that_of_the_merged_layer():
+    evaluator = evaluator_of("llama")
+    spec = LayerSpec((Part(0, 1, 0.25), Part(0, 2, 0.75)), mlp=Mix((Part(0, 1, 0.5), Part(0, 2, 0.5))))
+    layer, calls = _Layer(evaluator.bank, spec, evaluator.dense.family.half), evaluator.dense.record(tokens(1))[0]
+    state = torch.randn(2, tokens(1).shape[1], evaluator.reference.hidden[0].shape[-1])
+    layer(state, calls).square().sum().backward()
+
+    weights = layer.weights.detach().clone().requires_grad_()
+    theirs = [dict(evaluator.bank.module(LayerSpec((Part(*key),))).named_parameters()) for key in layer.sources]
+    half = {name: int(name.startswith("mlp.")) for name in theirs[0]}
+    merged = {n: sum(weights[half[n], k] * t[n] for k, t in enumerate(theirs)) for n in theirs[0]}
+    args, kwargs = calls[spec.anchor.layer]
+    out = torch.func.functional_call(evaluator.bank.module(LayerSpec((Part(0, 2),))), merged, (state, *args), kwargs)
+    (out[0] if isinstance(out, tuple) else out).square().sum().backward()
+    torch.testing.assert_close(layer.weights.grad, weights.grad, rtol=1e-4, atol=1e-3)
+    assert all(p.grad is None for p in layer.module.parameters()), "a gradient that is used up takes no memory"
+
+
+@pytest.mark.parametrize("family", EVERY)
+def test_every_family_learns_its_mixes(family):
+    evaluator = evaluator_of(family)
+    before = mixed(evaluator, 0, mean(1, 2), 3, mean(4, 5))
+    weights = {n: p.clone() for n, p in evaluator.bank.model.named_parameters()}
+    told = []
+    done = tuned(evaluator, before, progress=lambda *now: told.append(now))
+    assert [t[:2] for t in told] == [(i + 1, STEPS) for i in range(STEPS)]
+    assert tuple(t[2] for t in told) == done.losses
+    kl = [m.kl for m in evaluator.evaluate([before, done.blueprint], Fidelity(ROWS))]
+    assert kl[0] == pytest.approx(done.losses[0], rel=1e-3) and kl[1] < kl[0]
+    for spec in done.blueprint.layers:
+        for parts in (spec.parts, spec.mlp.parts if spec.mlp else spec.parts):
+            assert sum(p.weight for p in parts) == pytest.approx(1.0)
+    for name, parameter in evaluator.bank.model.named_parameters():
+        assert torch.equal(parameter, weights[name]) and not parameter.requires_grad, name
+
+
+def test_in_sixteen_bits_it_learns_as_well():
+    evaluator = evaluator_of("llama", torch.bfloat16)
+    before = mixed(evaluator, 0, mean(1, 2), mean(3, 4), 5)
+    after = tuned(evaluator, before).blueprint
+    kl = [m.kl for m in evaluator.evaluate([before, after], Fidelity(ROWS))]
+    assert kl[1] < kl[0] and evaluator.bank.model.dtype == torch.bfloat16
+
+
+def test_it_is_the_same_every_time_whoever_asked_before():
+    evaluator = evaluator_of("llama")
+    before = mixed(evaluator, 0, mean(1, 2), 3, 5)
+    assert tuned(evaluator, before) == tuned(evaluator, before)
+    assert tuned(evaluator, before, steps=0).blueprint == before
+
+
+def test_only_sums_of_layers_are_learned():
+    evaluator = evaluator_of("llama")
+    arc = LayerSpec((Part(0, 1, 0.5), Part(0, 2, 0.5)), merge="slerp")
+    silent = LayerSpec((Part(0, 3),), norms=Part(0, 4))
+    assert not tunable(arc) and not tunable(silent) and tunable(mean(1, 2))
+    done = tuned(evaluator, mixed(evaluator, 0, arc, silent, mean(4, 5)))
+    assert done.blueprint.layers[1:3] == (arc, silent) and done.blueprint.layers[3] != mean(4, 5)
+    fixed = mixed(evaluator, arc, silent)
+    assert tuned(evaluator, fixed).blueprint == fixed and tuned(evaluator, fixed).losses == ()

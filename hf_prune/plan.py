@@ -139,7 +139,7 @@ def plan(recipe: Recipe, peek: "Peek", variants: "Sequence[Peek]" = ()) -> Plan:
         layer_tokens=layer_passes(recipe, depth, target.remove) * tokens,
         repair_tokens=repairs(recipe) * recipe.repair_sequences * recipe.length,
         # Finalists that are trained: 8, then 4 and 2, each round for twice as long as all before it.
-        train_tokens=recipe.heal + 16 * recipe.search_heal,
+        train_tokens=recipe.heal + 16 * recipe.search_heal + recipe.tune * tokens,
     )
 
 
@@ -303,6 +303,7 @@ def peak_memory(recipe: Recipe, peek: "Peek", weights: Weights) -> int:
     reference: W x length x (layers + 1) x hidden x b states of the dense model on all W search and selection windows,
                and W x length x k x 12 for its k likeliest tokens (number, log-probability), k = 512 or the vocabulary
     modules:   W x length x 2 layers x hidden x b, what its attention and MLP put out, for `gelaco_v1` only
+    tuned:     parameters x 4, a copy in float32, for `tune` only; the frontier is gone by then
     frontier:  2 x offspring x T x hidden x b, all candidates of a generation between two layers, at most 1 GiB,
                with T the tokens of the larger of the two splits
     head:      2 x tile x vocabulary x 4, the float32 logits of one tile of tokens and their log-softmax
@@ -323,7 +324,8 @@ def peak_memory(recipe: Recipe, peek: "Peek", weights: Weights) -> int:
     if recipe.method == "stitch":
         room = recipe.memory * 2**30 - weights.total * width if recipe.memory else math.inf
         merged = max(0, min(MERGED_LAYERS * max(weights.layers) * width, room))
-    return round(weights.total * width + merged) + reference + modules + frontier + 2 * tile * vocabulary * 4
+    passing = max(frontier, weights.total * 4 if recipe.tune else 0)
+    return round(weights.total * width + merged) + reference + modules + passing + 2 * tile * vocabulary * 4
 
 
 def _on_cpu(device: str) -> bool:

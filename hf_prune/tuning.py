@@ -22,6 +22,8 @@ from hf_prune.reference import Call, Dense, Reference, Targets
 RATE = 0.02
 """Of the first step, in shares of a layer; it falls to zero."""
 DIGITS = 3
+TOKENS = 2048
+"""Of one backward pass: what it keeps of every layer grows with them."""
 OBJECTIVE = Course(0, kl=1.0, ce=0.0)
 
 
@@ -50,6 +52,8 @@ def tune(
 ) -> Tuned:
     """Adam on the weights of every layer that is a sum; they add up to one, and may leave the simplex.
 
+    Takes a float32 copy of the result's layers beside the first parent; a step is a forward and a backward pass of it.
+
     Args:
         bank: makes layers of the parents; what it keeps of them is not read again in every step.
         dense: the first parent.
@@ -67,7 +71,7 @@ def tune(
         return Tuned(blueprint, ())
     with torch.no_grad():
         calls, ending = _wide(dense.record(tokens[:1])[0]), _wide_ending(dense.ending(others))
-        tiles = dense.tiles(tokens, dense.tile_tokens)
+        tiles = dense.tiles(tokens, TOKENS)
         entered = [dense.embed(tokens[rows], others).float() for rows in tiles]
     optimizer, losses = torch.optim.Adam(learned, RATE), []
     for step in range(steps):

@@ -278,3 +278,12 @@ def test_variants_are_downloaded_too_and_merged_layers_held():
     assert both.memory_bytes - alone.memory_bytes == 64 * layer * 4
     tight = plan(stitch.model_copy(update={"memory": (alone.parameters + 7 * layer) * 4 / 2**30}), base)
     assert tight.memory_bytes - alone.memory_bytes == pytest.approx(7 * layer * 4, abs=8)
+
+
+def test_tuning_reads_the_search_windows_in_every_step_and_holds_a_float32_copy():
+    asked_for = {"method": "stitch", "variants": ("ns/v",), "sequences": 8, "length": 32, "offspring": 1}
+    plain = plan(recipe(**asked_for), header(layer=10**6), [header()])
+    tuned = plan(recipe(**asked_for, tune=5), header(layer=10**6), [header()])
+    assert tuned.train_tokens - plain.train_tokens == 5 * 8 * 32
+    frontier = 2 * 16 * 32 * 8 * 4
+    assert tuned.memory_bytes - plain.memory_bytes == 4 * plain.parameters - frontier

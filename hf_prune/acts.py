@@ -33,5 +33,6 @@ def _stitched(folder: Path, specialists: Path) -> dict[str, Any]:
         "sequences": 24,
         "selection_sequences": 18,
         "evaluations": 320,
+        "tune": 16,
         "task_items": 24,
     }

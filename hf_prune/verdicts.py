@@ -12,6 +12,8 @@ Report = Mapping[str, Any]
 MUCH_WORSE, WORSE = 2.0, 1.25
 """Perplexity ratios from which a reader is warned: doubled, and clearly worse."""
 NONE = "–"
+OURS = ("hf_prune", "searched", "repaired")
+"""Rows of the tables that are no baselines: the cut, as its search left it, and what a repair made of it."""
 ACCURACY_NAMES = {"": "accuracy", "_norm": "acc_norm"}
 """How the names of an accuracy's figures end, and what it is called: acc_norm is by likelihood per character."""
 
@@ -113,7 +115,7 @@ def baseline_verdict(report: Report) -> str | None:
     Bare cuts are compared, before any repair or training. `log_ratio_ci_vs_ours` is the interval of log(baseline
     perplexity / ours): above zero the result is better.
     """
-    rivals = [b for b in report.get("baselines") or () if b["name"] != "hf_prune" and b.get("perplexity") is not None]
+    rivals = [b for b in report.get("baselines") or () if b["name"] not in OURS and b.get("perplexity") is not None]
     text = total_text(report)
     if not rivals or text is None:
         return None
@@ -160,7 +162,7 @@ def retention_verdict(report: Report) -> list[str]:
     """
     section = report.get("retention") or {}
     rows = {r["name"]: r for r in section.get("rows") or ()}
-    rivals = [r for r in section.get("rows") or () if r["name"] not in ("parent", "hf_prune", "repaired")]
+    rivals = [r for r in section.get("rows") or () if r["name"] not in ("parent", *OURS)]
     ours, found = rows.get("repaired") or rows.get("hf_prune"), []
     repaired = ", repaired," if "repaired" in rows else ""
     for suffix, what in ACCURACY_NAMES.items():

@@ -151,3 +151,22 @@ def test_without_rivals_nothing_is_said_of_retention(report):
     assert verdicts.retention_verdict(report) == []
     report["retention"] = {"reference": "base", "rows": [kept("hf_prune", "hf_prune", 0.3, [0, 0])]}
     assert verdicts.retention_verdict(report) == []
+
+
+def test_what_the_search_found_is_no_baseline_of_what_tuning_made_of_it(report):
+    said = verdicts.baseline_verdict(report)
+    report["baselines"].append({"name": "searched", "label": "hf_prune, as searched", "perplexity": 1.0})
+    assert verdicts.baseline_verdict(report) == said
+    rows = [kept("hf_prune", "hf_prune", 0.3, [0, 0]), kept("searched", "as searched", 0.9, [0.1, 0.2])]
+    report["retention"] = {"reference": "base", "rows": rows}
+    assert verdicts.retention_verdict(report) == []
+
+
+@pytest.mark.parametrize(
+    ("kept", "words"), [(True, "the model as searched is among"), (False, "did not help, so they stay")]
+)
+def test_what_tuning_brought_is_said(report, kept, words):
+    assert verdicts.tuning_verdict(report) is None
+    report["tuning"] = {"steps": 20, "windows": 48, "objective": "kl", "before": 0.8489, "after": 0.8052, "kept": kept}
+    said = verdicts.tuning_verdict(report)
+    assert "20 steps on 48 search windows, kl 0.849 → 0.805 on the selection split" in said and words in said

@@ -63,37 +63,39 @@ def tune(
         steps: every one reads all of them.
         progress: told (steps done, steps, mean loss of the last).
     """
-    blueprint, tokens = blueprint.over(bank.sources), reference.tokens[:windows]
-    others = bank.outside(blueprint.embed, blueprint.head)
-    layers = [_Layer(bank, spec, dense.family.half) for spec in blueprint.layers]
-    learned = [layer.weights for layer in layers if tunable(layer.spec)]
+    numbered, tokens = blueprint.over(bank.sources), reference.tokens[:windows]
+    layers = [_Layer(bank, spec, dense.family.half) for spec in numbered.layers]
+    learned = [layer for layer in layers if tunable(layer.spec)]
     if not learned or not steps:
         return Tuned(blueprint, ())
+    others = bank.outside(numbered.embed, numbered.head)
     with torch.no_grad():
         calls, ending = _wide(dense.record(tokens[:1])[0]), _wide_ending(dense.ending(others))
         tiles = dense.tiles(tokens, TOKENS)
         entered = [dense.embed(tokens[rows], others).float() for rows in tiles]
-    optimizer, losses = torch.optim.Adam(learned, RATE), []
-    for step in range(steps):
-        losses.append(0.0)
-        for state, rows in zip(entered, tiles, strict=True):
-            for layer in layers:
-                state = layer(state, calls)
-            said = ending.logits(state[:, :-1])
-            loss = distillation(said, _targets(reference, rows), tokens[rows, 1:], OBJECTIVE).mean()
-            loss = loss * (len(state) / len(tokens))
-            loss.backward()
-            losses[-1] += loss.item()
-        optimizer.param_groups[0]["lr"] = RATE * (1 - step / steps)
-        for weights in learned:
-            # What is common to all would scale the layer, and drowns their differences.
-            weights.grad -= weights.grad.mean(1, keepdim=True)
-        optimizer.step()
-        optimizer.zero_grad()
+
+    def share(state: Tensor, rows: slice) -> float:
+        """Of the loss; its gradient is added to the others'."""
+        count = len(state)
         for layer in layers:
+            state = layer(state, calls)
+        said = ending.logits(state[:, :-1])
+        loss = distillation(said, _targets(reference, rows), tokens[rows, 1:], OBJECTIVE).mean() * (count / len(tokens))
+        loss.backward()
+        return loss.item()
+
+    optimizer, losses = torch.optim.Adam([layer.weights for layer in learned], RATE), []
+    for step in range(steps):
+        losses.append(sum(map(share, entered, tiles)))
+        optimizer.param_groups[0]["lr"] = RATE * (1 - step / steps)
+        for layer in learned:
+            # What is common to all would scale the layer, and drowns their differences.
+            layer.weights.grad -= layer.weights.grad.mean(1, keepdim=True)
+        optimizer.step()
+        for layer in learned:
             layer.settle()
         progress(step + 1, steps, losses[-1])
-    return Tuned(replace(blueprint, layers=tuple(layer.mixed() for layer in layers)).canonical(), tuple(losses))
+    return Tuned(replace(numbered, layers=tuple(layer.mixed() for layer in layers)).canonical(), tuple(losses))
 
 
 def _wide(value: Any) -> Any:
@@ -162,11 +164,9 @@ class _Layer:
 
     @torch.no_grad()
     def settle(self) -> None:
-        """Make the weights add up to one again, and the tensors what they say."""
-        if not tunable(self.spec):
-            return
+        """Make the weights add up to one again, the tensors what they say, and begin another gradient."""
         self.weights -= (self.weights.sum(1, keepdim=True) - 1) / self.weights.shape[1]
-        self.weights.grad = torch.zeros_like(self.weights)
+        self.weights.grad.zero_()
         for name, row in self.rows.items():
             parts = zip(self.weights[row], self._theirs(name), strict=True)
             self.module.get_parameter(name).copy_(sum(weight * theirs.float() for weight, theirs in parts))

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -22,6 +23,7 @@ from hf_prune.journal import Journal, Row
 from hf_prune.measurement import measured
 from hf_prune.plan import asked
 from hf_prune.pruned_models import FILE
+from hf_prune.recipe import spelled
 from hf_prune.redaction import public_recipe
 from hf_prune.rivals import label
 from hf_prune.scorer import Scorer
@@ -229,10 +231,10 @@ def _identity(job: Job, found: Found) -> dict[str, Any]:
 
 
 def _flag(name: str, value: Any) -> str:
-    option = "--" + name.replace("_", "-")
     if value is True:
-        return option
-    return " ".join(f"{option} {v}" for v in (value if isinstance(value, list) else [value]))
+        return spelled(name)
+    values = value if isinstance(value, list) else [value]
+    return " ".join(f"{spelled(name)} {shlex.quote(str(v))}" for v in values)
 
 
 def _size(job: Job, winner: Blueprint, stored: tuple[int, int]) -> dict[str, Any]:

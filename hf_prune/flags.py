@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import typer
 from pydantic import BaseModel, BeforeValidator
 
+from hf_prune.recipe import spelled
+
 
 def flags_of(model: type[BaseModel], names: Iterable[str] | None = None) -> list[inspect.Parameter]:
     """One option per field: name with dashes, type, description and default; None when the flag is not given.
@@ -20,7 +22,7 @@ def flags_of(model: type[BaseModel], names: Iterable[str] | None = None) -> list
 
 def _flag(name: str, model: type[BaseModel]) -> inspect.Parameter:
     field = model.model_fields[name]
-    dashed = "--" + (field.json_schema_extra or {}).get("flag", name.replace("_", "-"))
+    dashed = spelled(name)
     kind, choices = _option_type(field.annotation)
     if any(isinstance(m, BeforeValidator) for m in field.metadata):
         # pydantic reads more spellings (1M) than typer would.

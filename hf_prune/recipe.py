@@ -330,3 +330,8 @@ class Recipe(BaseModel):
     def to_yaml(self) -> str:
         """Every field that differs from its default, in the order of the definition."""
         return yaml.safe_dump(self.model_dump(mode="json", exclude_defaults=True), sort_keys=False)
+
+
+def spelled(name: str) -> str:
+    """How the command line spells a field: `--heal-lr`, `--variant`."""
+    return "--" + (Recipe.model_fields[name].json_schema_extra or {}).get("flag", name.replace("_", "-"))

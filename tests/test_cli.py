@@ -18,7 +18,7 @@ from hf_prune import __version__, errors
 from hf_prune.blueprint import Blueprint, Fidelity, Outcome, Source, Trial
 from hf_prune.cli import app
 from hf_prune.events import Advanced, Assembled, Finished, Healed, Pushed, Reported, Scored, Stage, Started
-from hf_prune.recipe import Recipe
+from hf_prune.recipe import Recipe, spelled
 
 ROOT = Path(__file__).parents[1]
 REPORT = {
@@ -146,8 +146,7 @@ def test_every_recipe_field_has_a_flag_with_its_description_and_default(command)
     for name, field in Recipe.model_fields.items():
         assert shown[name].help.startswith(field.description)
         if name != "base":
-            flag = "variant" if name == "variants" else name.replace("_", "-")
-            assert f"--{flag}" in shown[name].opts
+            assert spelled(name) in shown[name].opts
         if isinstance(field.default, int | float | str) and not isinstance(field.default, bool):
             assert f"[default: {field.default}]" in shown[name].help
 

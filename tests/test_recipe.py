@@ -19,6 +19,7 @@ from hf_prune.recipe import (
     Objective,
     Recipe,
     Search,
+    spelled,
 )
 
 CHANGED = {
@@ -247,3 +248,7 @@ def test_a_training_that_makes_no_sense_is_refused(fields, message):
 def test_a_count_below_one_is_refused(name):
     with pytest.raises(InvalidRecipe, match=f"{name} must be at least 1"):
         Recipe.of(base="m", **{name: 0})
+
+
+def test_a_field_is_spelled_with_dashes_and_a_variant_one_by_one():
+    assert (spelled("heal_lr"), spelled("variants")) == ("--heal-lr", "--variant")

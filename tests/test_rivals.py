@@ -79,6 +79,7 @@ def test_the_report_compares_with_every_way_to_get_there(done):
             assert row["dense"][how] in [r[how][task] for r in report["retention"]["rows"][:3]]
     best = max(report["retention"]["rows"][:3], key=lambda r: r["mean_accuracy"])
     assert best["mean_retention"] == 1 and report["retention"]["reference"] in ("base", "tuned", "lora")
+    assert "--variant tuned --variant lora" in report["command"]
     assert len(report["origins"]) == DEPTH - 2 and (done.folder / "figures/parents.png").is_file()
     for layer in report["origins"]:
         assert sum(layer["parents"].values()) == pytest.approx(1)

@@ -10,7 +10,7 @@ from hf_prune.errors import InvalidRecipe
 from hf_prune.pages.machine import memory, time_of
 from hf_prune.pages.markup import note, table
 from hf_prune.plan import Plan, plan
-from hf_prune.recipe import Recipe
+from hf_prune.recipe import Recipe, spelled
 from hf_prune.redaction import public_recipe
 from hf_prune.screen import plan_rows
 from hf_prune.variants import peeks, verdicts
@@ -63,9 +63,8 @@ def words(recipe: Recipe) -> list[str]:
     asked = public_recipe(recipe.model_dump(mode="json", exclude_defaults=True))
     found = ["compress", str(asked.pop("base"))]
     for name, value in asked.items():
-        option = "--" + (Recipe.model_fields[name].json_schema_extra or {}).get("flag", name.replace("_", "-"))
         for one in value if isinstance(value, list) else [value]:
-            found += [option] if one is True else [option, str(one)]
+            found += [spelled(name)] if one is True else [spelled(name), str(one)]
     return found
 
 

@@ -243,15 +243,19 @@ def recovered(report: Report, stage: str) -> float:
     return sum(shares) / len(shares) if shares else math.nan
 
 
+NO_GAP = "the cut opened no gap in log-perplexity to close in at least one corpus"
+
+
 def recovery_verdict(report: Report) -> list[str]:
     """What repair and training brought, a sentence each; also when they brought nothing."""
     found = []
     repair, healing = report.get("repair") or {}, report.get("healing") or {}
     if "kept" in repair:
         kl = f"KL {significant(repair['kl_before'])} → {significant(repair['kl_after'])} on the selection split"
-        closes = (
-            f"it closes {percent(recovered(report, 'repaired'), 0)} of the gap in log-perplexity that the cut opened"
-        )
+        share = recovered(report, "repaired")
+        closes = f"it closes {percent(share, 0)} of the gap in log-perplexity that the cut opened"
+        if math.isnan(share):
+            closes = NO_GAP
         how = f"Repair (closed form, {repair['windows']} windows, {kl})"
         found.append(
             f"{how}: {closes}." if repair["kept"] else f"{how} did not help, so the weights stay as they were."
@@ -262,6 +266,8 @@ def recovery_verdict(report: Report) -> list[str]:
         closes = f"together {percent(recovered(report, 'healed'), 0)} of that gap are closed"
         if "kept" not in repair:
             closes = f"it closes {percent(recovered(report, 'healed'), 0)} of the gap that the cut opened"
+        if math.isnan(recovered(report, "healed")):
+            closes = NO_GAP
         found.append(f"{how}: {closes}." if healing["kept"] else f"{how} did not help, so the weights before it stay.")
     if chosen := report.get("selection"):
         how = " and ".join(chosen["means"])

@@ -170,3 +170,17 @@ def test_what_tuning_brought_is_said(report, kept, words):
     report["tuning"] = {"steps": 20, "windows": 48, "objective": "kl", "before": 0.8489, "after": 0.8052, "kept": kept}
     said = verdicts.tuning_verdict(report)
     assert "20 steps on 48 search windows, kl 0.849 → 0.805 on the selection split" in said and words in said
+
+
+@pytest.mark.parametrize("stage", ["repaired", "healed"])
+def test_where_the_cut_cost_nothing_no_share_of_the_cost_came_back(report, stage):
+    repair = {"kept": True, "windows": 4, "kl_before": 0.8, "kl_after": 0.5}
+    healing = {"kept": True, "method": "lora", "tokens": 1000, "before": 1.5, "after": 1.25}
+    report |= {"repair": repair} if stage == "repaired" else {"healing": healing}
+    corpus = {stage: {"closed": 0.5}}
+    report["stages"] = {"text": {"stories": corpus, "wiki": corpus}}
+    (said,) = verdicts.recovery_verdict(report)
+    assert "50 % of the gap" in said
+    report["stages"]["text"]["wiki"] = {stage: {"closed": None}}
+    (said,) = verdicts.recovery_verdict(report)
+    assert said.endswith("the cut opened no gap in log-perplexity to close in at least one corpus.") and "–" not in said

@@ -1,6 +1,7 @@
 """What can be done with a finished folder: rebuild it, measure it again, train it."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -218,7 +219,7 @@ def _check_files(kept: dict[str, Any]) -> None:
     """Refuse to read files that a report names: it may be a stranger's, and cards quote what was read."""
     for name in ("data", "tasks"):
         for entry in map(str, kept.get(name) or ()):
-            if entry.endswith(FILES) or Path(entry).expanduser().exists():
+            if entry.endswith(FILES) or os.path.exists(os.path.expanduser(entry)):
                 raise InvalidRecipe(
                     f"This result was made with the local file {entry!r}; say where it is with --{name}."
                 )

@@ -120,10 +120,10 @@ def test_what_cannot_be_measured_is_refused_in_one_sentence(plain, home, tmp_pat
         refused(error, match, lambda: report_folder(source, **{**where(home), **changes}))
 
     base(tmp_path / "b", seed=9)
-    for name in ("data", "tasks"):
+    for name, entry in (("data", str(home / "text.txt")), ("tasks", str(home / "text.txt")), ("tasks", str(home))):
         theirs = Path(shutil.copytree(plain.folder, tmp_path / f"theirs-{name}"))
         report = strict(theirs / "report.json")
-        report["recipe"][name] = [str(home / "text.txt")]
+        report["recipe"][name] = ["~nobody/x" * 99, entry]
         (theirs / "report.json").write_text(json.dumps(report))
         given = {"base": str(home / "base"), **({"data": where(home)["data"]} if name == "tasks" else {})}
         refused(InvalidRecipe, f"say where it is with --{name}", lambda t=theirs, g=given: report_folder(t, **g))

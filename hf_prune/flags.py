@@ -22,7 +22,7 @@ def flags_of(model: type[BaseModel], names: Iterable[str] | None = None) -> list
 
 def _flag(name: str, model: type[BaseModel]) -> inspect.Parameter:
     field = model.model_fields[name]
-    dashed = spelled(name)
+    dashed = spelled(name, model)
     kind, choices = _option_type(field.annotation)
     if any(isinstance(m, BeforeValidator) for m in field.metadata):
         # pydantic reads more spellings (1M) than typer would.

@@ -332,6 +332,6 @@ class Recipe(BaseModel):
         return yaml.safe_dump(self.model_dump(mode="json", exclude_defaults=True), sort_keys=False)
 
 
-def spelled(name: str) -> str:
+def spelled(name: str, model: type[BaseModel] = Recipe) -> str:
     """How the command line spells a field: `--heal-lr`, `--variant`."""
-    return "--" + (Recipe.model_fields[name].json_schema_extra or {}).get("flag", name.replace("_", "-"))
+    return "--" + (model.model_fields[name].json_schema_extra or {}).get("flag", name.replace("_", "-"))

@@ -63,7 +63,7 @@ def recipe_of(form: Form, strangers: bool) -> Recipe:
     if trials := _whole(form.evaluations, "candidates", 100_000):
         asked["evaluations"] = trials
     if form.front:
-        asked["search"] = "nsga2"
+        asked |= {"search": "nsga2", "tune": 0}
     else:
         asked["ratio"] = _share(form.size)
     return Recipe.of(**{**_bundled(form.base, method), **asked, "base": base})

@@ -34,6 +34,12 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 """Arguments of a layer besides its hidden state, made for batch size 1, so they fit any."""
 
 
+def after(layer: torch.nn.Module, state: Tensor, call: Call) -> Tensor:
+    """The state [B, T, d] behind a layer, in one piece and with gradients where they are computed."""
+    out = layer(state, *call[0], **call[1])
+    return out[0] if isinstance(out, tuple) else out
+
+
 class Batch(NamedTuple):
     """States [B, T, d] for a layer with the call they need.
 

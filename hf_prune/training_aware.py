@@ -21,7 +21,7 @@ from hf_prune.bank import LayerBank, sharing
 from hf_prune.blueprint import Blueprint, LayerSpec, Part
 from hf_prune.evaluate import Evaluator
 from hf_prune.heal import Course, distillation
-from hf_prune.reference import TOP_K, Call, Dense, Targets, compared
+from hf_prune.reference import TOP_K, Call, Dense, Targets, after, compared
 
 BATCH, RANK, SCALE, RATE, WARMUP = 4, 8, 2.0, 2e-3, 4
 """Windows per step; rank and scale of the LoRA; learning rate, constant behind some steps of warm-up, so that a stage
@@ -52,7 +52,7 @@ class Lesson:
             state = dense.embed(tokens[rows])
             entered.append(state)
             for layer, call in zip(dense.layers, calls, strict=True):
-                state = _after(layer, state, call)
+                state = after(layer, state, call)
             targets.append(Targets.of(dense.logits(state[:, :-1]), top_k))
         tails = [t.log_tail for t in targets]
         joined = Targets(
@@ -201,9 +201,9 @@ class Candidate:
     def _states(self, states: Tensor, calls: Sequence[Call], first: int = 0) -> Tensor:
         with torch.no_grad():
             for spec, layer in zip(self.specs[first : self.learns], self.layers[first : self.learns], strict=True):
-                states = _after(layer, states, calls[spec.anchor.layer])
+                states = after(layer, states, calls[spec.anchor.layer])
         for spec, layer in zip(self.specs[self.learns :], self.layers[self.learns :], strict=True):
-            states = _after(layer, states, calls[spec.anchor.layer])
+            states = after(layer, states, calls[spec.anchor.layer])
         return states
 
     def _matrices(self) -> Iterator[torch.nn.Module]:
@@ -216,8 +216,3 @@ class Candidate:
         a = torch.randn(shape[0], RANK, generator=draw) / math.sqrt(shape[0])
         device = module.weight.device
         return a.to(device).requires_grad_(), torch.zeros(RANK, shape[1], device=device).requires_grad_()
-
-
-def _after(layer: torch.nn.Module, state: Tensor, call: Call) -> Tensor:
-    out = layer(state, *call[0], **call[1])
-    return out[0] if isinstance(out, tuple) else out

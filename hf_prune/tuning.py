@@ -17,7 +17,7 @@ from torch import Tensor
 from hf_prune.bank import LayerBank, sharing
 from hf_prune.blueprint import Blueprint, LayerSpec, Mix, Part
 from hf_prune.heal import Course, distillation
-from hf_prune.reference import Call, Dense, Reference, Targets
+from hf_prune.reference import Dense, Reference, Targets, after
 
 RATE = 0.02
 """Of the first step, in shares of a layer; it falls to zero."""
@@ -78,7 +78,7 @@ def tune(
         """Of the loss; its gradient is added to the others'."""
         count = len(state)
         for layer in layers:
-            state = layer(state, calls)
+            state = after(layer.module, state, calls[layer.spec.anchor.layer])
         said = ending.logits(state[:, :-1])
         loss = distillation(said, _targets(reference, rows), tokens[rows, 1:], OBJECTIVE).mean() * (count / len(tokens))
         loss.backward()
@@ -149,11 +149,6 @@ class _Layer:
         for name, own in self.module.named_parameters():
             self.rows[name] = int(half(name) == "mlp")
             own.register_post_accumulate_grad_hook(lambda tensor, name=name: self._learn(name, tensor))
-
-    def __call__(self, state: Tensor, calls: Sequence[Call]) -> Tensor:
-        args, kwargs = calls[self.spec.anchor.layer]
-        out = self.module(state, *args, **kwargs)
-        return out[0] if isinstance(out, tuple) else out
 
     @torch.no_grad()
     def _learn(self, name: str, tensor: Tensor) -> None:

@@ -7,6 +7,7 @@ from hf_prune.assemble import assemble
 from hf_prune.bank import LayerBank
 from hf_prune.blueprint import Blueprint, Fidelity, LayerSpec, Mix, Part
 from hf_prune.evaluate import Evaluator
+from hf_prune.reference import after
 from hf_prune.tuning import _Layer, tunable, tune
 from tests.families import DEPTH, EVERY, mean
 from tests.oracle import opened, tokens
@@ -34,7 +35,7 @@ def test_the_gradient_by_a_weight_is_that_of_the_merged_layer():
     spec = LayerSpec((Part(0, 1, 0.25), Part(0, 2, 0.75)), mlp=Mix((Part(0, 1, 0.5), Part(0, 2, 0.5))))
     layer, calls = _Layer(evaluator.bank, spec, evaluator.dense.family.half), evaluator.dense.record(tokens(1))[0]
     state = torch.randn(2, tokens(1).shape[1], evaluator.reference.hidden[0].shape[-1])
-    layer(state, calls).square().sum().backward()
+    after(layer.module, state, calls[spec.anchor.layer]).square().sum().backward()
 
     weights = layer.weights.detach().clone().requires_grad_()
     theirs = [dict(evaluator.bank.module(LayerSpec((Part(*key),))).named_parameters()) for key in layer.sources]

@@ -23,7 +23,7 @@ from hf_prune.journal import Journal, Row
 from hf_prune.measurement import measured
 from hf_prune.plan import asked
 from hf_prune.pruned_models import FILE
-from hf_prune.recipe import spelled
+from hf_prune.recipe import flagged
 from hf_prune.redaction import public_recipe
 from hf_prune.rivals import label
 from hf_prune.scorer import Scorer
@@ -164,8 +164,8 @@ def measured_again(
 def _then(before: Mapping[str, Any], again: Mapping[str, Any]) -> str:
     """The commands that made it, one a line."""
     fresh = {k: v for k, v in again["recipe"].items() if before["recipe"].get(k) != v and k != "base"}
-    flags = " ".join(_flag(k, v) for k, v in fresh.items() if k not in ("push_to", "public", "create_pr"))
-    return f"{before['command']}\nhf-prune heal FOLDER {flags}".strip()
+    flags = [w for k, v in fresh.items() if k not in ("push_to", "public", "create_pr") for w in flagged(k, v)]
+    return f"{before['command']}\nhf-prune heal FOLDER {shlex.join(flags)}".strip()
 
 
 def _rebuilt(job: Job, row: Mapping[str, Any]) -> Blueprint:
@@ -214,11 +214,12 @@ def _identity(job: Job, found: Found) -> dict[str, Any]:
     recipe = job.recipe
     local = [s.repo for s in job.sources if s.is_local]
     public = public_recipe(recipe.model_dump(mode="json", exclude_defaults=True), local)
-    flags = " ".join(_flag(k, v) for k, v in public.items() if k not in ("base", "push_to", "public", "create_pr"))
+    left_out = ("base", "push_to", "public", "create_pr")
+    flags = [w for k, v in public.items() if k not in left_out for w in flagged(k, v)]
     return {
         "version": 1,
         "hf_prune": __version__,
-        "command": f"hf-prune compress {public['base']} {flags}".strip(),
+        "command": shlex.join(["hf-prune", "compress", str(public["base"]), *flags]),
         "recipe": public,
         "recipe_digest": recipe.digest,
         "digest": found.winner.digest,
@@ -228,13 +229,6 @@ def _identity(job: Job, found: Found) -> dict[str, Any]:
         "objective": recipe.objective,
         "seed": recipe.seed,
     }
-
-
-def _flag(name: str, value: Any) -> str:
-    if value is True:
-        return spelled(name)
-    values = value if isinstance(value, list) else [value]
-    return " ".join(f"{spelled(name)} {shlex.quote(str(v))}" for v in values)
 
 
 def _size(job: Job, winner: Blueprint, stored: tuple[int, int]) -> dict[str, Any]:

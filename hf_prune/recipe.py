@@ -335,3 +335,10 @@ class Recipe(BaseModel):
 def spelled(name: str, model: type[BaseModel] = Recipe) -> str:
     """How the command line spells a field: `--heal-lr`, `--variant`."""
     return "--" + (model.model_fields[name].json_schema_extra or {}).get("flag", name.replace("_", "-"))
+
+
+def flagged(name: str, value: Any) -> list[str]:
+    """A field and its value on the command line: `["--variant", "a", "--variant", "b"]`, `["--repair"]`."""
+    if value is True:
+        return [spelled(name)]
+    return [word for one in (value if isinstance(value, list) else [value]) for word in (spelled(name), str(one))]

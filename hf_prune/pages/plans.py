@@ -10,7 +10,7 @@ from hf_prune.errors import InvalidRecipe
 from hf_prune.pages.machine import memory, time_of
 from hf_prune.pages.markup import note, table
 from hf_prune.plan import Plan, plan
-from hf_prune.recipe import Recipe, spelled
+from hf_prune.recipe import Recipe, flagged
 from hf_prune.redaction import public_recipe
 from hf_prune.screen import plan_rows
 from hf_prune.variants import peeks, verdicts
@@ -61,11 +61,8 @@ def html(found: Planned) -> str:
 def words(recipe: Recipe) -> list[str]:
     """The run as words of a command line, without paths of this machine."""
     asked = public_recipe(recipe.model_dump(mode="json", exclude_defaults=True))
-    found = ["compress", str(asked.pop("base"))]
-    for name, value in asked.items():
-        for one in value if isinstance(value, list) else [value]:
-            found += [spelled(name)] if one is True else [spelled(name), str(one)]
-    return found
+    base = str(asked.pop("base"))
+    return ["compress", base, *(word for name, value in asked.items() for word in flagged(name, value))]
 
 
 def command(recipe: Recipe) -> str:

@@ -254,8 +254,7 @@ def recovery_verdict(report: Report) -> list[str]:
         kl = f"KL {significant(repair['kl_before'])} → {significant(repair['kl_after'])} on the selection split"
         share = recovered(report, "repaired")
         closes = f"it closes {percent(share, 0)} of the gap in log-perplexity that the cut opened"
-        if math.isnan(share):
-            closes = NO_GAP
+        closes = NO_GAP if math.isnan(share) else closes
         how = f"Repair (closed form, {repair['windows']} windows, {kl})"
         found.append(
             f"{how}: {closes}." if repair["kept"] else f"{how} did not help, so the weights stay as they were."
@@ -263,11 +262,11 @@ def recovery_verdict(report: Report) -> list[str]:
     if healing:
         loss = f"loss {significant(healing['before'])} → {significant(healing['after'])} on the selection split"
         how = f"Training ({healing['method']}, {amount(healing['tokens'])} tokens, {loss})"
-        closes = f"together {percent(recovered(report, 'healed'), 0)} of that gap are closed"
+        share = recovered(report, "healed")
+        closes = f"together {percent(share, 0)} of that gap are closed"
         if "kept" not in repair:
-            closes = f"it closes {percent(recovered(report, 'healed'), 0)} of the gap that the cut opened"
-        if math.isnan(recovered(report, "healed")):
-            closes = NO_GAP
+            closes = f"it closes {percent(share, 0)} of the gap that the cut opened"
+        closes = NO_GAP if math.isnan(share) else closes
         found.append(f"{how}: {closes}." if healing["kept"] else f"{how} did not help, so the weights before it stay.")
     if chosen := report.get("selection"):
         how = " and ".join(chosen["means"])

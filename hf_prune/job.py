@@ -138,8 +138,9 @@ class Job:
     @cached_property
     def device(self) -> torch.device:
         """Where the search runs."""
-        found = "cuda" if torch.cuda.is_available() else "cpu"
-        return torch.device(found if self.recipe.device == "auto" else self.recipe.device)
+        if self.recipe.device != "auto":
+            return torch.device(self.recipe.device)
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     @cached_property
     def dtype(self) -> torch.dtype:

@@ -1,8 +1,9 @@
 """What a search over widths may spend: parameters, or time, whose table is measured on this device.
 
 The time of a request is prefill of its prompt and decoding of its answer, at batch 1. A few layers of equal width are
-timed as a model, every width in turn, so that noise hits all alike; what a level saves there, divided by the layers, is
-what it saves in one. Savings of the two halves together are never more than what a model without any half saves.
+timed as a model, every width in turn, so that noise hits all alike, and the quickest round counts, since noise only
+adds; what a level saves there, divided by the layers, is what it saves in one. Savings of the two halves together are
+never more than what a model without any half saves.
 """
 
 import json
@@ -14,6 +15,7 @@ import numpy as np
 
 from hf_prune import speed
 from hf_prune.blueprint import GONE, Blueprint, LayerSpec, Part
+from hf_prune.errors import InvalidRecipe
 from hf_prune.levels import HALVES
 from hf_prune.staging import write_text
 
@@ -65,7 +67,12 @@ def width_budget(job: Any) -> tuple[Costs, float | None]:
     depth, levels, parent = job.parent.depth, job.library(), job.parent
     if job.recipe.latency is not None:
         table = latencies(job).request
-        limit = depth * (table.attention[0] + table.mlp[0]) - (1 - job.recipe.latency) * table.dense
+        layers = depth * (table.attention[0] + table.mlp[0])
+        limit = layers - (1 - job.recipe.latency) * table.dense
+        if limit < 0:
+            least = 1 - layers / table.dense
+            raise InvalidRecipe(f"Without its layers the model still takes {least:.0%} of its time on this device; "
+                                f"{job.recipe.latency:.0%} is asked.")  # fmt: skip
         return (table.attention,) * depth + (table.mlp,) * depth, limit
     sizes = [levels.sizes(parent, i) for i in range(depth)]
     costs = tuple(tuple(map(float, s[half])) for half in HALVES for s in sizes)
@@ -113,7 +120,7 @@ def _measured(job: Any) -> Latencies:
     for half, level in _steps(levels):
         timed[f"{half} {level}"] = _equal(job, count, library, **{half: level})
     models = {"whole": job.bank.model, **{name: job.assembled(blueprint) for name, blueprint in timed.items()}}
-    found = speed.measure(models, np.random.default_rng(job.recipe.seed), repeats=REPEATS)
+    found = speed.measure(models, np.random.default_rng(job.recipe.seed), repeats=REPEATS, of_rounds=min)
     seconds = {name: request_seconds(found, name) for name in models}
     return Latencies(*(_phase(levels, count, {n: s[p] for n, s in seconds.items()}) for p in ("prefill", "decode")))
 

@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,9 @@ def measure(
     prefill_tokens: int = 256,
     decode_tokens: int = 32,
     repeats: int = 5,
+    of_rounds: Callable[[Sequence[float]], float] = statistics.median,
 ) -> dict[str, Any]:
-    """Time every model on the same random tokens at batch 1; medians over `repeats` interleaved rounds.
+    """Time every model on the same random tokens at batch 1; `of_rounds` over `repeats` interleaved rounds.
 
     Prefill is one forward over `prefill_tokens` that makes the last logits only and fills the cache; decode is
     `decode_tokens` greedy steps of one token each on that cache. One round before the first is not counted. Where the
@@ -39,7 +40,7 @@ def measure(
             if number:
                 rounds[name].append(seconds)
     return {
-        **{name: _speeds(times, prefill_tokens, decode_tokens) for name, times in rounds.items()},
+        **{name: _speeds(times, prefill_tokens, decode_tokens, of_rounds) for name, times in rounds.items()},
         "prefill_tokens": prefill_tokens,
         "decode_tokens": decode_tokens,
         "repeats": repeats,
@@ -107,8 +108,10 @@ def _wait(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
-def _speeds(times: list[tuple[float, float]], prefill_tokens: int, decode_tokens: int) -> dict[str, float]:
-    prefill, decode = (statistics.median(column) for column in zip(*times, strict=True))
+def _speeds(
+    times: list[tuple[float, float]], prefill_tokens: int, decode_tokens: int, of_rounds: Callable[..., float]
+) -> dict[str, float]:
+    prefill, decode = map(of_rounds, zip(*times, strict=True))
     return {"prefill_tokens_per_s": prefill_tokens / prefill, "decode_tokens_per_s": decode_tokens / decode}
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from hf_prune.blueprint import GONE, Blueprint, LayerSpec, Part, Source
 from hf_prune.budgets import Latencies, Phase, request_seconds, retimed, width_budget
+from hf_prune.errors import InvalidRecipe
 from hf_prune.job import open_job
 from tests.runs import base, recipe, text
 
@@ -52,6 +53,17 @@ def test_a_model_measured_again_is_set_beside_the_same_prediction():
     measured = {"request": 0.375, "prefill": 0.5, "decode": 0.25}
     said = {**before, "measured": measured, "prompt_tokens": 100, "answer_tokens": 10}
     assert retimed(before, now) == said and retimed(None, now) is None
+
+
+def test_time_that_layers_do_not_take_is_refused(tmp_path):
+    library = {"library_sequences": 4, "library": str(tmp_path / "levels")}
+    job = open_job(recipe(tmp_path, method="width", latency=0.6, **library))
+    spent = 0.5 / job.parent.depth
+    column = Phase(2.0, (spent, 0.0), (0.0, 0.0))
+    job.home.mkdir(parents=True)
+    (job.home / "latencies.json").write_text(json.dumps(asdict(Latencies(column, column))))
+    with pytest.raises(InvalidRecipe, match="still takes 75% of its time on this device; 60% is asked"):
+        width_budget(job)
 
 
 def test_the_table_is_measured_once_per_run(tmp_path, monkeypatch):

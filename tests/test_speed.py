@@ -54,6 +54,13 @@ def test_medians_ignore_a_disturbed_round(clock):
     assert got["b"]["prefill_tokens_per_s"] == pytest.approx(4.0)
 
 
+def test_the_quickest_round_may_count(clock):
+    # Of two rounds the decoding of the first is disturbed.
+    got = measure({"a": Clock("a", 0.5)}, np.random.default_rng(0), 6, 1, repeats=2, of_rounds=min)
+    assert got["a"]["prefill_tokens_per_s"] == pytest.approx(2.0)
+    assert got["a"]["decode_tokens_per_s"] == pytest.approx(2.0)
+
+
 def test_models_take_turns_and_decoding_goes_on_from_the_prefill(clock):
     got = measure({"a": Clock("a", 1.0), "b": Clock("b", 1.0)}, np.random.default_rng(0), 6, 2, repeats=3)
     prefills = [name for name, seen, _ in Clock.calls if seen == 0]

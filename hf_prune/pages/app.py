@@ -134,6 +134,7 @@ def _size() -> tuple[Any, ...]:
     with gr.Accordion("More", open=False, elem_id="more"):
         front = gr.Checkbox(False, label="Search every size at once (a Pareto front)", elem_id="front")
         repair = gr.Checkbox(True, label="Repair: refit the weights that stay, without training", elem_id="repair")
+        tune = gr.Checkbox(True, label="Tune: learn a stitched model's mixes by gradient descent", elem_id="tune")
         heal = gr.Dropdown(["0", "250k", "1M", "5M"], value="0", label="Train on so many tokens afterwards")
         trials = gr.Number(
             0, label="Most candidates (0: by the depth of the model)", precision=0, minimum=0, elem_id="trials"
@@ -146,7 +147,7 @@ def _size() -> tuple[Any, ...]:
     with gr.Accordion("Run it elsewhere", open=False):
         command = gr.Code(label="Command", language="shell", interactive=False)
         file = gr.Code(label="recipe.yaml", language="yaml", interactive=False)
-    return [method, size, front, repair, heal, trials, seed], replan, planned, [command, file], start
+    return [method, size, front, repair, tune, heal, trials, seed], replan, planned, [command, file], start
 
 
 def _job() -> tuple[Any, ...]:
@@ -207,7 +208,7 @@ def _publish(do: Handlers, visitor: Any, run: Any) -> list[Any]:
 
 
 def _examples(base: Any, variants: Any, choices: list[Any]) -> None:
-    method, size, front, repair, _, trials, _ = choices
+    method, size, front, repair, _, _, trials, _ = choices
     gr.Examples(
         forms.examples(), [base, variants, method, size, front, repair, trials],
         label="Examples: the first three take seconds, on a tiny model",

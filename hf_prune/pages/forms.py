@@ -23,6 +23,7 @@ NAME = r"\w[\w.-]{0,95}"
 REPO = re.compile(rf"{NAME}(/{NAME})?(@[\w./-]{{1,100}})?(\+{NAME}/{NAME}(@[\w./-]{{1,100}})?)?")
 LONGEST = 4000
 """Characters of a field."""
+TUNE_STEPS = 16
 QUICK = {"evaluations": 320, "report_sequences": 24, "task_items": 24}
 """So that a run of the bundled models takes a minute or two, and of the tiny one seconds."""
 
@@ -37,6 +38,7 @@ class Form:
     size: float = 25.0
     front: bool = False
     repair: bool = True
+    tune: bool = True
     heal: str = "0"
     evaluations: float = 0
     seed: float = 0
@@ -59,11 +61,12 @@ def recipe_of(form: Form, strangers: bool) -> Recipe:
     if variants and method != "stitch":
         raise InvalidRecipe("Variants are for stitching; choose the method for several models, or leave them out.")
     asked = {"method": method, "variants": variants, "repair": _repaired(form, method), "heal": form.heal or "0",
+             "tune": TUNE_STEPS if form.tune and variants and not form.front else 0,
              "seed": _whole(form.seed, "seed", 2**31)}  # fmt: skip
     if trials := _whole(form.evaluations, "candidates", 100_000):
         asked["evaluations"] = trials
     if form.front:
-        asked |= {"search": "nsga2", "tune": 0}
+        asked["search"] = "nsga2"
     else:
         asked["ratio"] = _share(form.size)
     return Recipe.of(**{**_bundled(form.base, method), **asked, "base": base})

@@ -27,7 +27,9 @@ def test_every_size_at_once_is_a_front():
 
 def test_variants_are_lines_of_repos_and_belong_to_stitching():
     made = recipe_of(Form("ns/model", "ns/a\n ns/b@main \n\n", NAMES[2]), strangers=True)
-    assert made.variants == ("ns/a", "ns/b@main")
+    assert made.variants == ("ns/a", "ns/b@main") and made.tune
+    assert not recipe_of(Form("ns/model", "ns/a", NAMES[2], tune=False), strangers=True).tune
+    assert not recipe_of(Form("ns/model", "ns/a", NAMES[2], front=True), strangers=True).tune
     with pytest.raises(InvalidRecipe, match="Variants are for stitching"):
         recipe_of(Form("ns/model", "ns/a", NAMES[0]), strangers=True)
 
@@ -56,9 +58,9 @@ def test_a_folder_of_the_server_is_no_repo_for_strangers(tmp_path, monkeypatch):
     assert recipe_of(Form("ns/model"), strangers=False).base == "ns/model"
 
 
-@given(st.lists(ANYTHING, min_size=9, max_size=9), st.sets(st.integers(0, 8)))
+@given(st.lists(ANYTHING, min_size=10, max_size=10), st.sets(st.integers(0, 9)))
 def test_no_input_of_any_field_breaks_anything_but_a_sentence(values, sound):
-    good = [DEMO, "", NAMES[0], 25, False, True, "0", 0, 0]
+    good = [DEMO, "", NAMES[0], 25, False, True, True, "0", 0, 0]
     values = [good[i] if i in sound else v for i, v in enumerate(values)]
     try:
         made = recipe_of(Form(*values), strangers=True)

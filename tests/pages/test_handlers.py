@@ -13,7 +13,7 @@ from tests import runs as small
 from tests.hub import samples
 
 METHOD = next(iter(METHODS))
-FORM = ("", METHOD, 40, False, False, "0", 0, 0)
+FORM = ("", METHOD, 40, False, False, False, "0", 0, 0)
 """All fields but the base."""
 LOGIN = gr.OAuthToken(token="hf_ns_secret", scope="openid", expires_at=2**31)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hf_prune.architecture import Family
-from hf_prune.masks import LowerMask
+from hf_prune.masks import BlockMask
 
 
 class Asked(torch.nn.Module):
@@ -58,4 +58,4 @@ def from_first(kwargs: dict[str, Any], at: Tensor, length: int) -> dict[str, Any
         # Masks know their shape on a CPU only; looking at the places would stop the device for nothing.
         return kwargs
     first = int((at % length).min())
-    return {k: v.starting(first) if isinstance(v, LowerMask) else v for k, v in kwargs.items()}
+    return {k: v.starting(first) if isinstance(v, BlockMask) else v for k, v in kwargs.items()}

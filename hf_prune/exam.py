@@ -1,9 +1,10 @@
 """Tasks for the sweep: items packed into sheets, so that a candidate is examined like it reads text.
 
-Tokenised once. An item is one row: all that its options share, then every option's tokens side by side, each seeing
-the shared part and itself alone (a mask), at the positions it has behind that part. So a prompt is computed once
-however many options it has. An option's last token predicts nothing that is asked and is left out. Where a family takes
-no such mask, every option is a row of its own behind its prompt.
+Tokenised once. A row is a tree: what its items share (the examples before every question), behind it the rest of each
+item's prompt side by side, behind those the options. A token stands at the position it has in its own text and sees
+what leads to it alone (a mask). So a prompt is computed once however many options it has, and what prompts begin with
+once for as many items as a row holds. An option's last token predicts nothing that is asked and is left out. Where a
+family takes no such mask, every option is a row of its own behind its prompt.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,25 +15,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_prune.masks import LowerMask
+from hf_prune.masks import BlockMask
 from hf_prune.reference import Call, Dense
 from hf_prune.tasks import Question, Task, TaskScores, judged, longest, questions
 
 ALIKE = 5e-2
 """Largest difference of two log-likelihoods, nats, at which packed rows count as computing the same as plain ones."""
+SHARED = 0.25
+"""Of an item's tokens that others have to begin with, too, for them to stand in one row."""
+ROW_TOKENS = 2048
+"""Most tokens of such a row: where masks do not know their blocks, attention looks at all of it for each of them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Tokens with the positions they stand at, the part (0 what is shared, 1.. the options) each belongs to, and what
-    is scored: (index of the predicting token, token wanted, option)."""
+    """Tokens with the positions they stand at and whose they are, and what is scored: (index of the predicting token,
+    token wanted, item, option).
+
+    items: 0 what the row's items share, 1.. their own. options: 0 what an item's options share, 1.. their own.
+    """
 
     task: int
-    item: int
     tokens: tuple[int, ...]
     positions: tuple[int, ...]
-    parts: tuple[int, ...]
-    scored: tuple[tuple[int, int, int], ...]
+    items: tuple[int, ...]
+    options: tuple[int, ...]
+    scored: tuple[tuple[int, int, int, int], ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,15 +95,14 @@ class Exam:
     tokenizer: Any
     seed: int = 0
     packed: bool = True
-    _rows: list[list[list[Row]]] = field(init=False)
+    _asked: list[list[Question]] = field(init=False)
     _sheets: dict[tuple[int, int], tuple[Sheet, ...]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self.tasks = tuple(t.spread(seed=self.seed) for t in self.tasks)
         most = longest(self.dense.model.config)
-        asked = [questions(t.items, self.tokenizer, most) for t in self.tasks]
-        self.packed = self.packed and self._takes_masks([q for qs in asked for q in qs[:1]])
-        self._rows = [[_rows(t, q, self.packed) for q in qs] for t, qs in enumerate(asked)]
+        self._asked = [questions(t.items, self.tokenizer, most) for t in self.tasks]
+        self.packed = self.packed and self._takes_masks()
 
     @property
     def items(self) -> int:
@@ -105,7 +112,8 @@ class Exam:
     def sheets(self, first: int, count: int) -> tuple[Sheet, ...]:
         """Items first .. first + count of every task, as far as it has them, on sheets; made once."""
         if (first, count) not in self._sheets:
-            rows = [row for task in self._rows for item in task[first : first + count] for row in item]
+            asked = [questions[first : first + count] for questions in self._asked]
+            rows = [row for task, questions in enumerate(asked) for row in self._rows(task, questions)]
             self._sheets[first, count] = tuple(self._sheet(group) for group in self._grouped(rows))
         return self._sheets[first, count]
 
@@ -120,10 +128,16 @@ class Exam:
                 hits[task][item - first] |= hit and option == 0
         return tuple(judged(t, table, hit) for t, table, hit in zip(parts, tables, hits, strict=True) if t.items)
 
+    def _rows(self, task: int, asked: Sequence[Question]) -> list[Row]:
+        """These questions of a task."""
+        if self.packed:
+            return [packed_row(task, group) for group in sharing(asked, min(ROW_TOKENS, self.dense.tile_tokens))]
+        return [packed_row(task, [question], option) for question in asked for option in range(len(question.rests))]
+
     def _grouped(self, rows: Sequence[Row]) -> Iterator[list[Row]]:
         """Rows of similar length together, as many as a layer call takes."""
         group: list[Row] = []
-        for row in sorted(rows, key=lambda r: (len(r.tokens), r.task, r.item)):
+        for row in sorted(rows, key=lambda r: len(r.tokens)):
             if group and (len(group) + 1) * len(row.tokens) > self.dense.tile_tokens:
                 yield group
                 group = []
@@ -134,7 +148,7 @@ class Exam:
     @torch.inference_mode()
     def _sheet(self, rows: Sequence[Row], packed: bool | None = None) -> Sheet:
         width = max(len(r.tokens) for r in rows)
-        tokens = torch.tensor([[*r.tokens, *[0] * (width - len(r.tokens))] for r in rows], device=self.dense.device)
+        tokens = _padded([r.tokens for r in rows], width).to(self.dense.device)
         given = self._masked(rows, width) if (self.packed if packed is None else packed) else {}
         hidden: list[Tensor] = []
         hooks = [
@@ -149,10 +163,10 @@ class Exam:
         finally:
             for hook in (*hooks, norm):
                 hook.remove()
-        names = list(dict.fromkeys((r.task, r.item, o) for r in rows for _, _, o in r.scored))
+        names = list(dict.fromkeys((r.task, *name) for r in rows for _, _, *name in r.scored))
         number = {name: i for i, name in enumerate(names)}
         flat = [
-            (n * width + at, token, number[r.task, r.item, o]) for n, r in enumerate(rows) for at, token, o in r.scored
+            (n * width + at, token, number[r.task, *name]) for n, r in enumerate(rows) for at, token, *name in r.scored
         ]
         at, wanted, option = (torch.tensor(column, device=self.dense.device) for column in zip(*flat, strict=True))
         greedy = any(self.tasks[r.task].kind == "exact" for r in rows)
@@ -160,27 +174,24 @@ class Exam:
                      at.unique())  # fmt: skip
 
     def _masked(self, rows: Sequence[Row], width: int) -> dict[str, Tensor]:
-        """Positions [n, T] and an additive mask [n, 1, T, T]: a token sees the prompt and its own option before it."""
+        """Positions [n, T] and an additive mask [n, 1, T, T]."""
         dtype, device = next(self.dense.model.parameters()).dtype, self.dense.device
-        parts = torch.tensor([[*r.parts, *[-1] * (width - len(r.parts))] for r in rows])
-        places = torch.tensor([[*r.positions, *[0] * (width - len(r.positions))] for r in rows])
-        sees = (parts[:, None, :] == parts[:, :, None]) | (parts[:, None, :] == 0) & (parts[:, :, None] > 0)
-        sees &= torch.ones(width, width, dtype=torch.bool).tril()
-        sees |= torch.eye(width, dtype=torch.bool)
-        mask = torch.zeros(sees.shape, dtype=dtype).masked_fill_(~sees, torch.finfo(dtype).min)
-        return {"attention_mask": mask[:, None].to(device).as_subclass(LowerMask), "position_ids": places.to(device)}
+        mask = BlockMask.of(seen(rows, width), dtype)
+        places = _padded([r.positions for r in rows], width).to(device)
+        return {"attention_mask": mask if device.type == "cpu" else mask.to(device), "position_ids": places}
 
-    def _takes_masks(self, asked: Sequence[Question]) -> bool:
+    def _takes_masks(self) -> bool:
         """Whether packed rows give the log-likelihoods that plain ones do; windows of attention are not seen here."""
         window = getattr(self.dense.model.config.get_text_config(), "sliding_window", None)
-        longest_row = max((len(q.prefix) + sum(map(len, q.rests)) for q in asked), default=0)
-        if window and longest_row > window:
+        if window and any(len(q.prefix) + q.width > window for asked in self._asked for q in asked):
             return False
+        few = [(task, asked[:2]) for task, asked in enumerate(self._asked) if asked]
+        packed = [packed_row(task, asked) for task, asked in few]
+        plain = [packed_row(task, [q], o) for task, asked in few for q in asked for o in range(len(q.rests))]
         found = []
-        for packed in (True, False):
-            rows = [row for n, q in enumerate(asked) for row in _rows(n, q, packed)]
+        for rows, masked in ((packed, True), (plain, False)):
             try:
-                sheet = self._sheet(rows, packed)
+                sheet = self._sheet(rows, masked)
             except (TypeError, ValueError, RuntimeError):
                 return False
             with torch.inference_mode():
@@ -200,30 +211,65 @@ def answered(dense: Dense, states: Sequence[tuple[Sheet, Tensor]]) -> list[tuple
     return found
 
 
-def _rows(task: int, question: Question, packed: bool) -> list[Row]:
-    if packed:
-        return [_row(task, question, range(len(question.rests)))]
-    return [_row(task, question, [option]) for option in range(len(question.rests))]
+def seen(rows: Sequence[Row], width: int) -> Tensor:
+    """What the tokens of rows see, bool [n, T, T]: those before them of their item and option, and what is shared."""
+    sees = torch.ones(width, width, dtype=torch.bool).tril()
+    for owners in ([r.items for r in rows], [r.options for r in rows]):
+        whose = _padded(owners, width)
+        sees = sees & ((whose[:, None, :] == whose[:, :, None]) | (whose[:, None, :] == 0))
+    return sees
 
 
-def _row(task: int, question: Question, options: Sequence[int]) -> Row:
-    """A row with these options of a question, and what is scored in it."""
-    heard = {o: question.rests[o][:-1] for o in options}
-    shared = _shared(list(heard.values()))
-    tokens = [*question.prefix, *heard[options[0]][:shared]]
-    stem = len(tokens)
-    positions, parts, scored = list(range(stem)), [0] * stem, []
-    for part, o in enumerate(options, 1):
-        begin = len(tokens) - shared
-        own, rest = heard[o][shared:], question.rests[o]
-        tokens += own
-        positions += range(stem, stem + len(own))
-        parts += [part] * len(own)
-        for place in range(len(rest) - question.scored[o], len(rest)):
+def _padded(rows: Sequence[Sequence[int]], width: int) -> Tensor:
+    """int64 [n, T], zeros at the ends."""
+    return torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
+
+
+def sharing(asked: Sequence[Question], most: int) -> Iterator[list[Question]]:
+    """Questions that begin alike together, in rows of at most so many tokens."""
+    group: list[Question] = []
+    begin, tokens = (), 0
+    # Of all that begin alike, neighbours in this order share most.
+    for stem, question in sorted(((_stem(q), q) for q in asked), key=lambda pair: pair[0]):
+        own = len(stem) + sum(len(question.prefix) + len(rest) - 1 - len(stem) for rest in question.rests)
+        common = _shared([begin, stem])
+        joined = tokens + (len(group) - 1) * (len(begin) - common) + own - common
+        if common >= SHARED * own and joined <= most:
+            group.append(question)
+            begin, tokens = begin[:common], joined
+            continue
+        if group:
+            yield group
+        group, begin, tokens = [question], stem, own
+    if group:
+        yield group
+
+
+def packed_row(task: int, asked: Sequence[Question], option: int | None = None) -> Row:
+    """A row with all options of these questions, or one, and what is scored in it."""
+    stems = [_stem(q, option) for q in asked]
+    common = _shared(stems)
+    places = [(token, i, 0, 0) for i, token in enumerate(stems[0][:common])]
+    scored = []
+    for n, (question, stem) in enumerate(zip(asked, stems, strict=True), 1):
+        mine = len(places) - common
+        places += [(token, i, n, 0) for i, token in enumerate(stem[common:], common)]
+        for o in range(len(question.rests)) if option is None else (option,):
+            text, own = question.prefix + question.rests[o], len(places) - len(stem)
+            places += [(token, i, n, o + 1) for i, token in enumerate(text[len(stem) : -1], len(stem))]
             # Every rest begins with a token of the context, so there is one before the first that is scored.
-            at = (begin if place > shared else len(question.prefix)) + place - 1
-            scored.append((at, rest[place], o))
-    return Row(task, question.number, tuple(tokens), tuple(positions), tuple(parts), tuple(scored))
+            for before in range(len(text) - question.scored[o] - 1, len(text) - 1):
+                behind = 0 if before < common else mine if before < len(stem) else own
+                scored.append((before + behind, text[before + 1], question.number, o))
+    tokens, positions, items, options = zip(*places, strict=True)
+    return Row(task, tokens, positions, items, options, tuple(scored))
+
+
+def _stem(question: Question, option: int | None = None) -> tuple[int, ...]:
+    """What all options begin with, or all of one; last tokens predict nothing that is asked."""
+    rests = question.rests if option is None else (question.rests[option],)
+    heard = [rest[:-1] for rest in rests]
+    return question.prefix + heard[0][: _shared(heard)]
 
 
 def _shared(rows: Sequence[Sequence[int]]) -> int:

@@ -1,4 +1,4 @@
-"""Attention masks that know their shape: a lower-triangular one is not multiplied out above its diagonal."""
+"""Attention masks that know their blocks: keys that no query of a block sees are left out of its product."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,23 +8,35 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 BLOCK = 32
-"""Queries per call: enough for a fast product, few enough that hardly anything above the diagonal is computed."""
+"""Queries per call: enough for a fast product, few enough that hardly anything unseen is computed."""
+SPARSE = 0.75
+"""Share of the keys up to its end that a block has to see less of before they are gathered, which copies them."""
 
 
-class LowerMask(Tensor):
+class BlockMask(Tensor):
     """An additive mask [n, 1, T, T] that lets no token see a later one.
 
     Torch's attention computes all of T x T under a mask. On a CPU, this mask makes it go block by block of queries,
-    each over the keys up to its end: about half the work. Everything else that is done with it gives plain tensors.
-    Queries before `first` are not asked for: what attention gives them is zero.
+    each over the keys that are seen from there: half the work below a diagonal, less where rows are trees. Everything
+    else that is done with it gives plain tensors. Queries in blocks before that of `first` are not asked for: what
+    attention gives them is zero.
     """
 
     first = 0
+    blocks: tuple[tuple[slice, slice | Tensor, Tensor], ...] = ()
 
-    def starting(self, first: int) -> "LowerMask":
+    @classmethod
+    def of(cls, sees: Tensor, dtype: torch.dtype) -> "BlockMask":
+        """From what queries see, bool [n, T, T], lower-triangular."""
+        mask = torch.zeros(sees.shape, dtype=dtype).masked_fill_(~sees, torch.finfo(dtype).min)[:, None]
+        found = mask.as_subclass(cls)
+        found.blocks = tuple(_block(mask, sees, first) for first in range(0, sees.shape[-1], BLOCK))
+        return found
+
+    def starting(self, first: int) -> "BlockMask":
         """The same mask where nobody asks for queries before `first`."""
-        other = self.as_subclass(Tensor).as_subclass(LowerMask)
-        other.first = first
+        other = self.as_subclass(Tensor).as_subclass(BlockMask)
+        other.first, other.blocks = first, self.blocks
         return other
 
     @classmethod
@@ -38,15 +50,24 @@ class LowerMask(Tensor):
             return func(*args, **kwargs) if plain or args[0].device.type != "cpu" else _in_blocks(*args, **kwargs)
 
 
-def _in_blocks(query: Tensor, key: Tensor, value: Tensor, *, attn_mask: LowerMask, **kwargs: Any) -> Tensor:
-    """Attention of [n, heads, T, d] under a lower-triangular mask."""
+def _block(mask: Tensor, sees: Tensor, first: int) -> tuple[slice, slice | Tensor, Tensor]:
+    """Queries, the keys that they see in any row, and the mask of both."""
+    rows = slice(first, first + BLOCK)
+    keys = sees[:, rows].any(1).any(0).nonzero().squeeze(1)
+    end = int(keys[-1]) + 1
+    if len(keys) > SPARSE * end:
+        return rows, slice(0, end), mask[:, :, rows, :end]
+    return rows, keys, mask[:, :, rows, keys]
+
+
+def _in_blocks(query: Tensor, key: Tensor, value: Tensor, *, attn_mask: BlockMask, **kwargs: Any) -> Tensor:
+    """Attention of [n, heads, T, d]."""
     n, heads, length, _ = query.shape
     # In memory as torch's own kernel leaves it, so that what follows needs no copy.
     out = query.new_empty(n, length, heads, value.shape[-1]).transpose(1, 2)
-    out[:, :, : attn_mask.first] = 0
-    for first in range(attn_mask.first, length, BLOCK):
-        rows, seen = slice(first, first + BLOCK), slice(0, first + BLOCK)
-        out[:, :, rows] = scaled_dot_product_attention(
-            query[:, :, rows], key[:, :, seen], value[:, :, seen], attn_mask=attn_mask[:, :, rows, seen], **kwargs
-        )
+    begin = attn_mask.first // BLOCK
+    out[:, :, : begin * BLOCK] = 0
+    for rows, keys, mask in attn_mask.blocks[begin:]:
+        seen = [s[:, :, keys] for s in (key, value)]
+        out[:, :, rows] = scaled_dot_product_attention(query[:, :, rows], *seen, attn_mask=mask, **kwargs)
     return out

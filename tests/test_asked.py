@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from hf_prune.architecture import FAMILIES, family_of
 from hf_prune.asked import answering
-from hf_prune.masks import LowerMask
+from hf_prune.masks import BlockMask
 from hf_prune.modeling_pruned import Skipped
 from hf_prune.reference import Batch, Dense
 from tests.families import VOCABULARY, tiny
@@ -20,9 +20,8 @@ def recorded(name, rows, length):
     model = tiny(name)
     dense = Dense(model, family_of(model.config))
     tokens = torch.randint(3, VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(0))
-    later = ~torch.ones(length, length, dtype=torch.bool).tril()
-    mask = torch.zeros(rows, 1, length, length).masked_fill_(later, torch.finfo(torch.float32).min)
-    given = {"attention_mask": mask.as_subclass(LowerMask), "position_ids": torch.arange(length).expand(rows, -1)}
+    sees = torch.ones(rows, length, length, dtype=torch.bool).tril()
+    given = {"attention_mask": BlockMask.of(sees, torch.float32), "position_ids": torch.arange(length).expand(rows, -1)}
     with torch.inference_mode():
         return dense, dense.record(tokens, **given)[0][-1], dense.embed(tokens, **given)
 

@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_prune.architecture import family_of
@@ -13,12 +15,23 @@ from hf_prune.bank import LayerBank
 from hf_prune.blueprint import Blueprint, Fidelity, LayerSpec, Part, Source
 from hf_prune.bundled import demo_folder
 from hf_prune.evaluate import Evaluator
-from hf_prune.exam import Exam
+from hf_prune.exam import Exam, packed_row, seen, sharing
 from hf_prune.reference import Dense
 from hf_prune.task_sources import load_tasks
-from hf_prune.tasks import Item, Task, score
+from hf_prune.tasks import Item, Question, Task, score
 from tests.test_tasks import FAMILIES, MIXED, random_model
 
+FEW_SHOT = Task(
+    "shots",
+    tuple(
+        Item(
+            f"tom has a dog. the dog is big.\nmia has a cat. the cat is small.\n{who} has a",
+            ("bird.", f"{what}.", "big"),
+            1,
+        )
+        for who, what in (("sue", "red hat"), ("ben", "bag of toys"), ("sue", "very old car"))
+    ),
+)
 EXACT = Task("exact", (Item("once upon a", ("time",), 0), Item("she went to the", ("park to play",), 0)), "exact")
 
 
@@ -58,7 +71,7 @@ def alike(ours, theirs):
 def test_every_family_answers_on_sheets_as_it_does_live(family, packed, tokenizer):
     model = random_model(family)
     dense = Dense(model, family_of(model.config), tile_tokens=256)
-    exam = Exam(dense, [MIXED, EXACT], tokenizer, packed=packed)
+    exam = Exam(dense, [MIXED, EXACT, FEW_SHOT], tokenizer, packed=packed)
     sheets = exam.sheets(0, exam.items)
     with torch.inference_mode():
         found = exam.judged(0, exam.items, [s.scores(dense, s.hidden[-1]) for s in sheets])
@@ -104,8 +117,53 @@ def test_what_overflows_on_a_sheet_alone_is_seen(bank, parent, tokenizer):
 def test_a_shared_prompt_is_computed_once(bank, tokenizer):
     exam = Exam(Dense(bank.model, bank.parents[0].family), [MIXED], tokenizer)
     plain = Exam(Dense(bank.model, bank.parents[0].family), [MIXED], tokenizer, packed=False)
-    packed, apart = (sum(len(r.tokens) for item in e._rows[0] for r in item) for e in (exam, plain))
+    packed, apart = (sum(s.tokens.numel() for s in e.sheets(0, e.items)) for e in (exam, plain))
     assert exam.packed and packed < 0.75 * apart
+
+
+def test_what_items_begin_with_is_computed_once(bank, tokenizer):
+    dense = Dense(bank.model, bank.parents[0].family)
+    shots = "tom has a dog. the dog is big.\n" * 6
+    items = [Item(f"{shots}{name} has a", (" hat", " red car"), 0) for name in ("sue", "ben", "mia", "kim") * 3]
+    own = [len(tokenizer(i.context[len(shots) :] + "".join(i.choices)).input_ids) for i in items]
+    exam = Exam(dense, [Task("shots", tuple(items))], tokenizer)
+    (sheet,) = exam.sheets(0, 12)
+    assert len(tokenizer(shots).input_ids) < sheet.tokens.numel() < len(tokenizer(shots).input_ids) + sum(own)
+
+
+QUESTIONS = st.lists(st.tuples(st.lists(st.integers(0, 2), min_size=2, max_size=6),
+                               st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=4), min_size=1, max_size=3)),
+                     min_size=1, max_size=5)  # fmt: skip
+
+
+@given(QUESTIONS, st.integers(1, 60))
+def test_every_answer_of_a_row_is_told_by_its_own_text_and_no_other(drawn, most):
+    """Whatever shares a row: what the place of an answer sees is what comes before the answer, at its positions."""
+    asked = [
+        Question(n, tuple(context[:-1]), tuple((context[-1], *o) for o in options), tuple(map(len, options)))
+        for n, (context, options) in enumerate(drawn)
+    ]
+    groups = list(sharing(asked, most))
+    assert sorted(q.number for group in groups for q in group) == list(range(len(asked)))
+    for row in (packed_row(0, group) for group in groups):
+        sees, found = seen([row], len(row.tokens))[0], {}
+        for at, wanted, item, option in row.scored:
+            text = sorted((row.positions[i], row.tokens[i]) for i in sees[at].nonzero().flatten().tolist())
+            assert [place for place, _ in text] == list(range(len(text)))
+            found.setdefault((item, option), []).append([token for _, token in text] + [wanted])
+        for (item, option), texts in found.items():
+            whole = [*asked[item].prefix, *asked[item].rests[option]]
+            assert texts == [whole[:end] for end in range(len(texts[0]), len(whole) + 1)]
+            assert len(texts) == asked[item].scored[option]
+    assert sum(len(row.scored) for row in (packed_row(0, g) for g in groups)) == sum(sum(q.scored) for q in asked)
+
+
+def test_items_share_a_row_where_they_share_enough_and_as_long_as_it_has_room():
+    alike = [Question(n, (1, 1, 1, n), ((2, 3), (2, 4)), (1, 1)) for n in range(4)]
+    assert [[len(g) for g in sharing(alike, most)] for most in (11, 10, 7, 6)] == [[4], [3, 1], [2, 2], [1] * 4]
+    assert [len(packed_row(0, g).tokens) for g in sharing(alike, 11)] == [11]
+    other = [Question(n, (1, n, *range(8)), ((2, 3), (2, 4)), (1, 1)) for n in range(4)]
+    assert [len(g) for g in sharing(other, 100)] == [1] * 4
 
 
 def test_greedy_text_begins_with_the_answer_exactly_when_it_counts_as_right(tokenizer):

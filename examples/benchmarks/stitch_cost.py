@@ -1,6 +1,7 @@
 """What does a stitched candidate cost? In the sweep, against assembling to disk, reloading and scoring with lm_eval.
 
-Both score the same items of the same three tasks (bundled questions, repeated up to `--items`). The sweep is timed for
+Both score the same items of the same three tasks, none of them twice; `--shots` puts as many answered ones before each,
+the same before all (lm_eval's `first_n`), as far as the model has positions. The sweep is timed for
 a candidate by itself, whose layers have never been made, and per candidate of a generation: `--offspring` models that
 are one to three local moves away from one parent. The plain way writes the model, loads it with from_pretrained and
 asks lm_eval, with its default batch and with larger ones. Medians over interleaved rounds, in one run; the accuracies
@@ -12,7 +13,6 @@ of both are compared. Processor time, of all threads, is shown beside: it says m
 
 import argparse
 import functools
-import itertools
 import json
 import statistics
 import tempfile
@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from hf_prune import harness
 from hf_prune.assemble import quiet, write
@@ -57,7 +57,7 @@ def main() -> None:
     """Time both ways and print a markdown table."""
     a = arguments()
     with tempfile.TemporaryDirectory() as home:
-        files = written_tasks(Path(home), a.items)
+        files = written_tasks(Path(home), a.items, a.shots)
         job = opened(a, Path(home), files)
         rng = np.random.default_rng(a.seed)
         space = job.scorer.space
@@ -82,6 +82,7 @@ def arguments() -> argparse.Namespace:
     """Command line."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--items", type=int, default=600, help="of each of three tasks")
+    p.add_argument("--shots", type=int, default=0, help="answered items before every question")
     p.add_argument("--offspring", type=int, default=32)
     p.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64], help="of lm_eval, whose default is 1")
     p.add_argument("--rounds", type=int, default=3)
@@ -91,22 +92,36 @@ def arguments() -> argparse.Namespace:
     return p.parse_args()
 
 
-def written_tasks(home: Path, count: int) -> list[Path]:
+def written_tasks(home: Path, count: int, shots: int) -> list[Path]:
     """The tasks as JSONL and as YAML of lm_eval beside it."""
     files = []
     for name in NAMES:
-        parts = [SPECIALISTS / "tasks" / f"{name}.{side}.jsonl" for side in ("report", "search")]
-        rows = [row for path in parts for row in path.read_text(encoding="utf-8").splitlines()]
-        rows = list(itertools.islice(itertools.cycle(rows), count))
+        given = [SPECIALISTS / "tasks" / f"{name}.{side}.jsonl" for side in ("report", "search")]
+        paths = [*given, Path(__file__).parent / "tasks" / f"{name}.search.jsonl"]
+        items = [json.loads(line) for path in paths for line in path.read_text(encoding="utf-8").splitlines()]
         # lm_eval takes the option as it is; here white space stands in the option or nowhere.
-        items = [json.loads(row) for row in rows]
         for item in items:
             item["choices"] = [c if c[:1].isspace() else f" {c}" for c in item["choices"]]
             item["context"] = item["context"].rstrip()
+        asked = with_examples(items[-count:], items[:-count][:shots])
         files.append(home / f"{name}.jsonl")
-        files[-1].write_text("\n".join(map(json.dumps, items)) + "\n", encoding="utf-8")
+        files[-1].write_text("\n".join(map(json.dumps, asked)) + "\n", encoding="utf-8")
         files[-1].with_suffix(".yaml").write_text(YAML.format(name=name), encoding="utf-8")
     return files
+
+
+def with_examples(items: Sequence[dict[str, Any]], examples: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The items behind as many of the examples as leave room for all of them."""
+    folder = demo_folder() / "storymath-16l"
+    tokenizer, room = AutoTokenizer.from_pretrained(folder), AutoConfig.from_pretrained(folder).max_position_embeddings
+    longest = max(len(tokenizer(i["context"] + c).input_ids) for i in items for c in i["choices"])
+    begin = ""
+    for example in examples:
+        longer = f"{begin}{example['context']}{example['choices'][example['answer']]}\n\n"
+        if len(tokenizer(longer).input_ids) + longest > room:
+            break
+        begin = longer
+    return [{**item, "context": begin + item["context"]} for item in items]
 
 
 def opened(a: argparse.Namespace, home: Path, files: Sequence[Path]) -> Job:
@@ -186,9 +201,9 @@ def measured(ways: dict[str, Callable[[], Any]], a: argparse.Namespace) -> dict[
 
 def show(a: argparse.Namespace, seconds: dict[str, list[tuple[float, float]]]) -> None:
     """A markdown table."""
-    print(f"{a.items} items of each of three tasks; {torch.get_num_threads()} threads, {a.shape}, {a.device}; base and "
-          f"three variants; median of {a.rounds}\n\n| | seconds per candidate | ratio | processor seconds | ratio |\n"
-          "|---|---:|---:|---:|---:|")  # fmt: skip
+    print(f"{a.items} items of each of three tasks, {a.shots} shots; {torch.get_num_threads()} threads, {a.shape}, "
+          f"{a.device}; base and three variants; median of {a.rounds}\n\n"
+          "| | seconds per candidate | ratio | processor seconds | ratio |\n|---|---:|---:|---:|---:|")  # fmt: skip
     middles = {name: [statistics.median(v) for v in zip(*values, strict=True)] for name, values in seconds.items()}
     least = middles["sweep, in a generation"]
     for name, middle in middles.items():

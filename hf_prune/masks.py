@@ -68,6 +68,13 @@ def _in_blocks(query: Tensor, key: Tensor, value: Tensor, *, attn_mask: BlockMas
     begin = attn_mask.first // BLOCK
     out[:, :, : begin * BLOCK] = 0
     for rows, keys, mask in attn_mask.blocks[begin:]:
-        seen = [s[:, :, keys] for s in (key, value)]
+        seen = (_taken(states, keys) for states in (key, value))
         out[:, :, rows] = scaled_dot_product_attention(query[:, :, rows], *seen, attn_mask=mask, **kwargs)
     return out
+
+
+def _taken(states: Tensor, keys: slice | Tensor) -> Tensor:
+    if isinstance(keys, slice):
+        return states[:, :, keys]
+    # Layers make them token by token, and whole tokens are quickly copied.
+    return states.transpose(1, 2).index_select(1, keys).transpose(1, 2)

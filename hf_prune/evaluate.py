@@ -216,10 +216,10 @@ class Evaluator:
         text = next((p for p in pieces if p.window), None)
         for node in nodes:
             node.broken = node.parent.broken
+            node.states = [p.hidden(node.depth) if node.dense else None for p in pieces]
             if node.dense:
-                node.states = [p.hidden(node.depth) for p in pieces]
                 node.inner = self._dense_inner(node.depth - 1, text.window) if text else None
-        fresh = [n for n in nodes if not n.dense and not n.broken]
+        fresh = [n for n in nodes if not n.broken and any(s is None for s in n.states)]
         self._run(spec, fresh, pieces)
         if fresh:
             # What overflows stays so: one piece warns early, the end looks at all of them. One look per visit,
@@ -237,24 +237,24 @@ class Evaluator:
                 node.parent.states = None
 
     def _run(self, spec: LayerSpec, nodes: Sequence[Node], pieces: Sequence[Piece]) -> None:
+        """States that nodes lack."""
         if not nodes:
             return
         layer = self.bank.module(spec)
         jobs, owners = [], []
         for p, piece in enumerate(pieces):
+            lacking = [n for n in nodes if n.states[p] is None]
             call, (rows, length) = piece.calls[spec.anchor.layer], nodes[0].parent.states[p].shape[:2]
             # Masks of a sheet fit its own rows; text of several candidates shares calls of one size.
             together = 1 if piece.sheet else max(1, self.dense.tile_tokens // (rows * length))
-            for first in range(0, len(nodes), together):
-                group = nodes[first : first + together]
+            for first in range(0, len(lacking), together):
+                group = lacking[first : first + together]
                 states = [n.parent.states[p] for n in group]
                 joined = torch.cat(states) if len(group) > 1 else states[0]
                 asked = piece.sheet.asked if piece.sheet and not group[0].children else None
                 jobs.append(Batch(joined, call, piece.sheet is not None, asked))
                 owners.append((p, rows, group))
-            self.cost.layer_tokens += len(nodes) * rows * length
-        for node in nodes:
-            node.states = [None] * len(pieces)
+            self.cost.layer_tokens += len(lacking) * rows * length
         for (p, rows, group), (out, inner) in zip(owners, self.dense.apply_each(layer, jobs), strict=True):
             for k, node in enumerate(group):
                 mine = slice(k * rows, (k + 1) * rows)

@@ -8,7 +8,7 @@ family takes no such mask, every option is a row of its own behind its prompt.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,8 @@ ALIKE = 5e-2
 """Largest difference of two log-likelihoods, nats, at which packed rows count as computing the same as plain ones."""
 SHARED = 0.25
 """Of an item's tokens that others have to begin with, too, for them to stand in one row."""
+KEPT_BYTES = 1 << 30
+"""Most of the dense model's states that all sheets keep, beside what enters the first layer."""
 ROW_TOKENS = 2048
 """Most tokens of such a row: where masks do not know their blocks, attention looks at all of it for each of them."""
 
@@ -48,9 +50,10 @@ class Sheet:
     """Rows that go through the layers together.
 
     tokens: int64 [n, T]. calls: what each layer is given besides the state, made for these very rows. hidden: [n, T, d]
-    of the dense model per layer boundary. at: int64 [m] places in the flattened rows that predict the `wanted` tokens
-    [m]; `option` [m] numbers the options of the sheet, `options` names them: (task, item, option). given: masks and
-    positions that the model was called with. greedy: whether the likeliest tokens matter. asked: `at` once each.
+    of the dense model per layer boundary, or at the first alone. at: int64 [m] places in the flattened rows that
+    predict the `wanted` tokens [m]; `option` [m] numbers the options of the sheet, `options` names them: (task, item,
+    option). given: masks and positions that the model was called with. greedy: whether the likeliest tokens matter.
+    asked: `at` once each.
     """
 
     tokens: Tensor
@@ -63,6 +66,10 @@ class Sheet:
     given: dict[str, Tensor]
     greedy: bool
     asked: Tensor
+
+    def state(self, boundary: int) -> Tensor | None:
+        """The dense model's, where it was kept."""
+        return self.hidden[boundary] if boundary < len(self.hidden) else None
 
     def scores(self, dense: Dense, state: Tensor) -> tuple[Tensor, Tensor]:
         """Log-likelihood of every option, float64 [options], and whether all its tokens are the likeliest, bool;
@@ -97,6 +104,7 @@ class Exam:
     packed: bool = True
     _asked: list[list[Question]] = field(init=False)
     _sheets: dict[tuple[int, int], tuple[Sheet, ...]] = field(default_factory=dict, init=False)
+    _room: int = field(default=KEPT_BYTES, init=False)
 
     def __post_init__(self) -> None:
         self.tasks = tuple(t.spread(seed=self.seed) for t in self.tasks)
@@ -114,7 +122,7 @@ class Exam:
         if (first, count) not in self._sheets:
             asked = [questions[first : first + count] for questions in self._asked]
             rows = [row for task, questions in enumerate(asked) for row in self._rows(task, questions)]
-            self._sheets[first, count] = tuple(self._sheet(group) for group in self._grouped(rows))
+            self._sheets[first, count] = tuple(self._kept(self._sheet(group)) for group in self._grouped(rows))
         return self._sheets[first, count]
 
     def judged(self, first: int, count: int, scores: Sequence[tuple[Tensor, Tensor]]) -> tuple[TaskScores, ...]:
@@ -172,6 +180,14 @@ class Exam:
         greedy = any(self.tasks[r.task].kind == "exact" for r in rows)
         return Sheet(tokens, tuple(calls), tuple(hidden), at, wanted, option, tuple(names), given, greedy,
                      at.unique())  # fmt: skip
+
+    def _kept(self, sheet: Sheet) -> Sheet:
+        """With the dense model's states as long as there is room for them; without, its layers are computed again."""
+        size = sum(state.nbytes for state in sheet.hidden[1:])
+        if size > self._room:
+            return replace(sheet, hidden=sheet.hidden[:1])
+        self._room -= size
+        return sheet
 
     def _masked(self, rows: Sequence[Row], width: int) -> dict[str, Tensor]:
         """Positions [n, T] and an additive mask [n, 1, T, T]."""

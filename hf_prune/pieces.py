@@ -16,9 +16,10 @@ each other more often than that saves."""
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """Windows of text, or a sheet of tasks; `hidden` gives the dense model's state [n, T, d] at a layer boundary."""
+    """Windows of text, or a sheet of tasks; `hidden` gives the dense model's state [n, T, d] at a layer boundary, None
+    where it was not kept."""
 
-    hidden: Callable[[int], Tensor]
+    hidden: Callable[[int], Tensor | None]
     calls: Sequence[Call]
     window: slice | None = None
     sheet: Sheet | None = None
@@ -40,5 +41,5 @@ def batches(own: Reference, sheets: Iterable[Sheet], fidelity: Fidelity, alive: 
         if room < 0 and batch:
             yield batch
             batch, room = [], most - sheet.hidden[0].nbytes
-        batch.append(Piece(lambda depth, s=sheet: s.hidden[depth], sheet.calls, sheet=sheet))
+        batch.append(Piece(sheet.state, sheet.calls, sheet=sheet))
     yield batch

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 SEARCH_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 TOP_K = 512
-FRONTIER_BYTES = 1 << 30
+FRONTIER_BYTES = EXAM_BYTES = 1 << 30
 TILE_TOKENS = {"cpu": 2048, "gpu": 1 << 15}
 """These and `MERGED_LAYERS` are the evaluator's own numbers, repeated here because planning must not load torch."""
 MERGED_LAYERS = 64
@@ -306,6 +306,8 @@ def peak_memory(recipe: Recipe, peek: "Peek", weights: Weights) -> int:
     tuned:     parameters x 4, a copy in float32, for `tune` only; the frontier is gone by then
     frontier:  2 x offspring x T x hidden x b, all candidates of a generation between two layers, at most 1 GiB,
                with T the tokens of the larger of the two splits
+    exam:      items x length x (layers + 1) x hidden x b states on the tasks that are searched and chosen by, as if
+               an item had the length of a window, at most 1 GiB
     head:      2 x tile x vocabulary x 4, the float32 logits of one tile of tokens and their log-softmax
 
     with b the bytes of the search precision (auto: at most four on the CPU, else two).
@@ -324,8 +326,10 @@ def peak_memory(recipe: Recipe, peek: "Peek", weights: Weights) -> int:
     if recipe.method == "stitch":
         room = recipe.memory * 2**30 - weights.total * width if recipe.memory else math.inf
         merged = max(0, min(MERGED_LAYERS * max(weights.layers) * width, room))
+    asked = len(recipe.search_tasks) * (recipe.search_items + recipe.selection_items) * recipe.length
+    exam = min((layers + 1) * asked * hidden * width, EXAM_BYTES)
     passing = max(frontier, weights.total * 4 if recipe.tune else 0)
-    return round(weights.total * width + merged) + reference + modules + passing + 2 * tile * vocabulary * 4
+    return round(weights.total * width + merged) + reference + modules + exam + passing + 2 * tile * vocabulary * 4
 
 
 def _on_cpu(device: str) -> bool:

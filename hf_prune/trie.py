@@ -27,7 +27,7 @@ class Node:
     dense: bool = True
     leaves: list[int] = field(default_factory=list)
     children: dict[Any, "Node"] = field(default_factory=dict)
-    states: list[Tensor] | None = None
+    states: list[Tensor | None] | None = None
     inner: tuple[Tensor, Tensor] | None = None
     waiting: int = 0
     broken: bool = False

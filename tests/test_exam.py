@@ -15,7 +15,7 @@ from hf_prune.bank import LayerBank
 from hf_prune.blueprint import Blueprint, Fidelity, LayerSpec, Part, Source
 from hf_prune.bundled import demo_folder
 from hf_prune.evaluate import Evaluator
-from hf_prune.exam import Exam, packed_row, seen, sharing
+from hf_prune.exam import KEPT_BYTES, Exam, packed_row, seen, sharing
 from hf_prune.reference import Dense
 from hf_prune.task_sources import load_tasks
 from hf_prune.tasks import Item, Question, Task, score
@@ -90,6 +90,25 @@ def test_a_cut_model_answers_in_the_sweep_as_it_does_live(bank, parent, tokenize
             alike(ours, score(live, tokenizer, task))
         assert m.error == pytest.approx(1 - np.mean([t.accuracy for t in m.tasks])) and m.doubt > 0
         assert m.error_norm == pytest.approx(1 - np.mean([t.accuracy_norm for t in m.tasks]))
+
+
+def test_states_that_were_not_kept_are_computed(bank, parent, tokenizer, monkeypatch):
+    tokens, found = torch.randint(3, 2000, (2, 32)), []
+    for room in (KEPT_BYTES, 700_000, 0):
+        monkeypatch.setattr(Exam, "_room", room)
+        evaluator = Evaluator(
+            bank, tokens, tile_tokens=64, exam=lambda dense: Exam(dense, [MIXED, EXACT, FEW_SHOT], tokenizer)
+        )
+        measures = evaluator.evaluate([cut(parent), cut(parent, (8,)), cut(parent, ())], Fidelity(2, items=10))
+        kept = {len(s.hidden) for s in evaluator.exam.sheets(0, 10)}
+        found.append((kept, evaluator.cost.layer_tokens, measures))
+    assert [kept for kept, _, _ in found] == [{17}, {17, 1}, {1}]
+    assert found[0][1] < found[1][1] < found[2][1]
+    for _, _, measures in found[1:]:
+        for ours, theirs in zip(measures, found[0][2], strict=True):
+            assert (ours.kl, ours.nll) == (theirs.kl, theirs.nll)
+            for one, other in zip(ours.tasks, theirs.tasks, strict=True):
+                alike(one, other)
 
 
 def test_items_from_anywhere_are_the_items_from_there(bank, parent, tokenizer):

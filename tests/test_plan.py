@@ -238,6 +238,8 @@ def test_memory_follows_the_stated_formula():
     assert plan(recipe(**fields), header()).memory_bytes == sum(parts.values()) + head
     gelaco = plan(recipe(**fields, objective="gelaco_v1"), header()).memory_bytes
     assert gelaco == sum(parts.values()) + head + 32 * state
+    asking = {"objective": "doubt", "search_tasks": ("a", "b"), "search_items": 3, "selection_items": 2}
+    assert plan(recipe(**fields, **asking), header()).memory_bytes == sum(parts.values()) + head + 17 * 10 * 10 * 8 * 4
     half = plan(recipe(**fields, dtype="bfloat16"), header()).memory_bytes
     assert half == (sum(parts.values()) + parts["top"]) // 2 + head
 
@@ -248,9 +250,10 @@ def test_memory_of_the_frontier_is_capped():
 
 
 def test_the_numbers_repeated_from_the_evaluator_are_its_own():
-    from hf_prune import pieces, reference
+    from hf_prune import exam, pieces, reference
 
     assert (planning.TOP_K, planning.FRONTIER_BYTES) == (reference.TOP_K, pieces.STATE_BYTES)
+    assert planning.EXAM_BYTES == exam.KEPT_BYTES
     assert planning.TILE_TOKENS == {"cpu": reference.TILE_TOKENS, "gpu": reference.GPU_TILE_TOKENS}
 
 

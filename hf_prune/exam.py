@@ -103,6 +103,7 @@ class Exam:
     seed: int = 0
     packed: bool = True
     _asked: list[list[Question]] = field(init=False)
+    _most: int = field(init=False)
     _sheets: dict[tuple[int, int], tuple[Sheet, ...]] = field(default_factory=dict, init=False)
     _room: int = field(default=KEPT_BYTES, init=False)
 
@@ -110,7 +111,11 @@ class Exam:
         self.tasks = tuple(t.spread(seed=self.seed) for t in self.tasks)
         most = longest(self.dense.model.config)
         self._asked = [questions(t.items, self.tokenizer, most) for t in self.tasks]
-        self.packed = self.packed and self._takes_masks()
+        widest = min(ROW_TOKENS, self.dense.tile_tokens)
+        # A row may hold more tokens than the model has positions, since none of its texts does; not all models bear it.
+        limits = dict.fromkeys((widest, min(widest, most))) if self.packed else ()
+        self._most = next((limit for limit in limits if self._takes_masks(limit)), 0)
+        self.packed = bool(self._most)
 
     @property
     def items(self) -> int:
@@ -139,7 +144,7 @@ class Exam:
     def _rows(self, task: int, asked: Sequence[Question]) -> list[Row]:
         """These questions of a task."""
         if self.packed:
-            return [packed_row(task, group) for group in sharing(asked, min(ROW_TOKENS, self.dense.tile_tokens))]
+            return [packed_row(task, group) for group in sharing(asked, self._most)]
         return [packed_row(task, [question], option) for question in asked for option in range(len(question.rests))]
 
     def _grouped(self, rows: Sequence[Row]) -> Iterator[list[Row]]:
@@ -196,19 +201,21 @@ class Exam:
         places = _padded([r.positions for r in rows], width).to(device)
         return {"attention_mask": mask if device.type == "cpu" else mask.to(device), "position_ids": places}
 
-    def _takes_masks(self) -> bool:
-        """Whether packed rows give the log-likelihoods that plain ones do; windows of attention are not seen here."""
+    def _takes_masks(self, most: int) -> bool:
+        """Whether packed rows, of so many tokens where items share them, give the log-likelihoods that plain ones do;
+        windows of attention are not seen here."""
         window = getattr(self.dense.model.config.get_text_config(), "sliding_window", None)
         if window and any(len(q.prefix) + q.width > window for asked in self._asked for q in asked):
             return False
-        few = [(task, asked[:2]) for task, asked in enumerate(self._asked) if asked]
+        few = [(task, _trial(asked, most)) for task, asked in enumerate(self._asked) if asked]
         packed = [packed_row(task, asked) for task, asked in few]
-        plain = [packed_row(task, [q], o) for task, asked in few for q in asked for o in range(len(q.rests))]
+        ends = [(task, q) for task, asked in few for q in (asked[0], asked[-1])]
+        plain = [packed_row(task, [q], o) for task, q in ends for o in range(len(q.rests))]
         found = []
         for rows, masked in ((packed, True), (plain, False)):
             try:
                 sheet = self._sheet(rows, masked)
-            except (TypeError, ValueError, RuntimeError):
+            except (TypeError, ValueError, RuntimeError, IndexError):
                 return False
             with torch.inference_mode():
                 values = sheet.scores(self.dense, sheet.hidden[-1])[0]
@@ -259,6 +266,12 @@ def sharing(asked: Sequence[Question], most: int) -> Iterator[list[Question]]:
         group, begin, tokens = [question], stem, own
     if group:
         yield group
+
+
+def _trial(asked: Sequence[Question], most: int) -> Sequence[Question]:
+    """What says whether rows work: those that share the longest, or else any two."""
+    longest_row = max(sharing(asked, most), key=lambda group: len(packed_row(0, group).tokens))
+    return longest_row if len(longest_row) > 1 else asked[:2]
 
 
 def packed_row(task: int, asked: Sequence[Question], option: int | None = None) -> Row:

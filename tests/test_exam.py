@@ -79,6 +79,18 @@ def test_every_family_answers_on_sheets_as_it_does_live(family, packed, tokenize
         alike(ours, score(model, tokenizer, task))
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "opt"])
+def test_rows_may_be_longer_than_any_text_the_model_can_read(family, tokenizer):
+    places = {"n_positions" if family == "gpt2" else "max_position_embeddings": 40}
+    model = random_model(family, **places)
+    exam = Exam(Dense(model, family_of(model.config)), [FEW_SHOT], tokenizer)
+    (sheet,) = exam.sheets(0, 3)
+    assert sheet.tokens.shape[0] == 1 and sheet.tokens.shape[1] > 40
+    with torch.inference_mode():
+        (found,) = exam.judged(0, 3, [sheet.scores(exam.dense, sheet.hidden[-1])])
+    alike(found, score(model, tokenizer, exam.tasks[0]))
+
+
 def test_a_cut_model_answers_in_the_sweep_as_it_does_live(bank, parent, tokenizer):
     tasks = [Task(t.name, t.items[:12], t.kind) for t in load_tasks()]
     evaluator = Evaluator(bank, torch.randint(3, 2000, (2, 32)), exam=lambda dense: Exam(dense, tasks, tokenizer))

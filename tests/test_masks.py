@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
-from hf_prune.masks import BLOCK, BlockMask
+from hf_prune.masks import BLOCK, LONG, BlockMask
 
 
 def inputs(length, seed, dtype=torch.float32, share=0.5):
@@ -26,6 +26,13 @@ def test_it_is_attention_under_that_mask(length, seed, dtype, share):
     theirs = scaled_dot_product_attention(*states, attn_mask=mask.as_subclass(torch.Tensor), scale=0.3)
     assert type(ours) is torch.Tensor
     torch.testing.assert_close(ours, theirs)
+
+
+def test_long_rows_are_cut_into_longer_blocks():
+    states, mask = inputs(LONG + 1, 0, share=0.01)
+    theirs = scaled_dot_product_attention(*states, attn_mask=mask.as_subclass(torch.Tensor))
+    torch.testing.assert_close(scaled_dot_product_attention(*states, attn_mask=mask), theirs)
+    assert len(mask.blocks) == LONG // (2 * BLOCK) + 1 and any(isinstance(k, torch.Tensor) for _, k, _ in mask.blocks)
 
 
 def test_what_comes_later_is_not_computed():

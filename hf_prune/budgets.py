@@ -71,8 +71,8 @@ def width_budget(job: Any) -> tuple[Costs, float | None]:
         limit = layers - (1 - job.recipe.latency) * table.dense
         if limit < 0:
             least = 1 - layers / table.dense
-            raise InvalidRecipe(f"Without its layers the model still takes {least:.0%} of its time on this device; "
-                                f"{job.recipe.latency:.0%} is asked.")  # fmt: skip
+            raise InvalidRecipe(f"Without its layers the model still takes {least:.0%} of its time on this device; ask "
+                                f"for more than that with --latency, not {job.recipe.latency:g}.")  # fmt: skip
         return (table.attention,) * depth + (table.mlp,) * depth, limit
     sizes = [levels.sizes(parent, i) for i in range(depth)]
     costs = tuple(tuple(map(float, s[half])) for half in HALVES for s in sizes)

@@ -21,7 +21,7 @@ from hf_prune.tasks import Question, Task, TaskScores, judged, longest, question
 
 ALIKE = 5e-2
 """Largest difference of two log-likelihoods, nats, at which packed rows count as computing the same as plain ones."""
-SHARED = 0.25
+LEAST_SHARED = 0.25
 """Of an item's tokens that others have to begin with, too, for them to stand in one row."""
 KEPT_BYTES = 1 << 30
 """Most of the dense model's states that all sheets keep, beside what enters the first layer."""
@@ -257,7 +257,7 @@ def sharing(asked: Sequence[Question], most: int) -> Iterator[list[Question]]:
         own = len(stem) + sum(len(question.prefix) + len(rest) - 1 - len(stem) for rest in question.rests)
         common = _shared([begin, stem])
         joined = tokens + (len(group) - 1) * (len(begin) - common) + own - common
-        if common >= SHARED * own and joined <= most:
+        if common >= LEAST_SHARED * own and joined <= most:
             group.append(question)
             begin, tokens = begin[:common], joined
             continue

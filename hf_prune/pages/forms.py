@@ -24,6 +24,7 @@ REPO = re.compile(rf"{NAME}(/{NAME})?(@[\w./-]{{1,100}})?(\+{NAME}/{NAME}(@[\w./
 LONGEST = 4000
 """Characters of a field."""
 TUNE_STEPS = 16
+"""Of gradient descent, where it is asked for; as in the second act of the demo."""
 QUICK = {"evaluations": 320, "report_sequences": 24, "task_items": 24}
 """So that a run of the bundled models takes a minute or two, and of the tiny one seconds."""
 

@@ -72,7 +72,7 @@ def test_time_that_layers_do_not_take_is_refused(tmp_path):
 def test_the_table_is_measured_once_per_run(tmp_path, monkeypatch):
     base(tmp_path / "base")
     text(tmp_path / "text.txt")
-    asked = recipe(tmp_path, base=str(tmp_path / "base"), method="width", latency=0.8, library_sequences=4,
+    asked = recipe(tmp_path, base=str(tmp_path / "base"), method="width", latency=0.95, library_sequences=4,
                    library=str(tmp_path / "levels"))  # fmt: skip
     job = open_job(asked)
     job.home.mkdir(parents=True)

@@ -99,6 +99,8 @@ def written_tasks(home: Path, count: int, shots: int) -> list[Path]:
         given = [SPECIALISTS / "tasks" / f"{name}.{side}.jsonl" for side in ("report", "search")]
         paths = [*given, Path(__file__).parent / "tasks" / f"{name}.search.jsonl"]
         items = [json.loads(line) for path in paths for line in path.read_text(encoding="utf-8").splitlines()]
+        if count + shots > len(items):
+            raise SystemExit(f"{name} has {len(items)} items; ask for fewer with --items and --shots.")
         # lm_eval takes the option as it is; here white space stands in the option or nowhere.
         for item in items:
             item["choices"] = [c if c[:1].isspace() else f" {c}" for c in item["choices"]]

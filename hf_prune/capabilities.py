@@ -38,16 +38,15 @@ def observe(
     text: report.TokenScores,
     tokenizer: Any,
     windows: Windows,
-    questions: Sequence[tasks.Task],
+    answers: Mapping[str, tasks.TaskScores],
     harness: Mapping[str, HarnessScores],
 ) -> Observed:
-    """Let a live model answer the questions and go on with the first tokens of report windows."""
+    """Let a live model go on with the first tokens of report windows; the rest is known of it."""
     rows = windows.tokens[:PROMPTS]
     room = max(1, min(NEW_TOKENS, tasks.longest(model.config) - PROMPT_TOKENS))
     said = generation.greedy(model, list(rows[:, :PROMPT_TOKENS]), room)
     wanted = rows[:, PROMPT_TOKENS : PROMPT_TOKENS + NEW_TOKENS].tolist()
     close = text_scores([_speech(tokenizer, ids) for ids in said], [_speech(tokenizer, ids) for ids in wanted])
-    answers = {t.name: tasks.score(model, tokenizer, t) for t in questions}
     return Observed(text, answers, said, close, harness)
 
 

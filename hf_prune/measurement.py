@@ -8,7 +8,7 @@ import numpy as np
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from hf_prune import capabilities, harness, report, speed
+from hf_prune import capabilities, harness, report, speed, tasks
 from hf_prune.assemble import quiet
 from hf_prune.blueprint import Fidelity
 from hf_prune.capabilities import Observed, observe
@@ -16,7 +16,7 @@ from hf_prune.evaluate import Evaluator
 from hf_prune.found import Found
 from hf_prune.harness import HarnessScores
 from hf_prune.job import Job
-from hf_prune.retention import retention
+from hf_prune.retention import Field, retention, swept
 
 ADAPTER = "adapter"
 """Folder of a LoRA that is kept apart from the weights."""
@@ -48,7 +48,8 @@ def measured(job: Job, found: Found, folder: Path, healing: Mapping[str, Any] | 
     evaluator = Evaluator(job.bank, windows.tokens)
     if job.dense:
         evaluator.teach([job.dense] * len(windows.tokens))
-    seen = _observed(job, evaluator, found, folder, healing)
+    field = swept(job, found)
+    seen = _observed(job, evaluator, found, folder, healing, field)
     dense, ours = seen["dense"], list(seen.values())[-1]
     entries = [("hf_prune", "hf_prune", found.cut), *((r.name, r.label, r.blueprint) for r in found.rivals)]
     models = {"dense": _dense(job), "pruned": _loaded(job, folder)}
@@ -59,15 +60,24 @@ def measured(job: Job, found: Found, folder: Path, healing: Mapping[str, Any] | 
         "stages": capabilities.stages(seen, windows, rng),
         "generation": capabilities.samples(seen, job.tokenizer, windows),
         "speed": speed.measure(models, rng),
-        "retention": retention(job, found),
+        "retention": field and retention(job, found, field),
     }
 
 
 def _observed(
-    job: Job, evaluator: Evaluator, found: Found, folder: Path, healing: Mapping[str, Any] | None
+    job: Job,
+    evaluator: Evaluator,
+    found: Found,
+    folder: Path,
+    healing: Mapping[str, Any] | None,
+    field: Field | None,
 ) -> dict[str, Observed]:
-    """Every stage that this run has, dense first; one model at a time beside the dense one."""
+    """Every stage that this run has, dense first; one model at a time beside the dense one.
+
+    The finished folder is asked as a user gets it; what a sweep has asked already is not asked again.
+    """
     recipe, windows = job.recipe, job.evidence["report"]
+    questions = field.tasks if field else job.reported
     blueprints = {"dense": job.identity(job.dense), "cut": found.cut}
     if found.winner != found.cut:
         blueprints["repaired"] = found.winner
@@ -86,7 +96,11 @@ def _observed(
         text = texts[stage] if stage in texts else evaluator.live_scores(model)
         digest = blueprints[stage].digest if stage in blueprints else f"{found.winner.digest}-{recipe.digest}"
         harness = scores_of(model, job, digest) if recipe.lm_eval else {}
-        seen[stage] = observe(model, text, job.tokenizer, windows, job.reported, harness)
+        if field and stage != last:
+            answers = field.answers(blueprints[stage])
+        else:
+            answers = {t.name: tasks.score(model, job.tokenizer, t) for t in questions}
+        seen[stage] = observe(model, text, job.tokenizer, windows, answers, harness)
     return seen
 
 

@@ -4,6 +4,7 @@ One sweep over the report split: corpora and tasks, for all parents, the result 
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from hf_prune.blueprint import Blueprint, Fidelity
@@ -13,38 +14,61 @@ from hf_prune.found import Found
 from hf_prune.job import Job
 from hf_prune.objectives import Measures
 from hf_prune.rivals import label
-from hf_prune.tasks import ACCURACIES, Z95
+from hf_prune.tasks import ACCURACIES, Z95, Task, TaskScores
 
 
-def retention(job: Job, found: Found) -> dict[str, Any] | None:
-    """The section of the report; None for a run of one parent.
+@dataclass(frozen=True, eq=False)
+class Field:
+    """Parents, the result and what it is compared with, on the report split.
 
-    Retention is accuracy over that of the best dense parent, which is the one with the best mean; `best` is that of the
-    parent that is best at the task. Names that end in `_norm` say the same of length-normalised accuracy, which has a
-    reference of its own. `difference` is the mean accuracy of a row minus that of the winner; `doubt` and what ends in
-    `_doubt` are in nats per item (`TaskScores.doubts`), where less is better.
+    rows: (name, label, model), the parents first, then ours. measures: of each. corpora: names, in the order of the
+    measures' texts. tasks: with the items in the order they were asked.
     """
+
+    rows: tuple[tuple[str, str, Blueprint], ...]
+    measures: tuple[Measures, ...]
+    corpora: tuple[str, ...]
+    tasks: tuple[Task, ...]
+
+    def answers(self, blueprint: Blueprint) -> dict[str, TaskScores]:
+        """By task, of one of the models."""
+        number = next(n for n, row in enumerate(self.rows) if row[2] == blueprint)
+        return {t.task: t for t in self.measures[number].tasks}
+
+
+def swept(job: Job, found: Found) -> Field | None:
+    """Everything in one sweep; None for a run of one parent."""
     if len(job.parents) == 1:
         return None
-    windows, recipe = job.evidence["report"], job.recipe
+    windows, rows = job.evidence["report"], _rows(job, found)
     names = sorted(set(windows.corpora))
     evaluator = Evaluator(
         job.bank,
         windows.tokens,
         with_updates=False,
         corpora=[names.index(c) for c in windows.corpora],
-        exam=lambda dense: Exam(dense, job.reported, job.tokenizer, recipe.seed),
+        exam=lambda dense: Exam(dense, job.reported, job.tokenizer, job.recipe.seed),
     )
-    entries = _entries(job, found)
-    evidence = Fidelity(len(windows.tokens), items=recipe.task_items)
-    measures = evaluator.evaluate([b for _, _, b in entries], evidence)
-    dense = measures[: len(job.parents)]
-    ours = measures[len(dense) + (found.winner != found.cut)]
+    evidence = Fidelity(len(windows.tokens), items=job.recipe.task_items)
+    measures = evaluator.evaluate([blueprint for _, _, blueprint in rows], evidence)
+    return Field(tuple(rows), measures, tuple(names), tuple(evaluator.exam.tasks))
+
+
+def retention(job: Job, found: Found, field: Field) -> dict[str, Any]:
+    """The section of the report.
+
+    Retention is accuracy over that of the best dense parent, which is the one with the best mean; `best` is that of the
+    parent that is best at the task. Names that end in `_norm` say the same of length-normalised accuracy, which has a
+    reference of its own. `difference` is the mean accuracy of a row minus that of the winner; `doubt` and what ends in
+    `_doubt` are in nats per item (`TaskScores.doubts`), where less is better.
+    """
+    dense = field.measures[: len(job.parents)]
+    ours = field.measures[len(dense) + (found.winner != found.cut)]
     best = {how: max(range(len(dense)), key=lambda k, how=how: _mean(dense[k], how)) for how in ACCURACIES}
     rows = []
-    for (name, what, blueprint), m in zip(entries, measures, strict=True):
+    for (name, what, blueprint), m in zip(field.rows, field.measures, strict=True):
         row = {"name": name, "label": what, "digest": blueprint.digest, "log_perplexity": m.text}
-        row["corpora"] = dict(zip(names, m.texts, strict=False))
+        row["corpora"] = dict(zip(field.corpora, m.texts, strict=False))
         for how, suffix in ACCURACIES.items():
             row |= {f"{k}{suffix}": v for k, v in _kept(m, dense, best[how], how).items()}
             row[f"difference{suffix}"], row[f"difference_ci{suffix}"] = difference(m, ours, how)
@@ -52,15 +76,15 @@ def retention(job: Job, found: Found) -> dict[str, Any] | None:
         row["difference_doubt"], row["difference_ci_doubt"] = difference(m, ours, "doubts")
         rows.append(row)
     return {
-        **{f"reference{suffix}": entries[best[how]][1] for how, suffix in ACCURACIES.items()},
-        "corpora": names,
-        "tasks": [t.name for t in job.reported],
-        "items": recipe.task_items,
+        **{f"reference{suffix}": field.rows[best[how]][1] for how, suffix in ACCURACIES.items()},
+        "corpora": list(field.corpora),
+        "tasks": [t.name for t in field.tasks],
+        "items": job.recipe.task_items,
         "rows": rows,
     }
 
 
-def _entries(job: Job, found: Found) -> list[tuple[str, str, Blueprint]]:
+def _rows(job: Job, found: Found) -> list[tuple[str, str, Blueprint]]:
     """(name, label, model) of every row: the parents first, then ours, then what it is compared with."""
     parents = [("parent", label(job, k), job.identity(k)) for k in range(len(job.parents))]
     ours = [("hf_prune", "hf_prune", found.cut)]

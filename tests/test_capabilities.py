@@ -8,7 +8,7 @@ from hf_prune import capabilities, tables, verdicts
 from hf_prune.calibration import Windows
 from hf_prune.capabilities import Observed
 from hf_prune.harness import HarnessScores
-from hf_prune.tasks import Item, Task, TaskScores
+from hf_prune.tasks import TaskScores
 from tests.families import VOCABULARY, tiny
 
 CORPORA = ("a", "b") * 15
@@ -122,18 +122,8 @@ def test_baselines_are_compared_with_the_bare_cut():
 
 def test_a_live_model_is_observed_as_it_is():
     model = tiny("llama", max_position_embeddings=128)
-    task = Task("t", (Item("1 2", ("3", "4"), 0),))
     text = (torch.zeros(30, 89), torch.zeros(30, 89))
-    found = capabilities.observe(model, text, Numbers(), WINDOWS, [task], {})
-    assert len(found.said) == 24 and all(len(s) <= 64 for s in found.said) and set(found.tasks) == {"t"}
+    found = capabilities.observe(model, text, Speaker(), WINDOWS, {}, {})
+    assert len(found.said) == 24 and all(len(s) <= 64 for s in found.said)
     assert set(found.closeness) == {"exact_match", "rouge1", "rouge2", "rougeL"}
     assert all(len(v) == 24 and (0 <= v).all() and (v <= 1).all() for v in found.closeness.values())
-
-
-class Numbers(Speaker):
-    """And back again."""
-
-    bos_token_id, eos_token_id, pad_token_id = None, 2, 0
-
-    def __call__(self, text, add_special_tokens=True, verbose=True):
-        return {"input_ids": [sum(map(ord, w)) % 90 + 3 for w in text.split()]}

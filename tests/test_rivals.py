@@ -13,9 +13,12 @@ from hf_prune.blueprint import Blueprint
 from hf_prune.errors import IncompatibleSources, SourceError
 from hf_prune.events import Advanced, Finished, Scored, Tuned
 from hf_prune.folder import assemble_blueprint, heal_folder, report_folder
+from hf_prune.found import Found
 from hf_prune.job import open_job
 from hf_prune.reference import block_influence, influence
+from hf_prune.retention import swept
 from hf_prune.rivals import label, warm_starts
+from hf_prune.tasks import score
 from tests.runs import DEPTH, leftovers, recipe, relatives, searched, stitching
 
 
@@ -57,6 +60,16 @@ def test_warm_starts_are_cuts_of_every_parent_and_of_their_mean(home):
     starts = warm_starts(job, ())
     assert len(starts) == len(set(starts)) == 2 * 5
     assert all(job.scorer.space.removed(g) == 2 for g in starts)
+
+
+def test_what_the_sweep_asked_is_paired_with_what_live_models_answer(home):
+    job = open_job(stitching(home))
+    field = swept(job, Found(job.identity(1), job.identity(1), (), ()))
+    assert sorted(t.digest for t in field.tasks) != sorted(t.digest for t in job.reported), "another order of items"
+    for task in field.tasks:
+        live, ours = score(job.bank.model, job.tokenizer, task), field.answers(job.identity(0))[task.name]
+        assert (live.correct == ours.correct).all() and not live.correct.all()
+        assert live.log_likelihoods == pytest.approx(ours.log_likelihoods, rel=1e-3)
 
 
 def test_the_report_compares_with_every_way_to_get_there(done):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from hf_prune.tasks import TaskScores
 
-REVISION = 2
+REVISION = 3
 """Raised when a value gets another meaning, so that journals of the old one are not gone on with."""
 DOUBT_WEIGHT = 10.0
 """Of answers beside text in `abilities`: among models, log-perplexity spreads ten to fifteen times as far."""
@@ -52,7 +52,8 @@ class Measures:
 
     @property
     def doubt(self) -> float:
-        """Mean over the tasks of -log p(right answer) by log-likelihood per character, nats per item."""
+        """Mean over the tasks of -log p(right answer) by log-likelihood per character, at the scale that suits a task
+        best (`tasks.doubts`), nats per item."""
         return sum(t.doubt for t in self.tasks) / len(self.tasks) if self.tasks else math.nan
 
 

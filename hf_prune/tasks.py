@@ -23,6 +23,9 @@ TOKEN_BUDGET = 2048
 LOGIT_BUDGET = 2**26
 """Logits of one batch: 256 MiB in float32."""
 Z95 = 1.959963984540054
+LARGEST_SCALE, HALVINGS = 64.0, 40
+"""Of what options are compared by; a task whose items are all answered rightly has no least doubt."""
+LARGEST_EXPONENT = 600.0
 
 
 Kind = Literal["choice", "exact"]
@@ -75,8 +78,8 @@ class TaskScores:
     """`log_likelihoods` float64 [items, most options], natural log, -inf where an item has fewer options; `correct`
     and `correct_norm` bool [items]: by summed log-likelihood, and by log-likelihood per character of the option.
 
-    doubts: float64 [items], -log of the right option's share of exp(log-likelihood per character), nats; where text is
-    to be generated, -log-likelihood per character. (NORM CORRECT PROB per character of DataDecide, arXiv 2504.11393.)
+    doubts: float64 [items], nats, `doubts` of the log-likelihoods per character; where text is to be generated,
+    -log-likelihood per character.
     """
 
     task: str
@@ -159,9 +162,36 @@ def judged(task: Task, table: np.ndarray, hits: np.ndarray) -> TaskScores:
     if task.kind == "exact":
         return TaskScores(task.name, task.chance, table, hits, hits, -fair[:, 0])
     answers = np.array([i.answer for i in task.items])
-    top = fair.max(1)
-    doubts = top + np.log(np.exp(fair - top[:, None]).sum(1)) - fair[np.arange(len(fair)), answers]
-    return TaskScores(task.name, task.chance, table, table.argmax(1) == answers, fair.argmax(1) == answers, doubts)
+    right, fairly = table.argmax(1) == answers, fair.argmax(1) == answers
+    return TaskScores(task.name, task.chance, table, right, fairly, doubts(fair, answers))
+
+
+def doubts(values: np.ndarray, answers: np.ndarray) -> np.ndarray:
+    """-log p of the right options, nats, float64 [items], with p = softmax(b values) and the b >= 0 that makes their
+    mean least: what the values tell, however sure they sound, and never worse than guessing.
+
+    NORM CORRECT PROB of DataDecide (arXiv 2504.11393) behind temperature scaling (arXiv 1706.04599).
+
+    Args:
+        values: float64 [items, most options], -inf where an item has fewer.
+        answers: int [items].
+    """
+    there = np.isfinite(values)
+    right = values[np.arange(len(values)), answers][:, None]
+    ahead = np.where(there, values, right) - right
+
+    def shares(scale: float) -> np.ndarray:
+        """exp of how far options are ahead of the right one."""
+        return np.exp(np.where(there, np.minimum(scale * ahead, LARGEST_EXPONENT), -np.inf))
+
+    low, high = 0.0, LARGEST_SCALE
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        given = shares(middle)
+        # The mean is convex in the scale; this is its slope.
+        rises = ((given * ahead).sum(1) / given.sum(1)).mean() > 0
+        low, high = (low, middle) if rises else (middle, high)
+    return np.log(shares(low).sum(1))
 
 
 def encode_pair(

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from tokenizers import processors
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -13,10 +14,12 @@ from hf_prune.bundled import demo_folder
 from hf_prune.errors import InvalidData
 from hf_prune.task_sources import load_tasks
 from hf_prune.tasks import (
+    LARGEST_SCALE,
     Item,
     Task,
     bundled_tasks,
     difference,
+    doubts,
     encode_pair,
     judged,
     order,
@@ -216,12 +219,43 @@ def test_doubt_is_of_the_right_option_by_log_likelihood_per_character():
     task = Task("t", (Item("q", ("ab", "abcd"), 1), Item("q", ("a", "abc"), 0)))
     table = np.array([[-2.0, -8.0], [-1.0, -6.0]])
     found = judged(task, table, np.zeros(2, bool))
-    p = [np.exp(-2) / (np.exp(-1) + np.exp(-2)), np.exp(-1) / (np.exp(-1) + np.exp(-2))]
-    np.testing.assert_allclose(found.doubts, -np.log(p))
-    assert found.doubt == pytest.approx(-np.log(p).mean())
+    # Per character the right options are 1 behind and 1 ahead: nothing tells them, whatever the scale.
+    np.testing.assert_allclose(found.doubts, np.log(2))
+    assert found.doubt == pytest.approx(np.log(2))
     # An option that an item has not got takes no part.
     wider = judged(task, np.concatenate([table, np.full((2, 1), -np.inf)], 1), np.zeros(2, bool))
     np.testing.assert_allclose(wider.doubts, found.doubts)
+
+
+VALUES = arrays(float, st.tuples(st.integers(1, 12), st.just(4)), elements=st.floats(-5, 0))
+
+
+@given(VALUES, st.randoms(use_true_random=False))
+def test_doubts_are_least_over_the_scale(values, random):
+    answers = np.array([random.randrange(4) for _ in values])
+
+    def mean(scale):
+        return float(torch.nn.functional.cross_entropy(torch.tensor(scale * values), torch.tensor(answers)))
+
+    found = doubts(values, answers)
+    assert found.shape == (len(values),) and found.mean() <= min(map(mean, np.linspace(0, LARGEST_SCALE, 400))) + 1e-6
+    # Guessing is one of the scales.
+    assert found.mean() <= np.log(4) + 1e-12
+
+
+@given(VALUES, st.floats(0.5, 4), st.floats(-3, 3))
+def test_doubts_do_not_depend_on_how_sure_a_model_sounds(values, scale, shift):
+    answers = np.arange(len(values)) % 4
+    # One wrong answer, so that there is a least doubt, far from the largest scale.
+    values[0, answers[0]] = values[0].min() - 1.0
+    found = doubts(values, answers).mean()
+    assert doubts(scale * values + shift, answers).mean() == pytest.approx(found, abs=1e-6)
+
+
+def test_what_is_always_right_leaves_no_doubt():
+    sure = np.array([[-1.0, -2.0], [-9.0, -3.0]])
+    assert doubts(sure, np.array([0, 1])).max() < 1e-12
+    np.testing.assert_allclose(doubts(sure, np.array([1, 0])), np.log(2))
 
 
 def test_doubt_about_a_text_to_generate_is_per_character():

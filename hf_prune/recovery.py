@@ -25,6 +25,7 @@ from hf_prune.job import Job
 from hf_prune.measurement import ADAPTER
 from hf_prune.objectives import values
 from hf_prune.recipe import Recipe
+from hf_prune.repair import STRENGTHS, weakened
 from hf_prune.staging import write_text
 from hf_prune.teachers import Teachers
 from hf_prune.tuning import tune
@@ -79,15 +80,23 @@ def repaired(job: Job, found: Found) -> Generator[Event, None, Found]:
 
 
 def _repair(job: Job, cut: Blueprint, tell: Tell) -> tuple[Blueprint, dict[str, Any]]:
+    """Refitted; where the search asks tasks, as far as its objective is best on the selection split."""
     windows = job.recipe.repair_sequences
     done = job.repaired(cut, windows, lambda done, total: tell(Advanced("repair", done, total)))
-    kl = [m.kl for m in job.evaluator.evaluate([cut, done.blueprint], job.selection)]
-    return done.blueprint, {
+    strengths = STRENGTHS if job.searched else STRENGTHS[-1:]
+    tried = [weakened(job.bank, done.blueprint, s) for s in strengths[:-1]] + [done.blueprint]
+    bare, *measured = job.evaluator.evaluate([cut, *tried], job.selection)
+    worth = [values(m, job.columns)[0] if job.searched else m.kl for m in (bare, *measured)]
+    best = min(range(len(tried)), key=lambda n: worth[n + 1])
+    for spec in (spec for n, other in enumerate(tried) if n != best for spec in other.layers):
+        job.bank.forget(spec)
+    return tried[best], {
         "reach": job.recipe.reach,
         "windows": len(job.training(windows).tokens),
-        "kl_before": kl[0],
-        "kl_after": kl[1],
-        "kept": kl[1] < kl[0],
+        "strength": strengths[best],
+        "kl_before": bare.kl,
+        "kl_after": measured[best].kl,
+        "kept": worth[best + 1] < worth[0],
         "fits": [asdict(f) for f in done.fits],
     }
 

@@ -32,6 +32,8 @@ Reach = Literal["map", "gap", "all"]
 REACHES: tuple[Reach, ...] = get_args(Reach)
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Ridges tried, as shares of the mean diagonal of the normal equations."""
+STRENGTHS = (0.25, 0.5, 0.75, 1.0)
+"""Shares of a repair that are tried where answers count beside text."""
 LANES, LANE_SIZE = 4, 1 << 22
 """Sums of normal equations that run side by side, while they have fewer entries than what fills all cores with one."""
 
@@ -122,6 +124,23 @@ def repair(
         layers.append(spec)
         progress(len(layers), len(blueprint.layers))
     return Repaired(replace(blueprint, layers=tuple(layers)), tuple(fits))
+
+
+def weakened(bank: LayerBank, repaired: Blueprint, strength: float) -> Blueprint:
+    """The same repair, taken part of the way: W + strength (W' - W) in every refitted map; the bank keeps the weights.
+
+    Least squares draws states towards their mean where it cannot tell them, which is likeliest text, but tells options
+    apart less.
+    """
+    layers = []
+    for spec in repaired.layers:
+        if spec.repair:
+            whole, plain = bank.patches[spec.repair], replace(spec, repair=None)
+            before = bank.module(plain).state_dict()
+            part = {n: torch.lerp(before[n].cpu().float(), t.float(), strength).to(t.dtype) for n, t in whole.items()}
+            spec = bank.repaired(plain, part)
+        layers.append(spec)
+    return replace(repaired, layers=tuple(layers))
 
 
 class _Walk:

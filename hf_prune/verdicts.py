@@ -255,7 +255,8 @@ def recovery_verdict(report: Report) -> list[str]:
         share = recovered(report, "repaired")
         closes = f"it closes {percent(share, 0)} of the gap in log-perplexity that the cut opened"
         closes = NO_GAP if math.isnan(share) else closes
-        how = f"Repair (closed form, {repair['windows']} windows, {kl})"
+        part = f", taken {percent(repair['strength'], 0)} of the way" if repair.get("strength", 1) < 1 else ""
+        how = f"Repair (closed form{part}, {repair['windows']} windows, {kl})"
         found.append(
             f"{how}: {closes}." if repair["kept"] else f"{how} did not help, so the weights stay as they were."
         )

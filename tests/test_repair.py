@@ -15,7 +15,7 @@ from hf_prune.errors import InvalidBlueprint
 from hf_prune.evaluate import Evaluator
 from hf_prune.patches import PATCH_FILE, load_patches
 from hf_prune.recipe import Recipe
-from hf_prune.repair import REACHES, Repaired, _ends, repair
+from hf_prune.repair import REACHES, Repaired, _ends, repair, weakened
 from tests.families import DEPTH, EVERY, blueprint, mean
 from tests.oracle import logits, opened, stock, tokens
 
@@ -73,6 +73,21 @@ def test_the_repaired_model_is_the_one_that_was_measured_and_is_rebuilt_from_its
     torch.testing.assert_close(logits(stock(tmp_path / "one"), HELD), logits(live, HELD))
     with pytest.raises(InvalidBlueprint, match="keep repairs/patches.safetensors beside it"):
         write(again, [parent], tmp_path / "two")
+
+
+@pytest.mark.parametrize("family", EVERY)
+def test_a_repair_may_be_taken_part_of_the_way(family):
+    bank = bank_of(family)
+    done = repair(bank, of(bank.parents[0], DROPPED), FIT, FIT).blueprint
+    refitted = [spec for spec in done.layers if spec.repair]
+    half = weakened(bank, done, 0.5)
+    assert refitted and [replace(s, repair=None) for s in half.layers] == [replace(s, repair=None) for s in done.layers]
+    for spec, part in zip(refitted, (s for s in half.layers if s.repair), strict=True):
+        before, middle, after = (bank.module(s).state_dict() for s in (replace(spec, repair=None), part, spec))
+        for name, tensor in middle.items():
+            torch.testing.assert_close(tensor, (before[name] + after[name]) / 2)
+        assert any(not torch.equal(before[name], middle[name]) for name in middle)
+    assert weakened(bank, done, 1.0) == done
 
 
 def test_a_repair_of_another_shape_is_refused(tmp_path):

@@ -4,18 +4,21 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from huggingface_hub import HfApi
 from transformers import AutoModelForCausalLM
 
-from hf_prune import compress, run
+from hf_prune import compress, recovery, run
 from hf_prune.blueprint import Blueprint
 from hf_prune.errors import IncompatibleSources, SourceError
 from hf_prune.events import Advanced, Finished, Scored, Tuned
 from hf_prune.folder import assemble_blueprint, heal_folder, report_folder
 from hf_prune.found import Found
 from hf_prune.job import open_job
+from hf_prune.objectives import values
 from hf_prune.reference import block_influence, influence
+from hf_prune.repair import STRENGTHS, weakened
 from hf_prune.retention import swept
 from hf_prune.rivals import label, warm_starts
 from hf_prune.tasks import score
@@ -196,13 +199,32 @@ def test_other_ways_to_stitch_end_as_a_certified_model(home, tmp_path, changes):
     assert AutoModelForCausalLM.from_pretrained(result.folder).config.num_hidden_layers < DEPTH
 
 
+def asking(folder):
+    """Changes of a recipe whose search asks a task."""
+    lines = [{"context": "the cat sat on a", "choices": ["mat", "noon", "dog"], "answer": i % 3} for i in range(24)]
+    (folder / "cats.search.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    files = (str(folder / "cats.search.jsonl"),)
+    return {"search_tasks": files, "search_items": 12, "selection_items": 8, "objective": "abilities"}
+
+
+def test_where_tasks_are_asked_a_repair_goes_as_far_as_serves_the_objective(home, tmp_path):
+    job = open_job(stitching(home, output=str(tmp_path / "out"), repair_sequences=16, **asking(tmp_path)))
+    cut = job.scorer.blueprint(job.scorer.space.random(np.random.default_rng(0)))
+    found, summary = recovery._repair(job, cut, lambda event: None)
+    assert set(job.bank.named(found)) <= set(job.bank.patches)
+    whole = job.repaired(cut, 16).blueprint
+    ways = [cut, *(weakened(job.bank, whole, strength) for strength in STRENGTHS)]
+    worth = [values(m, job.columns)[0] for m in job.evaluator.evaluate(ways, job.selection)]
+    best = min(range(1, len(ways)), key=lambda n: worth[n])
+    assert found == ways[best] and summary["strength"] == STRENGTHS[best - 1]
+    assert summary["kept"] == (worth[best] < worth[0])
+
+
 @pytest.mark.slow
 def test_tasks_may_be_what_is_searched_for(home, tmp_path):
-    lines = [{"context": "the cat sat on a", "choices": ["mat", "noon", "dog"], "answer": i % 3} for i in range(24)]
-    (tmp_path / "cats.search.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    files = (str(tmp_path / "cats.search.jsonl"),)
-    items = {"search_tasks": files, "search_items": 12, "selection_items": 8, "objective": "abilities"}
-    result = run(stitching(home, output=str(tmp_path / "out"), baselines=("greedy",), **items))
+    items = asking(tmp_path)
+    changes = {**items, "output": str(tmp_path / "out"), "baselines": ("greedy",), "repair": True}
+    result = run(stitching(home, repair_sequences=16, **changes))
     assert result.report["objective"] == "abilities" and result.report["certificate"]["ok"]
     rows = [json.loads(line) for line in (result.folder / "journal.jsonl").read_text().splitlines()[1:]]
     asked_for = {tuple(t["fidelity"]) for row in rows for t in row["trials"]}

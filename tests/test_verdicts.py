@@ -172,6 +172,15 @@ def test_what_tuning_brought_is_said(report, kept, words):
     assert "20 steps on 48 search windows, kl 0.849 → 0.805 on the selection split" in said and words in said
 
 
+def test_how_far_a_repair_was_taken_is_said_where_it_is_not_all(report):
+    repair = {"kept": True, "windows": 4, "kl_before": 0.8, "kl_after": 0.5, "strength": 0.75}
+    report["repair"], report["stages"] = repair, {"text": {"wiki": {"repaired": {"closed": 0.5}}}}
+    (said,) = verdicts.recovery_verdict(report)
+    assert "Repair (closed form, taken 75 % of the way, 4 windows, KL" in said
+    report["repair"] = {**repair, "strength": 1.0}
+    assert "of the way" not in verdicts.recovery_verdict(report)[0]
+
+
 @pytest.mark.parametrize("stage", ["repaired", "healed"])
 def test_where_the_cut_cost_nothing_no_share_of_the_cost_came_back(report, stage):
     repair = {"kept": True, "windows": 4, "kl_before": 0.8, "kl_after": 0.5}
@@ -180,7 +189,7 @@ def test_where_the_cut_cost_nothing_no_share_of_the_cost_came_back(report, stage
     corpus = {stage: {"closed": 0.5}}
     report["stages"] = {"text": {"stories": corpus, "wiki": corpus}}
     (said,) = verdicts.recovery_verdict(report)
-    assert "50 % of the gap" in said
+    assert "50 % of the gap" in said and "of the way" not in said
     report["stages"]["text"]["wiki"] = {stage: {"closed": None}}
     (said,) = verdicts.recovery_verdict(report)
     assert said.endswith("the cut opened no gap in log-perplexity to close in at least one corpus.") and "–" not in said

@@ -16,7 +16,7 @@ from hf_prune.evaluate import Evaluator
 from hf_prune.found import Found
 from hf_prune.harness import HarnessScores
 from hf_prune.job import Job
-from hf_prune.retention import Field, retention, swept
+from hf_prune.retention import Standings, retention, standings
 
 ADAPTER = "adapter"
 """Folder of a LoRA that is kept apart from the weights."""
@@ -48,8 +48,8 @@ def measured(job: Job, found: Found, folder: Path, healing: Mapping[str, Any] | 
     evaluator = Evaluator(job.bank, windows.tokens)
     if job.dense:
         evaluator.teach([job.dense] * len(windows.tokens))
-    field = swept(job, found)
-    seen = _observed(job, evaluator, found, folder, healing, field)
+    known = standings(job, found)
+    seen = _observed(job, evaluator, found, folder, healing, known)
     dense, ours = seen["dense"], list(seen.values())[-1]
     entries = [("hf_prune", "hf_prune", found.cut), *((r.name, r.label, r.blueprint) for r in found.rivals)]
     models = {"dense": _dense(job), "pruned": _loaded(job, folder)}
@@ -60,7 +60,7 @@ def measured(job: Job, found: Found, folder: Path, healing: Mapping[str, Any] | 
         "stages": capabilities.stages(seen, windows, rng),
         "generation": capabilities.samples(seen, job.tokenizer, windows),
         "speed": speed.measure(models, rng),
-        "retention": field and retention(job, found, field),
+        "retention": known and retention(job, found, known),
     }
 
 
@@ -70,14 +70,14 @@ def _observed(
     found: Found,
     folder: Path,
     healing: Mapping[str, Any] | None,
-    field: Field | None,
+    known: Standings | None,
 ) -> dict[str, Observed]:
     """Every stage that this run has, dense first; one model at a time beside the dense one.
 
     The finished folder is asked as a user gets it; what a sweep has asked already is not asked again.
     """
     recipe, windows = job.recipe, job.evidence["report"]
-    questions = field.tasks if field else job.reported
+    questions = known.tasks if known else job.reported
     blueprints = {"dense": job.identity(job.dense), "cut": found.cut}
     if found.winner != found.cut:
         blueprints["repaired"] = found.winner
@@ -96,8 +96,8 @@ def _observed(
         text = texts[stage] if stage in texts else evaluator.live_scores(model)
         digest = blueprints[stage].digest if stage in blueprints else f"{found.winner.digest}-{recipe.digest}"
         harness = scores_of(model, job, digest) if recipe.lm_eval else {}
-        if field and stage != last:
-            answers = field.answers(blueprints[stage])
+        if known and stage != last:
+            answers = known.answers(blueprints[stage])
         else:
             answers = {t.name: tasks.score(model, job.tokenizer, t) for t in questions}
         seen[stage] = observe(model, text, job.tokenizer, windows, answers, harness)

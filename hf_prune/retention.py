@@ -18,7 +18,7 @@ from hf_prune.tasks import ACCURACIES, Z95, Task, TaskScores
 
 
 @dataclass(frozen=True, eq=False)
-class Field:
+class Standings:
     """Parents, the result and what it is compared with, on the report split.
 
     rows: (name, label, model), the parents first, then ours. measures: of each. corpora: names, in the order of the
@@ -36,7 +36,7 @@ class Field:
         return {t.task: t for t in self.measures[number].tasks}
 
 
-def swept(job: Job, found: Found) -> Field | None:
+def standings(job: Job, found: Found) -> Standings | None:
     """Everything in one sweep; None for a run of one parent."""
     if len(job.parents) == 1:
         return None
@@ -51,10 +51,10 @@ def swept(job: Job, found: Found) -> Field | None:
     )
     evidence = Fidelity(len(windows.tokens), items=job.recipe.task_items)
     measures = evaluator.evaluate([blueprint for _, _, blueprint in rows], evidence)
-    return Field(tuple(rows), measures, tuple(names), tuple(evaluator.exam.tasks))
+    return Standings(tuple(rows), measures, tuple(names), tuple(evaluator.exam.tasks))
 
 
-def retention(job: Job, found: Found, field: Field) -> dict[str, Any]:
+def retention(job: Job, found: Found, known: Standings) -> dict[str, Any]:
     """The section of the report.
 
     Retention is accuracy over that of the best dense parent, which is the one with the best mean; `best` is that of the
@@ -62,13 +62,13 @@ def retention(job: Job, found: Found, field: Field) -> dict[str, Any]:
     reference of its own. `difference` is the mean accuracy of a row minus that of the winner; `doubt` and what ends in
     `_doubt` are in nats per item (`TaskScores.doubts`), where less is better.
     """
-    dense = field.measures[: len(job.parents)]
-    ours = field.measures[len(dense) + (found.winner != found.cut)]
+    dense = known.measures[: len(job.parents)]
+    ours = known.measures[len(dense) + (found.winner != found.cut)]
     best = {how: max(range(len(dense)), key=lambda k, how=how: _mean(dense[k], how)) for how in ACCURACIES}
     rows = []
-    for (name, what, blueprint), m in zip(field.rows, field.measures, strict=True):
+    for (name, what, blueprint), m in zip(known.rows, known.measures, strict=True):
         row = {"name": name, "label": what, "digest": blueprint.digest, "log_perplexity": m.text}
-        row["corpora"] = dict(zip(field.corpora, m.texts, strict=False))
+        row["corpora"] = dict(zip(known.corpora, m.texts, strict=False))
         for how, suffix in ACCURACIES.items():
             row |= {f"{k}{suffix}": v for k, v in _kept(m, dense, best[how], how).items()}
             row[f"difference{suffix}"], row[f"difference_ci{suffix}"] = difference(m, ours, how)
@@ -76,9 +76,9 @@ def retention(job: Job, found: Found, field: Field) -> dict[str, Any]:
         row["difference_doubt"], row["difference_ci_doubt"] = difference(m, ours, "doubts")
         rows.append(row)
     return {
-        **{f"reference{suffix}": field.rows[best[how]][1] for how, suffix in ACCURACIES.items()},
-        "corpora": list(field.corpora),
-        "tasks": [t.name for t in field.tasks],
+        **{f"reference{suffix}": known.rows[best[how]][1] for how, suffix in ACCURACIES.items()},
+        "corpora": list(known.corpora),
+        "tasks": [t.name for t in known.tasks],
         "items": job.recipe.task_items,
         "rows": rows,
     }

@@ -19,7 +19,7 @@ from hf_prune.job import open_job
 from hf_prune.objectives import values
 from hf_prune.reference import block_influence, influence
 from hf_prune.repair import STRENGTHS, weakened
-from hf_prune.retention import swept
+from hf_prune.retention import standings
 from hf_prune.rivals import label, warm_starts
 from hf_prune.tasks import score
 from tests.runs import DEPTH, leftovers, recipe, relatives, searched, stitching
@@ -67,10 +67,10 @@ def test_warm_starts_are_cuts_of_every_parent_and_of_their_mean(home):
 
 def test_what_the_sweep_asked_is_paired_with_what_live_models_answer(home):
     job = open_job(stitching(home))
-    field = swept(job, Found(job.identity(1), job.identity(1), (), ()))
-    assert sorted(t.digest for t in field.tasks) != sorted(t.digest for t in job.reported), "another order of items"
-    for task in field.tasks:
-        live, ours = score(job.bank.model, job.tokenizer, task), field.answers(job.identity(0))[task.name]
+    known = standings(job, Found(job.identity(1), job.identity(1), (), ()))
+    assert sorted(t.digest for t in known.tasks) != sorted(t.digest for t in job.reported), "another order of items"
+    for task in known.tasks:
+        live, ours = score(job.bank.model, job.tokenizer, task), known.answers(job.identity(0))[task.name]
         assert (live.correct == ours.correct).all() and not live.correct.all()
         assert live.log_likelihoods == pytest.approx(ours.log_likelihoods, rel=1e-3)
 

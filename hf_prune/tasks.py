@@ -26,7 +26,7 @@ Z95 = 1.959963984540054
 LARGEST_SCALE, HALVINGS = 64.0, 40
 """Of what options are compared by; a task whose items are all answered rightly has no least doubt."""
 LARGEST_EXPONENT = 600.0
-"""Beyond it exp is not finite much longer."""
+"""A larger one has no finite exp in float64, from 710 on."""
 
 
 Kind = Literal["choice", "exact"]

@@ -28,12 +28,12 @@ from hf_prune.recipe import Recipe
 from hf_prune.repair import STRENGTHS, weakened
 from hf_prune.staging import write_text
 from hf_prune.teachers import Teachers
-from hf_prune.tuning import tune
+from hf_prune.tuning import midway, tune
 from hf_prune.watch import Tell, watched
 
 
 def tuned(job: Job, found: Found) -> Generator[Event, None, Found]:
-    """Learn the weights of the winner's mixes, and keep that if the selection split agrees.
+    """Learn the weights of the winner's mixes, and go as far towards them as the selection split agrees.
 
     Args:
         job: the run.
@@ -58,9 +58,12 @@ def _tune(job: Job, cut: Blueprint, tell: Tell) -> tuple[Blueprint, dict[str, An
                     lambda done, total, loss: tell(Advanced("tune", done, total, loss))).blueprint  # fmt: skip
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, done.to_json())
-    before, after = (values(m, job.columns)[0] for m in evaluator.evaluate([cut, done], job.selection))
-    return done, {"steps": recipe.tune, "windows": recipe.sequences, "objective": recipe.objective, "before": before,
-                  "after": after, "kept": after < before}  # fmt: skip
+    tried = [midway(cut, done, share) for share in STRENGTHS]
+    before, *after = (values(m, job.columns)[0] for m in evaluator.evaluate([cut, *tried], job.selection))
+    best = after.index(min(after))
+    return tried[best], {"steps": recipe.tune, "windows": recipe.sequences, "objective": recipe.objective,
+                         "before": before, "after": after[best], "strength": STRENGTHS[best],
+                         "kept": after[best] < before}  # fmt: skip
 
 
 def repaired(job: Job, found: Found) -> Generator[Event, None, Found]:

@@ -98,6 +98,31 @@ def tune(
     return Tuned(replace(numbered, layers=tuple(layer.mixed() for layer in layers)).canonical(), tuple(losses))
 
 
+def midway(searched: Blueprint, learned: Blueprint, share: float) -> Blueprint:
+    """Of two models that differ in nothing but their mixes, the one that is `share` of the way from the first."""
+    sources = tuple(dict.fromkeys(searched.sources + learned.sources))
+    first, last = searched.over(sources), learned.over(sources)
+    layers = tuple(_midway(a, b, share) for a, b in zip(first.layers, last.layers, strict=True))
+    return replace(first, layers=layers).canonical()
+
+
+def _midway(first: LayerSpec, last: LayerSpec, share: float) -> LayerSpec:
+    if not tunable(first):
+        return first
+    ends = zip(_mixes(first), _mixes(last), strict=True)
+    parts, mlp = (_scaled(here, 1 - share) + _scaled(there, share) for here, there in ends)
+    return replace(first, parts=parts, mlp=Mix(mlp))
+
+
+def _mixes(spec: LayerSpec) -> tuple[tuple[Part, ...], tuple[Part, ...]]:
+    """Of attention and MLP."""
+    return spec.parts, spec.mlp.parts if spec.mlp else spec.parts
+
+
+def _scaled(parts: tuple[Part, ...], share: float) -> tuple[Part, ...]:
+    return tuple(replace(part, weight=share * part.weight) for part in parts)
+
+
 def _wide(value: Any) -> Any:
     """The same with every floating tensor in float32: a small change of a weight is lost in 16 bits."""
     if isinstance(value, Tensor):
@@ -138,7 +163,7 @@ class _Layer:
         self.module.float()
         if not tunable(spec):
             return
-        mixes = (spec.parts, spec.mlp.parts if spec.mlp else spec.parts)
+        mixes = _mixes(spec)
         mine = [(part.source, part.layer) for parts in mixes for part in parts]
         everywhere = [(source, spec.anchor.layer) for source in range(len(bank.parents))]
         self.sources = tuple(dict.fromkeys([*everywhere, *mine]))

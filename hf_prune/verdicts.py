@@ -188,10 +188,15 @@ def tuning_verdict(report: Report) -> str | None:
         return None
     change = f"{tuning['objective']} {significant(tuning['before'])} → {significant(tuning['after'])}"
     much = f"{tuning['steps']} steps on {tuning['windows']} search windows"
-    how = f"Weights of the mixes by gradient ({much}, {change} on the selection split)"
+    how = f"Weights of the mixes by gradient ({much}{_part_of(tuning)}, {change} on the selection split)"
     if tuning["kept"]:
         return f"{how}: attention and MLP are mixed apart; the model as searched is among those it is compared with."
     return f"{how} did not help, so they stay as searched."
+
+
+def _part_of(change: Report) -> str:
+    strength = change.get("strength", 1)
+    return f", taken {percent(strength, 0)} of the way" if strength < 1 else ""
 
 
 def merging_verdict(report: Report) -> str | None:
@@ -255,8 +260,7 @@ def recovery_verdict(report: Report) -> list[str]:
         share = recovered(report, "repaired")
         closes = f"it closes {percent(share, 0)} of the gap in log-perplexity that the cut opened"
         closes = NO_GAP if math.isnan(share) else closes
-        part = f", taken {percent(repair['strength'], 0)} of the way" if repair.get("strength", 1) < 1 else ""
-        how = f"Repair (closed form{part}, {repair['windows']} windows, {kl})"
+        how = f"Repair (closed form{_part_of(repair)}, {repair['windows']} windows, {kl})"
         found.append(
             f"{how}: {closes}." if repair["kept"] else f"{how} did not help, so the weights stay as they were."
         )

@@ -8,7 +8,7 @@ from hf_prune.bank import LayerBank
 from hf_prune.blueprint import Blueprint, Fidelity, LayerSpec, Mix, Part
 from hf_prune.evaluate import Evaluator
 from hf_prune.reference import after
-from hf_prune.tuning import _Layer, tunable, tune
+from hf_prune.tuning import _Layer, midway, tunable, tune
 from tests.families import DEPTH, EVERY, mean
 from tests.oracle import opened, tokens
 
@@ -90,3 +90,18 @@ def test_only_sums_of_layers_are_learned():
     assert done.blueprint.layers[1:3] == (arc, silent) and done.blueprint.layers[3] != mean(4, 5)
     fixed = mixed(evaluator, arc, silent)
     assert tuned(evaluator, fixed).blueprint == fixed and tuned(evaluator, fixed).losses == ()
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 1.0])
+def test_midway_every_weight_is_between_what_was_searched_and_what_was_learned(share):
+    evaluator = evaluator_of("llama")
+    arc = LayerSpec((Part(0, 1, 0.5), Part(0, 2, 0.5)), merge="slerp")
+    before = mixed(evaluator, 0, arc, mean(4, 5))
+    after = tuned(evaluator, before).blueprint
+    between = midway(before, after, share)
+    assert midway(before, after, 0.0) == before and midway(before, after, 1.0) == after
+    assert between.layers[1] == arc
+    tensors = [evaluator.bank.module(b.layers[2]).state_dict() for b in (before, after, between)]
+    for name, first in tensors[0].items():
+        torch.testing.assert_close(tensors[2][name], torch.lerp(first, tensors[1][name], share))
+    assert any(not torch.equal(tensors[0][name], tensors[1][name]) for name in tensors[0])

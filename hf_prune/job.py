@@ -321,7 +321,7 @@ class Job:
         family = self.parent.family
         names = [n for n in self.parent.shapes if not n.startswith(family.prefix)]
         behind = [n for n in names if n.startswith((family.norm + ".", "lm_head."))]
-        ends = [self._distinct([n for n in names if n not in behind]), self._distinct(behind)]
+        ends = [self._first_alike([n for n in names if n not in behind]), self._first_alike(behind)]
         return METHODS["stitch"](self.parent.depth, self.target.remove or None, len(self.parents), merges,
                                  self.recipe.mix_halves, blend, *ends)  # fmt: skip
 
@@ -347,16 +347,12 @@ class Job:
         costs, limit = width_budget(self)
         return WidthSpace(costs, limit, self.library().digest, self.recipe.method == "width+depth")
 
-    def _distinct(self, names: Sequence[str]) -> tuple[int, ...]:
-        """The first parent of every kind, as far as these tensors go."""
-        seen: list[list[torch.Tensor]] = []
-        found = []
-        for number, parent in enumerate(self.parents):
-            mine = [parent.outside_tensor(n) for n in names]
-            if not any(all(map(torch.equal, mine, theirs)) for theirs in seen):
-                seen.append(mine)
-                found.append(number)
-        return tuple(found)
+    def _first_alike(self, names: Sequence[str]) -> tuple[int, ...]:
+        """For every parent the first that has the same tensors of these names."""
+        tensors = [[parent.outside_tensor(n) for n in names] for parent in self.parents]
+        return tuple(
+            next(k for k, first in enumerate(tensors) if all(map(torch.equal, mine, first))) for mine in tensors
+        )
 
     def deletions(self, remove: int, mix: tuple[float, ...] = (1.0,)) -> Scorer:
         """The baselines' space: plain deletions of `remove` layers of the base, or of a mix of the parents."""

@@ -21,6 +21,8 @@ from hf_prune.search import SEARCHERS, Schedule, Scores, drive, focused, once
 
 Searching = Generator[Event, None, Outcome]
 FINALISTS = 16
+SHARES = (0.25, 0.5, 0.75, 1.0)
+"""Of the variants in the blends that a search begins with (GPTailor's scales)."""
 
 
 def stitched(job: Job, journal: Journal, remove: int, clock: Clock) -> Generator[Event, None, tuple[Rival, ...]]:
@@ -64,13 +66,22 @@ def label(job: Job, number: int) -> str:
 def warm_starts(job: Job, rivals: Sequence[Rival]) -> tuple[Genome, ...]:
     """Where the search begins: the baselines' cuts and late and middle ones, of every parent and of uniform blends."""
     space, count, depth, remove = job.scorer.space, len(job.parents), job.parent.depth, job.target.remove
-    mixes = [(1.0,) * count, (0.0,) + (1.0,) * (count - 1), *_alone(count)]
+    mean = (1 / count,) * count
     if not remove:
-        return tuple(dict.fromkeys(space.of(range(depth - n, depth), m) for n in range(1, depth) for m in mixes[:2]))
+        mixes = (mean, _leaning(count, 1.0))
+        return tuple(dict.fromkeys(space.of(range(depth - n, depth), m) for n in range(1, depth) for m in mixes))
+    mixes = [mean, *(_leaning(count, share) for share in SHARES), *_alone(count)]
     middle = (depth - remove) // 2
     fixed = [range(depth - 1 - remove, depth - 1), range(middle, middle + remove)]
-    cuts = dict.fromkeys(tuple(sorted(c)) for c in (*[r.removed for r in rivals], *fixed) if len(c) == remove)
-    return tuple(dict.fromkeys(space.of(cut, mix) for mix in mixes for cut in cuts))
+    cuts = list(dict.fromkeys(tuple(sorted(c)) for c in (*[r.removed for r in rivals], *fixed) if len(c) == remove))
+    # A search of few trials does not get to the end: every mix comes before a mix comes again, with another cut.
+    turns = [(k % len(cuts), mix) for start in range(len(cuts)) for k, mix in enumerate(mixes, start)]
+    return tuple(dict.fromkeys(space.of(cuts[k], mix) for k, mix in turns))
+
+
+def _leaning(count: int, share: float) -> tuple[float, ...]:
+    """Weights of the base and the mean of its variants, which has that share."""
+    return (1 - share,) + (share / (count - 1),) * (count - 1)
 
 
 def _alone(count: int) -> list[tuple[float, ...]]:

@@ -32,7 +32,7 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def done(home):
-    return run(stitching(home, repair=True, repair_sequences=16))
+    return run(stitching(home, repair=True, repair_sequences=24))
 
 
 def test_a_plan_needs_no_variant_to_be_opened(home):
@@ -58,11 +58,13 @@ def test_block_influence_of_a_parent_is_that_of_its_own_run(home):
     assert ours == pytest.approx(block_influence(alone.evaluator.dense.run(alone.evidence["search"].tokens)), abs=1e-3)
 
 
-def test_warm_starts_are_cuts_of_every_parent_and_of_their_mean(home):
+def test_warm_starts_are_cuts_of_every_parent_and_of_blends_that_lean_on_the_base(home):
     job = open_job(stitching(home))
-    starts = warm_starts(job, ())
-    assert len(starts) == len(set(starts)) == 2 * 5
-    assert all(job.scorer.space.removed(g) == 2 for g in starts)
+    starts, space = warm_starts(job, ()), job.scorer.space
+    assert len(starts) == len(set(starts)) == 2 * (1 + 4 + 3)
+    assert all(space.removed(g) == 2 for g in starts)
+    mixes = {gene.mixes[0][1:] for genome in starts for gene in space.genes(genome)}
+    assert mixes == {(4, 4, 4), (9, 2, 1), (6, 3, 3), (3, 5, 4), (0, 6, 6), (12, 0, 0), (0, 12, 0), (0, 0, 12)}
 
 
 def test_what_the_sweep_asked_is_paired_with_what_live_models_answer(home):
@@ -122,7 +124,7 @@ def test_the_result_is_the_blueprint_and_loads_without_us(done, home, tmp_path):
 
 @pytest.mark.slow
 def test_left_at_any_batch_it_goes_on_and_ends_the_same(done, home):
-    wanted, seen = stitching(home, "left", repair=True, repair_sequences=16), 0
+    wanted, seen = stitching(home, "left", repair=True, repair_sequences=24), 0
     for after in (1, 4, 9):
         for event in compress(wanted):
             seen += isinstance(event, Scored)

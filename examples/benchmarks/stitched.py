@@ -52,6 +52,7 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--tune", type=int, default=0, help="steps of gradient descent on the winner's mixes")
     p.add_argument("--sequences", type=int, default=48)
     p.add_argument("--search-items", type=int, default=96, help="of every task, for objectives that look at tasks")
+    p.add_argument("--selection-items", type=int, default=64, help="of every task, to choose among the finalists")
     p.add_argument("--items", type=int, default=400, help="of every report task")
     p.add_argument("--keep", type=Path, help="folder for the runs")
     return p.parse_args()
@@ -78,6 +79,7 @@ def report_of(a: argparse.Namespace, seed: int, folder: Path) -> dict[str, Any]:
         sequences=a.sequences,
         selection_sequences=36,
         search_items=a.search_items,
+        selection_items=a.selection_items,
         report_sequences=96,
         task_items=a.items,
         repair=True,

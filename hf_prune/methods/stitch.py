@@ -19,8 +19,8 @@ import numpy as np
 from hf_prune.blueprint import Genome, LayerSpec, Mix, Part
 from hf_prune.methods.partition import checked, kept_of, mixed, pick, sizes, subset
 
-STEPS = 8
-"""Weights are multiples of 1 / STEPS."""
+STEPS = 12
+"""Weights are multiples of 1 / STEPS, as halves, thirds and quarters are."""
 MERGES = ("linear", "task-arithmetic:2")
 TRIES = 20
 
@@ -53,7 +53,8 @@ class StitchSpace:
             slerp, ties:DENSITY, dare:DENSITY[:SEED], dare-ties:DENSITY[:SEED], passthrough:SCALE.
         halves: attention and MLP have mixes of their own.
         blend: False allows single parents only.
-        embeds, heads: parents whose embedding, or final norm and head, differ.
+        embed_of, head_of: for every parent the first that has its embedding, or its final norm and head; empty where
+            there is no choice.
     """
 
     depth: int
@@ -62,14 +63,24 @@ class StitchSpace:
     merges: tuple[str, ...] = MERGES
     halves: bool = False
     blend: bool = True
-    embeds: tuple[int, ...] = (0,)
-    heads: tuple[int, ...] = (0,)
+    embed_of: tuple[int, ...] = ()
+    head_of: tuple[int, ...] = ()
     steps: int = STEPS
 
     def __post_init__(self) -> None:
         checked(self.depth, self.budget, self.depth - 1)
 
     # Genomes and what they mean ------------------------------------------------------------------------------------
+
+    @cached_property
+    def embeds(self) -> tuple[int, ...]:
+        """Parents whose embeddings differ."""
+        return tuple(dict.fromkeys(self.embed_of)) or (0,)
+
+    @cached_property
+    def heads(self) -> tuple[int, ...]:
+        """Parents whose final norms and heads differ."""
+        return tuple(dict.fromkeys(self.head_of)) or (0,)
 
     @cached_property
     def cardinalities(self) -> tuple[int, ...]:
@@ -129,10 +140,13 @@ class StitchSpace:
         return np.array([*rows, float(genome[-2]), float(genome[-1])])
 
     def of(self, removed: Iterable[int], shares: Sequence[float]) -> Genome:
-        """These layers gone, and one mix everywhere, its shares rounded to steps, by the first of the merges."""
+        """These layers gone, and one mix everywhere, its shares rounded to steps, by the first of the merges; embedding
+        and head are those of the first parent that has a share."""
         mix = (0, *self._stepped(shares))
-        kept = set(kept_of(self.depth, removed))
-        return self.genome(Gene(i in kept, (mix,) * (1 + self.halves)) for i in range(self.depth))
+        kept, first = set(kept_of(self.depth, removed)), next(k for k, share in enumerate(shares) if share)
+        genes = (Gene(i in kept, (mix,) * (1 + self.halves)) for i in range(self.depth))
+        embed = self.embeds.index(self.embed_of[first]) if self.embed_of else 0
+        return self.genome(genes, embed, self.heads.index(self.head_of[first]) if self.head_of else 0)
 
     def dense(self) -> Genome:
         """The base, whole."""
@@ -152,8 +166,9 @@ class StitchSpace:
         return self.genome(genes, int(rng.integers(len(self.embeds))), int(rng.integers(len(self.heads))))
 
     def mutate(self, genome: Genome, rng: np.random.Generator) -> Genome:
-        """One local move: swap a removal, flip a parent, jitter a weight, copy a neighbour, another merge or end."""
-        moves = [self._swapped, self._flipped, self._jittered, self._copied]
+        """One move. Of a layer: swap a removal, flip a parent, jitter a weight, copy a neighbour, another merge. Of the
+        model: lean towards a parent, one layer's mix for all, another end."""
+        moves = [self._swapped, self._flipped, self._jittered, self._copied, self._leaned, self._spread]
         moves += [self._remerged] * (len(self.merges) > 1) + [self._ended] * (len(self.embeds) + len(self.heads) > 2)
         moves += [self._resized] * (self.budget is None)
         for _ in range(TRIES):
@@ -199,7 +214,8 @@ class StitchSpace:
 
     def count(self) -> int:
         """Number of genomes `enumerate` yields."""
-        mixes = (len(self.merges) * len(self._compositions())) ** (1 + self.halves)
+        shares = comb(self.steps + self.parents - 1, self.steps) if self.blend else self.parents
+        mixes = (len(self.merges) * shares) ** (1 + self.halves)
         ends = len(self.embeds) * len(self.heads)
         return ends * sum(
             comb(self.depth, n) * mixes ** (self.depth - n) for n in sizes(self.depth, self.budget, self.depth - 1)
@@ -302,7 +318,7 @@ class StitchSpace:
             steps = list(mix[1:])
             give = pick(rng, [k for k, s in enumerate(steps) if s])
             take = int(rng.integers(self.parents))
-            amount = 1 if self.blend else self.steps
+            amount = min(steps[give], self._amount(rng))
             steps[give] -= amount
             steps[take] += amount
             return (mix[0], *steps)
@@ -316,6 +332,30 @@ class StitchSpace:
         at = int(rng.integers(len(stay)))
         other = at + 1 if at == 0 or (at + 1 < len(stay) and rng.random() < 0.5) else at - 1
         return self._put(genome, stay[at], self.genes(genome)[stay[other]])
+
+    def _leaned(self, genome: Genome, rng: np.random.Generator) -> Genome | None:
+        """Every mix gives one parent the same part of what another has."""
+        if self.parents < 2:
+            return None
+        give, take = (1 + int(k) for k in rng.permutation(self.parents)[:2])
+        amount = self._amount(rng)
+
+        def leaned(mix: tuple[int, ...]) -> tuple[int, ...]:
+            steps, moved = list(mix), min(mix[give], amount)
+            steps[give] -= moved
+            steps[take] += moved
+            return tuple(steps)
+
+        genes = (Gene(g.kept, tuple(map(leaned, g.mixes))) for g in self.genes(genome))
+        return self.genome(genes, *genome[-2:])
+
+    def _spread(self, genome: Genome, rng: np.random.Generator) -> Genome:
+        mixes = pick(rng, [g for g in self.genes(genome) if g.kept]).mixes
+        return self.genome((Gene(g.kept, mixes) for g in self.genes(genome)), *genome[-2:])
+
+    def _amount(self, rng: np.random.Generator) -> int:
+        """Steps that a move takes: up to a quarter of a layer, all of it where nothing is blended."""
+        return int(rng.integers(1, self.steps // 4 + 1)) if self.blend else self.steps
 
     def _remerged(self, genome: Genome, rng: np.random.Generator) -> Genome | None:
         merge = int(rng.integers(len(self.merges)))

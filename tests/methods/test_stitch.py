@@ -18,7 +18,7 @@ SPACES = [
     StitchSpace(6, 2, 3, EVERY, steps=4),
     StitchSpace(5, 2, 2, ("linear",), halves=True),
     StitchSpace(6, 3, 4, ("linear",), blend=False),
-    StitchSpace(5, None, 3, EVERY, embeds=(0, 2), heads=(0, 1, 2)),
+    StitchSpace(5, None, 3, EVERY, embed_of=(0, 0, 2), head_of=(0, 1, 2)),
     StitchSpace(4, 0, 2),
 ]
 spaces = st.sampled_from(SPACES)
@@ -59,12 +59,22 @@ def test_every_operator_stays_in_the_space(space, rng):
 
 
 @given(spaces, rngs)
-def test_a_move_changes_the_model_a_little(space, rng):
+def test_a_move_changes_one_layer_or_swaps_two_or_does_the_same_to_all(space, rng):
     genome = space.random(rng)
     moved = space.mutate(genome, rng)
+    assert moved == genome or space.decode(moved) != space.decode(genome)
     before, after = ({s.anchor.layer: s for s in space.decode(g).layers} for g in (genome, moved))
     changed = [i for i in range(space.depth) if before.get(i) != after.get(i)]
-    assert len(changed) <= 2 and (moved == genome or space.decode(moved) != space.decode(genome))
+    if len(changed) <= 2:
+        return
+    pairs = list(zip(*(space.genes(g) for g in (genome, moved)), strict=True))
+    assert all(old.kept == new.kept for old, new in pairs)
+    mixes = [pair for old, new in pairs if new.kept for pair in zip(old.mixes, new.mixes, strict=True)]
+    shifts = [np.subtract(new, old) for old, new in mixes]
+    leaned = {(shift.argmin(), shift.argmax()) for shift in shifts if shift.any()}
+    lost = {shift.min() for (old, _), shift in zip(mixes, shifts, strict=True) if old[shift.argmin()] + shift.min()}
+    spread = len({new.mixes for _, new in pairs if new.kept}) == 1
+    assert spread or len(leaned) == 1 and len(lost - {0}) <= 1 and all(abs(s).sum() == -2 * s.min() for s in shifts)
 
 
 @given(spaces, st.integers(0, 2**32 - 1))
@@ -121,8 +131,15 @@ def test_shares_are_rounded_to_steps_that_add_up(shares, steps):
     assert [s.anchor.layer for s in space.decode(space.of((1, 2), shares)).layers] == [0, 3, 4, 5]
 
 
+def test_one_parent_everywhere_has_its_own_ends_and_a_blend_those_of_its_first():
+    space = StitchSpace(6, 2, 3, embed_of=(0, 0, 2), head_of=(0, 1, 1))
+    assert space.embeds == (0, 2) and space.heads == (0, 1)
+    ends = [space.decode(space.of((1, 2), shares))[1:] for shares in ([1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 1, 1])]
+    assert ends == [(0, 0), (0, 1), (2, 1), (0, 1)]
+
+
 @pytest.mark.parametrize(
-    "space", [StitchSpace(3, 1, 2), StitchSpace(3, None, 2, ("linear",), blend=False, heads=(0, 1))]
+    "space", [StitchSpace(3, 1, 2), StitchSpace(3, None, 2, ("linear",), blend=False, head_of=(0, 1))]
 )
 def test_enumeration_lists_every_genome_once(space):
     listed = list(space.enumerate())

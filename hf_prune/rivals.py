@@ -22,7 +22,7 @@ from hf_prune.search import SEARCHERS, Schedule, Scores, drive, focused, once
 Searching = Generator[Event, None, Outcome]
 FINALISTS = 16
 SHARES = (0.25, 0.5, 0.75, 1.0)
-"""Of the variants in the blends that a search begins with (GPTailor's scales)."""
+"""Of the variants in the blends that a search begins with; the paper's starts come in several scales, too."""
 
 
 def stitched(job: Job, journal: Journal, remove: int, clock: Clock) -> Generator[Event, None, tuple[Rival, ...]]:

@@ -37,7 +37,7 @@ def staged(space: Space, schedule: Schedule, rng: np.random.Generator) -> Search
     generations, the next one springs from random genomes instead, and what has been learnt stays.
     """
     archive = Archive(space, schedule)
-    seeds = list(dict.fromkeys(schedule.seeds))
+    seeds = list(schedule.starts)
     generation = seeds + archive.fresh(lambda: space.random(rng), max(schedule.offspring - len(seeds), 1))
     best, stale = np.inf, 0
     while generation and archive.left:

@@ -18,7 +18,7 @@ MUTATED = 0.7
 def genetic(space: Space, schedule: Schedule, rng: np.random.Generator) -> Search:
     """Generations of `offspring` at full evidence; the best `population` of parents and children go on."""
     archive = Archive(space, schedule)
-    seeds = list(dict.fromkeys(schedule.seeds))
+    seeds = list(schedule.starts)
     generation = seeds + archive.fresh(lambda: space.random(rng), max(schedule.population - len(seeds), 1))
     population: list[Outcome] = []
     while generation and archive.left:

@@ -43,7 +43,7 @@ def nsga2(space: Space, schedule: Schedule, rng: np.random.Generator) -> Search:
 
 def _first(space: Space, schedule: Schedule, rng: np.random.Generator) -> list[Genome]:
     """Seeds, then random genomes, always of a size that is rarest so far: stratified over the sizes."""
-    chosen = dict.fromkeys(schedule.seeds)
+    chosen = dict.fromkeys(schedule.starts)
     taken = Counter(space.removed(g) for g in chosen)
     pools: dict[int, list[Genome]] = {}
     for genome in dict.fromkeys(space.random(rng) for _ in range(PATIENCE * schedule.population)):

@@ -30,7 +30,8 @@ class Schedule:
 
     `stages` are growing amounts of evidence, the last one full; only `staged` and `evopress` use the others.
     `evaluations` caps the trials of all stages together. `population` survive a generation, `offspring` are asked in
-    one. `seeds` are genomes to start from, `finalists` how many to return. `scores` is for the one-shot searchers.
+    one. `seeds` are genomes to start from, the likelier ones first, `finalists` how many to return. `scores` is for the
+    one-shot searchers.
 
     Raises:
         InvalidRecipe: no stage, stages that do not grow, or a number below 1.
@@ -52,6 +53,11 @@ class Schedule:
         for name in ("evaluations", "population", "offspring", "finalists"):
             if getattr(self, name) < 1:
                 raise InvalidRecipe(f"The search schedule's {name} must be at least 1, not {getattr(self, name)}.")
+
+    @property
+    def starts(self) -> tuple[Genome, ...]:
+        """The first seeds, once each: they take half of the evaluations at most, so that a search is left."""
+        return tuple(dict.fromkeys(self.seeds))[: max(self.evaluations // 2, 1)]
 
     @property
     def full(self) -> Fidelity:

@@ -50,7 +50,7 @@ def smac(space: Space, schedule: Schedule, rng: np.random.Generator) -> Search:
     if not hasattr(space, "cardinalities"):
         raise InvalidRecipe("Search smac knows the genes of --method stitch only; choose --search staged.")
     archive = Archive(space, schedule)
-    starts = [*dict.fromkeys(schedule.seeds), *archive.fresh(lambda: space.random(rng), RANDOM)]
+    starts = [*schedule.starts, *archive.fresh(lambda: space.random(rng), RANDOM)]
     told = yield from archive.ask(starts)
     if not told:
         return archive.finalists()

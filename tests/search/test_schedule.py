@@ -13,6 +13,12 @@ def test_a_schedule_is_a_value():
     assert len({Schedule((Fidelity(8),), 10), Schedule((Fidelity(8),), 10)}) == 1
 
 
+@pytest.mark.parametrize(("evaluations", "starts"), [(1, 1), (7, 3), (100, 5)])
+def test_seeds_are_asked_once_each_and_leave_half_of_the_evaluations_to_the_search(evaluations, starts):
+    seeds = tuple((n,) for n in (0, 1, 1, 2, 3, 4))
+    assert Schedule((Fidelity(8),), evaluations, seeds=seeds).starts == tuple((n,) for n in range(starts))
+
+
 @pytest.mark.parametrize("stages", [(), (Fidelity(8), Fidelity(2)), (Fidelity(2), Fidelity(2))])
 def test_stages_must_grow(stages):
     with pytest.raises(InvalidRecipe, match="stage"):

@@ -22,6 +22,7 @@ from hf_prune.repair import STRENGTHS, weakened
 from hf_prune.retention import standings
 from hf_prune.rivals import label, warm_starts
 from hf_prune.tasks import score
+from hf_prune.tuning import midway
 from tests.runs import DEPTH, leftovers, recipe, relatives, searched, stitching
 
 
@@ -136,6 +137,20 @@ def test_left_at_any_batch_it_goes_on_and_ends_the_same(done, home):
         assert (again.folder / name).read_bytes() == (done.folder / name).read_bytes()
 
 
+def test_mixes_are_taken_as_far_as_serves_the_objective(home, tmp_path):
+    job = open_job(stitching(home, output=str(tmp_path / "out"), tune=4))
+    cut = job.scorer.blueprint(job.scorer.space.random(np.random.default_rng(0)))
+    found, summary = recovery._tune(job, cut, lambda event: None)
+    (kept,) = (tmp_path / "out.run/tuned").iterdir()
+    learned = Blueprint.from_json(kept.read_text())
+    ways = [cut, *(midway(cut, learned, strength) for strength in STRENGTHS)]
+    worth = [values(m, job.columns)[0] for m in job.evaluator.evaluate(ways, job.selection)]
+    best = min(range(1, len(ways)), key=lambda n: worth[n])
+    assert found == ways[best] != cut and summary["strength"] == STRENGTHS[best - 1]
+    assert (summary["before"], summary["after"]) == (worth[0], worth[best])
+    assert summary["kept"] == (worth[best] < worth[0])
+
+
 @pytest.mark.slow
 def test_mixes_are_tuned_and_the_search_is_what_they_are_compared_with(home, tmp_path):
     wanted = stitching(home, output=str(tmp_path / "out"), baselines=("greedy",), tune=4, repair=True,
@@ -153,7 +168,8 @@ def test_mixes_are_tuned_and_the_search_is_what_they_are_compared_with(home, tmp
     tuning = report["tuning"]
     assert tuning["kept"] and tuning["after"] < tuning["before"] and tuning["steps"] == 4 and told[-1].kept
     cut, searched = (next(r for r in report["retention"]["rows"] if r["name"] == n) for n in ("hf_prune", "searched"))
-    assert cut["digest"] == learned != searched["digest"]
+    assert cut["digest"] != searched["digest"]
+    assert (cut["digest"] == learned) == (tuning["strength"] == 1) and tuning["strength"] in STRENGTHS
     shares = [layer["parents"] for layer in report["origins"]]
     assert all(sum(s.values()) == pytest.approx(1) for s in shares)
     assert "Weights of the mixes by gradient (4 steps on 4 search windows" in (result.folder / "README.md").read_text()

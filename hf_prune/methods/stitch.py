@@ -355,7 +355,7 @@ class StitchSpace:
 
     def _amount(self, rng: np.random.Generator) -> int:
         """Steps that a move takes: up to a quarter of a layer, all of it where nothing is blended."""
-        return int(rng.integers(1, self.steps // 4 + 1)) if self.blend else self.steps
+        return 1 + int(rng.integers(max(self.steps // 4, 1))) if self.blend else self.steps
 
     def _remerged(self, genome: Genome, rng: np.random.Generator) -> Genome | None:
         merge = int(rng.integers(len(self.merges)))

@@ -20,6 +20,7 @@ SPACES = [
     StitchSpace(6, 3, 4, ("linear",), blend=False),
     StitchSpace(5, None, 3, EVERY, embed_of=(0, 0, 2), head_of=(0, 1, 2)),
     StitchSpace(4, 0, 2),
+    StitchSpace(4, 1, 2, steps=2),
 ]
 spaces = st.sampled_from(SPACES)
 rngs = st.integers(0, 2**32 - 1).map(np.random.default_rng)

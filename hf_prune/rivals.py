@@ -64,8 +64,8 @@ def label(job: Job, number: int) -> str:
 
 
 def warm_starts(job: Job, rivals: Sequence[Rival]) -> tuple[Genome, ...]:
-    """Where the search begins: the baselines' cuts and late and middle ones, of every parent, of their mean and of blends
-    that lean on the base."""
+    """Where the search begins: the baselines' cuts and late and middle ones, of every parent, of their mean, and of
+    blends that lean on the base."""
     space, count, depth, remove = job.scorer.space, len(job.parents), job.parent.depth, job.target.remove
     mean = (1 / count,) * count
     if not remove:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hf_prune.masks import BlockMask
 from hf_prune.reference import Call, Dense
-from hf_prune.tasks import Question, Task, TaskScores, judged, longest, questions
+from hf_prune.tasks import Question, Task, TaskScores, judged, longest, questions, slopes
 
 ALIKE = 5e-2
 """Largest difference of two log-likelihoods, nats, at which packed rows count as computing the same as plain ones."""
@@ -104,7 +104,7 @@ class Exam:
     packed: bool = True
     _asked: list[list[Question]] = field(init=False)
     _most: int = field(init=False)
-    _sheets: dict[tuple[int, int], tuple[Sheet, ...]] = field(default_factory=dict, init=False)
+    _sheets: dict[tuple[int, int, int], tuple[Sheet, ...]] = field(default_factory=dict, init=False)
     _room: int = field(default=KEPT_BYTES, init=False)
 
     def __post_init__(self) -> None:
@@ -122,24 +122,45 @@ class Exam:
         """Items of the longest task."""
         return max(len(t.items) for t in self.tasks)
 
-    def sheets(self, first: int, count: int) -> tuple[Sheet, ...]:
-        """Items first .. first + count of every task, as far as it has them, on sheets; made once."""
-        if (first, count) not in self._sheets:
+    def sheets(self, first: int, count: int, tokens: int | None = None) -> tuple[Sheet, ...]:
+        """Items first .. first + count of every task, as far as it has them, on sheets; made once.
+
+        Args:
+            first: item of every task.
+            count: of items.
+            tokens: most of one sheet, unless a row has more; None and no fewer: what a layer call takes.
+        """
+        most = min(tokens or self.dense.tile_tokens, self.dense.tile_tokens)
+        if (key := (first, count, most)) not in self._sheets:
             asked = [questions[first : first + count] for questions in self._asked]
             rows = [row for task, questions in enumerate(asked) for row in self._rows(task, questions)]
-            self._sheets[first, count] = tuple(self._kept(self._sheet(group)) for group in self._grouped(rows))
-        return self._sheets[first, count]
+            self._sheets[key] = tuple(self._kept(self._sheet(group)) for group in _grouped(rows, most))
+        return self._sheets[key]
 
     def judged(self, first: int, count: int, scores: Sequence[tuple[Tensor, Tensor]]) -> tuple[TaskScores, ...]:
         """What the scores of those sheets, in their order, make of every task."""
-        parts = [Task(t.name, t.items[first : first + count], t.kind) for t in self.tasks]
-        tables = [np.full((len(t.items), max((len(i.choices) for i in t.items), default=1)), -np.inf) for t in parts]
-        hits = [np.zeros(len(t.items), bool) for t in parts]
-        for sheet, (sums, likeliest) in zip(self.sheets(first, count), scores, strict=True):
-            for (task, item, option), value, hit in zip(sheet.options, sums.tolist(), likeliest.tolist(), strict=True):
-                tables[task][item - first, option] = value
-                hits[task][item - first] |= hit and option == 0
+        parts = self._parts(first, count)
+        tables, hits = _tables(parts, first, self.sheets(first, count), scores)
         return tuple(judged(t, table, hit) for t, table, hit in zip(parts, tables, hits, strict=True) if t.items)
+
+    def doubt(
+        self, first: int, count: int, sheets: Sequence[Sheet], scores: Sequence[tuple[Tensor, Tensor]]
+    ) -> tuple[float, list[Tensor]]:
+        """Mean doubt over the tasks, and its gradient by the log-likelihoods of every sheet, float64 [options]."""
+        parts = self._parts(first, count)
+        tables, hits = _tables(parts, first, sheets, scores)
+        asked = [n for n, t in enumerate(parts) if t.items]
+        mean = sum(judged(parts[n], tables[n], hits[n]).doubt for n in asked) / len(asked)
+        found = {n: slopes(parts[n], tables[n]) / len(asked) for n in asked}
+        return mean, [
+            torch.tensor([found[task][item - first, option] for task, item, option in sheet.options],
+                         dtype=torch.float64, device=self.dense.device)
+            for sheet in sheets
+        ]  # fmt: skip
+
+    def _parts(self, first: int, count: int) -> list[Task]:
+        """Those items of every task."""
+        return [replace(t, items=t.items[first : first + count]) for t in self.tasks]
 
     def _rows(self, task: int, asked: Sequence[Question]) -> list[Row]:
         """These questions of a task."""
@@ -147,18 +168,9 @@ class Exam:
             return [packed_row(task, group) for group in sharing(asked, self._most)]
         return [packed_row(task, [question], option) for question in asked for option in range(len(question.rests))]
 
-    def _grouped(self, rows: Sequence[Row]) -> Iterator[list[Row]]:
-        """Rows of similar length together, as many as a layer call takes."""
-        group: list[Row] = []
-        for row in sorted(rows, key=lambda r: len(r.tokens)):
-            if group and (len(group) + 1) * len(row.tokens) > self.dense.tile_tokens:
-                yield group
-                group = []
-            group.append(row)
-        if group:
-            yield group
-
-    @torch.inference_mode()
+    # Not in inference mode, since gradients may have to go through what is made here.
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def _sheet(self, rows: Sequence[Row], packed: bool | None = None) -> Sheet:
         width = max(len(r.tokens) for r in rows)
         tokens = _padded([r.tokens for r in rows], width).to(self.dense.device)
@@ -232,6 +244,32 @@ def answered(dense: Dense, states: Sequence[tuple[Sheet, Tensor]]) -> list[tuple
 
     dense.each(one, [(number, *pair) for number, pair in enumerate(states)])
     return found
+
+
+def _grouped(rows: Sequence[Row], most: int) -> Iterator[list[Row]]:
+    """Rows of similar length together, of so many tokens."""
+    group: list[Row] = []
+    for row in sorted(rows, key=lambda r: len(r.tokens)):
+        if group and (len(group) + 1) * len(row.tokens) > most:
+            yield group
+            group = []
+        group.append(row)
+    if group:
+        yield group
+
+
+def _tables(
+    tasks: Sequence[Task], first: int, sheets: Sequence[Sheet], scores: Sequence[tuple[Tensor, Tensor]]
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Per task log-likelihoods, float64 [items, most options], and whether all tokens of the first option are the
+    likeliest, bool [items]; its items are `first` and following of the exam's."""
+    tables = [np.full((len(t.items), max((len(i.choices) for i in t.items), default=1)), -np.inf) for t in tasks]
+    hits = [np.zeros(len(t.items), bool) for t in tasks]
+    for sheet, (sums, likeliest) in zip(sheets, scores, strict=True):
+        for (task, item, option), value, hit in zip(sheet.options, sums.tolist(), likeliest.tolist(), strict=True):
+            tables[task][item - first, option] = value
+            hits[task][item - first] |= hit and option == 0
+    return tables, hits
 
 
 def seen(rows: Sequence[Row], width: int) -> Tensor:

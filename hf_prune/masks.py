@@ -36,6 +36,13 @@ class BlockMask(Tensor):
         found.blocks = tuple(_block(mask, sees, slice(i, i + size)) for i in range(0, length, size))
         return found
 
+    def float(self) -> "BlockMask":
+        """The same mask in float32."""
+        other = super().float().as_subclass(BlockMask)
+        other.first = self.first
+        other.blocks = tuple((rows, keys, mask.float()) for rows, keys, mask in self.blocks)
+        return other
+
     def starting(self, first: int) -> "BlockMask":
         """The same mask where nobody asks for queries before `first`."""
         other = self.as_subclass(Tensor).as_subclass(BlockMask)

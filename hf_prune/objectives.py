@@ -53,7 +53,7 @@ class Measures:
     @property
     def doubt(self) -> float:
         """Mean over the tasks of -log p(right answer) by log-likelihood per character, at the scale that suits a task
-        best (`tasks.doubts`), nats per item."""
+        best (`doubt.doubts`), nats per item."""
         return sum(t.doubt for t in self.tasks) / len(self.tasks) if self.tasks else math.nan
 
 

@@ -99,7 +99,10 @@ class Recipe(BaseModel):
     )
     mix_halves: bool = Field(False, description="Stitch mixes attention and MLP of a layer apart.")
     tune: int = Field(
-        0, ge=0, description="Steps of gradient descent on the weights of the winner's mixes, on the search text."
+        0,
+        ge=0,
+        description="Steps of gradient descent on the weights of the winner's mixes, on the search text; on the search "
+        "tasks, too, where the objective looks at them.",
     )
     latency: float | None = Field(
         None, description="Share of the dense model's time to keep, instead of --ratio; width only, measured here."

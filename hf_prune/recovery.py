@@ -24,7 +24,7 @@ from hf_prune.heal import Course, Healing, heal
 from hf_prune.job import Job
 from hf_prune.measurement import ADAPTER
 from hf_prune.objectives import values
-from hf_prune.recipe import Recipe
+from hf_prune.recipe import TASK_OBJECTIVES, Recipe
 from hf_prune.repair import STRENGTHS, weakened
 from hf_prune.staging import write_text
 from hf_prune.teachers import Teachers
@@ -50,20 +50,28 @@ def tuned(job: Job, found: Found) -> Generator[Event, None, Found]:
 
 def _tune(job: Job, cut: Blueprint, tell: Tell) -> tuple[Blueprint, dict[str, Any]]:
     recipe, evaluator = job.recipe, job.evaluator
+    evidence = job.full if recipe.objective in TASK_OBJECTIVES else job.text
     path = job.home / "tuned" / f"{recipe.search_digest}-{cut.digest}-{recipe.tune}.json"
     if path.is_file():
         done = Blueprint.from_json(path.read_text(encoding="utf-8"))
     else:
-        done = tune(job.bank, evaluator.dense, cut, evaluator.reference, recipe.sequences, recipe.tune,
+        done = tune(evaluator, cut, evidence, recipe.tune,
                     lambda done, total, loss: tell(Advanced("tune", done, total, loss))).blueprint  # fmt: skip
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, done.to_json())
     tried = [midway(cut, done, share) for share in STRENGTHS]
     before, *after = (values(m, job.columns)[0] for m in evaluator.evaluate([cut, *tried], job.selection))
     best = after.index(min(after))
-    return tried[best], {"steps": recipe.tune, "windows": recipe.sequences, "objective": recipe.objective,
-                         "before": before, "after": after[best], "strength": STRENGTHS[best],
-                         "kept": after[best] < before}  # fmt: skip
+    return tried[best], {
+        "steps": recipe.tune,
+        "windows": evidence.sequences,
+        "items": evidence.items,
+        "objective": recipe.objective,
+        "before": before,
+        "after": after[best],
+        "strength": STRENGTHS[best],
+        "kept": after[best] < before,
+    }
 
 
 def repaired(job: Job, found: Found) -> Generator[Event, None, Found]:

@@ -16,6 +16,7 @@ import torch
 
 from hf_prune.bundled import demo_folder
 from hf_prune.calibration import adds_bos
+from hf_prune.doubt import doubt_slopes, doubts
 from hf_prune.errors import InvalidData
 
 TOKEN_BUDGET = 2048
@@ -23,10 +24,6 @@ TOKEN_BUDGET = 2048
 LOGIT_BUDGET = 2**26
 """Logits of one batch: 256 MiB in float32."""
 Z95 = 1.959963984540054
-LARGEST_SCALE, HALVINGS = 64.0, 40
-"""Of what options are compared by; a task whose items are all answered rightly has no least doubt."""
-LARGEST_EXPONENT = 600.0
-"""A larger one has no finite exp in float64, from 710 on."""
 
 
 Kind = Literal["choice", "exact"]
@@ -156,43 +153,29 @@ def judged(task: Task, table: np.ndarray, hits: np.ndarray) -> TaskScores:
         table: float64 [items, most options], -inf where an item has fewer.
         hits: bool [items]: every token of the first option was the likeliest.
     """
-    characters = np.ones_like(table)
-    for n, item in enumerate(task.items):
-        characters[n, : len(item.choices)] = [len(c) for c in item.choices]
-    fair = table / characters
+    fair = table / _characters(task, table.shape[1])
     if task.kind == "exact":
         return TaskScores(task.name, task.chance, table, hits, hits, -fair[:, 0])
-    answers = np.array([i.answer for i in task.items])
+    answers = _answers(task)
     right, fairly = table.argmax(1) == answers, fair.argmax(1) == answers
     return TaskScores(task.name, task.chance, table, right, fairly, doubts(fair, answers))
 
 
-def doubts(values: np.ndarray, answers: np.ndarray) -> np.ndarray:
-    """-log p of the right options, nats, float64 [items], with p = softmax(b values) and the b >= 0 that makes their
-    mean least: what the values tell, however sure they sound, and never worse than guessing.
+def slopes(task: Task, table: np.ndarray) -> np.ndarray:
+    """Gradient of a task's `TaskScores.doubt` by its log-likelihoods, float64 [items, most options]; see `judged`."""
+    characters = _characters(task, table.shape[1])
+    if task.kind == "exact":
+        return -1.0 / (len(table) * characters)
+    return doubt_slopes(table / characters, _answers(task)) / characters
 
-    NORM CORRECT PROB of DataDecide (arXiv 2504.11393) behind temperature scaling (arXiv 1706.04599).
 
-    Args:
-        values: float64 [items, most options], -inf where an item has fewer.
-        answers: int [items].
-    """
-    there = np.isfinite(values)
-    right = values[np.arange(len(values)), answers][:, None]
-    ahead = np.where(there, values, right) - right
+def _characters(task: Task, most: int) -> np.ndarray:
+    """Of every option, float64 [items, most options]; 1 where there is none."""
+    return np.array([[*map(len, i.choices), *[1] * (most - len(i.choices))] for i in task.items], float)
 
-    def shares(scale: float) -> np.ndarray:
-        """exp of how far options are ahead of the right one."""
-        return np.exp(np.where(there, np.minimum(scale * ahead, LARGEST_EXPONENT), -np.inf))
 
-    low, high = 0.0, LARGEST_SCALE
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        given = shares(middle)
-        # The mean is convex in the scale; this is its slope.
-        rises = ((given * ahead).sum(1) / given.sum(1)).mean() > 0
-        low, high = (low, middle) if rises else (middle, high)
-    return np.log(shares(low).sum(1))
+def _answers(task: Task) -> np.ndarray:
+    return np.array([i.answer for i in task.items])
 
 
 def encode_pair(

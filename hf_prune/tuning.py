@@ -2,8 +2,9 @@
 
 A merged tensor is linear in the weights of its parents, so the gradient by a weight is the inner product of the
 gradient by the merged tensor and the parent's. All layers learn at once, attention and MLP apart, and no tensor of a
-parent changes. Coefficients by layer are those of AdaMerging (arXiv 2310.02575, sec. 3.2); what is minimised is the
-search's divergence from the parent that knows a text best, where that paper has entropy.
+parent changes. Coefficients by layer are those of AdaMerging (arXiv 2310.02575, sec. 3.2), where what is minimised is
+entropy. Here it is the search's divergence from the parent that knows a text best; a search that asks tasks adds its
+doubt about them, which has a gradient where accuracy has none, weighed as in `abilities`.
 """
 
 import copy
@@ -15,9 +16,12 @@ import torch
 from torch import Tensor
 
 from hf_prune.bank import LayerBank, sharing
-from hf_prune.blueprint import Blueprint, LayerSpec, Mix, Part
+from hf_prune.blueprint import Blueprint, Fidelity, LayerSpec, Mix, Part
+from hf_prune.evaluate import Evaluator
+from hf_prune.exam import Sheet
 from hf_prune.heal import Course, distillation
-from hf_prune.reference import Dense, Reference, Targets, after
+from hf_prune.objectives import DOUBT_WEIGHT
+from hf_prune.reference import Call, Dense, Reference, Targets, after
 
 RATE = 0.02
 """Of the first step, in shares of a layer; it falls to zero."""
@@ -29,7 +33,8 @@ OBJECTIVE = Course(0, kl=1.0, ce=0.0)
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
-    """The model with its new mixes, and the mean loss before every step, nats per token."""
+    """The model with its new mixes, and the loss before every step: mean KL, nats per token, plus ten times the mean
+    doubt, nats per item, where tasks are asked."""
 
     blueprint: Blueprint
     losses: tuple[float, ...]
@@ -42,51 +47,34 @@ def tunable(spec: LayerSpec) -> bool:
 
 
 def tune(
-    bank: LayerBank,
-    dense: Dense,
+    evaluator: Evaluator,
     blueprint: Blueprint,
-    reference: Reference,
-    windows: int,
+    evidence: Fidelity,
     steps: int,
     progress: Callable[[int, int, float], None] = lambda done, total, loss: None,
 ) -> Tuned:
     """Adam on the weights of every layer that is a sum; they add up to one, and may leave the simplex.
 
-    Takes a float32 copy of the result's layers beside the first parent; a step is a forward and a backward pass of it.
+    Takes a float32 copy of the result's layers beside the first parent; a step is a forward and a backward pass of it
+    over the text, and two forward passes and a backward one over the tasks.
 
     Args:
-        bank: makes layers of the parents; what it keeps of them is not read again in every step.
-        dense: the first parent.
+        evaluator: of the parents, with what their teachers say to the text; what its bank keeps of layers is not read
+            again in every step.
         blueprint: canonical.
-        reference: what the teachers say to [N, T] tokens.
-        windows: the first so many are learned from.
-        steps: every one reads all of them.
-        progress: told (steps done, steps, mean loss of the last).
+        evidence: windows and items of every task that all steps learn from.
+        steps: every one reads all of the evidence.
+        progress: told (steps done, steps, loss of the last).
     """
-    numbered, tokens = blueprint.over(bank.sources), reference.tokens[:windows]
-    layers = [_Layer(bank, spec, dense.family.half) for spec in numbered.layers]
-    learned = [layer for layer in layers if tunable(layer.spec)]
+    numbered = blueprint.over(evaluator.bank.sources)
+    stack = _Stack(evaluator, numbered)
+    learned = [layer for layer in stack.layers if tunable(layer.spec)]
     if not learned or not steps:
         return Tuned(blueprint, ())
-    others = bank.outside(numbered.embed, numbered.head)
-    with torch.no_grad():
-        calls, ending = _wide(dense.record(tokens[:1])[0]), _wide_ending(dense.ending(others))
-        tiles = dense.tiles(tokens, TOKENS)
-        entered = [dense.embed(tokens[rows], others).float() for rows in tiles]
-
-    def share(state: Tensor, rows: slice) -> float:
-        """Of the loss; its gradient is added to the others'."""
-        count = len(state)
-        for layer in layers:
-            state = after(layer.module, state, calls[layer.spec.anchor.layer])
-        said = ending.logits(state[:, :-1])
-        loss = distillation(said, _targets(reference, rows), tokens[rows, 1:], OBJECTIVE).mean() * (count / len(tokens))
-        loss.backward()
-        return loss.item()
-
+    lessons = [_Text(stack, evidence), *([_Tasks(stack, evidence)] if evidence.items else [])]
     optimizer, losses = torch.optim.Adam([layer.weights for layer in learned], RATE), []
     for step in range(steps):
-        losses.append(sum(map(share, entered, tiles)))
+        losses.append(sum(lesson.descend() for lesson in lessons))
         optimizer.param_groups[0]["lr"] = RATE * (1 - step / steps)
         for layer in learned:
             # What is common to all would scale the layer, and drowns their differences.
@@ -95,7 +83,7 @@ def tune(
         for layer in learned:
             layer.settle()
         progress(step + 1, steps, losses[-1])
-    return Tuned(replace(numbered, layers=tuple(layer.mixed() for layer in layers)).canonical(), tuple(losses))
+    return Tuned(replace(numbered, layers=tuple(layer.mixed() for layer in stack.layers)).canonical(), tuple(losses))
 
 
 def midway(searched: Blueprint, learned: Blueprint, share: float) -> Blueprint:
@@ -123,13 +111,88 @@ def _scaled(parts: tuple[Part, ...], share: float) -> tuple[Part, ...]:
     return tuple(replace(part, weight=share * part.weight) for part in parts)
 
 
-def _wide(value: Any) -> Any:
-    """The same with every floating tensor in float32: a small change of a weight is lost in 16 bits."""
+class _Stack:
+    """A candidate in float32, between what enters its first layer and its logits."""
+
+    def __init__(self, evaluator: Evaluator, numbered: Blueprint) -> None:
+        self.evaluator, bank, dense = evaluator, evaluator.bank, evaluator.dense
+        self.layers = [_Layer(bank, spec, dense.family.half) for spec in numbered.layers]
+        self.others = bank.outside(numbered.embed, numbered.head)
+        self.ending = _wide_ending(dense.ending(self.others))
+
+    @torch.no_grad()
+    def entered(self, tokens: Tensor, **given: Tensor) -> Tensor:
+        """What enters the first layer for tokens [n, T]."""
+        return self.evaluator.dense.embed(tokens, self.others, **given).float()
+
+    def left(self, state: Tensor, calls: Sequence[Call]) -> Tensor:
+        """What leaves the last one, [n, T, d]."""
+        for layer in self.layers:
+            state = after(layer.module, state, calls[layer.spec.anchor.layer])
+        return state
+
+
+class _Text:
+    """Divergence from the teachers on the first windows."""
+
+    def __init__(self, stack: _Stack, evidence: Fidelity) -> None:
+        dense, self.stack, self.reference = stack.evaluator.dense, stack, stack.evaluator.reference
+        self.tokens = self.reference.tokens[evidence.start : evidence.start + evidence.sequences]
+        self.start, self.tiles = evidence.start, dense.tiles(self.tokens, TOKENS)
+        self.entered = [stack.entered(self.tokens[rows]) for rows in self.tiles]
+        with torch.no_grad():
+            self.calls = _wide(dense.record(self.tokens[:1])[0], {})
+
+    def descend(self) -> float:
+        """Mean over the tokens; its gradient is added to what layers have."""
+        return sum(map(self._share, self.entered, self.tiles))
+
+    def _share(self, state: Tensor, rows: slice) -> float:
+        said = self.stack.ending.logits(self.stack.left(state, self.calls)[:, :-1])
+        targets = _targets(self.reference, slice(self.start + rows.start, self.start + rows.stop))
+        loss = distillation(said, targets, self.tokens[rows, 1:], OBJECTIVE).mean() * (len(state) / len(self.tokens))
+        loss.backward()
+        return loss.item()
+
+
+class _Tasks:
+    """Doubt about the tasks.
+
+    It compares all options of all items of a task, so all sheets are answered first. What it then says about every
+    log-likelihood goes back through one sheet after another.
+    """
+
+    def __init__(self, stack: _Stack, evidence: Fidelity) -> None:
+        self.stack, self.exam = stack, stack.evaluator.exam
+        self.asked = evidence.first_item, evidence.items
+        self.sheets = self.exam.sheets(*self.asked, TOKENS)
+
+    def descend(self) -> float:
+        """Weighted mean over the tasks; its gradient is added to what layers have."""
+        with torch.no_grad():
+            scores = [self._answered(sheet) for sheet in self.sheets]
+        doubt, slopes = self.exam.doubt(*self.asked, self.sheets, scores)
+        for sheet, slope in zip(self.sheets, slopes, strict=True):
+            self._answered(sheet)[0].backward(DOUBT_WEIGHT * slope)
+        return DOUBT_WEIGHT * doubt
+
+    def _answered(self, sheet: Sheet) -> tuple[Tensor, Tensor]:
+        state = self.stack.entered(sheet.tokens, **sheet.given)
+        return sheet.scores(self.stack.ending, self.stack.left(state, _wide(sheet.calls, {})))
+
+
+def _wide(value: Any, known: dict[int, Tensor]) -> Any:
+    """The same with every floating tensor in float32: a small change of a weight is lost in 16 bits.
+
+    known: by the number of what they were made from, so that what many layers are given is made once.
+    """
     if isinstance(value, Tensor):
-        return value.float() if value.is_floating_point() else value
+        if value.is_floating_point() and id(value) not in known:
+            known[id(value)] = value.float()
+        return known.get(id(value), value)
     if isinstance(value, dict):
-        return {name: _wide(inner) for name, inner in value.items()}
-    return type(value)(map(_wide, value)) if isinstance(value, list | tuple) else value
+        return {name: _wide(inner, known) for name, inner in value.items()}
+    return type(value)(_wide(inner, known) for inner in value) if isinstance(value, list | tuple) else value
 
 
 def _wide_ending(dense: Dense) -> Dense:

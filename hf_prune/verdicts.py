@@ -187,7 +187,8 @@ def tuning_verdict(report: Report) -> str | None:
     if not tuning:
         return None
     change = f"{tuning['objective']} {significant(tuning['before'])} → {significant(tuning['after'])}"
-    much = f"{tuning['steps']} steps on {tuning['windows']} search windows"
+    items = f" and {tuning['items']} items of every search task" if tuning.get("items") else ""
+    much = f"{tuning['steps']} steps on {tuning['windows']} search windows{items}"
     how = f"Weights of the mixes by gradient ({much}{_part_of(tuning)}, {change} on the selection split)"
     if tuning["kept"]:
         return f"{how}: attention and MLP are mixed apart; the model as searched is among those it is compared with."

@@ -14,7 +14,7 @@ LADDER = {
     0.2: "events clock bundled staging",
     0.5: "modeling_pruned modeling_decilm registration",
     0.6: "pruned_models",
-    0.9: "obs units masks",
+    0.9: "obs units masks doubt",
     1: "recipe methods search architecture checkpoint calibration merge metrics hub patches ridge trie vocabulary",
     1.5: "parents asked",
     2: "journal tasks acts",

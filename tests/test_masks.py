@@ -28,6 +28,21 @@ def test_it_is_attention_under_that_mask(length, seed, dtype, share):
     torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("share", [0.01, 0.5])
+def test_gradients_are_those_of_attention_under_that_mask_whose_copy_in_float32_is_one_too(share):
+    states, mask = inputs(2 * BLOCK + 3, 0, torch.bfloat16, share)
+    wide = mask.float()
+    assert wide.dtype == torch.float32 and all(m.dtype == torch.float32 for _, _, m in wide.blocks)
+    found = []
+    for way in (wide, mask.as_subclass(torch.Tensor).float()):
+        leaves = [s.float().requires_grad_() for s in states]
+        out = scaled_dot_product_attention(*leaves, attn_mask=way)
+        out.square().sum().backward()
+        found.append([out, *(leaf.grad for leaf in leaves)])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 def test_long_rows_are_cut_into_longer_blocks():
     states, mask = inputs(LONG + 1, 0, share=0.01)
     theirs = scaled_dot_product_attention(*states, attn_mask=mask.as_subclass(torch.Tensor))

@@ -22,7 +22,7 @@ from hf_prune.repair import STRENGTHS, weakened
 from hf_prune.retention import standings
 from hf_prune.rivals import label, warm_starts
 from hf_prune.tasks import score
-from hf_prune.tuning import midway
+from hf_prune.tuning import midway, tune
 from tests.runs import DEPTH, leftovers, recipe, relatives, searched, stitching
 
 
@@ -137,8 +137,20 @@ def test_left_at_any_batch_it_goes_on_and_ends_the_same(done, home):
         assert (again.folder / name).read_bytes() == (done.folder / name).read_bytes()
 
 
-def test_mixes_are_taken_as_far_as_serves_the_objective(home, tmp_path):
-    job = open_job(stitching(home, output=str(tmp_path / "out"), tune=4))
+def asking(folder):
+    """Changes of a recipe whose search asks a task."""
+    # A word of one token is likelier by character than strings of several, whatever the weights; mostly it is right.
+    choices = ["the", "zqx", "qjz"]
+    lines = [{"context": "the cat sat on", "choices": choices, "answer": int(i % 4 == 3)} for i in range(24)]
+    (folder / "cats.search.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    files = (str(folder / "cats.search.jsonl"),)
+    return {"search_tasks": files, "search_items": 12, "selection_items": 8, "objective": "abilities"}
+
+
+@pytest.mark.parametrize(("objective", "items"), [("kl", 0), ("abilities", 12)])
+def test_mixes_are_taken_as_far_as_serves_the_objective(home, tmp_path, objective, items):
+    changes = {**asking(tmp_path), "objective": objective}
+    job = open_job(stitching(home, output=str(tmp_path / "out"), tune=4, **changes))
     cut = job.scorer.blueprint(job.scorer.space.random(np.random.default_rng(0)))
     found, summary = recovery._tune(job, cut, lambda event: None)
     (kept,) = (tmp_path / "out.run/tuned").iterdir()
@@ -148,7 +160,10 @@ def test_mixes_are_taken_as_far_as_serves_the_objective(home, tmp_path):
     best = min(range(1, len(ways)), key=lambda n: worth[n])
     assert found == ways[best] != cut and summary["strength"] == STRENGTHS[best - 1]
     assert (summary["before"], summary["after"]) == (worth[0], worth[best])
-    assert summary["kept"] == (worth[best] < worth[0])
+    assert summary["kept"] == (worth[best] < worth[0]) and summary["items"] == items
+    evidence = {True: job.full, False: job.text}
+    assert learned == tune(job.evaluator, cut, evidence[bool(items)], 4).blueprint
+    assert learned != tune(job.evaluator, cut, evidence[not items], 4).blueprint
 
 
 @pytest.mark.slow
@@ -215,14 +230,6 @@ def test_other_ways_to_stitch_end_as_a_certified_model(home, tmp_path, changes):
     )
     assert result.report["certificate"]["ok"]
     assert AutoModelForCausalLM.from_pretrained(result.folder).config.num_hidden_layers < DEPTH
-
-
-def asking(folder):
-    """Changes of a recipe whose search asks a task."""
-    lines = [{"context": "the cat sat on a", "choices": ["mat", "noon", "dog"], "answer": i % 3} for i in range(24)]
-    (folder / "cats.search.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    files = (str(folder / "cats.search.jsonl"),)
-    return {"search_tasks": files, "search_items": 12, "selection_items": 8, "objective": "abilities"}
 
 
 def test_where_tasks_are_asked_a_repair_goes_as_far_as_serves_the_objective(home, tmp_path):

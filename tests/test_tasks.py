@@ -5,7 +5,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 from tokenizers import processors
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -14,16 +13,15 @@ from hf_prune.bundled import demo_folder
 from hf_prune.errors import InvalidData
 from hf_prune.task_sources import load_tasks
 from hf_prune.tasks import (
-    LARGEST_SCALE,
     Item,
     Task,
     bundled_tasks,
     difference,
-    doubts,
     encode_pair,
     judged,
     order,
     score,
+    slopes,
     wilson,
 )
 
@@ -227,40 +225,30 @@ def test_doubt_is_of_the_right_option_by_log_likelihood_per_character():
     np.testing.assert_allclose(wider.doubts, found.doubts)
 
 
-VALUES = arrays(float, st.tuples(st.integers(1, 12), st.just(4)), elements=st.floats(-5, 0))
-
-
-@given(VALUES, st.randoms(use_true_random=False))
-def test_doubts_are_least_over_the_scale(values, random):
-    answers = np.array([random.randrange(4) for _ in values])
-
-    def mean(scale):
-        return float(torch.nn.functional.cross_entropy(torch.tensor(scale * values), torch.tensor(answers)))
-
-    found = doubts(values, answers)
-    assert found.shape == (len(values),) and found.mean() <= min(map(mean, np.linspace(0, LARGEST_SCALE, 400))) + 1e-6
-    # Guessing is one of the scales.
-    assert found.mean() <= np.log(4) + 1e-12
-
-
-@given(VALUES, st.floats(0.5, 4), st.floats(-3, 3))
-def test_doubts_do_not_depend_on_how_sure_a_model_sounds(values, scale, shift):
-    answers = np.arange(len(values)) % 4
-    # One wrong answer, so that there is a least doubt, far from the largest scale.
-    values[0, answers[0]] = values[0].min() - 1.0
-    found = doubts(values, answers).mean()
-    assert doubts(scale * values + shift, answers).mean() == pytest.approx(found, abs=1e-6)
-
-
-def test_what_is_always_right_leaves_no_doubt():
-    sure = np.array([[-1.0, -2.0], [-9.0, -3.0]])
-    assert doubts(sure, np.array([0, 1])).max() < 1e-12
-    np.testing.assert_allclose(doubts(sure, np.array([1, 0])), np.log(2))
-
-
 def test_doubt_about_a_text_to_generate_is_per_character():
     task = Task("t", (Item("q", ("four",), 0), Item("q", ("is",), 0)), "exact")
     np.testing.assert_allclose(judged(task, np.array([[-2.0], [-3.0]]), np.ones(2, bool)).doubts, [0.5, 1.5])
+
+
+@pytest.mark.parametrize("kind", ["choice", "exact"])
+def test_slopes_are_what_the_doubt_about_a_task_does(kind):
+    choices = ("ab", "abcd", "a") if kind == "choice" else ("abcd",)
+    answers = (1, 0, 2) if kind == "choice" else (0, 0, 0)
+    items = [Item("q", choices, answer) for answer in answers]
+    # The last item has an option less.
+    items[-1] = Item("q", choices[:2], 1) if kind == "choice" else items[-1]
+    task = Task("t", tuple(items), kind)
+    table = np.array([[-2.0, -8.0, -4.0], [-1.0, -6.0, -3.0], [-3.0, -2.0, -np.inf]])[:, : len(choices)]
+    found = slopes(task, table)
+
+    def doubt(step):
+        return judged(task, table + step, np.zeros(3, bool)).doubt
+
+    for place in zip(*np.isfinite(table).nonzero(), strict=True):
+        step = np.zeros_like(table)
+        step[place] = 1e-4
+        assert found[place] == pytest.approx((doubt(step) - doubt(-step)) / 2e-4, abs=1e-5)
+    assert found.any()
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -172,6 +172,8 @@ def test_what_tuning_brought_is_said(report, kept, words):
     assert "20 steps on 48 search windows, kl 0.849 → 0.805 on the selection split" in said and words in said
     report["tuning"]["strength"] = 0.5
     assert "48 search windows, taken 50 % of the way, kl" in verdicts.tuning_verdict(report)
+    report["tuning"]["items"] = 96
+    assert "48 search windows and 96 items of every search task, taken 50" in verdicts.tuning_verdict(report)
 
 
 def test_how_far_a_repair_was_taken_is_said_where_it_is_not_all(report):

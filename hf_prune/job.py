@@ -199,11 +199,14 @@ class Job:
         """The tasks of the search; no item of theirs is in the report."""
         if self.over or not self.recipe.search_tasks:
             return ()
-        found = load_tasks(self.recipe.search_tasks, "search", force=self.recipe.force_test_split)
-        need = self.recipe.search_items + self.recipe.selection_items
+        r = self.recipe
+        found = load_tasks(r.search_tasks, "search", force=r.force_test_split)
+        need, learning = r.learned_items + r.selection_items, "search_items"
+        if r.learned_items > r.search_items:
+            learning = "tune_items"
         if short := next((t for t in found if len(t.items) < need), None):
             raise InvalidData(
-                f"The task {short.name} has {len(short.items)} items, but search_items and selection_items ask for "
+                f"The task {short.name} has {len(short.items)} items, but {learning} and selection_items ask for "
                 f"{need}; lower them."
             )
         check_apart(found, self._report_tasks)
@@ -293,7 +296,7 @@ class Job:
     def selection(self) -> Fidelity:
         """The windows that choose among finalists."""
         r = self.recipe
-        tasks = {"items": r.selection_items, "first_item": r.search_items} if self.searched else {}
+        tasks = {"items": r.selection_items, "first_item": r.learned_items} if self.searched else {}
         return Fidelity(r.selection_sequences, start=r.sequences, **tasks)
 
     @cached_property

@@ -326,7 +326,7 @@ def peak_memory(recipe: Recipe, peek: "Peek", weights: Weights) -> int:
     if recipe.method == "stitch":
         room = recipe.memory * 2**30 - weights.total * width if recipe.memory else math.inf
         merged = max(0, min(MERGED_LAYERS * max(weights.layers) * width, room))
-    asked = len(recipe.search_tasks) * (recipe.search_items + recipe.selection_items) * recipe.length
+    asked = len(recipe.search_tasks) * (recipe.learned_items + recipe.selection_items) * recipe.length
     exam = min((layers + 1) * asked * hidden * width, EXAM_BYTES)
     passing = max(frontier, weights.total * 4 if recipe.tune else 0)
     return round(weights.total * width + merged) + reference + modules + exam + passing + 2 * tile * vocabulary * 4

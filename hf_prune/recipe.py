@@ -40,9 +40,9 @@ NOT_IDENTITY = {
 """Fields that do not change which model comes out, so a changed value does not make a journal stale."""
 
 AFTER_SEARCH = {
-    "tune", "repair", "heal", "heal_method", "heal_rank", "heal_alpha", "heal_kl", "heal_ce", "heal_top_k", "heal_lr",
-    "heal_batch", "heal_checks", "heal_patience", "gradient_checkpointing", "keep_adapter", "report_sequences",
-    "tasks", "task_items", "lm_eval", "lm_eval_limit",
+    "tune", "tune_items", "repair", "heal", "heal_method", "heal_rank", "heal_alpha", "heal_kl", "heal_ce",
+    "heal_top_k", "heal_lr", "heal_batch", "heal_checks", "heal_patience", "gradient_checkpointing", "keep_adapter",
+    "report_sequences", "tasks", "task_items", "lm_eval", "lm_eval_limit",
 }  # fmt: skip
 """Fields that no candidate's score depends on, so a journal is good for any of their values."""
 
@@ -51,8 +51,8 @@ MERGE = rf"linear|slerp|(task-arithmetic|passthrough):{NUMBER}|ties:{NUMBER}|dar
 
 AT_LEAST_ONE = (
     "sequences", "selection_sequences", "report_sequences", "population", "offspring", "evaluations", "task_items",
-    "lm_eval_limit", "repair_sequences", "repair_finalists", "search_items", "selection_items", "heal_rank",
-    "heal_top_k", "levels", "library_sequences", "heal_batch", "heal_checks", "heal_patience",
+    "lm_eval_limit", "repair_sequences", "repair_finalists", "search_items", "selection_items", "tune_items",
+    "heal_rank", "heal_top_k", "levels", "library_sequences", "heal_batch", "heal_checks", "heal_patience",
 )  # fmt: skip
 
 
@@ -103,6 +103,9 @@ class Recipe(BaseModel):
         ge=0,
         description="Steps of gradient descent on the weights of the winner's mixes, on the search text; on the search "
         "tasks, too, where the objective looks at them.",
+    )
+    tune_items: int | None = Field(
+        None, description="Items of every search task that tuning learns from; default as many as the search has."
     )
     latency: float | None = Field(
         None, description="Share of the dense model's time to keep, instead of --ratio; width only, measured here."
@@ -292,6 +295,11 @@ class Recipe(BaseModel):
                 raise ValueError(f"drop range {item!r} ends before it begins; write {last}-{first}")
             layers.update(range(first, last + 1))
         return tuple(sorted(layers))
+
+    @property
+    def learned_items(self) -> int:
+        """Items of every search task that search or tuning learn from; those behind them choose among finalists."""
+        return max(self.search_items, self.tune_items or 0) if self.tune else self.search_items
 
     @property
     def digest(self) -> str:

@@ -50,8 +50,10 @@ def tuned(job: Job, found: Found) -> Generator[Event, None, Found]:
 
 def _tune(job: Job, cut: Blueprint, tell: Tell) -> tuple[Blueprint, dict[str, Any]]:
     recipe, evaluator = job.recipe, job.evaluator
-    evidence = job.full if recipe.objective in TASK_OBJECTIVES else job.text
-    path = job.home / "tuned" / f"{recipe.search_digest}-{cut.digest}-{recipe.tune}.json"
+    evidence = job.text
+    if recipe.objective in TASK_OBJECTIVES:
+        evidence = replace(evidence, items=recipe.tune_items or recipe.search_items)
+    path = job.home / "tuned" / f"{recipe.search_digest}-{cut.digest}-{recipe.tune}-{evidence.items}.json"
     if path.is_file():
         done = Blueprint.from_json(path.read_text(encoding="utf-8"))
     else:

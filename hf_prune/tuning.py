@@ -55,8 +55,7 @@ def tune(
 ) -> Tuned:
     """Adam on the weights of every layer that is a sum; they add up to one, and may leave the simplex.
 
-    Takes a float32 copy of the result's layers beside the first parent; a step is a forward and a backward pass of it
-    over the text, and two forward passes and a backward one over the tasks.
+    Takes a float32 copy of the result's layers beside the first parent; a step is a forward and a backward pass of it.
 
     Args:
         evaluator: of the parents, with what their teachers say to the text; what its bank keeps of layers is not read
@@ -158,23 +157,30 @@ class _Text:
 class _Tasks:
     """Doubt about the tasks.
 
-    It compares all options of all items of a task, so all sheets are answered first. What it then says about every
-    log-likelihood goes back through one sheet after another.
+    It compares all options of all items of a task, which stand on many sheets; so what goes back through one sheet is
+    what the answers to all of them said a step ago. A step hardly moves that, and answering twice would cost a third
+    of it.
     """
 
     def __init__(self, stack: _Stack, evidence: Fidelity) -> None:
         self.stack, self.exam = stack, stack.evaluator.exam
         self.asked = evidence.first_item, evidence.items
         self.sheets = self.exam.sheets(*self.asked, TOKENS)
+        with torch.no_grad():
+            self.slopes = self._doubt([self._answered(sheet) for sheet in self.sheets])[1]
 
     def descend(self) -> float:
         """Weighted mean over the tasks; its gradient is added to what layers have."""
-        with torch.no_grad():
-            scores = [self._answered(sheet) for sheet in self.sheets]
-        doubt, slopes = self.exam.doubt(*self.asked, self.sheets, scores)
-        for sheet, slope in zip(self.sheets, slopes, strict=True):
-            self._answered(sheet)[0].backward(DOUBT_WEIGHT * slope)
+        scores = []
+        for sheet, slope in zip(self.sheets, self.slopes, strict=True):
+            said, likeliest = self._answered(sheet)
+            said.backward(DOUBT_WEIGHT * slope)
+            scores.append((said.detach(), likeliest))
+        doubt, self.slopes = self._doubt(scores)
         return DOUBT_WEIGHT * doubt
+
+    def _doubt(self, scores: Sequence[tuple[Tensor, Tensor]]) -> tuple[float, list[Tensor]]:
+        return self.exam.doubt(*self.asked, self.sheets, scores)
 
     def _answered(self, sheet: Sheet) -> tuple[Tensor, Tensor]:
         state = self.stack.entered(sheet.tokens, **sheet.given)

@@ -47,6 +47,7 @@ VALUES = {
     "merges": ("linear", "ties:0.5"),
     "mix_halves": True,
     "tune": 20,
+    "tune_items": 9,
     "search_tasks": ("s.jsonl",),
     "search_items": 6,
     "selection_items": 7,

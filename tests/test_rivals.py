@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -147,10 +148,13 @@ def asking(folder):
     return {"search_tasks": files, "search_items": 12, "selection_items": 8, "objective": "abilities"}
 
 
-@pytest.mark.parametrize(("objective", "items"), [("kl", 0), ("abilities", 12)])
-def test_mixes_are_taken_as_far_as_serves_the_objective(home, tmp_path, objective, items):
-    changes = {**asking(tmp_path), "objective": objective}
+@pytest.mark.parametrize(
+    ("objective", "more", "items"), [("kl", None, 0), ("abilities", None, 12), ("abilities", 16, 16)]
+)
+def test_mixes_are_taken_as_far_as_serves_the_objective(home, tmp_path, objective, more, items):
+    changes = {**asking(tmp_path), "objective": objective, "tune_items": more}
     job = open_job(stitching(home, output=str(tmp_path / "out"), tune=4, **changes))
+    assert job.full.items == 12 and job.selection.first_item == max(12, items), "none is learned from and chosen by"
     cut = job.scorer.blueprint(job.scorer.space.random(np.random.default_rng(0)))
     found, summary = recovery._tune(job, cut, lambda event: None)
     (kept,) = (tmp_path / "out.run/tuned").iterdir()
@@ -161,9 +165,8 @@ def test_mixes_are_taken_as_far_as_serves_the_objective(home, tmp_path, objectiv
     assert found == ways[best] != cut and summary["strength"] == STRENGTHS[best - 1]
     assert (summary["before"], summary["after"]) == (worth[0], worth[best])
     assert summary["kept"] == (worth[best] < worth[0]) and summary["items"] == items
-    evidence = {True: job.full, False: job.text}
-    assert learned == tune(job.evaluator, cut, evidence[bool(items)], 4).blueprint
-    assert learned != tune(job.evaluator, cut, evidence[not items], 4).blueprint
+    assert learned == tune(job.evaluator, cut, replace(job.text, items=items), 4).blueprint
+    assert learned != tune(job.evaluator, cut, replace(job.text, items=0 if items else 12), 4).blueprint
 
 
 @pytest.mark.slow

@@ -185,6 +185,16 @@ def test_a_run_refuses_to_report_items_it_searched_on(tmp_path):
         open_job(recipe).evaluator  # noqa: B018
 
 
+@pytest.mark.parametrize(("more", "words"), [({}, "search_items"), ({"tune": 1, "tune_items": 9}, "tune_items")])
+def test_a_run_says_which_items_a_task_lacks(tmp_path, more, words):
+    home = relatives(tmp_path)
+    items = jsonl(home / "a.search.jsonl", rows(0, 12))
+    recipe = stitching(home, search_tasks=(str(items),), objective="doubt", search_items=8, selection_items=5, **more)
+    need = 14 if more else 13
+    with pytest.raises(InvalidData, match=f"task a has 12 items, but {words} and selection_items ask for {need}"):
+        open_job(recipe).evaluator  # noqa: B018
+
+
 def test_two_tasks_of_one_name_are_refused(folder):
     with pytest.raises(InvalidData, match="Two tasks are called 'first'"):
         load_tasks([folder / "first.jsonl", folder / "first.jsonl"])

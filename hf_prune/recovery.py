@@ -57,9 +57,10 @@ def _tune(job: Job, cut: Blueprint, tell: Tell) -> tuple[Blueprint, dict[str, An
     if path.is_file():
         done = Blueprint.from_json(path.read_text(encoding="utf-8"))
     else:
-        done = tune(evaluator, cut, evidence, recipe.tune,
-                    lambda done, total, loss: tell(Advanced("tune", done, total, loss))).blueprint  # fmt: skip
         path.parent.mkdir(parents=True, exist_ok=True)
+        done = tune(evaluator, cut, evidence, recipe.tune,
+                    lambda done, total, loss: tell(Advanced("tune", done, total, loss)),
+                    path.with_suffix(".safetensors")).blueprint  # fmt: skip
         write_text(path, done.to_json())
     tried = [midway(cut, done, share) for share in STRENGTHS]
     before, *after = (values(m, job.columns)[0] for m in evaluator.evaluate([cut, *tried], job.selection))

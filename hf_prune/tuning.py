@@ -10,9 +10,11 @@ doubt about them, which has a gradient where accuracy has none, weighed as in `a
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hf_prune.bank import LayerBank, sharing
@@ -29,6 +31,8 @@ DIGITS = 3
 TOKENS = 2048
 """Of one backward pass: what it keeps of every layer grows with them."""
 OBJECTIVE = Course(0, kl=1.0, ce=0.0)
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+"""What Adam keeps of a parameter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +56,12 @@ def tune(
     evidence: Fidelity,
     steps: int,
     progress: Callable[[int, int, float], None] = lambda done, total, loss: None,
+    state: Path | None = None,
 ) -> Tuned:
     """Adam on the weights of every layer that is a sum; they add up to one, and may leave the simplex.
 
     Takes a float32 copy of the result's layers beside the first parent; a step is a forward and a backward pass of it.
+    Interrupted, the same call goes on from the last step, and ends the same.
 
     Args:
         evaluator: of the parents, with what their teachers say to the text; what its bank keeps of layers is not read
@@ -64,6 +70,7 @@ def tune(
         evidence: windows and items of every task that all steps learn from.
         steps: every one reads all of the evidence.
         progress: told (steps done, steps, loss of the last).
+        state: file of what it takes to go on, written after every step.
     """
     numbered = blueprint.over(evaluator.bank.sources)
     stack = _Stack(evaluator, numbered)
@@ -71,18 +78,16 @@ def tune(
     if not learned or not steps:
         return Tuned(blueprint, ())
     lessons = [_Text(stack, evidence), *([_Tasks(stack, evidence)] if evidence.items else [])]
-    optimizer, losses = torch.optim.Adam([layer.weights for layer in learned], RATE), []
-    for step in range(steps):
-        losses.append(sum(lesson.descend() for lesson in lessons))
-        optimizer.param_groups[0]["lr"] = RATE * (1 - step / steps)
-        for layer in learned:
-            # What is common to all would scale the layer, and drowns their differences.
-            layer.weights.grad -= layer.weights.grad.mean(1, keepdim=True)
-        optimizer.step()
-        for layer in learned:
-            layer.settle()
-        progress(step + 1, steps, losses[-1])
-    return Tuned(replace(numbered, layers=tuple(layer.mixed() for layer in stack.layers)).canonical(), tuple(losses))
+    descent = _Descent(learned, lessons, steps)
+    if state and state.is_file():
+        descent.load(state)
+    while len(descent.losses) < steps:
+        descent.step()
+        if state:
+            descent.save(state)
+        progress(len(descent.losses), steps, descent.losses[-1])
+    layers = tuple(layer.mixed() for layer in stack.layers)
+    return Tuned(replace(numbered, layers=layers).canonical(), tuple(descent.losses))
 
 
 def midway(searched: Blueprint, learned: Blueprint, share: float) -> Blueprint:
@@ -132,7 +137,9 @@ class _Stack:
 
 
 class _Text:
-    """Divergence from the teachers on the first windows."""
+    """Divergence from the teachers on the windows."""
+
+    slopes: Sequence[Tensor] = ()
 
     def __init__(self, stack: _Stack, evidence: Fidelity) -> None:
         dense, self.stack, self.reference = stack.evaluator.dense, stack, stack.evaluator.reference
@@ -185,6 +192,51 @@ class _Tasks:
     def _answered(self, sheet: Sheet) -> tuple[Tensor, Tensor]:
         state = self.stack.entered(sheet.tokens, **sheet.given)
         return sheet.scores(self.stack.ending, self.stack.left(state, _wide(sheet.calls, {})))
+
+
+class _Descent:
+    """Adam over what the lessons say."""
+
+    def __init__(self, learned: "Sequence[_Layer]", lessons: Sequence[_Text | _Tasks], steps: int) -> None:
+        self.learned, self.lessons, self.steps = learned, lessons, steps
+        self.optimizer = torch.optim.Adam([layer.weights for layer in learned], RATE)
+        self.losses: list[float] = []
+
+    def step(self) -> None:
+        """One for all layers."""
+        self.optimizer.param_groups[0]["lr"] = RATE * (1 - len(self.losses) / self.steps)
+        self.losses.append(sum(lesson.descend() for lesson in self.lessons))
+        for layer in self.learned:
+            # What is common to all would scale the layer, and drowns their differences.
+            layer.weights.grad -= layer.weights.grad.mean(1, keepdim=True)
+        self.optimizer.step()
+        for layer in self.learned:
+            layer.settle()
+
+    def save(self, path: Path) -> None:
+        """All it takes to go on, under a temporary name first."""
+        moments = self.optimizer.state_dict()["state"]
+        tensors = {f"{n}.{name}": tensor for n, own in moments.items() for name, tensor in own.items()}
+        tensors |= {f"{n}.weights": layer.weights.detach() for n, layer in enumerate(self.learned)}
+        tensors |= {f"slopes.{n}": slope for n, slope in enumerate(self._slopes())}
+        tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
+        partial = path.with_name(path.name + ".partial")
+        save_file(tensors, partial)
+        partial.replace(path)
+
+    def load(self, path: Path) -> None:
+        """Go on from what was saved."""
+        tensors = load_file(path)
+        moments = {n: {name: tensors[f"{n}.{name}"] for name in MOMENTS} for n in range(len(self.learned))}
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        for n, layer in enumerate(self.learned):
+            layer.take(tensors[f"{n}.weights"])
+        for n, slope in enumerate(self._slopes()):
+            slope.copy_(tensors[f"slopes.{n}"])
+        self.losses = tensors["losses"].tolist()
+
+    def _slopes(self) -> list[Tensor]:
+        return [slope for lesson in self.lessons for slope in lesson.slopes]
 
 
 def _wide(value: Any, known: dict[int, Tensor]) -> Any:
@@ -253,9 +305,14 @@ class _Layer:
 
     @torch.no_grad()
     def settle(self) -> None:
-        """Make the weights add up to one again, the tensors what they say, and begin another gradient."""
-        self.weights -= (self.weights.sum(1, keepdim=True) - 1) / self.weights.shape[1]
+        """Make the weights add up to one again, and begin another gradient."""
+        self.take(self.weights - (self.weights.sum(1, keepdim=True) - 1) / self.weights.shape[1])
         self.weights.grad.zero_()
+
+    @torch.no_grad()
+    def take(self, weights: Tensor) -> None:
+        """Have these weights, and tensors that are what they say."""
+        self.weights.copy_(weights)
         for name, row in self.rows.items():
             parts = zip(self.weights[row], self._theirs(name), strict=True)
             self.module.get_parameter(name).copy_(sum(weight * theirs.float() for weight, theirs in parts))

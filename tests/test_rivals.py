@@ -157,7 +157,7 @@ def test_mixes_are_taken_as_far_as_serves_the_objective(home, tmp_path, objectiv
     assert job.full.items == 12 and job.selection.first_item == max(12, items), "none is learned from and chosen by"
     cut = job.scorer.blueprint(job.scorer.space.random(np.random.default_rng(0)))
     found, summary = recovery._tune(job, cut, lambda event: None)
-    (kept,) = (tmp_path / "out.run/tuned").iterdir()
+    (kept,) = (tmp_path / "out.run/tuned").glob("*.json")
     learned = Blueprint.from_json(kept.read_text())
     ways = [cut, *(midway(cut, learned, strength) for strength in STRENGTHS)]
     worth = [values(m, job.columns)[0] for m in job.evaluator.evaluate(ways, job.selection)]
@@ -179,7 +179,7 @@ def test_mixes_are_tuned_and_the_search_is_what_they_are_compared_with(home, tmp
         if isinstance(event, Tuned):
             break
     assert len([e for e in told if isinstance(e, Advanced) and e.stage == "tune"]) == 4
-    (kept,) = (tmp_path / "out.run/tuned").iterdir()
+    (kept,) = (tmp_path / "out.run/tuned").glob("*.json")
     learned = Blueprint.from_json(kept.read_text()).digest
     result = run(wanted)
     report = result.report

@@ -1,5 +1,6 @@
 """Mixes learned by gradient: the gradient is that of autograd, and a blueprint says what was learned."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -160,3 +161,22 @@ def test_tasks_are_learned_beside_the_text(dtype):
     assert losses[0] == pytest.approx(done.losses[0], rel=1e-3 if dtype == torch.float32 else 2e-2)
     assert losses[1] < losses[0] and done.blueprint != tune(evaluator, before, Fidelity(ROWS, 1), STEPS).blueprint
     assert evaluator.bank.model.dtype == dtype
+
+
+@pytest.mark.parametrize("items", [0, 3])
+def test_stopped_after_any_step_it_goes_on_and_ends_the_same(items, tmp_path):
+    evaluator = asking()
+    before, evidence = mixed(evaluator, 0, mean(1, 2), mean(5, 6), 15), replace(ASKED, items=items)
+    state, told = tmp_path / "state.safetensors", []
+
+    def stopping(done, total, loss):
+        told.append(done)
+        if done in (1, 4):
+            raise KeyboardInterrupt
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            tune(evaluator, before, evidence, STEPS, stopping, state)
+    assert tune(evaluator, before, evidence, STEPS, stopping, state) == tune(evaluator, before, evidence, STEPS)
+    assert told == list(range(1, STEPS + 1)), "no step was done twice"
+    assert [p.name for p in tmp_path.iterdir()] == [state.name]

@@ -128,7 +128,7 @@ class Exam:
         Args:
             first: item of every task.
             count: of items.
-            tokens: most of one sheet, unless a row has more; None and no fewer: what a layer call takes.
+            tokens: most of one sheet, unless a row has more; never above what a layer call takes, which None is.
         """
         most = min(tokens or self.dense.tile_tokens, self.dense.tile_tokens)
         if (key := (first, count, most)) not in self._sheets:

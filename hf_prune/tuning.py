@@ -3,8 +3,8 @@
 A merged tensor is linear in the weights of its parents, so the gradient by a weight is the inner product of the
 gradient by the merged tensor and the parent's. All layers learn at once, attention and MLP apart, and no tensor of a
 parent changes. Coefficients by layer are those of AdaMerging (arXiv 2310.02575, sec. 3.2), where what is minimised is
-entropy. Here it is the search's divergence from the parent that knows a text best; a search that asks tasks adds its
-doubt about them, which has a gradient where accuracy has none, weighed as in `abilities`.
+entropy. Here it is the search's divergence from the parent that knows a text best and, where its objective looks at
+tasks, the doubt about them, which has a gradient where accuracy has none, weighed as in `abilities`.
 """
 
 import copy

@@ -89,7 +89,7 @@ class Screen:
 
 def _change(event: Tuned | Repaired | Healed) -> str:
     kept = "" if event.kept else "; no better, so the weights stay as they were"
-    return f"{event.before:.4g} -> {event.after:.4g}{kept}"
+    return f"{event.before:.5g} -> {event.after:.5g}{kept}"
 
 
 def event_dict(event: Event) -> dict[str, Any]:

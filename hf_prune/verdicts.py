@@ -35,6 +35,13 @@ def significant(value: Any, digits: int = 3) -> str:
     return f"{rounded:,.{max(0, digits - 1 - math.floor(math.log10(abs(rounded))))}f}".replace("-", "−")
 
 
+def change(before: float, after: float) -> str:
+    """From one value to another, with as many significant digits as tell them apart, 3 to 6: 16.64 → 16.60."""
+    pairs = ((significant(before, digits), significant(after, digits)) for digits in range(3, 7))
+    found = next((pair for pair in pairs if pair[0] != pair[1]), (significant(before), significant(after)))
+    return " → ".join(found)
+
+
 def percent(share: Any, digits: int = 1) -> str:
     """A share between 0 and 1 as a percentage."""
     x = number(share)
@@ -186,17 +193,17 @@ def tuning_verdict(report: Report) -> str | None:
     tuning = report.get("tuning")
     if not tuning:
         return None
-    change = f"{tuning['objective']} {significant(tuning['before'])} → {significant(tuning['after'])}"
+    gain = f"{tuning['objective']} {change(tuning['before'], tuning['after'])}"
     items = f" and {tuning['items']} items of every search task" if tuning.get("items") else ""
     much = f"{tuning['steps']} steps on {tuning['windows']} search windows{items}"
-    how = f"Weights of the mixes by gradient ({much}{_part_of(tuning)}, {change} on the selection split)"
+    how = f"Weights of the mixes by gradient ({much}{_part_of(tuning)}, {gain} on the selection split)"
     if tuning["kept"]:
         return f"{how}: attention and MLP are mixed apart; the model as searched is among those it is compared with."
     return f"{how} did not help, so they stay as searched."
 
 
-def _part_of(change: Report) -> str:
-    strength = change.get("strength", 1)
+def _part_of(stage: Report) -> str:
+    strength = stage.get("strength", 1)
     return f", taken {percent(strength, 0)} of the way" if strength < 1 else ""
 
 
@@ -257,7 +264,7 @@ def recovery_verdict(report: Report) -> list[str]:
     found = []
     repair, healing = report.get("repair") or {}, report.get("healing") or {}
     if "kept" in repair:
-        kl = f"KL {significant(repair['kl_before'])} → {significant(repair['kl_after'])} on the selection split"
+        kl = f"KL {change(repair['kl_before'], repair['kl_after'])} on the selection split"
         share = recovered(report, "repaired")
         closes = f"it closes {percent(share, 0)} of the gap in log-perplexity that the cut opened"
         closes = NO_GAP if math.isnan(share) else closes
@@ -266,7 +273,7 @@ def recovery_verdict(report: Report) -> list[str]:
             f"{how}: {closes}." if repair["kept"] else f"{how} did not help, so the weights stay as they were."
         )
     if healing:
-        loss = f"loss {significant(healing['before'])} → {significant(healing['after'])} on the selection split"
+        loss = f"loss {change(healing['before'], healing['after'])} on the selection split"
         how = f"Training ({healing['method']}, {amount(healing['tokens'])} tokens, {loss})"
         share = recovered(report, "healed")
         closes = f"together {percent(share, 0)} of that gap are closed"

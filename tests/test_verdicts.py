@@ -22,6 +22,15 @@ def test_three_significant_digits(value, text):
     assert verdicts.significant(value) == text
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "text"),
+    [(0.8489, 0.8052, "0.849 → 0.805"), (16.6393, 16.5963, "16.64 → 16.60"), (2.0, 2.0, "2.00 → 2.00"),
+     (1.0, 1.0000001, "1.00 → 1.00")],
+)  # fmt: skip
+def test_a_change_is_told_by_as_many_digits_as_it_takes(before, after, text):
+    assert verdicts.change(before, after) == text
+
+
 @given(st.floats(1e-6, 1e9), st.integers(1, 5))
 def test_significant_digits_keep_the_value(value, digits):
     assert float(verdicts.significant(value, digits).replace(",", "")) == pytest.approx(

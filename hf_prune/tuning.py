@@ -165,8 +165,8 @@ class _Tasks:
     """Doubt about the tasks.
 
     It compares all options of all items of a task, which stand on many sheets; so what goes back through one sheet is
-    what the answers to all of them said a step ago. A step hardly moves that, and answering twice would cost a third
-    of it.
+    what the answers to all of them said a step ago. A step hardly moves that, and answering twice would take a third
+    longer.
     """
 
     def __init__(self, stack: _Stack, evidence: Fidelity) -> None:

@@ -134,7 +134,9 @@ class Exam:
         if (key := (first, count, most)) not in self._sheets:
             asked = [questions[first : first + count] for questions in self._asked]
             rows = [row for task, questions in enumerate(asked) for row in self._rows(task, questions)]
-            self._sheets[key] = tuple(self._kept(self._sheet(group)) for group in _grouped(rows, most))
+            # Of another size they are for gradients, which take nothing from the dense model.
+            made = self._kept if most == self.dense.tile_tokens else _bare
+            self._sheets[key] = tuple(made(self._sheet(group)) for group in _grouped(rows, most))
         return self._sheets[key]
 
     def judged(self, first: int, count: int, scores: Sequence[tuple[Tensor, Tensor]]) -> tuple[TaskScores, ...]:
@@ -202,7 +204,7 @@ class Exam:
         """With the dense model's states as long as there is room for them; without, its layers are computed again."""
         size = sum(state.nbytes for state in sheet.hidden[1:])
         if size > self._room:
-            return replace(sheet, hidden=sheet.hidden[:1])
+            return _bare(sheet)
         self._room -= size
         return sheet
 
@@ -244,6 +246,11 @@ def answered(dense: Dense, states: Sequence[tuple[Sheet, Tensor]]) -> list[tuple
 
     dense.each(one, [(number, *pair) for number, pair in enumerate(states)])
     return found
+
+
+def _bare(sheet: Sheet) -> Sheet:
+    """Without the dense model's states but what enters the first layer."""
+    return replace(sheet, hidden=sheet.hidden[:1])
 
 
 def _grouped(rows: Sequence[Row], most: int) -> Iterator[list[Row]]:

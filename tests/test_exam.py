@@ -79,6 +79,25 @@ def test_every_family_answers_on_sheets_as_it_does_live(family, packed, tokenize
         alike(ours, score(model, tokenizer, task))
 
 
+def test_sheets_of_fewer_tokens_say_the_same_and_keep_no_states(tokenizer):
+    model = random_model("llama")
+    dense = Dense(model, family_of(model.config), tile_tokens=256)
+    exam = Exam(dense, [MIXED, FEW_SHOT], tokenizer)
+    whole, small = exam.sheets(0, 3), exam.sheets(0, 3, 64)
+    assert all(len(s.tokens) == 1 or s.tokens.numel() <= 64 for s in small) and len(small) > len(whole)
+    assert {len(s.hidden) for s in small} == {1} and {len(s.hidden) for s in whole} == {4}
+    assert exam.sheets(0, 3, 10**6) is whole and exam.sheets(0, 3, 64) is small
+    found = [{}, {}]
+    for said, sheets in zip(found, (whole, small), strict=True):
+        for sheet in sheets:
+            state = sheet.hidden[0]
+            with torch.inference_mode():
+                for layer, (args, kwargs) in zip(dense.layers, sheet.calls, strict=True):
+                    state = layer(state, *args, **kwargs)
+                said |= dict(zip(sheet.options, sheet.scores(dense, state)[0].tolist(), strict=True))
+    assert found[0] == pytest.approx(found[1], abs=1e-3)
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "opt"])
 def test_rows_may_be_longer_than_any_text_the_model_can_read(family, tokenizer):
     places = {"n_positions" if family == "gpt2" else "max_position_embeddings": 40}

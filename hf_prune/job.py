@@ -201,9 +201,8 @@ class Job:
             return ()
         r = self.recipe
         found = load_tasks(r.search_tasks, "search", force=r.force_test_split)
-        need, learning = r.learned_items + r.selection_items, "search_items"
-        if r.learned_items > r.search_items:
-            learning = "tune_items"
+        need = r.learned_items + r.selection_items
+        learning = "tune_items" if r.learned_items > r.search_items else "search_items"
         if short := next((t for t in found if len(t.items) < need), None):
             raise InvalidData(
                 f"The task {short.name} has {len(short.items)} items, but {learning} and selection_items ask for "

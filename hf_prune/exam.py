@@ -135,8 +135,8 @@ class Exam:
             asked = [questions[first : first + count] for questions in self._asked]
             rows = [row for task, questions in enumerate(asked) for row in self._rows(task, questions)]
             # Of another size they are for gradients, which take nothing from the dense model.
-            made = self._kept if most == self.dense.tile_tokens else _bare
-            self._sheets[key] = tuple(made(self._sheet(group)) for group in _grouped(rows, most))
+            stored = self._kept if most == self.dense.tile_tokens else _bare
+            self._sheets[key] = tuple(stored(self._sheet(group)) for group in _grouped(rows, most))
         return self._sheets[key]
 
     def judged(self, first: int, count: int, scores: Sequence[tuple[Tensor, Tensor]]) -> tuple[TaskScores, ...]:

@@ -30,7 +30,7 @@ from hf_prune.obs import DAMPING, compensated, damped, increments, removal_order
 from hf_prune.parents import Parent
 from hf_prune.reference import Dense
 from hf_prune.sites import Tap
-from hf_prune.staging import write_text
+from hf_prune.staging import write_text, written
 from hf_prune.units import Widths, spread
 
 Kind = Literal["obs", "wanda", "magnitude"]
@@ -229,7 +229,8 @@ def build(
                 state = dense.apply(module, [state], call)[0][0]
             else:
                 state, hessians = _hessians(dense, widths, module, state, call)
-                _write(path, _layer(made, module, hessians))
+                with written(path) as partial:
+                    save_file(_layer(made, module, hessians), partial)
             progress(layer + 1, len(dense.layers))
     manifest = {k: v for k, v in asdict(made).items() if k != "folder"}
     write_text(folder / "manifest.json", json.dumps(manifest, indent=1))
@@ -280,12 +281,6 @@ def _claim(folder: Path, digest: str) -> None:
 
 def _file(layer: int) -> str:
     return f"layer-{layer:03d}.safetensors"
-
-
-def _write(path: Path, tensors: dict[str, Tensor]) -> None:
-    partial = path.with_suffix(".partial")
-    save_file(tensors, partial)
-    partial.replace(path)
 
 
 def _hessians(

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from hf_prune.errors import InvalidBlueprint
+from hf_prune.staging import written
 
 Patch = Mapping[str, torch.Tensor]
 """Names inside a layer (`mlp.down_proj.weight`) and what stands there instead."""
@@ -35,10 +36,9 @@ def save_patches(patches: Patches, path: Path) -> None:
     if not patches:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
     tensors = {f"{digest}.{name}": t.contiguous() for digest, patch in patches.items() for name, t in patch.items()}
-    save_file(tensors, partial, metadata={"format": "pt"})
-    partial.replace(path)
+    with written(path) as partial:
+        save_file(tensors, partial, metadata={"format": "pt"})
 
 
 def load_patches(path: Path) -> Patches:

@@ -17,6 +17,14 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
+def written(path: Path) -> Iterator[Path]:
+    """Where to write a file that gets its name when the block ends well."""
+    partial = path.with_name(path.name + ".partial")
+    yield partial
+    os.replace(partial, path)
+
+
+@contextmanager
 def staged(folder: Path) -> Iterator[Path]:
     """An empty folder to fill, which gets its name when the block ends well; else nothing of it is left.
 

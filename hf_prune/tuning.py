@@ -24,6 +24,7 @@ from hf_prune.exam import Sheet
 from hf_prune.heal import Course, distillation
 from hf_prune.objectives import DOUBT_WEIGHT
 from hf_prune.reference import Call, Dense, Reference, Targets, after
+from hf_prune.staging import written
 
 RATE = 0.02
 """Of the first step, in shares of a layer; it falls to zero."""
@@ -220,9 +221,8 @@ class _Descent:
         tensors |= {f"{n}.weights": layer.weights.detach() for n, layer in enumerate(self.learned)}
         tensors |= {f"slopes.{n}": slope for n, slope in enumerate(self._slopes())}
         tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
-        partial = path.with_name(path.name + ".partial")
-        save_file(tensors, partial)
-        partial.replace(path)
+        with written(path) as partial:
+            save_file(tensors, partial)
 
     def load(self, path: Path) -> None:
         """Go on from what was saved."""

@@ -1,7 +1,7 @@
 import pytest
 
 from hf_prune.errors import InvalidRecipe
-from hf_prune.staging import copied, staged, write_text
+from hf_prune.staging import copied, staged, write_text, written
 
 
 def names(folder):
@@ -52,3 +52,14 @@ def test_text_is_written_at_once(tmp_path):
     write_text(tmp_path / "a.json", "1\n")
     write_text(tmp_path / "a.json", "2\n")
     assert names(tmp_path) == ["a.json"] and (tmp_path / "a.json").read_bytes() == b"2\n"
+
+
+def test_a_file_gets_its_name_when_all_went_well(tmp_path):
+    path = tmp_path / "state"
+    for text in ("old", "new"):
+        with written(path) as partial:
+            partial.write_text(text)
+    with pytest.raises(KeyboardInterrupt), written(path) as partial:
+        partial.write_text("half")
+        raise KeyboardInterrupt
+    assert path.read_text() == "new"

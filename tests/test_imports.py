@@ -28,6 +28,7 @@ LADDER = {
     4: "watch heal evaluate harness generation speed figures certificate licence redaction verdicts plan export",
     4.1: "task_sources nemotron_nas tables",
     4.2: "compatibility",
+    4.3: "descent",
     4.4: "variants",
     4.5: "training_aware tuning scout",
     4.8: "scorer budgets",

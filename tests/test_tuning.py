@@ -1,70 +1,17 @@
-"""Mixes learned by gradient: the gradient is that of autograd, and a blueprint says what was learned."""
-
-from dataclasses import replace
-from functools import partial
+"""Mixes learned by gradient: a blueprint says what was learned, and it is better than before."""
 
 import pytest
 import torch
-from transformers import AutoTokenizer
 
-from hf_prune.assemble import Parent, assemble
-from hf_prune.bank import LayerBank
-from hf_prune.blueprint import Blueprint, Fidelity, LayerSpec, Mix, Part, Source
-from hf_prune.bundled import demo_folder
-from hf_prune.evaluate import Evaluator
-from hf_prune.exam import Exam
+from hf_prune.blueprint import Fidelity, LayerSpec, Part
 from hf_prune.objectives import DOUBT_WEIGHT
-from hf_prune.reference import after
-from hf_prune.tuning import _Layer, _Stack, _Tasks, midway, tunable, tune
-from tests.families import DEPTH, EVERY, mean
-from tests.oracle import opened, tokens
-from tests.test_exam import EXACT, FEW_SHOT
-from tests.test_tasks import MIXED
-
-ROWS, STEPS = 4, 6
-ASKED = Fidelity(ROWS, start=1, items=3, first_item=0)
-
-
-def evaluator_of(family, dtype=torch.float32):
-    parent = opened(family, dtype)
-    bank = LayerBank(assemble(Blueprint.identity(parent.source, DEPTH), [parent]), [parent])
-    return Evaluator(bank, tokens(6, seed=1))
-
-
-def asking(dtype=torch.float32, packed=True):
-    """The demo model, which knows words."""
-    folder = demo_folder() / "storymath-16l"
-    parent = Parent.open(Source("demo", "demo"), folder)
-    bank = LayerBank(assemble(Blueprint.identity(parent.source, 16), [parent], dtype=dtype), [parent])
-    exam = partial(Exam, tasks=[MIXED, EXACT, FEW_SHOT], packed=packed, tokenizer=AutoTokenizer.from_pretrained(folder))
-    return Evaluator(bank, tokens(6, seed=1), exam=exam)
-
-
-def mixed(evaluator, *layers):
-    specs = tuple(s if isinstance(s, LayerSpec) else LayerSpec((Part(0, s),)) for s in layers)
-    return Blueprint(evaluator.bank.sources, specs).canonical()
+from hf_prune.tuning import midway, tunable, tune
+from tests.families import EVERY, mean
+from tests.test_descent import ASKED, ROWS, STEPS, asking, evaluator_of, mixed
 
 
 def tuned(evaluator, blueprint, steps=STEPS, **told):
     return tune(evaluator, blueprint, Fidelity(ROWS), steps, **told)
-
-
-def test_the_gradient_by_a_weight_is_that_of_the_merged_layer():
-    evaluator = evaluator_of("llama")
-    spec = LayerSpec((Part(0, 1, 0.25), Part(0, 2, 0.75)), mlp=Mix((Part(0, 1, 0.5), Part(0, 2, 0.5))))
-    layer, calls = _Layer(evaluator.bank, spec, evaluator.dense.family.half), evaluator.dense.record(tokens(1))[0]
-    state = torch.randn(2, tokens(1).shape[1], evaluator.reference.hidden[0].shape[-1])
-    after(layer.module, state, calls[spec.anchor.layer]).square().sum().backward()
-
-    weights = layer.weights.detach().clone().requires_grad_()
-    theirs = [dict(evaluator.bank.module(LayerSpec((Part(*key),))).named_parameters()) for key in layer.sources]
-    half = {name: int(name.startswith("mlp.")) for name in theirs[0]}
-    merged = {n: sum(weights[half[n], k] * t[n] for k, t in enumerate(theirs)) for n in theirs[0]}
-    args, kwargs = calls[spec.anchor.layer]
-    out = torch.func.functional_call(evaluator.bank.module(LayerSpec((Part(0, 2),))), merged, (state, *args), kwargs)
-    (out[0] if isinstance(out, tuple) else out).square().sum().backward()
-    torch.testing.assert_close(layer.weights.grad, weights.grad, rtol=1e-4, atol=1e-3)
-    assert all(p.grad is None for p in layer.module.parameters()), "a gradient that is used up takes no memory"
 
 
 @pytest.mark.parametrize("family", EVERY)
@@ -126,32 +73,6 @@ def test_midway_every_weight_is_between_what_was_searched_and_what_was_learned(s
     assert any(not torch.equal(tensors[0][name], tensors[1][name]) for name in tensors[0])
 
 
-@pytest.mark.parametrize("packed", [True, False])
-def test_the_gradient_by_a_weight_is_what_the_doubt_about_tasks_does(packed):
-    evaluator = asking(packed=packed)
-    stack = _Stack(evaluator, mixed(evaluator, 0, mean(1, 2), mean(5, 6), 15).over(evaluator.bank.sources))
-    told = _Tasks(stack, ASKED).descend()
-    blends = stack.layers[1:3]
-    slopes = torch.stack([layer.weights.grad for layer in blends])
-
-    def doubt(step):
-        specs = []
-        for layer, row in zip(blends, 0.5 + step, strict=True):
-            attention, mlp = (tuple(map(Part, *zip(*layer.sources, strict=True), half)) for half in row.tolist())
-            specs.append(LayerSpec(attention, mlp=Mix(mlp)))
-        return DOUBT_WEIGHT * evaluator.evaluate([mixed(evaluator, 0, *specs, 15)], ASKED)[0].doubt
-
-    assert evaluator.exam.packed == packed and told == pytest.approx(doubt(torch.zeros(2, 2, 2)), rel=1e-5)
-    apart = torch.tensor([0.02, -0.02])
-    for layer in range(2):
-        for half in range(2):
-            step = torch.zeros(2, 2, 2)
-            step[layer, half] = apart
-            rise = doubt(step) - doubt(-step)
-            assert float((slopes * step).sum()) == pytest.approx(rise / 2, rel=0.05, abs=1e-4)
-    assert slopes.abs().min() > 0
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_tasks_are_learned_beside_the_text(dtype):
     evaluator = asking(dtype)
@@ -161,22 +82,3 @@ def test_tasks_are_learned_beside_the_text(dtype):
     assert losses[0] == pytest.approx(done.losses[0], rel=1e-3 if dtype == torch.float32 else 2e-2)
     assert losses[1] < losses[0] and done.blueprint != tune(evaluator, before, Fidelity(ROWS, 1), STEPS).blueprint
     assert evaluator.bank.model.dtype == dtype
-
-
-@pytest.mark.parametrize("items", [0, 3])
-def test_stopped_after_any_step_it_goes_on_and_ends_the_same(items, tmp_path):
-    evaluator = asking()
-    before, evidence = mixed(evaluator, 0, mean(1, 2), mean(5, 6), 15), replace(ASKED, items=items)
-    state, told = tmp_path / "state.safetensors", []
-
-    def stopping(done, total, loss):
-        told.append(done)
-        if done in (1, 4):
-            raise KeyboardInterrupt
-
-    for _ in range(2):
-        with pytest.raises(KeyboardInterrupt):
-            tune(evaluator, before, evidence, STEPS, stopping, state)
-    assert tune(evaluator, before, evidence, STEPS, stopping, state) == tune(evaluator, before, evidence, STEPS)
-    assert told == list(range(1, STEPS + 1)), "no step was done twice"
-    assert [p.name for p in tmp_path.iterdir()] == [state.name]

@@ -25,7 +25,7 @@ from hf_prune.methods.width import WidthSpace
 from hf_prune.objectives import OBJECTIVES, REVISION, Measures
 from hf_prune.patches import load_patches, save_patches
 from hf_prune.plan import Target, layers_to_remove
-from hf_prune.recipe import DEFAULT_DATA, Recipe
+from hf_prune.recipe import DEFAULT_DATA, TASK_OBJECTIVES, Recipe
 from hf_prune.repair import Repaired, repair
 from hf_prune.scorer import Scorer
 from hf_prune.speed import computes_bfloat16
@@ -254,6 +254,12 @@ class Job:
     def text(self) -> Fidelity:
         """All the search text and no task."""
         return replace(self.full, items=0)
+
+    @property
+    def learning(self) -> Fidelity:
+        """What gradient descent on weights learns from: tasks, too, where the objective looks at them."""
+        r = self.recipe
+        return replace(self.full, items=(r.tune_items or r.search_items) if r.objective in TASK_OBJECTIVES else 0)
 
     def fidelity(self, sequences: int) -> Fidelity:
         """So many windows of search text, and the same share of the items of every task."""

@@ -9,7 +9,7 @@ from hf_prune.blueprint import LOCAL
 from hf_prune.errors import InvalidRecipe
 from hf_prune.headers import BYTES, Weights, number, weigh
 from hf_prune.methods import METHODS
-from hf_prune.recipe import DEFAULT_RATIO, Recipe
+from hf_prune.recipe import DEFAULT_RATIO, TASK_OBJECTIVES, Recipe
 
 if TYPE_CHECKING:
     from hf_prune.hub import Peek
@@ -139,8 +139,13 @@ def plan(recipe: Recipe, peek: "Peek", variants: "Sequence[Peek]" = ()) -> Plan:
         layer_tokens=layer_passes(recipe, depth, target.remove) * tokens,
         repair_tokens=repairs(recipe) * recipe.repair_sequences * recipe.length,
         # Finalists that are trained: 8, then 4 and 2, each round for twice as long as all before it.
-        train_tokens=recipe.heal + 16 * recipe.search_heal + recipe.tune * tokens,
+        train_tokens=recipe.heal + 16 * recipe.search_heal + tunings(recipe) * recipe.tune * tokens,
     )
+
+
+def tunings(recipe: Recipe) -> int:
+    """What gradient descent learns: the mixes and, where it learns from tasks, how far a repair goes."""
+    return 1 + (recipe.repair and recipe.objective in TASK_OBJECTIVES)
 
 
 def repairs(recipe: Recipe) -> int:

@@ -102,7 +102,7 @@ class Recipe(BaseModel):
         0,
         ge=0,
         description="Steps of gradient descent on the weights of the winner's mixes, on the search text; on the search "
-        "tasks, too, where the objective looks at them.",
+        "tasks, too, where the objective looks at them, and on how far each half of a layer's repair goes.",
     )
     tune_items: int | None = Field(
         None, description="Items of every search task that tuning learns from; default as many as the search has."

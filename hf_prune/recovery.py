@@ -24,11 +24,11 @@ from hf_prune.heal import Course, Healing, heal
 from hf_prune.job import Job
 from hf_prune.measurement import ADAPTER
 from hf_prune.objectives import values
-from hf_prune.recipe import TASK_OBJECTIVES, Recipe
-from hf_prune.repair import STRENGTHS, weakened
+from hf_prune.recipe import Recipe
+from hf_prune.repair import STRENGTHS, Shares, evenly, weakened
 from hf_prune.staging import write_text
 from hf_prune.teachers import Teachers
-from hf_prune.tuning import midway, tune
+from hf_prune.tuning import midway, tune, tune_repair
 from hf_prune.watch import Tell, watched
 
 
@@ -49,10 +49,7 @@ def tuned(job: Job, found: Found) -> Generator[Event, None, Found]:
 
 
 def _tune(job: Job, cut: Blueprint, tell: Tell) -> tuple[Blueprint, dict[str, Any]]:
-    recipe, evaluator = job.recipe, job.evaluator
-    evidence = job.text
-    if recipe.objective in TASK_OBJECTIVES:
-        evidence = replace(evidence, items=recipe.tune_items or recipe.search_items)
+    recipe, evaluator, evidence = job.recipe, job.evaluator, job.learning
     path = job.home / "tuned" / f"{recipe.search_digest}-{cut.digest}-{recipe.tune}-{evidence.items}.json"
     if path.is_file():
         done = Blueprint.from_json(path.read_text(encoding="utf-8"))
@@ -65,15 +62,20 @@ def _tune(job: Job, cut: Blueprint, tell: Tell) -> tuple[Blueprint, dict[str, An
     tried = [midway(cut, done, share) for share in STRENGTHS]
     before, *after = (values(m, job.columns)[0] for m in evaluator.evaluate([cut, *tried], job.selection))
     best = after.index(min(after))
-    return tried[best], {
+    return tried[best], {**_learning(job, before, after[best]), "strength": STRENGTHS[best]}
+
+
+def _learning(job: Job, before: float, after: float) -> dict[str, Any]:
+    """What gradient descent learned from, and what the selection split says to it."""
+    recipe, evidence = job.recipe, job.learning
+    return {
         "steps": recipe.tune,
         "windows": evidence.sequences,
         "items": evidence.items,
         "objective": recipe.objective,
         "before": before,
-        "after": after[best],
-        "strength": STRENGTHS[best],
-        "kept": after[best] < before,
+        "after": after,
+        "kept": after < before,
     }
 
 
@@ -97,22 +99,60 @@ def _repair(job: Job, cut: Blueprint, tell: Tell) -> tuple[Blueprint, dict[str, 
     """Refitted; where the search asks tasks, as far as its objective is best on the selection split."""
     windows = job.recipe.repair_sequences
     done = job.repaired(cut, windows, lambda done, total: tell(Advanced("repair", done, total)))
+    whole = done.blueprint
     strengths = STRENGTHS if job.searched else STRENGTHS[-1:]
-    tried = [weakened(job.bank, done.blueprint, s) for s in strengths[:-1]] + [done.blueprint]
-    bare, *measured = job.evaluator.evaluate([cut, *tried], job.selection)
-    worth = [values(m, job.columns)[0] if job.searched else m.kl for m in (bare, *measured)]
-    best = min(range(len(tried)), key=lambda n: worth[n + 1])
-    for spec in (spec for n, other in enumerate(tried) if n != best for spec in other.layers):
-        job.bank.forget(spec)
-    return tried[best], {
+    bare, *ways = _judged(job, [cut, *(weakened(job.bank, whole, evenly(whole, s)) for s in strengths)])
+    best = min(ways, key=lambda way: way.worth)
+    strength, learning = strengths[ways.index(best)], None
+    if job.recipe.tune and job.learning.items:
+        shares = _shares(job, cut, whole, strength, tell)
+        ways += _judged(job, [weakened(job.bank, whole, shares)])
+        learning = {**_learning(job, best.worth, ways[-1].worth), "shares": [list(pair) for pair in shares]}
+        best = min(best, ways[-1], key=lambda way: way.worth)
+    _let_go(job, [whole, *(way.blueprint for way in ways)], best.blueprint)
+    return best.blueprint, {
         "reach": job.recipe.reach,
         "windows": len(job.training(windows).tokens),
-        "strength": strengths[best],
+        "strength": strength,
+        "learning": learning,
         "kl_before": bare.kl,
-        "kl_after": measured[best].kl,
-        "kept": worth[best + 1] < worth[0],
+        "kl_after": best.kl,
+        "kept": best.worth < bare.worth,
         "fits": [asdict(f) for f in done.fits],
     }
+
+
+@dataclass(frozen=True, eq=False)
+class _Way:
+    """A model, and what the selection split says to it: what is to be least, and KL in nats per token."""
+
+    blueprint: Blueprint
+    worth: float
+    kl: float
+
+
+def _judged(job: Job, blueprints: Sequence[Blueprint]) -> list[_Way]:
+    """By what the search minimises where that asks tasks, else by KL."""
+    measured = job.evaluator.evaluate(blueprints, job.selection)
+    worth = [values(m, job.columns)[0] if job.searched else m.kl for m in measured]
+    return [_Way(b, w, m.kl) for b, w, m in zip(blueprints, worth, measured, strict=True)]
+
+
+def _shares(job: Job, cut: Blueprint, whole: Blueprint, strength: float, tell: Tell) -> Shares:
+    """How much of each correction to take, learned as the mixes are."""
+    recipe, evidence = job.recipe, job.learning
+    name = f"{recipe.search_digest}-{cut.digest}-{recipe.tune}-{evidence.items}-{strength}.safetensors"
+    return tune_repair(job.evaluator, whole, strength, evidence, recipe.tune,
+                       lambda done, total, loss: tell(Advanced("repair", done, total, loss)),
+                       job.home / "repairs" / name)  # fmt: skip
+
+
+def _let_go(job: Job, ways: Sequence[Blueprint], taken: Blueprint) -> None:
+    """Forget the weights of all ways but one."""
+    kept = {spec.repair for spec in taken.layers}
+    for spec in (spec for way in ways for spec in way.layers):
+        if spec.repair not in kept:
+            job.bank.forget(spec)
 
 
 @dataclass(frozen=True, eq=False)

@@ -34,6 +34,8 @@ RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Ridges tried, as shares of the mean diagonal of the normal equations."""
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 """Shares of a repair that are tried where answers count beside text."""
+Shares = Sequence[tuple[float, float]]
+"""Of a repair, by layer: how much of its attention's correction is taken, and of its MLP's."""
 LANES, LANE_SIZE = 4, 1 << 22
 """Sums of normal equations that run side by side, while they have fewer entries than what fills all cores with one."""
 
@@ -126,18 +128,25 @@ def repair(
     return Repaired(replace(blueprint, layers=tuple(layers)), tuple(fits))
 
 
-def weakened(bank: LayerBank, repaired: Blueprint, strength: float) -> Blueprint:
-    """The same repair, taken part of the way: W + strength (W' - W) in every refitted map; the bank keeps the weights.
+def evenly(repaired: Blueprint, strength: float) -> Shares:
+    """The same share of every correction."""
+    return ((strength, strength),) * len(repaired.layers)
+
+
+def weakened(bank: LayerBank, repaired: Blueprint, shares: Shares) -> Blueprint:
+    """The same repair, taken part of the way: W + share (W' - W) in every refitted map; the bank keeps the weights.
 
     Least squares draws states towards their mean where it cannot tell them, which is likeliest text, but tells options
     apart less.
     """
-    layers = []
-    for spec in repaired.layers:
+    half, layers = bank.parents[0].family.half, []
+    for spec, (attention, mlp) in zip(repaired.layers, shares, strict=True):
         if spec.repair:
             whole, plain = bank.patches[spec.repair], replace(spec, repair=None)
-            before = bank.module(plain).state_dict()
-            part = {n: torch.lerp(before[n].cpu().float(), t.float(), strength).to(t.dtype) for n, t in whole.items()}
+            before, part = bank.module(plain).state_dict(), {}
+            for name, tensor in whole.items():
+                share = mlp if half(name) == "mlp" else attention
+                part[name] = torch.lerp(before[name].cpu().float(), tensor.float(), share).to(tensor.dtype)
             spec = bank.repaired(plain, part)
         layers.append(spec)
     return replace(repaired, layers=tuple(layers))

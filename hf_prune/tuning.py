@@ -14,6 +14,7 @@ from hf_prune.bank import LayerBank
 from hf_prune.blueprint import Blueprint, Fidelity, LayerSpec, Mix, Part
 from hf_prune.descent import Sum, descend
 from hf_prune.evaluate import Evaluator
+from hf_prune.repair import Shares
 
 RATE = 0.02
 """Of the first step, in shares of a layer."""
@@ -57,6 +58,36 @@ def tune(
     done = descend(evaluator, numbered, sums, evidence, steps, RATE, progress, state)
     layers = tuple(_mixed(total, weights) for total, weights in zip(sums, done.weights, strict=True))
     return Tuned(replace(numbered, layers=layers).canonical(), done.losses)
+
+
+def tune_repair(
+    evaluator: Evaluator,
+    repaired: Blueprint,
+    strength: float,
+    evidence: Fidelity,
+    steps: int,
+    progress: Progress = lambda done, total, loss: None,
+    state: Path | None = None,
+) -> Shares:
+    """Learn how much of each correction serves best, from the same `strength` of all on; they may leave 0 .. 1.
+
+    Other arguments are those of `descend`.
+
+    Args:
+        repaired: its repair in full.
+    """
+    numbered = repaired.over(evaluator.bank.sources)
+    sums = [_correction(spec, strength) for spec in numbered.layers]
+    done = descend(evaluator, numbered, sums, evidence, steps, RATE, progress, state)
+    learned = [weights if weights is None else weights[:, 1].tolist() for weights in done.weights]
+    return tuple((1.0, 1.0) if row is None else tuple(round(share, DIGITS) for share in row) for row in learned)
+
+
+def _correction(spec: LayerSpec, strength: float) -> Sum:
+    """A refitted layer as the sum of what it was and what it became."""
+    if not spec.repair:
+        return Sum(spec)
+    return Sum(spec, (replace(spec, repair=None), spec), torch.tensor([[1 - strength, strength]] * 2))
 
 
 def midway(searched: Blueprint, learned: Blueprint, share: float) -> Blueprint:

@@ -193,13 +193,20 @@ def tuning_verdict(report: Report) -> str | None:
     tuning = report.get("tuning")
     if not tuning:
         return None
-    gain = f"{tuning['objective']} {change(tuning['before'], tuning['after'])}"
-    items = f" and {tuning['items']} items of every search task" if tuning.get("items") else ""
-    much = f"{tuning['steps']} steps on {tuning['windows']} search windows{items}"
-    how = f"Weights of the mixes by gradient ({much}{_part_of(tuning)}, {gain} on the selection split)"
+    much, gain = _lessons(tuning), _gain(tuning)
+    how = f"Weights of the mixes by gradient ({much}{_part_of(tuning)}, {gain})"
     if tuning["kept"]:
         return f"{how}: attention and MLP are mixed apart; the model as searched is among those it is compared with."
     return f"{how} did not help, so they stay as searched."
+
+
+def _lessons(learning: Report) -> str:
+    items = f" and {learning['items']} items of every search task" if learning.get("items") else ""
+    return f"{learning['steps']} steps on {learning['windows']} search windows{items}"
+
+
+def _gain(learning: Report) -> str:
+    return f"{learning['objective']} {change(learning['before'], learning['after'])} on the selection split"
 
 
 def _part_of(stage: Report) -> str:
@@ -268,10 +275,13 @@ def recovery_verdict(report: Report) -> list[str]:
         share = recovered(report, "repaired")
         closes = f"it closes {percent(share, 0)} of the gap in log-perplexity that the cut opened"
         closes = NO_GAP if math.isnan(share) else closes
-        how = f"Repair (closed form{_part_of(repair)}, {repair['windows']} windows, {kl})"
+        far = "" if (repair.get("learning") or {}).get("kept") else _part_of(repair)
+        how = f"Repair (closed form{far}, {repair['windows']} windows, {kl})"
         found.append(
             f"{how}: {closes}." if repair["kept"] else f"{how} did not help, so the weights stay as they were."
         )
+        if learning := repair.get("learning"):
+            found.append(_shares_verdict(learning))
     if healing:
         loss = f"loss {change(healing['before'], healing['after'])} on the selection split"
         how = f"Training ({healing['method']}, {amount(healing['tokens'])} tokens, {loss})"
@@ -288,6 +298,15 @@ def recovery_verdict(report: Report) -> list[str]:
         known = rank if chosen["spearman"] is not None else ""
         found.append(f"{len(chosen['finalists'])} finalists were {how} before the choice: {best}{known}.")
     return found
+
+
+def _shares_verdict(learning: Report) -> str:
+    """What came of learning how far each half of a repair goes."""
+    how = f"How far each half of a layer goes towards its repair, by gradient ({_lessons(learning)}, {_gain(learning)})"
+    if not learning["kept"]:
+        return f"{how}, did not help, so all go equally far."
+    least, most = (percent(f(share for pair in learning["shares"] for share in pair), 0) for f in (min, max))
+    return f"{how}: from {least} to {most}."
 
 
 def _text_warnings(report: Report) -> list[str]:

@@ -288,5 +288,8 @@ def test_tuning_reads_the_search_windows_in_every_step_and_holds_a_float32_copy(
     plain = plan(recipe(**asked_for), header(layer=10**6), [header()])
     tuned = plan(recipe(**asked_for, tune=5), header(layer=10**6), [header()])
     assert tuned.train_tokens - plain.train_tokens == 5 * 8 * 32
+    asking = {**asked_for, "objective": "abilities", "search_tasks": ("t",), "repair": True}
+    again, never = (plan(recipe(**asking, tune=t), header(layer=10**6), [header()]) for t in (5, 0))
+    assert again.train_tokens - never.train_tokens == 2 * 5 * 8 * 32, "from tasks, its repair learns as well"
     frontier = 2 * 16 * 32 * 8 * 4
     assert tuned.memory_bytes - plain.memory_bytes == 4 * plain.parameters - frontier

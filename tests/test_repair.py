@@ -15,7 +15,7 @@ from hf_prune.errors import InvalidBlueprint
 from hf_prune.evaluate import Evaluator
 from hf_prune.patches import PATCH_FILE, load_patches
 from hf_prune.recipe import Recipe
-from hf_prune.repair import REACHES, Repaired, _ends, repair, weakened
+from hf_prune.repair import REACHES, Repaired, _ends, evenly, repair, weakened
 from tests.families import DEPTH, EVERY, blueprint, mean
 from tests.oracle import logits, opened, stock, tokens
 
@@ -76,18 +76,22 @@ def test_the_repaired_model_is_the_one_that_was_measured_and_is_rebuilt_from_its
 
 
 @pytest.mark.parametrize("family", EVERY)
-def test_a_repair_may_be_taken_part_of_the_way(family):
+def test_a_repair_may_be_taken_part_of_the_way_each_half_its_own(family):
     bank = bank_of(family)
+    half = bank.parents[0].family.half
     done = repair(bank, of(bank.parents[0], DROPPED), FIT, FIT).blueprint
     refitted = [spec for spec in done.layers if spec.repair]
-    half = weakened(bank, done, 0.5)
-    assert refitted and [replace(s, repair=None) for s in half.layers] == [replace(s, repair=None) for s in done.layers]
-    for spec, part in zip(refitted, (s for s in half.layers if s.repair), strict=True):
+    shares = [(0.5, 0.25 * n) for n in range(len(done.layers))]
+    less = weakened(bank, done, shares)
+    assert refitted and [replace(s, repair=None) for s in less.layers] == [replace(s, repair=None) for s in done.layers]
+    for spec, part, share in zip(done.layers, less.layers, shares, strict=True):
+        if not spec.repair:
+            assert part == spec
+            continue
         before, middle, after = (bank.module(s).state_dict() for s in (replace(spec, repair=None), part, spec))
         for name, tensor in middle.items():
-            torch.testing.assert_close(tensor, (before[name] + after[name]) / 2)
-        assert any(not torch.equal(before[name], middle[name]) for name in middle)
-    assert weakened(bank, done, 1.0) == done
+            torch.testing.assert_close(tensor, torch.lerp(before[name], after[name], share[half(name) == "mlp"]))
+    assert weakened(bank, done, evenly(done, 1.0)) == done
 
 
 def test_a_repair_of_another_shape_is_refused(tmp_path):

@@ -19,11 +19,11 @@ from hf_prune.found import Found
 from hf_prune.job import open_job
 from hf_prune.objectives import values
 from hf_prune.reference import block_influence, influence
-from hf_prune.repair import STRENGTHS, weakened
+from hf_prune.repair import STRENGTHS, evenly, weakened
 from hf_prune.retention import standings
 from hf_prune.rivals import label, warm_starts
 from hf_prune.tasks import score
-from hf_prune.tuning import midway, tune
+from hf_prune.tuning import midway, tune, tune_repair
 from tests.runs import DEPTH, leftovers, recipe, relatives, searched, stitching
 
 
@@ -241,11 +241,32 @@ def test_where_tasks_are_asked_a_repair_goes_as_far_as_serves_the_objective(home
     found, summary = recovery._repair(job, cut, lambda event: None)
     assert set(job.bank.named(found)) == set(job.bank.patches), "the ways not taken are let go"
     whole = job.repaired(cut, 16).blueprint
-    ways = [cut, *(weakened(job.bank, whole, strength) for strength in STRENGTHS)]
+    ways = [cut, *(weakened(job.bank, whole, evenly(whole, strength)) for strength in STRENGTHS)]
     worth = [values(m, job.columns)[0] for m in job.evaluator.evaluate(ways, job.selection)]
     best = min(range(1, len(ways)), key=lambda n: worth[n])
-    assert found == ways[best] and summary["strength"] == STRENGTHS[best - 1]
+    assert found == ways[best] and summary["strength"] == STRENGTHS[best - 1] and summary["learning"] is None
     assert summary["kept"] == (worth[best] < worth[0])
+
+
+@pytest.mark.parametrize("objective", ["abilities", "kl"])
+def test_where_mixes_are_learned_from_tasks_so_is_how_far_each_half_of_a_repair_goes(home, tmp_path, objective):
+    changes = {**asking(tmp_path), "objective": objective, "repair_sequences": 16}
+    job = open_job(stitching(home, output=str(tmp_path / "out"), tune=4, **changes))
+    cut = job.scorer.blueprint(job.scorer.space.random(np.random.default_rng(0)))
+    told = []
+    found, summary = recovery._repair(job, cut, told.append)
+    assert set(job.bank.named(found)) == set(job.bank.patches), "the ways not taken are let go"
+    steps = [event for event in told if event.value is not None]
+    if objective == "kl":
+        assert summary["learning"] is None and not steps
+        return
+    whole, learning = job.repaired(cut, 16).blueprint, summary["learning"]
+    shares = tune_repair(job.evaluator, whole, summary["strength"], job.learning, 4)
+    assert len(steps) == 4 and learning["shares"] == [list(pair) for pair in shares]
+    ways = [weakened(job.bank, whole, taken) for taken in (evenly(whole, summary["strength"]), shares)]
+    worth = [values(m, job.columns)[0] for m in job.evaluator.evaluate(ways, job.selection)]
+    assert worth == pytest.approx([learning["before"], learning["after"]]) and learning["items"] == 12
+    assert found == ways[learning["kept"]] and learning["kept"] == (worth[1] < worth[0])
 
 
 @pytest.mark.slow

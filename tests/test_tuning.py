@@ -1,11 +1,12 @@
-"""Mixes learned by gradient: a blueprint says what was learned, and it is better than before."""
+"""Mixes and repairs learned by gradient: a blueprint says what was learned, and it is better than before."""
 
 import pytest
 import torch
 
 from hf_prune.blueprint import Fidelity, LayerSpec, Part
 from hf_prune.objectives import DOUBT_WEIGHT
-from hf_prune.tuning import midway, tunable, tune
+from hf_prune.repair import evenly, repair, weakened
+from hf_prune.tuning import midway, tunable, tune, tune_repair
 from tests.families import EVERY, mean
 from tests.test_descent import ASKED, ROWS, STEPS, asking, evaluator_of, mixed
 
@@ -82,3 +83,17 @@ def test_tasks_are_learned_beside_the_text(dtype):
     assert losses[0] == pytest.approx(done.losses[0], rel=1e-3 if dtype == torch.float32 else 2e-2)
     assert losses[1] < losses[0] and done.blueprint != tune(evaluator, before, Fidelity(ROWS, 1), STEPS).blueprint
     assert evaluator.bank.model.dtype == dtype
+
+
+@pytest.mark.parametrize("family", EVERY)
+def test_every_family_learns_how_far_its_repair_goes(family):
+    evaluator = evaluator_of(family)
+    bank, windows = evaluator.bank, evaluator.reference.tokens
+    cut = mixed(evaluator, 0, mean(1, 2), 3, 5)
+    whole = repair(bank, cut, windows, windows).blueprint
+    begun, told = weakened(bank, whole, evenly(whole, 0.5)), []
+    shares = tune_repair(evaluator, whole, 0.5, Fidelity(ROWS), STEPS, lambda *now: told.append(now[2]))
+    kl = [m.kl for m in evaluator.evaluate([begun, weakened(bank, whole, shares)], Fidelity(ROWS))]
+    assert told[0] == pytest.approx(kl[0], rel=1e-3) and kl[1] < kl[0]
+    refitted = [spec.repair is not None for spec in whole.layers]
+    assert any(refitted) and [pair != (1.0, 1.0) for pair in shares] == refitted

@@ -194,6 +194,21 @@ def test_how_far_a_repair_was_taken_is_said_where_it_is_not_all(report):
     assert "of the way" not in verdicts.recovery_verdict(report)[0]
 
 
+@pytest.mark.parametrize(
+    ("kept", "words"),
+    [(True, "on the selection split): from −8 % to 92 %."), (False, "did not help, so all")],
+)
+def test_how_far_each_half_of_a_repair_goes_is_said(report, kept, words):
+    learning = {"steps": 20, "windows": 48, "items": 96, "objective": "abilities", "before": 16.42, "after": 16.39,
+                "kept": kept, "shares": [[0.5, -0.08], [0.92, 0.25]]}  # fmt: skip
+    report["repair"] = {"kept": True, "windows": 4, "kl_before": 0.8, "kl_after": 0.5, "strength": 0.5,
+                        "learning": learning}  # fmt: skip
+    report["stages"] = {"text": {"wiki": {"repaired": {"closed": 0.5}}}}
+    closed, shares = verdicts.recovery_verdict(report)
+    assert ("taken 50 % of the way" in closed) != kept
+    assert "48 search windows and 96 items of every search task, abilities 16.42 → 16.39" in shares and words in shares
+
+
 @pytest.mark.parametrize("stage", ["repaired", "healed"])
 def test_where_the_cut_cost_nothing_no_share_of_the_cost_came_back(report, stage):
     repair = {"kept": True, "windows": 4, "kl_before": 0.8, "kl_after": 0.5}

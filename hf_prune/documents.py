@@ -4,7 +4,7 @@ import json
 import math
 import shlex
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +17,7 @@ from hf_prune import __version__, card, figures, front, report
 from hf_prune.blueprint import Blueprint, LayerSpec, Outcome, Part, Trial
 from hf_prune.budgets import latency_report, retimed
 from hf_prune.clock import Clock
+from hf_prune.events import Event
 from hf_prune.found import Found, Rival
 from hf_prune.job import Job
 from hf_prune.journal import Journal, Row
@@ -29,6 +30,7 @@ from hf_prune.rivals import label
 from hf_prune.scorer import Scorer
 from hf_prune.search import drive, once
 from hf_prune.staging import write_text
+from hf_prune.watch import unwatched
 
 FIGURES = {
     "layer_strip": "layers.png",
@@ -53,7 +55,7 @@ def describe(
     certificate: Mapping[str, Any],
     clock: Clock,
     healing: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
+) -> Generator[Event, None, dict[str, Any]]:
     """Measure the folder on the report split and write every document into it.
 
     Args:
@@ -77,7 +79,7 @@ def describe(
         "own_code": (folder / FILE).is_file(),
         **_lineage(job, found),
         "splits": report.splits(job.evidence),
-        **measured(job, found, folder, healing),
+        **(yield from measured(job, found, folder, healing)),
         "tuning": found.tuning,
         "repair": found.repair,
         "healing": healing,
@@ -113,7 +115,7 @@ def measured_again(
     certificate: Mapping[str, Any] | None = None,
     clock: Clock | None = None,
     healing: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
+) -> Generator[Event, None, dict[str, Any]]:
     """A folder measured under the job's report windows: figures of the search stay, what is measured is new.
 
     Args:
@@ -138,7 +140,7 @@ def measured_again(
     healing = healing or before.get("healing")
     result = {
         **before,
-        **measured(job, found, folder, healing),
+        **(yield from measured(job, found, folder, healing)),
         "repair": found.repair,
         "healing": healing,
         "layers": report.fates(found.winner, job.parent.depth),
@@ -247,12 +249,7 @@ def _size(job: Job, winner: Blueprint, stored: tuple[int, int]) -> dict[str, Any
 
 def scored(scorer: Scorer, journal: Journal, trials: Sequence[Trial]) -> tuple[Outcome, ...]:
     """Outcomes of given trials, through the journal."""
-    driving = drive(once(trials), scorer.evaluate, journal, scorer.key, total=len(trials))
-    while True:
-        try:
-            next(driving)
-        except StopIteration as stop:
-            return stop.value
+    return unwatched(drive(once(trials), scorer.evaluate, journal, scorer.key, total=len(trials)))
 
 
 def merging(job: Job, journal: Journal, found: Found) -> dict[str, Any] | None:

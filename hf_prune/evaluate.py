@@ -96,9 +96,17 @@ class Evaluator:
         """From now on compare each window with another parent than the first: its number, [N]."""
         self.reference = Teachers.of(self.bank, self.dense, len(whose), whose).reference(self.own, self.top_k)
 
-    def evaluate(self, blueprints: Sequence[Blueprint], fidelity: Fidelity) -> tuple[Measures, ...]:
-        """Measures of every blueprint on windows `start .. start + sequences` and on its items of the tasks."""
-        totals = self._sweep(blueprints, fidelity, keep_tokens=False)
+    def evaluate(
+        self,
+        blueprints: Sequence[Blueprint],
+        fidelity: Fidelity,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> tuple[Measures, ...]:
+        """Measures of every blueprint on windows `start .. start + sequences` and on its items of the tasks.
+
+        progress: told layers that all evidence has passed, part by part, and layers in all parts.
+        """
+        totals = self._sweep(blueprints, fidelity, keep_tokens=False, progress=progress)
         return tuple(self._measures(t, b, fidelity) for t, b in zip(totals, blueprints, strict=True))
 
     def token_scores(self, blueprints: Sequence[Blueprint], fidelity: Fidelity) -> list[tuple[Tensor, Tensor]]:
@@ -150,7 +158,13 @@ class Evaluator:
     # The walk ------------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def _sweep(self, blueprints: Sequence[Blueprint], fidelity: Fidelity, keep_tokens: bool) -> list[Totals]:
+    def _sweep(
+        self,
+        blueprints: Sequence[Blueprint],
+        fidelity: Fidelity,
+        keep_tokens: bool,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> list[Totals]:
         available, length = self.reference.tokens.shape
         stop = fidelity.start + fidelity.sequences
         if not 0 <= fidelity.start < stop <= available:
@@ -161,11 +175,15 @@ class Evaluator:
             raise InvalidBlueprint("A blueprint without layers cannot be scored.")
         totals = [Totals() for _ in blueprints]
         ends = [(b.embed, b.head) for b in numbered]
-        for pieces in self._batches(fidelity, most_alive(paths)):
+        parts = list(self._batches(fidelity, most_alive(paths)))
+        depth = len(self.dense.layers)
+        total = len(parts) * depth
+        for done, pieces in enumerate(parts):
             broken = [t.broken for t in totals]
             roots = grown(paths, [e for e, _ in ends], broken, self.share_prefixes, self.reuse_reference)
-            for node in self._walk(roots, pieces):
+            for node in self._walk(roots, pieces, lambda layer, done=done: progress(done * depth + layer, total)):
                 self._score(node, pieces, totals, ends, keep_tokens)
+        progress(total, total)
         self.cost.plain_layer_tokens += sum(map(len, paths)) * fidelity.sequences * length
         return totals
 
@@ -173,8 +191,13 @@ class Evaluator:
         sheets = self.exam.sheets(fidelity.first_item, fidelity.items) if self.exam and fidelity.items else ()
         return batches(self.own, sheets, fidelity, alive)
 
-    def _walk(self, roots: Mapping[int, Node], pieces: Sequence[Piece]) -> Iterator[Node]:
-        """Compute every edge, layer by layer in source order; yield the nodes where candidates end."""
+    def _walk(
+        self, roots: Mapping[int, Node], pieces: Sequence[Piece], reached: Callable[[int], None]
+    ) -> Iterator[Node]:
+        """Compute every edge, layer by layer in source order; yield the nodes where candidates end.
+
+        reached: told the source layer that comes next.
+        """
         pending: dict[LayerSpec, list[Node]] = {}
         for embed, root in roots.items():
             root.states = [self._first(embed, p) for p in pieces]
@@ -182,6 +205,7 @@ class Evaluator:
         while pending:
             spec = min(pending, key=place)
             nodes = pending.pop(spec)
+            reached(spec.anchor.layer)
             self._visit(spec, nodes, pieces)
             for node in nodes:
                 if node.leaves:

@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from hf_prune.pipeline import finish, finished
 from hf_prune.recipe import Recipe
 from hf_prune.staging import copied, staged
 from hf_prune.variants import beside, pull_variant
+from hf_prune.watch import unwatched
 
 
 def assemble_blueprint(
@@ -123,7 +124,7 @@ def report_folder(
     if output != here:
         copied(here, output)
     job, found, before = _reopened(output, base, {**changes, "output": str(output)})
-    return measured_again(before, job, found, output)
+    return unwatched(measured_again(before, job, found, output))
 
 
 def heal_folder(
@@ -180,12 +181,14 @@ CARRIED = (
 """What a healed folder takes over from the one it was made from."""
 
 
-def _carried(here: Path, before: dict[str, Any], job: Job, found: Found, folder: Path, *built: Any) -> dict[str, Any]:
+def _carried(
+    here: Path, before: dict[str, Any], job: Job, found: Found, folder: Path, *built: Any
+) -> Generator[Event, None, dict[str, Any]]:
     (folder / "figures").mkdir(exist_ok=True)
     for name in CARRIED:
         if (here / name).is_file():
             shutil.copyfile(here / name, folder / name)
-    return measured_again(before, job, found, folder, *built)
+    return (yield from measured_again(before, job, found, folder, *built))
 
 
 def _here(source: str | Path) -> Path:

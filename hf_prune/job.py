@@ -259,7 +259,8 @@ class Job:
     def learning(self) -> Fidelity:
         """What gradient descent on weights learns from: tasks, too, where the objective looks at them."""
         r = self.recipe
-        return replace(self.full, items=(r.tune_items or r.search_items) if r.objective in TASK_OBJECTIVES else 0)
+        asks = self.searched and r.objective in TASK_OBJECTIVES
+        return replace(self.full, items=(r.tune_items or r.search_items) if asks else 0)
 
     def fidelity(self, sequences: int) -> Fidelity:
         """So many windows of search text, and the same share of the items of every task."""

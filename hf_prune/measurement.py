@@ -1,6 +1,6 @@
 """A finished folder measured beside its dense parent, its bare cut and the baselines."""
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,12 @@ from hf_prune.assemble import quiet
 from hf_prune.blueprint import Fidelity
 from hf_prune.capabilities import Observed, observe
 from hf_prune.evaluate import Evaluator
+from hf_prune.events import Advanced, Event
 from hf_prune.found import Found
 from hf_prune.harness import HarnessScores
 from hf_prune.job import Job
 from hf_prune.retention import Standings, retention, standings
+from hf_prune.watch import watched
 
 ADAPTER = "adapter"
 """Folder of a LoRA that is kept apart from the weights."""
@@ -34,7 +36,9 @@ def _loaded(job: Job, folder: Path) -> PreTrainedModel:
     return model.to(job.device).eval()
 
 
-def measured(job: Job, found: Found, folder: Path, healing: Mapping[str, Any] | None) -> dict[str, Any]:
+def measured(
+    job: Job, found: Found, folder: Path, healing: Mapping[str, Any] | None
+) -> Generator[Event, None, dict[str, Any]]:
     """Every figure of the report that needs the finished folder, on the report split.
 
     Args:
@@ -48,7 +52,9 @@ def measured(job: Job, found: Found, folder: Path, healing: Mapping[str, Any] | 
     evaluator = Evaluator(job.bank, windows.tokens)
     if job.dense:
         evaluator.teach([job.dense] * len(windows.tokens))
-    known = standings(job, found)
+    known = yield from watched(
+        lambda tell: standings(job, found, lambda done, total: tell(Advanced("report", done, total)))
+    )
     seen = _observed(job, evaluator, found, folder, healing, known)
     dense, ours = seen["dense"], list(seen.values())[-1]
     entries = [("hf_prune", "hf_prune", found.cut), *((r.name, r.label, r.blueprint) for r in found.rivals)]

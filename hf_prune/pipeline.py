@@ -170,7 +170,7 @@ def _make(recipe: Recipe, output: Path) -> Generator[Event, None, dict[str, Any]
 
 
 def finish(
-    job: Job, found: Found, output: Path, clock: Clock, document: Callable[..., dict[str, Any]]
+    job: Job, found: Found, output: Path, clock: Clock, document: Callable[..., Generator[Event, None, dict[str, Any]]]
 ) -> Generator[Event, None, dict[str, Any]]:
     """From a cut to a folder: repair, write, certify, heal, measure and describe; the final name appears last.
 
@@ -200,7 +200,7 @@ def finish(
                 certificate = _certificate(job, said, partial, job.parent.dtype)
             clock.lap("heal")
         yield Stage("report", f"{job.recipe.report_sequences} windows")
-        report = document(job, found, partial, stored, certificate, clock, training and training.summary)
+        report = yield from document(job, found, partial, stored, certificate, clock, training and training.summary)
         yield Reported(report)
     return report
 

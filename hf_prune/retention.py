@@ -3,7 +3,7 @@
 One sweep over the report split: corpora and tasks, for all parents, the result and its baselines alike.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,8 +36,10 @@ class Standings:
         return {t.task: t for t in self.measures[number].tasks}
 
 
-def standings(job: Job, found: Found) -> Standings | None:
-    """Everything in one sweep; None for a run of one parent."""
+def standings(
+    job: Job, found: Found, progress: Callable[[int, int], None] = lambda done, total: None
+) -> Standings | None:
+    """Everything in one sweep, which tells its progress; None for a run of one parent."""
     if len(job.parents) == 1:
         return None
     windows, rows = job.evidence["report"], _rows(job, found)
@@ -50,7 +52,7 @@ def standings(job: Job, found: Found) -> Standings | None:
         exam=lambda dense: Exam(dense, job.reported, job.tokenizer, job.recipe.seed),
     )
     evidence = Fidelity(len(windows.tokens), items=job.recipe.task_items)
-    measures = evaluator.evaluate([blueprint for _, _, blueprint in rows], evidence)
+    measures = evaluator.evaluate([blueprint for _, _, blueprint in rows], evidence, progress)
     return Standings(tuple(rows), measures, tuple(names), tuple(evaluator.exam.tasks))
 
 

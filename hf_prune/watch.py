@@ -15,6 +15,15 @@ class Stopped(BaseException):
     """Nobody listens any more. No Exception, so that no library takes it for a failure of its own."""
 
 
+def unwatched(work: Generator[Any, None, T]) -> T:
+    """What a stream of events returns, for whom it alone matters."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            return end.value
+
+
 def watched(work: Callable[[Tell], T]) -> Generator[Event, None, T]:
     """Run `work(tell)` and yield what it tells, as it tells it.
 

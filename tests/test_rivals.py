@@ -71,7 +71,10 @@ def test_warm_starts_are_cuts_of_every_parent_and_of_blends_that_lean_on_the_bas
 
 def test_what_the_sweep_asked_is_paired_with_what_live_models_answer(home):
     job = open_job(stitching(home))
-    known = standings(job, Found(job.identity(1), job.identity(1), (), ()))
+    told = []
+    known = standings(job, Found(job.identity(1), job.identity(1), (), ()), lambda *now: told.append(now))
+    layers = [n for n, _ in told]
+    assert layers == sorted(layers) and layers[-1] == told[0][1] and len(set(layers)) > DEPTH
     assert sorted(t.digest for t in known.tasks) != sorted(t.digest for t in job.reported), "another order of items"
     for task in known.tasks:
         live, ours = score(job.bank.model, job.tokenizer, task), known.answers(job.identity(0))[task.name]
@@ -262,6 +265,7 @@ def test_where_mixes_are_learned_from_tasks_so_is_how_far_each_half_of_a_repair_
         return
     whole, learning = job.repaired(cut, 16).blueprint, summary["learning"]
     shares = tune_repair(job.evaluator, whole, summary["strength"], job.learning, 4)
+    assert replace(job, over=True).learning.items == 0, "a finished result is trained without its search tasks"
     assert len(steps) == 4 and learning["shares"] == [list(pair) for pair in shares]
     ways = [weakened(job.bank, whole, taken) for taken in (evenly(whole, summary["strength"]), shares)]
     worth = [values(m, job.columns)[0] for m in job.evaluator.evaluate(ways, job.selection)]
@@ -272,21 +276,23 @@ def test_where_mixes_are_learned_from_tasks_so_is_how_far_each_half_of_a_repair_
 @pytest.mark.slow
 def test_tasks_may_be_what_is_searched_for(home, tmp_path):
     changes = {**asking(tmp_path), "output": str(tmp_path / "out"), "baselines": ("greedy",), "repair": True}
-    result = run(stitching(home, repair_sequences=16, **changes))
-    assert result.report["objective"] == "abilities" and result.report["certificate"]["ok"]
-    rows = [json.loads(line) for line in (result.folder / "journal.jsonl").read_text().splitlines()[1:]]
+    told = list(compress(stitching(home, repair_sequences=16, **changes)))
+    report, folder = told[-1].report, tmp_path / "out"
+    assert any(isinstance(e, Advanced) and e.stage == "report" and e.done == e.total for e in told)
+    assert report["objective"] == "abilities" and report["certificate"]["ok"]
+    rows = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()[1:]]
     asked_for = {tuple(t["fidelity"]) for row in rows for t in row["trials"]}
     assert {f[4:] for f in asked_for} == {(), (6, 0), (12, 0), (8, 12)}
     cuts = [t["digest"] for row in rows for t in row["trials"] if not t["fidelity"][4:]]
     assert len(cuts) == 4 * sum(range(DEPTH - 1, DEPTH + 1)), "SLEB looks at text alone"
-    kept = [json.loads(line) for line in (result.folder / "items.jsonl").read_text().split("\n") if line]
+    kept = [json.loads(line) for line in (folder / "items.jsonl").read_text().split("\n") if line]
     keys = {(row["digest"], *row["fidelity"]) for row in kept}
     asked = {(t["digest"], *t["fidelity"][4:]) for row in rows for t in row["trials"] if t["fidelity"][4:]}
-    assert asked <= keys and all(row["retention"] for row in result.report["retention"]["rows"])
+    assert asked <= keys and all(row["retention"] for row in report["retention"]["rows"])
     (tmp_path / "cats.search.jsonl").unlink()
     variants = (str(home / "tuned"), str(home / "lora"))
-    again = report_folder(result.folder, base=str(home / "base"), variants=variants, data=(str(home / "text.txt"),))
-    assert again["retention"] == result.report["retention"], "a search that is over needs no tasks"
+    again = report_folder(folder, base=str(home / "base"), variants=variants, data=(str(home / "text.txt"),))
+    assert again["retention"] == report["retention"], "a search that is over needs no tasks"
     assert {len(row["right"]["cats"]) for row in kept if row["fidelity"] == [8, 12]} == {8}
 
 

@@ -105,7 +105,7 @@ def _repair(job: Job, cut: Blueprint, tell: Tell) -> tuple[Blueprint, dict[str, 
     best = min(ways, key=lambda way: way.worth)
     strength, learning = strengths[ways.index(best)], None
     if job.recipe.tune and job.learning.items:
-        shares = _shares(job, cut, whole, strength, tell)
+        shares = _shares(job, whole, strength, tell)
         ways += _judged(job, [weakened(job.bank, whole, shares)])
         learning = {**_learning(job, best.worth, ways[-1].worth), "shares": [list(pair) for pair in shares]}
         best = min(best, ways[-1], key=lambda way: way.worth)
@@ -138,10 +138,10 @@ def _judged(job: Job, blueprints: Sequence[Blueprint]) -> list[_Way]:
     return [_Way(b, w, m.kl) for b, w, m in zip(blueprints, worth, measured, strict=True)]
 
 
-def _shares(job: Job, cut: Blueprint, whole: Blueprint, strength: float, tell: Tell) -> Shares:
+def _shares(job: Job, whole: Blueprint, strength: float, tell: Tell) -> Shares:
     """How much of each correction to take, learned as the mixes are."""
     recipe, evidence = job.recipe, job.learning
-    name = f"{recipe.search_digest}-{cut.digest}-{recipe.tune}-{evidence.items}-{strength}.safetensors"
+    name = f"{recipe.search_digest}-{whole.digest}-{recipe.tune}-{evidence.items}-{strength}.safetensors"
     return tune_repair(job.evaluator, whole, strength, evidence, recipe.tune,
                        lambda done, total, loss: tell(Advanced("repair", done, total, loss)),
                        job.home / "repairs" / name)  # fmt: skip

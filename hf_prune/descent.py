@@ -81,6 +81,8 @@ def descend(
         progress: told (steps done, steps, loss of the last).
         state: file of what it takes to go on, written after every step.
     """
+    if not any(total.terms for total in sums):
+        return Descended((None,) * len(sums), ())
     stack = _Stack(evaluator, blueprint, sums)
     lessons = [_Text(stack, evidence), *([_Tasks(stack, evidence)] if evidence.items else [])]
     descent = _Descent([layer for layer in stack.layers if layer.learns], lessons, steps, rate)

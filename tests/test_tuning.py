@@ -97,3 +97,10 @@ def test_every_family_learns_how_far_its_repair_goes(family):
     assert told[0] == pytest.approx(kl[0], rel=1e-3) and kl[1] < kl[0]
     refitted = [spec.repair is not None for spec in whole.layers]
     assert any(refitted) and [pair != (1.0, 1.0) for pair in shares] == refitted
+
+
+def test_where_a_repair_changed_nothing_there_is_nothing_to_learn():
+    evaluator = evaluator_of("llama")
+    told = []
+    shares = tune_repair(evaluator, mixed(evaluator, 0, 2, 5), 0.5, Fidelity(ROWS), STEPS, lambda *now: told.append(now))
+    assert shares == ((1.0, 1.0),) * 3 and not told

@@ -107,7 +107,8 @@ def _repair(job: Job, cut: Blueprint, tell: Tell) -> tuple[Blueprint, dict[str, 
     if job.recipe.tune and job.learning.items:
         shares = _shares(job, whole, strength, tell)
         ways += _judged(job, [weakened(job.bank, whole, shares)])
-        learning = {**_learning(job, best.worth, ways[-1].worth), "shares": [list(pair) for pair in shares]}
+        taken = [list(pair) if spec.repair else None for spec, pair in zip(whole.layers, shares, strict=True)]
+        learning = {**_learning(job, best.worth, ways[-1].worth), "shares": taken}
         best = min(best, ways[-1], key=lambda way: way.worth)
     _let_go(job, [whole, *(way.blueprint for way in ways)], best.blueprint)
     return best.blueprint, {

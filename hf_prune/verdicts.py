@@ -280,8 +280,8 @@ def recovery_verdict(report: Report) -> list[str]:
         found.append(
             f"{how}: {closes}." if repair["kept"] else f"{how} did not help, so the weights stay as they were."
         )
-        if learning := repair.get("learning"):
-            found.append(_shares_verdict(learning))
+        if repair["kept"] and repair.get("learning"):
+            found.append(_shares_verdict(repair["learning"]))
     if healing:
         loss = f"loss {change(healing['before'], healing['after'])} on the selection split"
         how = f"Training ({healing['method']}, {amount(healing['tokens'])} tokens, {loss})"
@@ -305,7 +305,7 @@ def _shares_verdict(learning: Report) -> str:
     how = f"How far each half of a layer goes towards its repair, by gradient ({_lessons(learning)}, {_gain(learning)})"
     if not learning["kept"]:
         return f"{how}, did not help, so all go equally far."
-    least, most = (percent(f(share for pair in learning["shares"] for share in pair), 0) for f in (min, max))
+    least, most = (percent(f(s for pair in learning["shares"] if pair for s in pair), 0) for f in (min, max))
     return f"{how}: from {least} to {most}."
 
 

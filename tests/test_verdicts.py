@@ -200,7 +200,7 @@ def test_how_far_a_repair_was_taken_is_said_where_it_is_not_all(report):
 )
 def test_how_far_each_half_of_a_repair_goes_is_said(report, kept, words):
     learning = {"steps": 20, "windows": 48, "items": 96, "objective": "abilities", "before": 16.42, "after": 16.39,
-                "kept": kept, "shares": [[0.5, -0.08], [0.92, 0.25]]}  # fmt: skip
+                "kept": kept, "shares": [None, [0.5, -0.08], [0.92, 0.25]]}  # fmt: skip
     report["repair"] = {"kept": True, "windows": 4, "kl_before": 0.8, "kl_after": 0.5, "strength": 0.5,
                         "learning": learning}  # fmt: skip
     report["stages"] = {"text": {"wiki": {"repaired": {"closed": 0.5}}}}

@@ -51,10 +51,10 @@ def tune(
     Args:
         blueprint: canonical.
     """
+    if not steps:
+        return Tuned(blueprint, ())
     numbered = blueprint.over(evaluator.bank.sources)
     sums = [_mixture(evaluator.bank, spec) for spec in numbered.layers]
-    if not steps or not any(total.terms for total in sums):
-        return Tuned(blueprint, ())
     done = descend(evaluator, numbered, sums, evidence, steps, RATE, progress, state)
     layers = tuple(_mixed(total, weights) for total, weights in zip(sums, done.weights, strict=True))
     return Tuned(replace(numbered, layers=layers).canonical(), done.losses)

@@ -57,9 +57,9 @@ SUMS = (Sum(LayerSpec((Part(0, 0),))), total((1, *HALF), (2, *HALF)), total((5, 
         Sum(LayerSpec((Part(0, 15),))))  # fmt: skip
 
 
-def of_sums(evaluator, sums=SUMS):
+def of_sums(evaluator):
     """The model that they are made after."""
-    return Blueprint(evaluator.bank.sources, tuple(s.spec for s in sums))
+    return Blueprint(evaluator.bank.sources, tuple(s.spec for s in SUMS))
 
 
 def test_the_gradient_by_a_weight_is_that_of_the_merged_layer():

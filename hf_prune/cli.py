@@ -11,7 +11,7 @@ from hf_prune import __version__
 from hf_prune.errors import InvalidRecipe
 from hf_prune.flags import flags_of, with_flags
 from hf_prune.recipe import Recipe
-from hf_prune.terminal import Format, format_of, guarded, line, result, show, show_report, watch
+from hf_prune.terminal import Format, format_of, guarded, line, result, show, watch
 
 # Read when torch is loaded, which no import above does. OpenMP threads that spin while they wait starve each other on
 # shared cores: a small model then ran forty times slower, and on quiet cores sleeping costs nothing that shows.
@@ -162,13 +162,9 @@ def report_command(
     **values: Any,
 ) -> None:
     """Measure a result again beside its dense parent."""
-    form = format_of(format, quiet)
     from hf_prune.folder import report_folder
 
-    report = report_folder(source, base=base, output=output, **_given(values))
-    if form != "human":
-        return result(form, "Reported", folder=output or source, report=report)
-    show_report(report)
+    watch(report_folder(source, base=base, output=output, **_given(values)), format_of(format, quiet))
 
 
 @app.command("heal")

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from hf_prune.blueprint import LOCAL, Blueprint, Source
 from hf_prune.clock import Clock
 from hf_prune.documents import measured_again
 from hf_prune.errors import IncompatibleSources, InvalidBlueprint, InvalidRecipe, SourceError
-from hf_prune.events import Event, Finished, Stage, Started
+from hf_prune.events import Event, Finished, Reported, Stage, Started
 from hf_prune.found import Found
 from hf_prune.front import picked
 from hf_prune.job import Job, open_job
@@ -23,9 +24,8 @@ from hf_prune.levels import Kind, cached
 from hf_prune.patches import PATCH_FILE, load_patches
 from hf_prune.pipeline import finish, finished
 from hf_prune.recipe import Recipe
-from hf_prune.staging import copied, staged
+from hf_prune.staging import copying, staged
 from hf_prune.variants import beside, pull_variant
-from hf_prune.watch import unwatched
 
 
 def assemble_blueprint(
@@ -106,7 +106,7 @@ def _local(source: Source) -> bool:
 
 def report_folder(
     source: str | Path, *, base: str | None = None, output: str | Path | None = None, **changes: Any
-) -> dict[str, Any]:
+) -> Iterator[Event]:
     """Measure a finished result again: same blueprint, same or other data, new report, figures and card.
 
     Args:
@@ -119,12 +119,15 @@ def report_folder(
         InvalidRecipe: the folder holds no result of hf_prune, or `output` exists.
         SourceError, IncompatibleSources: the parent cannot be read, or is another one.
     """
+    yield Stage("pull", str(source))
     here = _here(source)
     output = Path(output or (here if Path(source).is_dir() else Path(str(source).partition("@")[0]).name))
-    if output != here:
-        copied(here, output)
-    job, found, before = _reopened(output, base, {**changes, "output": str(output)})
-    return unwatched(measured_again(before, job, found, output))
+    with nullcontext(here) if output == here else copying(here, output) as folder:
+        job, found, before = _reopened(folder, base, {**changes, "output": str(output)})
+        yield Stage("report", f"{job.recipe.report_sequences} windows")
+        report = yield from measured_again(before, job, found, folder)
+        yield Reported(report)
+    yield Finished(str(output), report, None)
 
 
 def heal_folder(

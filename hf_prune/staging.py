@@ -40,8 +40,9 @@ def staged(folder: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def copied(folder: Path, target: Path) -> Path:
-    """Copy a folder, whole or not at all.
+@contextmanager
+def copying(folder: Path, target: Path) -> Iterator[Path]:
+    """A copy of a folder to work on, which gets its name when the block ends well; else nothing of it is left.
 
     Raises:
         InvalidRecipe: the target exists.
@@ -50,7 +51,13 @@ def copied(folder: Path, target: Path) -> Path:
         raise InvalidRecipe(f"{target} exists; choose another folder.")
     with staged(target) as partial:
         shutil.copytree(folder, partial, dirs_exist_ok=True)
-    return target
+        yield partial
+
+
+def copied(folder: Path, target: Path) -> Path:
+    """Copy a folder, whole or not at all; raises as `copying`."""
+    with copying(folder, target):
+        return target
 
 
 def _rename(partial: Path, folder: Path) -> None:

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from hf_prune import workers
 from hf_prune.cli import main
-from hf_prune.events import Stage
+from hf_prune.events import Finished, Stage
 from hf_prune.pipeline import compress
 from hf_prune.recipe import Recipe
 from tests.hub.samples import model
@@ -32,6 +32,12 @@ def base(folder: Path, seed: int = 0, **config: object) -> Path:
     for name, content in model(seed=seed, num_hidden_layers=DEPTH, **config).items():
         (folder / name).write_bytes(content)
     return folder
+
+
+def finished(events) -> Finished:
+    """The last word of a run that came to its end."""
+    (last,) = [e for e in events if isinstance(e, Finished)]
+    return last
 
 
 def prose(seed: int = 0, sentences: int = 400) -> list[str]:

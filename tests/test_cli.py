@@ -303,17 +303,31 @@ def test_demo_compresses_the_bundled_model_by_a_quarter(pipeline):
     assert (Path(recipe.base) / "model.safetensors").is_file() and list(Path(recipe.data[0]).glob("*.search.jsonl"))
 
 
-def test_assemble_and_report_pass_their_arguments_on(pipeline, tmp_path):
+def test_assemble_passes_its_arguments_on(pipeline, tmp_path):
     calls = []
     pipeline.assemble_blueprint = lambda *args, **kwargs: calls.append((args, kwargs)) or args[1]
-    pipeline.report_folder = lambda *args, **kwargs: calls.append((args, kwargs)) or REPORT
     done = hf_prune("assemble", "front.json", "--pick", "#3", "--output", tmp_path / "m", "--library", "l", "-q")
     assert done.stdout == f"{tmp_path / 'm'}\n"
     assert calls == [((Path("front.json"), tmp_path / "m"), {"source": None, "pick": "#3", "library": Path("l")})]
+
+
+def test_report_passes_its_arguments_on_and_shows_how_far_it_is(pipeline):
+    calls = []
+
+    def report_folder(*args, **kwargs):
+        calls.append((args, kwargs))
+        yield Stage("report", "96 windows")
+        yield Advanced("report", 1, 9)
+        yield Finished("m", REPORT, None)
+
+    pipeline.report_folder = report_folder
     done = hf_prune("report", "m", "--base", "ns/m", "--data", "a", "--data", "b", "--length", 64, "--format", "json")
-    assert calls[1] == (("m",), {"base": "ns/m", "output": None, "data": ("a", "b"), "length": 64})
-    assert json.loads(done.stdout)["report"] == REPORT
-    assert "9.13" in hf_prune("report", "m").stdout
+    assert calls == [(("m",), {"base": "ns/m", "output": None, "data": ("a", "b"), "length": 64})]
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["event"] for line in lines] == ["Stage", "Advanced", "Finished"] and lines[2]["report"] == REPORT
+    done = hf_prune("report", "m")
+    assert "9.13" in done.stdout and "m/README.md" in done.stdout and done.stderr == "report: 96 windows\n"
+    assert hf_prune("report", "m", "--quiet").stdout == "m\n"
 
 
 def test_heal_passes_its_arguments_on_and_shows_the_run(pipeline):

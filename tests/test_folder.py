@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from hf_prune.errors import HfPruneError, IncompatibleSources, InvalidBlueprint, InvalidRecipe, SourceError
-from hf_prune.events import Advanced, Finished, Stage
+from hf_prune.events import Advanced, Stage
 from hf_prune.folder import assemble_blueprint, heal_folder, report_folder
 from hf_prune.pipeline import run
 from hf_prune.recipe import Recipe
-from tests.runs import base, leftovers, recipe, text
+from tests.runs import base, finished, leftovers, recipe, text
 
 HEAL = {"heal": "2k", "heal_batch": 4, "heal_rank": 4, "repair": True, "repair_sequences": 24}
 
@@ -44,11 +44,6 @@ def plain(home):
 def later(plain, home):
     """The same, repaired and trained afterwards."""
     return finished(heal_folder(plain.folder, output=home / "later", **where(home), **HEAL))
-
-
-def finished(events):
-    (last,) = [e for e in events if isinstance(e, Finished)]
-    return last
 
 
 def content(folder):
@@ -88,7 +83,7 @@ def test_a_blueprint_rebuilds_the_weights_bit_for_bit(plain, home, tmp_path):
 def test_measuring_again_keeps_the_search_and_renews_the_figures(plain, home, tmp_path):
     folder = Path(shutil.copytree(plain.folder, tmp_path / "small"))
     before, weights = strict(folder / "report.json"), (folder / "model.safetensors").read_bytes()
-    after = report_folder(folder, **where(home), report_sequences=3)
+    after = finished(report_folder(folder, **where(home), report_sequences=3)).report
     assert after == strict(folder / "report.json") and (folder / "model.safetensors").read_bytes() == weights
     for name in ("search_summary", "merging", "selection", "command", "recipe", "certificate", "size", "layers"):
         assert after[name] == before[name], name
@@ -100,7 +95,9 @@ def test_measuring_again_keeps_the_search_and_renews_the_figures(plain, home, tm
 
 def test_a_copy_is_measured_and_the_source_is_left_alone(plain, home, tmp_path):
     before = content(plain.folder)
-    report = report_folder(plain.folder, output=tmp_path / "copy", **where(home), report_sequences=3)
+    told = list(report_folder(plain.folder, output=tmp_path / "copy", **where(home), report_sequences=3))
+    report = finished(told).report
+    assert [e.name for e in told if isinstance(e, Stage)] == ["pull", "report"]
     assert report["text"]["all"]["tokens"] == 3 * 31 and strict(tmp_path / "copy/report.json") == report
     assert content(plain.folder) == before
     after = content(tmp_path / "copy")
@@ -108,8 +105,15 @@ def test_a_copy_is_measured_and_the_source_is_left_alone(plain, home, tmp_path):
     figures = {Path("figures", name) for name in ("capabilities.png", "comparison.png")}
     assert after.keys() == before.keys()
     assert {n for n in after if after[n] != before[n]} - figures == {Path("report.json"), Path("README.md")}
-    again = lambda: report_folder(plain.folder, output=tmp_path / "copy", **where(home))  # noqa: E731
+    again = lambda: list(report_folder(plain.folder, output=tmp_path / "copy", **where(home)))  # noqa: E731
     refused(InvalidRecipe, "exists", again)
+
+
+def test_nothing_is_left_of_a_copy_that_is_not_measured_to_the_end(plain, home, tmp_path):
+    with closing(report_folder(plain.folder, output=tmp_path / "copy", **where(home))) as events:
+        assert [next(events).name, next(events).name] == ["pull", "report"]
+        assert [p.name for p in tmp_path.iterdir()] == ["copy.partial"]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_cannot_be_measured_is_refused_in_one_sentence(plain, home, tmp_path):
@@ -117,7 +121,7 @@ def test_what_cannot_be_measured_is_refused_in_one_sentence(plain, home, tmp_pat
     before = content(copy)
 
     def wrong(error, match, source=copy, **changes):
-        refused(error, match, lambda: report_folder(source, **{**where(home), **changes}))
+        refused(error, match, lambda: list(report_folder(source, **{**where(home), **changes})))
 
     base(tmp_path / "b", seed=9)
     for name, entry in (("data", str(home / "text.txt")), ("tasks", str(home / "text.txt")), ("tasks", str(home))):
@@ -126,7 +130,7 @@ def test_what_cannot_be_measured_is_refused_in_one_sentence(plain, home, tmp_pat
         report["recipe"][name] = ["~nobody/x" * 99, entry]
         (theirs / "report.json").write_text(json.dumps(report))
         given = {"base": str(home / "base"), **({"data": where(home)["data"]} if name == "tasks" else {})}
-        refused(InvalidRecipe, f"say where it is with --{name}", lambda t=theirs, g=given: report_folder(t, **g))
+        refused(InvalidRecipe, f"say where it is with --{name}", lambda t=theirs, g=given: list(report_folder(t, **g)))
         shutil.rmtree(theirs)
     wrong(InvalidRecipe, "not a result of hf_prune", source=home / "base")
     wrong(SourceError, "--source or --base", base=None)
@@ -162,7 +166,7 @@ def test_a_report_decides_nothing_about_trust_or_publishing(plain, home, tmp_pat
     healing = heal_folder(folder, output=tmp_path / "taken", heal=1000, **where(home))
     with pytest.raises(InvalidRecipe, match="is not the result"):
         list(healing)
-    report_folder(folder, **where(home), report_sequences=3)
+    finished(report_folder(folder, **where(home), report_sequences=3))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["stranger", "taken"]
 
 
@@ -229,7 +233,7 @@ def test_a_healed_result_is_healed_anew_and_not_on_top(later, plain, home, tmp_p
 
 @pytest.mark.slow
 def test_a_healed_folder_is_measured_again_with_its_training(later, home, tmp_path):
-    report = report_folder(home / "later", output=tmp_path / "copy", **where(home), report_sequences=3)
+    report = finished(report_folder(home / "later", output=tmp_path / "copy", **where(home), report_sequences=3)).report
     assert report["healing"] == later.report["healing"] and report["repair"] == later.report["repair"]
     assert report["stages"]["names"] == ["dense", "cut", "repaired", "healed"]
     texts = report["stages"]["text"]["all"]

@@ -43,7 +43,7 @@ def test_a_repo_is_measured_again_into_a_folder_if_it_is_a_result(published, tmp
     done = command("report", "ns/small", "--report-sequences", 3, "--data", tmp_path / "t.txt", "--output",
                    tmp_path / "again", "--format", "json")  # fmt: skip
     assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)["report"]
+    report = json.loads(done.stdout.splitlines()[-1])["report"]
     assert report["text"]["all"]["tokens"] == 3 * 31 and report["stages"]["names"] == ["dense", "cut", "repaired"]
     assert json.loads((tmp_path / "again/report.json").read_text()) == report
     assert published.repo("ns/small").head == head

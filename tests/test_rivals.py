@@ -24,7 +24,7 @@ from hf_prune.retention import standings
 from hf_prune.rivals import label, warm_starts
 from hf_prune.tasks import score
 from hf_prune.tuning import midway, tune, tune_repair
-from tests.runs import DEPTH, leftovers, recipe, relatives, searched, stitching
+from tests.runs import DEPTH, finished, leftovers, recipe, relatives, searched, stitching
 
 
 @pytest.fixture(scope="module")
@@ -202,8 +202,11 @@ def test_it_is_measured_again_and_trained_later(done, home, tmp_path):
     where = {"base": str(home / "base"), "variants": (str(home / "tuned"), str(home / "lora")),
              "data": (str(home / "text.txt"),)}  # fmt: skip
     copy = Path(shutil.copytree(done.folder, tmp_path / "copy"))
-    after = report_folder(copy, **where, report_sequences=3)
+    told = list(report_folder(copy, **where, report_sequences=3))
+    after = finished(told).report
     assert [r["digest"] for r in after["retention"]["rows"]] == [r["digest"] for r in done.report["retention"]["rows"]]
+    steps = [e for e in told if isinstance(e, Advanced)]
+    assert {e.stage for e in steps} == {"report"} and steps[-1].done == steps[-1].total > 1
     *_, last = heal_folder(copy, output=tmp_path / "healed", heal="2k", heal_batch=4, heal_rank=4, **where)
     assert isinstance(last, Finished) and last.report["healing"]["before"] > 0
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "healed").config.num_hidden_layers == DEPTH - 2
@@ -291,7 +294,8 @@ def test_tasks_may_be_what_is_searched_for(home, tmp_path):
     assert asked <= keys and all(row["retention"] for row in report["retention"]["rows"])
     (tmp_path / "cats.search.jsonl").unlink()
     variants = (str(home / "tuned"), str(home / "lora"))
-    again = report_folder(folder, base=str(home / "base"), variants=variants, data=(str(home / "text.txt"),))
+    given = {"base": str(home / "base"), "variants": variants, "data": (str(home / "text.txt"),)}
+    again = finished(report_folder(folder, **given)).report
     assert again["retention"] == report["retention"], "a search that is over needs no tasks"
     assert {len(row["right"]["cats"]) for row in kept if row["fidelity"] == [8, 12]} == {8}
 

@@ -1,7 +1,7 @@
 import pytest
 
 from hf_prune.errors import InvalidRecipe
-from hf_prune.staging import copied, staged, write_text, written
+from hf_prune.staging import copied, copying, staged, write_text, written
 
 
 def names(folder):
@@ -46,6 +46,18 @@ def test_a_copy_is_whole_and_takes_no_name_that_is_taken(tmp_path):
     assert (copied(tmp_path / "a", tmp_path / "b") / "figures/x").read_text() == "1"
     with pytest.raises(InvalidRecipe, match="exists"):
         copied(tmp_path / "a", tmp_path / "b")
+
+
+def test_a_copy_that_is_worked_on_gets_its_name_when_all_went_well(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/x").write_text("old")
+    with pytest.raises(KeyboardInterrupt), copying(tmp_path / "a", tmp_path / "b") as partial:
+        (partial / "x").write_text("half")
+        raise KeyboardInterrupt
+    assert names(tmp_path) == ["a"]
+    with copying(tmp_path / "a", tmp_path / "b") as partial:
+        (partial / "x").write_text("new")
+    assert [(tmp_path / n / "x").read_text() for n in names(tmp_path)] == ["old", "new"]
 
 
 def test_text_is_written_at_once(tmp_path):

@@ -18,7 +18,7 @@ from hf_prune.levels import Levels
 from hf_prune.pipeline import compress, run
 from hf_prune.screen import report_lines
 from hf_prune.verdicts import percent
-from tests.runs import base, command, recipe, searched, text
+from tests.runs import base, command, finished, recipe, searched, text
 
 WIDTH = {"method": "width", "ratio": 0.3, "levels": 6, "multiple_of": 8, "library_sequences": 12,
          "baselines": ("uniform", "errors", "wanda", "magnitude")}  # fmt: skip
@@ -189,13 +189,14 @@ def test_time_may_be_the_budget(home):
 @pytest.mark.slow
 def test_it_is_measured_again_and_trained_later(done, home, tmp_path):
     given = {"base": str(home / "base"), "data": (str(home / "text.txt"),), "library": str(home / "levels")}
-    again = report_folder(done.folder, output=tmp_path / "again", report_sequences=4, **given)
+    again = finished(report_folder(done.folder, output=tmp_path / "again", report_sequences=4, **given)).report
     assert again["digest"] == done.report["digest"] and len(again["baselines"]) == 5
     *_, end = heal_folder(done.folder, output=tmp_path / "healed", heal="1k", heal_batch=4, **given)
     assert end.report["certificate"]["ok"] and end.report["healing"]
     with pytest.raises(InvalidBlueprint, match="cannot be made again from this text"):
         elsewhere = {**given, "library": str(tmp_path / "empty")}
-        report_folder(done.folder, output=tmp_path / "no", library_sequences=3, **elsewhere)
+        list(report_folder(done.folder, output=tmp_path / "no", library_sequences=3, **elsewhere))
+    assert not (tmp_path / "no").exists()
 
 
 def test_a_report_does_not_say_where_a_library_is_written(done, home, tmp_path, monkeypatch):
@@ -204,7 +205,7 @@ def test_a_report_does_not_say_where_a_library_is_written(done, home, tmp_path, 
     report = json.loads((folder / "report.json").read_text())
     report["recipe"]["library"] = str(tmp_path / "taken")
     (folder / "report.json").write_text(json.dumps(report))
-    report_folder(folder, base=str(home / "base"), data=(str(home / "text.txt"),), report_sequences=4)
+    finished(report_folder(folder, base=str(home / "base"), data=(str(home / "text.txt"),), report_sequences=4))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cache", "stranger"]
 
 

@@ -123,7 +123,7 @@ def report_folder(
     here = _here(source)
     output = Path(output or (here if Path(source).is_dir() else Path(str(source).partition("@")[0]).name))
     with nullcontext(here) if output == here else copying(here, output) as folder:
-        job, found, before = _reopened(folder, base, {**changes, "output": str(output)})
+        job, found, before = _reopened(here, base, {**changes, "output": str(output)})
         yield Stage("report", f"{job.recipe.report_sequences} windows")
         report = yield from measured_again(before, job, found, folder)
         yield Reported(report)

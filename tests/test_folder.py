@@ -132,7 +132,8 @@ def test_what_cannot_be_measured_is_refused_in_one_sentence(plain, home, tmp_pat
         given = {"base": str(home / "base"), **({"data": where(home)["data"]} if name == "tasks" else {})}
         refused(InvalidRecipe, f"say where it is with --{name}", lambda t=theirs, g=given: list(report_folder(t, **g)))
         shutil.rmtree(theirs)
-    wrong(InvalidRecipe, "not a result of hf_prune", source=home / "base")
+    wrong(InvalidRecipe, f"{home / 'base'} is not a result of hf_prune", source=home / "base", output=tmp_path / "x")
+    assert not (tmp_path / "x").exists()
     wrong(SourceError, "--source or --base", base=None)
     wrong(SourceError, "neither a folder", base=str(tmp_path / "gone"))
     wrong(IncompatibleSources, "weights would differ", base=str(tmp_path / "b"))

@@ -42,7 +42,7 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class Advanced:
-    """A long stage moved on: `done` of `total` steps; `value` is its latest measurement, if it has one."""
+    """A long stage moved on: `done` of `total` steps; `value` is the loss of the last one, where steps have one."""
 
     stage: str
     done: int

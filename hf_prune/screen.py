@@ -35,7 +35,7 @@ class Screen:
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("best {task.fields[best]}"),
+            TextColumn("{task.fields[figure]}"),
             TimeElapsedColumn(),
             console=console,
             transient=True,
@@ -60,9 +60,9 @@ class Screen:
                 self._end_bar()
                 self._say(f"{event.name}: {event.detail}" if event.detail else event.name)
             case Scored():
-                self._advance("search", event.done, event.total, event.best)
+                self._advance("search", event.done, event.total, "best", event.best)
             case Advanced():
-                self._advance(event.stage, event.done, event.total, event.value)
+                self._advance(event.stage, event.done, event.total, "loss", event.value)
             case Tuned():
                 self._say(f"tuned: objective on the selection split {_change(event)}")
             case Repaired():
@@ -72,10 +72,10 @@ class Screen:
             case Pushed():
                 self._say(f"{'pushed' if event.changed else 'unchanged'}: {event.url} ({event.commit})")
 
-    def _advance(self, name: str, done: int, total: int, best: float | None) -> None:
+    def _advance(self, name: str, done: int, total: int, what: str, value: float | None) -> None:
         if self.task is None:
-            self.task = self.progress.add_task(name, total=total, best="-")
-        shown = {} if best is None or not math.isfinite(best) else {"best": f"{best:.4g}"}
+            self.task = self.progress.add_task(name, total=total, figure="")
+        shown = {} if value is None or not math.isfinite(value) else {"figure": f"{what} {value:.4g}"}
         self.progress.update(self.task, completed=done, total=total, **shown)
 
     def _end_bar(self) -> None:

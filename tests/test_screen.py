@@ -41,17 +41,17 @@ def shown(terminal: bool) -> str:
     return out.getvalue()
 
 
-def test_a_terminal_shows_progress_and_the_best_so_far():
+def test_a_terminal_shows_progress_and_the_best_or_the_loss_so_far():
     text = shown(terminal=True)
     assert "3/9" in text and "best 2.5" in text and "9/9" in text and "best 0.125" in text
-    assert "7/12" in text and "5/244" in text and "best 1.75" in text
+    assert "7/12" in text and "5/244" in text and "loss 1.75" in text
 
 
-def test_what_has_no_value_yet_is_no_best():
+def test_where_there_is_no_value_none_is_shown():
     out = io.StringIO()
     with Screen(Console(file=out, force_terminal=True, width=100)) as screen:
         screen.show(Scored((), 3, 9, math.inf))
-        assert screen.progress.tasks[0].fields["best"] == "-"
+        assert screen.progress.tasks[0].fields["figure"] == ""
 
 
 def test_without_a_terminal_there_is_one_line_per_stage():

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from hf_prune import workers
 from hf_prune.cli import main
-from hf_prune.events import Finished, Stage
+from hf_prune.events import Event, Finished, Stage
 from hf_prune.pipeline import compress
 from hf_prune.recipe import Recipe
 from tests.hub.samples import model
@@ -34,7 +35,7 @@ def base(folder: Path, seed: int = 0, **config: object) -> Path:
     return folder
 
 
-def finished(events) -> Finished:
+def finished(events: Iterable[Event]) -> Finished:
     """The last word of a run that came to its end."""
     (last,) = [e for e in events if isinstance(e, Finished)]
     return last

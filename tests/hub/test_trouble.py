@@ -11,7 +11,7 @@ from hf_prune import errors
 from hf_prune.hub import peek, pull
 from tests.hub import Hub
 from tests.hub.samples import model
-from tests.test_hub import INDEX, Naps, sentence
+from tests.hub.test_pull import INDEX, Naps, sentence
 
 # access
 

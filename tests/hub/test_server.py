@@ -11,7 +11,7 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
 from tests.hub.samples import dataset, model
-from tests.test_hub import folder
+from tests.hub.test_pull import folder
 
 WIKITEXT = "wikitext-2-raw-v1"
 
@@ -76,7 +76,7 @@ def test_contents_that_lie_about_their_name_are_refused(hub_server):
 def test_by_hand(tmp_path):
     path = folder(tmp_path / "base", model())
     command = [sys.executable, "-m", "tests.hub", "--root", tmp_path / "root", "--seed", f"ns/base={path}"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]) as server:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as server:
         try:
             assert server.stdout.readline().startswith("model ns/base@")
             settings = dict(pair.split("=", 1) for pair in server.stdout.readline().split())

@@ -13,7 +13,7 @@ from hf_prune.hub import PushResult, push
 from hf_prune.hub.calls import TRIES
 from tests.hub import Hub
 from tests.hub.samples import model
-from tests.test_hub import Naps, folder, sentence
+from tests.hub.test_pull import Naps, folder, sentence
 
 PICTURE = os.urandom(3000)
 FILES = model() | {"figures/strip.png": PICTURE, "blueprint.json": b"{}", "empty.txt": b""}

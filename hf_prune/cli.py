@@ -371,7 +371,7 @@ def _show_plan(recipe: Recipe, form: Format) -> None:
     from hf_prune.screen import plan_table, verdict_table
     from hf_prune.variants import peeks, verdicts
 
-    base, *variants = peeks(recipe)
+    base, *variants = peeks(recipe.base, recipe.variants, **recipe.trust)
     found, compared = plan(recipe, base, variants), verdicts(base, *variants)
     if form == "json":
         more = {"variants": [{**asdict(v), "fits": v.fits} for v in compared]} if compared else {}

@@ -391,8 +391,8 @@ def open_job(recipe: Recipe) -> Job:
         SourceError, UnsupportedArchitecture, IncompatibleSources: the base cannot be used, or not by this method.
         InvalidRecipe: the target cannot be met.
     """
-    check_variants(recipe)
-    trust = {"allow_pickle": recipe.allow_pickle, "trust_remote_code": recipe.trust_remote_code}
+    trust = recipe.trust
+    check_variants(recipe.base, recipe.variants, **trust)
     pulled = [hub.pull(recipe.base, **trust), *(pull_variant(recipe.base, v, **trust) for v in recipe.variants)]
     parent, *others = (Parent.open(p.source, p.folder, p.adapter, **trust) for p in pulled)
     parents = (parent, *(beside(parent, other) for other in others))

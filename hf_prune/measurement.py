@@ -17,11 +17,9 @@ from hf_prune.events import Advanced, Event
 from hf_prune.found import Found
 from hf_prune.harness import HarnessScores
 from hf_prune.job import Job
+from hf_prune.recovery import ADAPTER
 from hf_prune.retention import Standings, retention, standings
 from hf_prune.watch import watched
-
-ADAPTER = "adapter"
-"""Folder of a LoRA that is kept apart from the weights."""
 
 
 def _loaded(job: Job, folder: Path) -> PreTrainedModel:

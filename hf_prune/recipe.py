@@ -297,6 +297,11 @@ class Recipe(BaseModel):
         return tuple(sorted(layers))
 
     @property
+    def trust(self) -> dict[str, bool]:
+        """What this run lets a model's files do."""
+        return {"allow_pickle": self.allow_pickle, "trust_remote_code": self.trust_remote_code}
+
+    @property
     def learned_items(self) -> int:
         """Items of every search task that search or tuning learn from; those behind them choose among finalists."""
         return max(self.search_items, self.tune_items or 0) if self.tune else self.search_items

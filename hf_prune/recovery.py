@@ -22,7 +22,6 @@ from hf_prune.experts import stacked
 from hf_prune.found import Found, Rival
 from hf_prune.heal import Course, Healing, heal
 from hf_prune.job import Job
-from hf_prune.measurement import ADAPTER
 from hf_prune.objectives import values
 from hf_prune.recipe import Recipe
 from hf_prune.repair import STRENGTHS, Shares, evenly, weakened
@@ -30,6 +29,9 @@ from hf_prune.staging import write_text
 from hf_prune.teachers import Teachers
 from hf_prune.tuning import midway, tune, tune_repair
 from hf_prune.watch import Tell, watched
+
+ADAPTER = "adapter"
+"""Folder of a LoRA that is kept apart from the weights."""
 
 
 def tuned(job: Job, found: Found) -> Generator[Event, None, Found]:

@@ -1,12 +1,11 @@
 """Fine-tuned variants of a base: found to fit, pulled, and brought into its shape."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hf_prune import hub
 from hf_prune.compatibility import Verdict, verdict
 from hf_prune.errors import AdapterAlone, IncompatibleSources
-from hf_prune.recipe import Recipe
 from hf_prune.vocabulary import matched, vocabulary
 
 if TYPE_CHECKING:
@@ -14,24 +13,23 @@ if TYPE_CHECKING:
     from hf_prune.parents import Parent
 
 
-def check_variants(recipe: Recipe) -> None:
+def check_variants(base: str, variants: Sequence[str], **trust: bool) -> None:
     """Refuse what does not fit before any weights are downloaded.
 
     Raises:
         IncompatibleSources: the first difference that matters.
     """
-    for found in verdicts(*peeks(recipe)) if recipe.variants else ():
+    for found in verdicts(*peeks(base, variants, **trust)) if variants else ():
         if not found.fits:
             raise IncompatibleSources(
-                f"The variant {found.name} does not fit {recipe.base}: {found.sentence}; "
+                f"The variant {found.name} does not fit {base}: {found.sentence}; "
                 "choose one that was fine-tuned from it."
             )
 
 
-def peeks(recipe: Recipe) -> tuple[hub.Peek, ...]:
-    """The base of a recipe and its variants, without their weights."""
-    trust = {"allow_pickle": recipe.allow_pickle, "trust_remote_code": recipe.trust_remote_code}
-    return (hub.peek(recipe.base, **trust), *(_alone(hub.peek, recipe.base, v, trust) for v in recipe.variants))
+def peeks(base: str, variants: Sequence[str] = (), **trust: bool) -> tuple[hub.Peek, ...]:
+    """A base and its variants, without their weights; `trust` as `hub.peek` takes it."""
+    return (hub.peek(base, **trust), *(_alone(hub.peek, base, v, trust) for v in variants))
 
 
 def verdicts(base: hub.Peek, *variants: hub.Peek) -> list[Verdict]:

@@ -39,7 +39,7 @@ def planned(recipe: Recipe, strangers: bool) -> Planned:
     """
     if strangers and (recipe.allow_pickle or recipe.trust_remote_code):
         raise InvalidRecipe("Pickles and models that ship code are not run here; use hf_prune on your own machine.")
-    base, *variants = peeks(recipe)
+    base, *variants = peeks(recipe.base, recipe.variants, **recipe.trust)
     found = plan(recipe, base, variants)
     return Planned(found, tuple(verdicts(base, *variants)), _too_small(found))
 
@@ -94,7 +94,7 @@ def job(recipe: Recipe, space: str, repo_id: str) -> str:
     """
     if _local(recipe):
         raise InvalidRecipe("The demo runs here; a job is for models of the Hub.")
-    base, *variants = peeks(recipe)
+    base, *variants = peeks(recipe.base, recipe.variants, **recipe.trust)
     return hub.run_job(space, words(recipe), repo_id.strip(), hardware(plan(recipe, base, variants))).url
 
 

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from hf_prune import speed
+from hf_prune.atomic_files import write_text
 from hf_prune.blueprint import GONE, Blueprint, LayerSpec, Part
 from hf_prune.errors import InvalidRecipe
 from hf_prune.levels import HALVES
-from hf_prune.staging import write_text
 
 LAYERS = 8
 """Of a model that is timed."""

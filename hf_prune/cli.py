@@ -116,7 +116,7 @@ def demo_command(
     It has 16 layers; needs no network and no account.
     """
     form = format_of(format, quiet)
-    from hf_prune.acts import demo_recipe
+    from hf_prune.demo import demo_recipe
 
     _compress(demo_recipe(act, output), form)
 
@@ -141,7 +141,7 @@ def assemble_command(
 ) -> None:
     """Rebuild the model of a blueprint, bit for bit."""
     form = format_of(format, quiet)
-    from hf_prune.folder import assemble_blueprint
+    from hf_prune.results import assemble_blueprint
 
     folder = assemble_blueprint(path, output, source=source, pick=pick, library=library)
     result(form, "Assembled", folder=str(folder))
@@ -162,7 +162,7 @@ def report_command(
     **values: Any,
 ) -> None:
     """Measure a result again beside its dense parent."""
-    from hf_prune.folder import report_folder
+    from hf_prune.results import report_folder
 
     watch(report_folder(source, base=base, output=output, **_given(values)), format_of(format, quiet))
 
@@ -185,7 +185,7 @@ def heal_command(
 
     Interrupted, the same command resumes.
     """
-    from hf_prune.folder import heal_folder
+    from hf_prune.results import heal_folder
 
     watch(heal_folder(source, base=base, output=output, heal=heal, **_given(values)), format_of(format, quiet))
 

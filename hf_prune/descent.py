@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from hf_prune.atomic_files import written
 from hf_prune.bank import LayerBank, sharing
 from hf_prune.blueprint import Blueprint, Fidelity, LayerSpec
 from hf_prune.evaluate import Evaluator
@@ -24,7 +25,6 @@ from hf_prune.exam import Sheet
 from hf_prune.heal import Course, distillation
 from hf_prune.objectives import DOUBT_WEIGHT
 from hf_prune.reference import Call, Dense, Reference, Targets, after
-from hf_prune.staging import written
 
 TOKENS = 2048
 """Of one backward pass: what it keeps of every layer grows with them."""

@@ -14,6 +14,7 @@ import numpy as np
 import yaml
 
 from hf_prune import __version__, card, figures, front, report
+from hf_prune.atomic_files import write_text
 from hf_prune.blueprint import Blueprint, LayerSpec, Outcome, Part, Trial
 from hf_prune.budgets import latency_report, retimed
 from hf_prune.clock import Clock
@@ -29,7 +30,6 @@ from hf_prune.redaction import public_recipe
 from hf_prune.rivals import label
 from hf_prune.scorer import Scorer
 from hf_prune.search import drive, once
-from hf_prune.staging import write_text
 from hf_prune.watch import unwatched
 
 FIGURES = {

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from jinja2 import UndefinedError
 
+from hf_prune.atomic_files import write_text
 from hf_prune.errors import InvalidData, InvalidRecipe
 from hf_prune.harness_tasks import (
     Request,
@@ -30,7 +31,6 @@ from hf_prune.harness_tasks import (
     sandbox,
     task_manager,
 )
-from hf_prune.staging import write_text
 
 SEEDS = (0, 1234)
 """Of Python's generator, and of numpy, torch and few-shot sampling: those of lm_eval's command line."""

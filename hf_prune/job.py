@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from hf_prune import hub
 from hf_prune.assemble import Parent, assemble, check, quiet
+from hf_prune.atomic_files import write_text
 from hf_prune.bank import LayerBank
 from hf_prune.blueprint import Blueprint, Fidelity, LayerSpec, Part, Source
 from hf_prune.budgets import width_budget
@@ -29,7 +30,6 @@ from hf_prune.recipe import DEFAULT_DATA, TASK_OBJECTIVES, Recipe
 from hf_prune.repair import Repaired, repair
 from hf_prune.scorer import Scorer
 from hf_prune.speed import computes_bfloat16
-from hf_prune.staging import write_text
 from hf_prune.task_sources import check_apart, load_tasks
 from hf_prune.tasks import Task
 from hf_prune.training_aware import Lesson, TrainingAware

@@ -22,6 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from hf_prune.atomic_files import write_text, written
 from hf_prune.blueprint import DENSE, GONE, LayerSpec, Part
 from hf_prune.calibration import Windows
 from hf_prune.errors import BrokenCheckpoint, InvalidRecipe
@@ -30,7 +31,6 @@ from hf_prune.obs import DAMPING, compensated, damped, increments, removal_order
 from hf_prune.parents import Parent
 from hf_prune.reference import Dense
 from hf_prune.sites import Tap
-from hf_prune.staging import write_text, written
 from hf_prune.units import Widths, spread
 
 Kind = Literal["obs", "wanda", "magnitude"]

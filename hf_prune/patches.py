@@ -9,8 +9,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from hf_prune.atomic_files import written
 from hf_prune.errors import InvalidBlueprint
-from hf_prune.staging import written
 
 Patch = Mapping[str, torch.Tensor]
 """Names inside a layer (`mlp.down_proj.weight`) and what stands there instead."""

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hf_prune import hub
 from hf_prune.assemble import quiet, write
+from hf_prune.atomic_files import copied, staged
 from hf_prune.blueprint import Blueprint, Fidelity, Genome, Outcome, Trial
 from hf_prune.certificate import certify
 from hf_prune.clock import Clock
@@ -38,7 +39,6 @@ from hf_prune.reference import block_distance, block_influence
 from hf_prune.report import spearman
 from hf_prune.rivals import in_full, stitched, warm_starts
 from hf_prune.search import SEARCHERS, Schedule, Scores, drive, finals, focused
-from hf_prune.staging import copied, staged
 from hf_prune.width_rivals import libraries, narrowed, width_starts
 
 UNTRAINED = ("similarity", "kl_similarity", "gelaco_v1")

@@ -16,6 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hf_prune.assemble import Parent, quiet, write, write_live
+from hf_prune.atomic_files import write_text
 from hf_prune.blueprint import Blueprint
 from hf_prune.events import Advanced, Event, Healed, Repaired, Stage, Tuned
 from hf_prune.experts import stacked
@@ -25,7 +26,6 @@ from hf_prune.job import Job
 from hf_prune.objectives import values
 from hf_prune.recipe import Recipe
 from hf_prune.repair import STRENGTHS, Shares, evenly, weakened
-from hf_prune.staging import write_text
 from hf_prune.teachers import Teachers
 from hf_prune.tuning import midway, tune, tune_repair
 from hf_prune.watch import Tell, watched

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from hf_prune.errors import HfPruneError
 
 T = TypeVar("T")
-LOADED = ["hf_prune.pipeline", "hf_prune.folder"]
+LOADED = ["hf_prune.pipeline", "hf_prune.results"]
 """What every process begins with."""
 PATIENCE = 120.0
 """Seconds a short piece of work may take."""

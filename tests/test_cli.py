@@ -115,7 +115,7 @@ def flags(values):
 
 @pytest.fixture
 def pipeline(monkeypatch):
-    """Stands in for hf_prune.pipeline and hf_prune.folder, and keeps the recipes it was given."""
+    """Stands in for hf_prune.pipeline and hf_prune.results, and keeps the recipes it was given."""
     trial = Trial((0, 1), Fidelity(4))
     blueprint = Blueprint.identity(Source("m", "f"), 2)
 
@@ -132,7 +132,7 @@ def pipeline(monkeypatch):
 
     fake = SimpleNamespace(recipes=[], compress=compress)
     monkeypatch.setitem(sys.modules, "hf_prune.pipeline", fake)
-    monkeypatch.setitem(sys.modules, "hf_prune.folder", fake)
+    monkeypatch.setitem(sys.modules, "hf_prune.results", fake)
     return fake
 
 

@@ -14,8 +14,8 @@ from hf_prune.assemble import quiet
 from hf_prune.blueprint import Blueprint
 from hf_prune.bundled import demo_folder
 from hf_prune.events import Advanced, Healed, Repaired, Stage
-from hf_prune.folder import assemble_blueprint
 from hf_prune.pipeline import Result, compress, run
+from hf_prune.results import assemble_blueprint
 from hf_prune.training_aware import BATCH, Candidate, TrainingAware
 from tests.families import tiny
 from tests.runs import base, leftovers, recipe, text

@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM
 from hf_prune import pipeline
 from hf_prune.blueprint import Blueprint
 from hf_prune.errors import InvalidBlueprint, InvalidRecipe
-from hf_prune.folder import assemble_blueprint, heal_folder, report_folder
 from hf_prune.levels import Levels
 from hf_prune.pipeline import compress, run
+from hf_prune.results import assemble_blueprint, heal_folder, report_folder
 from hf_prune.screen import report_lines
 from hf_prune.verdicts import percent
 from tests.runs import base, command, finished, recipe, searched, text

@@ -81,8 +81,8 @@ def spoken(folder: str, prompt: str) -> tuple[str, str]:
 
     from hf_prune.assemble import assemble, quiet
     from hf_prune.blueprint import Blueprint
-    from hf_prune.folder import open_parents
     from hf_prune.generation import greedy
+    from hf_prune.results import open_parents
 
     made = Blueprint.from_json((Path(folder) / "blueprint.json").read_text(encoding="utf-8"))
     recipe = Run(Path(folder).parent).recipe

@@ -1,7 +1,7 @@
 import pytest
 
+from hf_prune.atomic_files import copied, copying, staged, write_text, written
 from hf_prune.errors import InvalidRecipe
-from hf_prune.staging import copied, copying, staged, write_text, written
 
 
 def names(folder):

@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 from hf_prune import hub
 from hf_prune.assemble import Parent, write
+from hf_prune.atomic_files import copying, staged
 from hf_prune.blueprint import LOCAL, Blueprint, Source
 from hf_prune.clock import Clock
 from hf_prune.documents import measured_again
@@ -24,7 +25,6 @@ from hf_prune.levels import Kind, cached
 from hf_prune.patches import PATCH_FILE, load_patches
 from hf_prune.pipeline import finish, finished
 from hf_prune.recipe import Recipe
-from hf_prune.staging import copying, staged
 from hf_prune.variants import beside, pull_variant
 
 

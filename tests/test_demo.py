@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from hf_prune.acts import OUTPUTS, demo_recipe
 from hf_prune.bundled import demo_folder
+from hf_prune.demo import OUTPUTS, demo_recipe
 from hf_prune.plan import layers_to_remove
 from hf_prune.task_sources import check_apart, load_tasks
 

@@ -9,9 +9,9 @@ import pytest
 
 from hf_prune.errors import HfPruneError, IncompatibleSources, InvalidBlueprint, InvalidRecipe, SourceError
 from hf_prune.events import Advanced, Stage
-from hf_prune.folder import assemble_blueprint, heal_folder, report_folder
 from hf_prune.pipeline import run
 from hf_prune.recipe import Recipe
+from hf_prune.results import assemble_blueprint, heal_folder, report_folder
 from tests.runs import base, finished, leftovers, recipe, text
 
 HEAL = {"heal": "2k", "heal_batch": 4, "heal_rank": 4, "repair": True, "repair_sequences": 24}

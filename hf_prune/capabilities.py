@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel
 
-from hf_prune import generation, report, tasks
-from hf_prune.calibration import Windows
+from hf_prune import generation, report
+from hf_prune.data import tasks
+from hf_prune.data.windows import Windows
 from hf_prune.harness import HarnessScores
 from hf_prune.metrics import text_scores
 

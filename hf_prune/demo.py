@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from hf_prune.bundled import demo_folder
+from hf_prune.data.bundled import demo_folder
 from hf_prune.recipe import Recipe
 
 Act = Literal["cut", "stitch", "width"]

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hf_prune.data.tasks import Question, Task, TaskScores, judged, longest, questions, slopes
 from hf_prune.masks import BlockMask
 from hf_prune.reference import Call, Dense
-from hf_prune.tasks import Question, Task, TaskScores, judged, longest, questions, slopes
 
 ALIKE = 5e-2
 """Largest difference of two log-likelihoods, nats, at which packed rows count as computing the same as plain ones."""

@@ -19,8 +19,7 @@ import torch
 from jinja2 import UndefinedError
 
 from hf_prune.atomic_files import write_text
-from hf_prune.errors import InvalidData, InvalidRecipe
-from hf_prune.harness_tasks import (
+from hf_prune.data.lm_eval_tasks import (
     Request,
     check_request,
     installed,
@@ -31,6 +30,7 @@ from hf_prune.harness_tasks import (
     sandbox,
     task_manager,
 )
+from hf_prune.errors import InvalidData, InvalidRecipe
 
 SEEDS = (0, 1234)
 """Of Python's generator, and of numpy, torch and few-shot sampling: those of lm_eval's command line."""

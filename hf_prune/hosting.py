@@ -6,7 +6,7 @@ So a Space runs the very version that pushed it, and no package index has to kno
 import shutil
 from pathlib import Path
 
-from hf_prune.bundled import demo_folder
+from hf_prune.data.bundled import demo_folder
 from hf_prune.errors import HfPruneError
 
 PAGES = ("app.py", "README.md", "requirements.txt")

@@ -16,7 +16,9 @@ from hf_prune.atomic_files import write_text
 from hf_prune.bank import LayerBank
 from hf_prune.blueprint import Blueprint, Fidelity, LayerSpec, Part, Source
 from hf_prune.budgets import width_budget
-from hf_prune.calibration import Windows, windows
+from hf_prune.data.task_sources import check_apart, load_tasks
+from hf_prune.data.tasks import Task
+from hf_prune.data.windows import Windows, windows
 from hf_prune.errors import InvalidData, InvalidRecipe
 from hf_prune.evaluate import Evaluator
 from hf_prune.exam import Exam
@@ -30,8 +32,6 @@ from hf_prune.recipe import DEFAULT_DATA, TASK_OBJECTIVES, Recipe
 from hf_prune.repair import Repaired, repair
 from hf_prune.scorer import Scorer
 from hf_prune.speed import computes_bfloat16
-from hf_prune.task_sources import check_apart, load_tasks
-from hf_prune.tasks import Task
 from hf_prune.training_aware import Lesson, TrainingAware
 from hf_prune.units import Widths
 from hf_prune.variants import beside, check_variants, pull_variant

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from hf_prune.atomic_files import write_text, written
 from hf_prune.blueprint import DENSE, GONE, LayerSpec, Part
-from hf_prune.calibration import Windows
+from hf_prune.data.windows import Windows
 from hf_prune.errors import BrokenCheckpoint, InvalidRecipe
 from hf_prune.experts import PATH, add_moments
 from hf_prune.obs import DAMPING, compensated, damped, increments, removal_order

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from hf_prune.blueprint import Blueprint, Fidelity
+from hf_prune.data.tasks import ACCURACIES, Z95, Task, TaskScores
 from hf_prune.evaluate import Evaluator
 from hf_prune.exam import Exam
 from hf_prune.found import Found
 from hf_prune.job import Job
 from hf_prune.objectives import Measures
 from hf_prune.rivals import label
-from hf_prune.tasks import ACCURACIES, Z95, Task, TaskScores
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from hf_prune import capabilities, tables, verdicts
-from hf_prune.calibration import Windows
 from hf_prune.capabilities import Observed
+from hf_prune.data.tasks import TaskScores
+from hf_prune.data.windows import Windows
 from hf_prune.harness import HarnessScores
-from hf_prune.tasks import TaskScores
 from tests.families import VOCABULARY, tiny
 
 CORPORA = ("a", "b") * 15

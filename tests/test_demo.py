@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from hf_prune.bundled import demo_folder
+from hf_prune.data.bundled import demo_folder
+from hf_prune.data.task_sources import check_apart, load_tasks
 from hf_prune.demo import OUTPUTS, demo_recipe
 from hf_prune.plan import layers_to_remove
-from hf_prune.task_sources import check_apart, load_tasks
 
 
 @pytest.mark.parametrize("act", OUTPUTS)

@@ -10,16 +10,16 @@ from transformers import AutoTokenizer
 from hf_prune.assemble import Parent, assemble
 from hf_prune.bank import LayerBank
 from hf_prune.blueprint import Blueprint, Fidelity, LayerSpec, Mix, Part, Source
-from hf_prune.bundled import demo_folder
+from hf_prune.data.bundled import demo_folder
 from hf_prune.descent import Sum, _Layer, _Stack, _Tasks, descend
 from hf_prune.evaluate import Evaluator
 from hf_prune.exam import Exam
 from hf_prune.objectives import DOUBT_WEIGHT
 from hf_prune.reference import after
+from tests.data.test_tasks import MIXED
 from tests.families import DEPTH, mean
 from tests.oracle import opened, tokens
 from tests.test_exam import EXACT, FEW_SHOT
-from tests.test_tasks import MIXED
 
 ROWS, STEPS = 4, 6
 ASKED = Fidelity(ROWS, start=1, items=3, first_item=0)

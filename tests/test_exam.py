@@ -13,13 +13,13 @@ from hf_prune.architecture import family_of
 from hf_prune.assemble import Parent, assemble
 from hf_prune.bank import LayerBank
 from hf_prune.blueprint import Blueprint, Fidelity, LayerSpec, Part, Source
-from hf_prune.bundled import demo_folder
+from hf_prune.data.bundled import demo_folder
+from hf_prune.data.task_sources import load_tasks
+from hf_prune.data.tasks import Item, Question, Task, score
 from hf_prune.evaluate import Evaluator
 from hf_prune.exam import KEPT_BYTES, Exam, packed_row, seen, sharing
 from hf_prune.reference import Dense
-from hf_prune.task_sources import load_tasks
-from hf_prune.tasks import Item, Question, Task, score
-from tests.test_tasks import FAMILIES, MIXED, random_model
+from tests.data.test_tasks import FAMILIES, MIXED, random_model
 
 FEW_SHOT = Task(
     "shots",

@@ -14,11 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_prune import harness, tasks
-from hf_prune.bundled import demo_folder
+from hf_prune import harness
+from hf_prune.data import tasks
+from hf_prune.data.bundled import demo_folder
+from hf_prune.data.task_sources import load_tasks
 from hf_prune.errors import InvalidData, InvalidRecipe, SourceError, UnsafeSource
 from hf_prune.harness import HarnessScores, scores
-from hf_prune.task_sources import load_tasks
 from tests.families import tiny
 
 DATA = """

@@ -5,9 +5,9 @@ import json
 import numpy as np
 
 from hf_prune.blueprint import Fidelity
+from hf_prune.data.tasks import TaskScores
 from hf_prune.items import keep_items
 from hf_prune.objectives import Measures
-from hf_prune.tasks import TaskScores
 
 
 def measured(*right):

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hf_prune.data.tasks import TaskScores
 from hf_prune.objectives import OBJECTIVES, Measures, values
 from hf_prune.recipe import TASK_OBJECTIVES
-from hf_prune.tasks import TaskScores
 
 NUMBERS = st.floats(0, 20)
 COSINES = st.floats(-1, 1)

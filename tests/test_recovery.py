@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from hf_prune import recovery
 from hf_prune.assemble import quiet
 from hf_prune.blueprint import Blueprint
-from hf_prune.bundled import demo_folder
+from hf_prune.data.bundled import demo_folder
 from hf_prune.events import Advanced, Healed, Repaired, Stage
 from hf_prune.pipeline import Result, compress, run
 from hf_prune.results import assemble_blueprint

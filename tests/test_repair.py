@@ -10,7 +10,7 @@ from hf_prune import job
 from hf_prune.assemble import assemble, write
 from hf_prune.bank import LayerBank
 from hf_prune.blueprint import GONE, Blueprint, Fidelity, LayerSpec, Part
-from hf_prune.bundled import demo_folder
+from hf_prune.data.bundled import demo_folder
 from hf_prune.errors import InvalidBlueprint
 from hf_prune.evaluate import Evaluator
 from hf_prune.patches import PATCH_FILE, load_patches

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from hf_prune import report
 from hf_prune.blueprint import GONE, Blueprint, LayerSpec, Part, Source
-from hf_prune.calibration import Windows
-from hf_prune.tasks import TaskScores, wilson
+from hf_prune.data.tasks import TaskScores, wilson
+from hf_prune.data.windows import Windows
 
 FLOATS = st.lists(st.floats(-50, 50), min_size=2, max_size=30)
 

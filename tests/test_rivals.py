@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from hf_prune import compress, recovery, run
 from hf_prune.blueprint import Blueprint
+from hf_prune.data.tasks import score
 from hf_prune.errors import IncompatibleSources, SourceError
 from hf_prune.events import Advanced, Finished, Scored, Tuned
 from hf_prune.found import Found
@@ -22,7 +23,6 @@ from hf_prune.repair import STRENGTHS, evenly, weakened
 from hf_prune.results import assemble_blueprint, heal_folder, report_folder
 from hf_prune.retention import standings
 from hf_prune.rivals import label, warm_starts
-from hf_prune.tasks import score
 from hf_prune.tuning import midway, tune, tune_repair
 from tests.runs import DEPTH, finished, leftovers, recipe, relatives, searched, stitching
 

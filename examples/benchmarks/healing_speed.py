@@ -24,7 +24,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from hf_prune.assemble import assemble, quiet
 from hf_prune.blueprint import Blueprint
-from hf_prune.bundled import demo_folder
+from hf_prune.data.bundled import demo_folder
 from hf_prune.heal import Course, heal, lora_targets
 from hf_prune.job import Job, open_job
 from hf_prune.methods import METHODS

@@ -30,8 +30,8 @@ from transformers import AutoTokenizer
 from hf_prune.assemble import Parent, assemble
 from hf_prune.bank import LayerBank
 from hf_prune.blueprint import Blueprint, Fidelity, Outcome, Source, Trial
-from hf_prune.bundled import demo_folder
-from hf_prune.calibration import windows
+from hf_prune.data.bundled import demo_folder
+from hf_prune.data.windows import windows
 from hf_prune.evaluate import Evaluator
 from hf_prune.methods import METHODS
 from hf_prune.pipeline import SCREENING_TOKENS

@@ -28,8 +28,8 @@ from hf_prune.architecture import family_of
 from hf_prune.assemble import Parent, assemble, quiet
 from hf_prune.bank import LayerBank
 from hf_prune.blueprint import Blueprint, Fidelity, Source
-from hf_prune.bundled import demo_folder
-from hf_prune.calibration import windows
+from hf_prune.data.bundled import demo_folder
+from hf_prune.data.windows import windows
 from hf_prune.evaluate import Evaluator
 from hf_prune.methods import METHODS
 from hf_prune.report import spearman

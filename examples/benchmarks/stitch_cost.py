@@ -28,12 +28,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaC
 from hf_prune import harness
 from hf_prune.assemble import quiet, write
 from hf_prune.blueprint import Blueprint, Fidelity
-from hf_prune.bundled import demo_folder
+from hf_prune.data.bundled import demo_folder
+from hf_prune.data.task_sources import load_tasks
 from hf_prune.evaluate import Evaluator
 from hf_prune.exam import Exam
 from hf_prune.job import Job, open_job
 from hf_prune.recipe import Recipe
-from hf_prune.task_sources import load_tasks
 
 NAMES = ("plays_cloze", "code_cloze", "qa_choice")
 SPECIALISTS = demo_folder() / "specialists"

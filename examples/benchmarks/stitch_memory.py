@@ -59,7 +59,7 @@ def make(home: Path, count: int, layers: int) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.utils import logging
 
-    from hf_prune.bundled import demo_folder
+    from hf_prune.data.bundled import demo_folder
 
     logging.disable_progress_bar()
     for k in range(count + 1):
@@ -75,7 +75,7 @@ def measured(home: Path, count: int, held: str) -> dict[str, int]:
     import numpy as np
 
     from hf_prune.blueprint import Fidelity
-    from hf_prune.bundled import demo_folder
+    from hf_prune.data.bundled import demo_folder
     from hf_prune.evaluate import Evaluator
     from hf_prune.job import open_job
     from hf_prune.recipe import Recipe

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from hf_prune.blueprint import Genome
-from hf_prune.bundled import demo_folder
+from hf_prune.data.bundled import demo_folder
 from hf_prune.job import Job, open_job
 from hf_prune.recipe import Recipe
 from hf_prune.reference import block_influence

@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from hf_prune.bundled import demo_folder
+from hf_prune.data.bundled import demo_folder
 from hf_prune.pipeline import run
 from hf_prune.recipe import TASK_OBJECTIVES, Recipe
 

@@ -18,15 +18,15 @@ from pathlib import Path
 import numpy as np
 
 from hf_prune.blueprint import Blueprint, Fidelity
-from hf_prune.bundled import demo_folder
+from hf_prune.data.bundled import demo_folder
+from hf_prune.data.task_sources import load_tasks
+from hf_prune.data.tasks import Task
 from hf_prune.evaluate import Evaluator
 from hf_prune.exam import Exam
 from hf_prune.job import Job, open_job
 from hf_prune.objectives import OBJECTIVES, Measures
 from hf_prune.recipe import Recipe
 from hf_prune.report import spearman
-from hf_prune.task_sources import load_tasks
-from hf_prune.tasks import Task
 
 VALUES = ("text", "tasks", "tasks_norm", "doubt", "abilities")
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from hf_prune.blueprint import Blueprint, LayerSpec, Part
-from hf_prune.bundled import demo_folder
+from hf_prune.data.bundled import demo_folder
 from hf_prune.job import Job, open_job
 from hf_prune.objectives import Measures, values
 from hf_prune.recipe import Recipe

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hf_prune.bundled import demo_folder
+from hf_prune.data.bundled import demo_folder
 from hf_prune.demo import demo_recipe
 from hf_prune.errors import InvalidRecipe
 from hf_prune.recipe import Recipe

@@ -9,13 +9,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_prune import harness
 from hf_prune.architecture import family_of
-from hf_prune.bundled import demo_folder
+from hf_prune.data.bundled import demo_folder
+from hf_prune.data.task_sources import check_apart, load_tasks
+from hf_prune.data.tasks import Item, Task
 from hf_prune.errors import InvalidData, InvalidRecipe, UnsafeSource
 from hf_prune.exam import Exam
 from hf_prune.job import open_job
 from hf_prune.reference import Dense
-from hf_prune.task_sources import check_apart, load_tasks
-from hf_prune.tasks import Item, Task
 from tests.runs import relatives, stitching
 
 YAML = """

@@ -8,11 +8,10 @@ from hypothesis import strategies as st
 from tokenizers import processors
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from hf_prune import tasks
-from hf_prune.bundled import demo_folder
-from hf_prune.errors import InvalidData
-from hf_prune.task_sources import load_tasks
-from hf_prune.tasks import (
+from hf_prune.data import tasks
+from hf_prune.data.bundled import demo_folder
+from hf_prune.data.task_sources import load_tasks
+from hf_prune.data.tasks import (
     Item,
     Task,
     bundled_tasks,
@@ -24,6 +23,7 @@ from hf_prune.tasks import (
     slopes,
     wilson,
 )
+from hf_prune.errors import InvalidData
 
 SMALL = {"vocab_size": 2048, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
 FAMILIES = {

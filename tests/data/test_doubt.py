@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from hf_prune.doubt import LARGEST_SCALE, doubt_slopes, doubts
+from hf_prune.data.doubt import LARGEST_SCALE, doubt_slopes, doubts
 
 VALUES = arrays(float, st.tuples(st.integers(1, 12), st.just(4)), elements=st.floats(-5, 0))
 

@@ -9,10 +9,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from hf_prune.calibration import dataset_rows, explained, split_names
+from hf_prune.data.lm_eval_tasks import (
+    check_request,
+    installed,
+    open_task,
+    quiet,
+    reason,
+    request_of,
+    sandbox,
+    task_manager,
+)
+from hf_prune.data.tasks import Item, Task, bundled_tasks, load_file
+from hf_prune.data.windows import dataset_rows, explained, split_names
 from hf_prune.errors import InvalidData, InvalidRecipe
-from hf_prune.harness_tasks import check_request, installed, open_task, quiet, reason, request_of, sandbox, task_manager
-from hf_prune.tasks import Item, Task, bundled_tasks, load_file
 
 Use = Literal["search", "report"]
 MOST_ITEMS = 5000

@@ -14,9 +14,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from hf_prune.bundled import demo_folder
-from hf_prune.calibration import adds_bos
-from hf_prune.doubt import doubt_slopes, doubts
+from hf_prune.data.bundled import demo_folder
+from hf_prune.data.doubt import doubt_slopes, doubts
+from hf_prune.data.windows import adds_bos
 from hf_prune.errors import InvalidData
 
 TOKEN_BUDGET = 2048

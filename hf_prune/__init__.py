@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import Any
 
-from hf_prune import registration
+from hf_prune.models import registration
 
 __version__ = "0.1.0"
 

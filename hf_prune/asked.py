@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_prune.architecture import Family
-from hf_prune.masks import BlockMask
+from hf_prune.models.attention_masks import BlockMask
+from hf_prune.models.families import Family
 
 
 class Asked(torch.nn.Module):

@@ -280,7 +280,7 @@ def scout_command(
     Reads the model tree, headers and a few rows of weights; nothing is downloaded whole.
     """
     form = format_of(format, quiet)
-    from hf_prune.scout import scout
+    from hf_prune.models.scout import scout
     from hf_prune.screen import scout_table
 
     found = []
@@ -367,9 +367,9 @@ def _recipe(base: str | None, path: Path | None, values: dict[str, Any]) -> Reci
 
 
 def _show_plan(recipe: Recipe, form: Format) -> None:
+    from hf_prune.models.variants import peeks, verdicts
     from hf_prune.plan import plan
     from hf_prune.screen import plan_table, verdict_table
-    from hf_prune.variants import peeks, verdicts
 
     base, *variants = peeks(recipe.base, recipe.variants, **recipe.trust)
     found, compared = plan(recipe, base, variants), verdicts(base, *variants)

@@ -23,8 +23,8 @@ from hf_prune.found import Found, Rival
 from hf_prune.job import Job
 from hf_prune.journal import Journal, Row
 from hf_prune.measurement import measured
+from hf_prune.models.auto_classes import FILE
 from hf_prune.plan import asked
-from hf_prune.pruned_models import FILE
 from hf_prune.recipe import flagged
 from hf_prune.redaction import public_recipe
 from hf_prune.rivals import label

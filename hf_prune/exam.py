@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hf_prune.data.tasks import Question, Task, TaskScores, judged, longest, questions, slopes
-from hf_prune.masks import BlockMask
+from hf_prune.models.attention_masks import BlockMask
 from hf_prune.reference import Call, Dense
 
 ALIKE = 5e-2

@@ -11,9 +11,9 @@ from typing import Any
 
 import yaml
 
-from hf_prune.architecture import Family, family_of, read_config
 from hf_prune.blueprint import GONE, Blueprint, LayerSpec, Part, all_parts
 from hf_prune.errors import InvalidBlueprint
+from hf_prune.models.families import Family, family_of, read_config
 
 
 def export_mergekit(folder: Path, names: Sequence[str] = ()) -> str:

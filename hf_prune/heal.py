@@ -27,8 +27,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from hf_prune.architecture import Family
-from hf_prune.experts import stacked
+from hf_prune.models.experts import stacked
+from hf_prune.models.families import Family
 from hf_prune.reference import Targets, log_rest
 
 Method = Literal["lora", "dora", "full"]

@@ -25,6 +25,7 @@ from hf_prune.exam import Exam
 from hf_prune.levels import Kind, Levels, Options, made
 from hf_prune.methods import METHODS
 from hf_prune.methods.width import WidthSpace
+from hf_prune.models.variants import beside, check_variants, pull_variant
 from hf_prune.objectives import OBJECTIVES, REVISION, Measures
 from hf_prune.patches import load_patches, save_patches
 from hf_prune.plan import Target, layers_to_remove
@@ -34,7 +35,6 @@ from hf_prune.scorer import Scorer
 from hf_prune.speed import computes_bfloat16
 from hf_prune.training_aware import Lesson, TrainingAware
 from hf_prune.units import Widths
-from hf_prune.variants import beside, check_variants, pull_variant
 
 Progress = Callable[[int, int], None]
 ALWAYS = ("kl", "perplexity", "similarity", "kl_similarity", "params")

@@ -20,14 +20,14 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from hf_prune import modeling_decilm
-from hf_prune.architecture import read_config
 from hf_prune.assemble import TOKENIZER_FILES
 from hf_prune.atomic_files import staged
-from hf_prune.checkpoint import Checkpoint, write_shards
 from hf_prune.errors import InvalidRecipe, UnsupportedArchitecture
 from hf_prune.modeling_decilm import MULTIPLE
-from hf_prune.modeling_pruned import PREFIX
-from hf_prune.pruned_models import head_dim
+from hf_prune.models.auto_classes import head_dim
+from hf_prune.models.checkpoint import Checkpoint, write_shards
+from hf_prune.models.families import read_config
+from hf_prune.models.modeling_pruned import PREFIX
 
 FAMILIES = ("llama", "mistral")
 """Families whose layers are those of Llama."""

@@ -31,8 +31,8 @@ from hf_prune.found import LABELS, Found, Rival
 from hf_prune.front import front_of, picked
 from hf_prune.job import FINAL_STAGES, Job, open_job
 from hf_prune.journal import Journal
+from hf_prune.models.auto_classes import FILE
 from hf_prune.plan import evaluations
-from hf_prune.pruned_models import FILE
 from hf_prune.recipe import Recipe
 from hf_prune.recovery import healed, repaired, tuned
 from hf_prune.reference import block_distance, block_influence

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from hf_prune.blueprint import LOCAL
 from hf_prune.errors import InvalidRecipe
-from hf_prune.headers import BYTES, Weights, number, weigh
 from hf_prune.methods import METHODS
+from hf_prune.models.headers import BYTES, Weights, number, weigh
 from hf_prune.recipe import DEFAULT_RATIO, TASK_OBJECTIVES, Recipe
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hf_prune.architecture import Family
 from hf_prune.asked import answering, from_first
 from hf_prune.errors import UnsupportedArchitecture
+from hf_prune.models.families import Family
 
 TOP_K = 512
 TILE_TOKENS = 2048

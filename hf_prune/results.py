@@ -22,10 +22,10 @@ from hf_prune.found import Found
 from hf_prune.front import picked
 from hf_prune.job import Job, open_job
 from hf_prune.levels import Kind, cached
+from hf_prune.models.variants import beside, pull_variant
 from hf_prune.patches import PATCH_FILE, load_patches
 from hf_prune.pipeline import finish, finished
 from hf_prune.recipe import Recipe
-from hf_prune.variants import beside, pull_variant
 
 
 def assemble_blueprint(

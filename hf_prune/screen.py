@@ -12,14 +12,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from hf_prune import tables, verdicts
-from hf_prune.compatibility import table as compared
 from hf_prune.events import Advanced, Event, Healed, Pushed, Repaired, Scored, Stage, Started, Tuned
+from hf_prune.models.compatibility import table as compared
 from hf_prune.verdicts import amount, percent
 
 if TYPE_CHECKING:
-    from hf_prune.compatibility import Verdict
+    from hf_prune.models.compatibility import Verdict
+    from hf_prune.models.scout import Candidate
     from hf_prune.plan import Plan
-    from hf_prune.scout import Candidate
 
 
 class Screen:

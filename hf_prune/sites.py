@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from hf_prune.architecture import Family
+from hf_prune.models.families import Family
 from hf_prune.reference import Call, Dense
 
 LINEAR = 0.05

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from hf_prune.errors import UnsupportedArchitecture
-from hf_prune.experts import STACKS, cut
-from hf_prune.modeling_pruned import FAMILIES
+from hf_prune.models.experts import STACKS, cut
+from hf_prune.models.modeling_pruned import FAMILIES
 
 ROWS: Mapping[str, tuple[str, ...]] = {
     "self_attn.q_proj": ("queries",),

@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_prune.architecture import FAMILIES, family_of
 from hf_prune.asked import answering
-from hf_prune.masks import BlockMask
-from hf_prune.modeling_pruned import Skipped
+from hf_prune.models.attention_masks import BlockMask
+from hf_prune.models.families import FAMILIES, family_of
+from hf_prune.models.modeling_pruned import Skipped
 from hf_prune.reference import Batch, Dense
 from tests.families import VOCABULARY, tiny
 

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_prune.architecture import family_of
 from hf_prune.assemble import Parent, assemble
 from hf_prune.bank import LayerBank
 from hf_prune.blueprint import Blueprint, Fidelity, LayerSpec, Part, Source
@@ -18,6 +17,7 @@ from hf_prune.data.task_sources import load_tasks
 from hf_prune.data.tasks import Item, Question, Task, score
 from hf_prune.evaluate import Evaluator
 from hf_prune.exam import KEPT_BYTES, Exam, packed_row, seen, sharing
+from hf_prune.models.families import family_of
 from hf_prune.reference import Dense
 from tests.data.test_tasks import FAMILIES, MIXED, random_model
 

@@ -8,13 +8,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from hf_prune import levels as module
-from hf_prune.architecture import family_of
 from hf_prune.assemble import assemble, write
 from hf_prune.bank import LayerBank
 from hf_prune.blueprint import GONE, Blueprint, Fidelity, LayerSpec, Part
 from hf_prune.errors import BrokenCheckpoint, InvalidBlueprint, InvalidRecipe, UnsupportedArchitecture
 from hf_prune.evaluate import Evaluator
 from hf_prune.levels import Levels, Options, build, grid
+from hf_prune.models.families import family_of
 from hf_prune.obs import damped
 from hf_prune.reference import Dense
 from hf_prune.units import Widths, spread

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from transformers import AutoConfig
 
 from hf_prune.errors import UnsupportedArchitecture
-from hf_prune.modeling_pruned import FAMILIES
+from hf_prune.models.modeling_pruned import FAMILIES
 from hf_prune.units import Widths, spread
 from tests.families import tiny
 

@@ -24,7 +24,6 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, LlamaConfig
 
-from hf_prune.architecture import family_of
 from hf_prune.assemble import Parent, assemble, quiet
 from hf_prune.bank import LayerBank
 from hf_prune.blueprint import Blueprint, Fidelity, Source
@@ -32,6 +31,7 @@ from hf_prune.data.bundled import demo_folder
 from hf_prune.data.windows import windows
 from hf_prune.evaluate import Evaluator
 from hf_prune.methods import METHODS
+from hf_prune.models.families import family_of
 from hf_prune.report import spearman
 from hf_prune.speed import computes_bfloat16
 

@@ -5,15 +5,16 @@ import shlex
 from dataclasses import dataclass
 from typing import Any
 
-from hf_prune import compatibility, hub
+from hf_prune import hub
 from hf_prune.errors import InvalidRecipe
+from hf_prune.models import compatibility
+from hf_prune.models.variants import peeks, verdicts
 from hf_prune.pages.machine import memory, time_of
 from hf_prune.pages.markup import note, table
 from hf_prune.plan import Plan, plan
 from hf_prune.recipe import Recipe, flagged
 from hf_prune.redaction import public_recipe
 from hf_prune.screen import plan_rows
-from hf_prune.variants import peeks, verdicts
 from hf_prune.verdicts import amount
 
 SMALL = 3e9

@@ -8,13 +8,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_prune import harness
-from hf_prune.architecture import family_of
 from hf_prune.data.bundled import demo_folder
 from hf_prune.data.task_sources import check_apart, load_tasks
 from hf_prune.data.tasks import Item, Task
 from hf_prune.errors import InvalidData, InvalidRecipe, UnsafeSource
 from hf_prune.exam import Exam
 from hf_prune.job import open_job
+from hf_prune.models.families import family_of
 from hf_prune.reference import Dense
 from tests.runs import relatives, stitching
 

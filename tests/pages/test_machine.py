@@ -2,10 +2,10 @@ from concurrent.futures import Future
 
 import pytest
 
+from hf_prune.models.variants import peeks
 from hf_prune.pages import machine
 from hf_prune.plan import plan
 from hf_prune.recipe import Recipe
-from hf_prune.variants import peeks
 from tests.runs import base
 
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from hf_prune.compatibility import table, verdict
 from hf_prune.errors import IncompatibleSources
 from hf_prune.hub import peek
 from hf_prune.job import open_job
+from hf_prune.models.compatibility import table, verdict
 from hf_prune.pipeline import run
 from tests.runs import adapter, base, relatives, stitching
 

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from hf_prune.assemble import assemble
 from hf_prune.blueprint import Blueprint
-from hf_prune.checkpoint import INDEX, SINGLE, Checkpoint, write_shards
 from hf_prune.errors import BrokenCheckpoint, UnsafeSource
+from hf_prune.models.checkpoint import INDEX, SINGLE, Checkpoint, write_shards
 from tests.families import SOURCE, opened, save_tiny
 from tests.oracle import saved, stock
 

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from hf_prune.cli import app
 from hf_prune.errors import InvalidRecipe, SourceNotFound
-from hf_prune.scout import scout
+from hf_prune.models.scout import scout
 from tests.hub.samples import adapter, model
 
 

@@ -5,7 +5,7 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_prune.vocabulary import matched, vocabulary
+from hf_prune.models.vocabulary import matched, vocabulary
 
 
 def reader(**files):

@@ -24,9 +24,9 @@ def install() -> None:
 def _register() -> None:
     # By name, since this module is below the one that it brings in, which registers when it is imported. While its own
     # part is being imported, somebody of ours is about to do that.
-    part = sys.modules.get("hf_prune.modeling_pruned")
+    part = sys.modules.get("hf_prune.models.modeling_pruned")
     if part is None or hasattr(part, "DONE"):
-        importlib.import_module("hf_prune.pruned_models")
+        importlib.import_module("hf_prune.models.auto_classes")
 
 
 class _Waiting(MetaPathFinder):

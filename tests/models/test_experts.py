@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from hf_prune.architecture import FAMILIES, family_of
 from hf_prune.assemble import assemble, write
 from hf_prune.errors import BrokenCheckpoint, UnsupportedArchitecture
-from hf_prune.experts import STACKS
 from hf_prune.heal import Course, heal
 from hf_prune.levels import build
+from hf_prune.models.experts import STACKS
+from hf_prune.models.families import FAMILIES, family_of
 from hf_prune.obs import damped, removal_order
 from hf_prune.pipeline import run
 from hf_prune.reference import Dense

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
-from hf_prune.masks import BLOCK, LONG, BlockMask
+from hf_prune.models.attention_masks import BLOCK, LONG, BlockMask
 
 
 def inputs(length, seed, dtype=torch.float32, share=0.5):

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from hf_prune.errors import BrokenCheckpoint, IncompatibleSources, UnsafeSource
-from hf_prune.experts import Stack, stacks
+from hf_prune.models.experts import Stack, stacks
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from hf_prune import hub
-from hf_prune.checkpoint import lora_scale
-from hf_prune.compatibility import verdict
 from hf_prune.errors import HfPruneError
-from hf_prune.headers import layer_prefix
 from hf_prune.hub import Peek, Relative, TensorInfo
+from hf_prune.models.checkpoint import lora_scale
+from hf_prune.models.compatibility import verdict
+from hf_prune.models.headers import layer_prefix
 
 AT_ONCE = 4
 """Repos looked at side by side."""

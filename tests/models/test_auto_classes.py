@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from hf_prune.assemble import assemble, write
-from hf_prune.modeling_pruned import FAMILIES
+from hf_prune.models.modeling_pruned import FAMILIES
 from tests.families import DEPTH, tiny
 from tests.test_levels import MIXED, TOKENS, blueprint, library
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from hf_prune.blueprint import LOCAL, Source
-from hf_prune.headers import layer_prefix
 from hf_prune.hub import Peek, TensorInfo
-from hf_prune.vocabulary import vocabulary
+from hf_prune.models.headers import layer_prefix
+from hf_prune.models.vocabulary import vocabulary
 
 Severity = Literal["same", "harmless", "fatal"]
 FATAL = ("model_type", "hidden_size", "n_embd", "intermediate_size", "n_inner", "num_hidden_layers", "n_layer",

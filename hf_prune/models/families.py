@@ -13,7 +13,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from hf_prune.errors import UnsupportedArchitecture
-from hf_prune.modeling_pruned import PREFIX
+from hf_prune.models.modeling_pruned import PREFIX
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,8 @@ from typing import Any
 
 from transformers.configuration_utils import PretrainedConfig
 
-from hf_prune import modeling_pruned
-from hf_prune.modeling_pruned import FAMILIES, PREFIX
+from hf_prune.models import modeling_pruned
+from hf_prune.models.modeling_pruned import FAMILIES, PREFIX
 
 FILE = "modeling_pruned.py"
 """What travels with the weights."""

@@ -9,7 +9,7 @@ import pytest
 ORDERS = [
     "import hf_prune; from transformers import AutoModelForCausalLM",
     "from transformers import AutoModelForCausalLM; import hf_prune",
-    "import hf_prune.units, hf_prune.pruned_models; from transformers import AutoModelForCausalLM",
+    "import hf_prune.units, hf_prune.models.auto_classes; from transformers import AutoModelForCausalLM",
     "from transformers import AutoConfig; import hf_prune.pipeline; from transformers import AutoModelForCausalLM",
 ]
 
@@ -34,8 +34,8 @@ def test_importing_the_package_loads_neither_torch_nor_transformers():
 
 
 def test_every_family_has_a_config_and_a_model_of_its_own():
-    from hf_prune.modeling_pruned import FAMILIES
-    from hf_prune.pruned_models import classes
+    from hf_prune.models.auto_classes import classes
+    from hf_prune.models.modeling_pruned import FAMILIES
 
     pairs = [classes(f) for f in FAMILIES]
     assert len({c for pair in pairs for c in pair}) == 2 * len(FAMILIES)

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from hf_prune.assemble import assemble, write
 from hf_prune.blueprint import Blueprint
-from hf_prune.checkpoint import Adapter
 from hf_prune.errors import BrokenCheckpoint, IncompatibleSources
+from hf_prune.models.checkpoint import Adapter
 from tests.families import SOURCE, VOCABULARY, blueprint, mean, opened, save_tiny
 from tests.oracle import logits, saved, stock, tokens
 

@@ -4,13 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hf_prune import hub
-from hf_prune.compatibility import Verdict, verdict
 from hf_prune.errors import AdapterAlone, IncompatibleSources
-from hf_prune.vocabulary import matched, vocabulary
+from hf_prune.models.compatibility import Verdict, verdict
+from hf_prune.models.vocabulary import matched, vocabulary
 
 if TYPE_CHECKING:
     # A plan looks at variants too, and must not load torch.
-    from hf_prune.parents import Parent
+    from hf_prune.models.parent import Parent
 
 
 def check_variants(base: str, variants: Sequence[str], **trust: bool) -> None:

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
-from hf_prune.architecture import Family, depth_of, family_of, read_config, skeleton
 from hf_prune.blueprint import Source
-from hf_prune.checkpoint import Checkpoint
 from hf_prune.errors import IncompatibleSources
+from hf_prune.models.checkpoint import Checkpoint
+from hf_prune.models.families import Family, depth_of, family_of, read_config, skeleton
 
 VOCABULARIES = ("embed_tokens.weight", "lm_head.weight", "wte.weight", "embed_in.weight")
 """Tensors with a row per token."""

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoConfig
 
-from hf_prune.architecture import FAMILIES, PERIODIC, depth_of, family_of, infer, read_config, skeleton, sliced
 from hf_prune.errors import UnsupportedArchitecture
+from hf_prune.models.families import FAMILIES, PERIODIC, depth_of, family_of, infer, read_config, skeleton, sliced
 from tests.families import DEPTH, EVERY, GROUPED, INFERRED, TINY, tiny
 
 every = pytest.mark.parametrize("name", EVERY)

@@ -255,12 +255,12 @@ def export_command(
     if source and format != "mergekit" or pad and format != "nemotron-nas":
         raise InvalidRecipe(f"{'--source' if source else '--pad'} has no meaning for --format {format}; leave it out.")
     if format == "mergekit":
-        from hf_prune.export import export_mergekit
+        from hf_prune.assembly.mergekit import export_mergekit
 
         path = output or folder / "mergekit.yaml"
         path.write_text(export_mergekit(folder, source or ()), encoding="utf-8")
         return print(path)
-    from hf_prune.nemotron_nas import export_nemotron_nas
+    from hf_prune.assembly.nemotron_nas import export_nemotron_nas
 
     path = output or folder.with_name(f"{folder.resolve().name}-{format}")
     parameters, zeros = export_nemotron_nas(folder, path, pad=pad)

@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from hf_prune.assembly.layer_bank import LayerBank, sharing
 from hf_prune.atomic_files import written
-from hf_prune.bank import LayerBank, sharing
 from hf_prune.blueprint import Blueprint, Fidelity, LayerSpec
 from hf_prune.evaluate import Evaluator
 from hf_prune.exam import Sheet

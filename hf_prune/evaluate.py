@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hf_prune.bank import LayerBank
+from hf_prune.assembly.layer_bank import LayerBank
 from hf_prune.blueprint import GONE, Blueprint, Fidelity, LayerSpec
 from hf_prune.errors import InvalidBlueprint
 from hf_prune.exam import Exam, answered

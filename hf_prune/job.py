@@ -11,9 +11,10 @@ import transformers
 from transformers import AutoTokenizer, PreTrainedModel
 
 from hf_prune import hub
-from hf_prune.assemble import Parent, assemble, check, quiet
+from hf_prune.assembly.assemble import Parent, assemble, check, quiet
+from hf_prune.assembly.layer_bank import LayerBank
+from hf_prune.assembly.patches import load_patches, save_patches
 from hf_prune.atomic_files import write_text
-from hf_prune.bank import LayerBank
 from hf_prune.blueprint import Blueprint, Fidelity, LayerSpec, Part, Source
 from hf_prune.budgets import width_budget
 from hf_prune.data.task_sources import check_apart, load_tasks
@@ -27,7 +28,6 @@ from hf_prune.methods import METHODS
 from hf_prune.methods.width import WidthSpace
 from hf_prune.models.variants import beside, check_variants, pull_variant
 from hf_prune.objectives import OBJECTIVES, REVISION, Measures
-from hf_prune.patches import load_patches, save_patches
 from hf_prune.plan import Target, layers_to_remove
 from hf_prune.recipe import DEFAULT_DATA, TASK_OBJECTIVES, Recipe
 from hf_prune.repair import Repaired, repair

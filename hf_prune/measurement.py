@@ -9,7 +9,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hf_prune import capabilities, harness, report, speed
-from hf_prune.assemble import quiet
+from hf_prune.assembly.assemble import quiet
 from hf_prune.blueprint import Fidelity
 from hf_prune.capabilities import Observed, observe
 from hf_prune.data import tasks

@@ -19,10 +19,10 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hf_prune import hub
-from hf_prune.assemble import quiet, write
+from hf_prune.assembly.assemble import quiet, write
+from hf_prune.assembly.certificate import certify
 from hf_prune.atomic_files import copied, staged
 from hf_prune.blueprint import Blueprint, Fidelity, Genome, Outcome, Trial
-from hf_prune.certificate import certify
 from hf_prune.clock import Clock
 from hf_prune.documents import describe, scored
 from hf_prune.errors import HfPruneError, InvalidRecipe

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from hf_prune.assemble import Parent, quiet, write, write_live
+from hf_prune.assembly.assemble import Parent, quiet, write, write_live
 from hf_prune.atomic_files import write_text
 from hf_prune.blueprint import Blueprint
 from hf_prune.events import Advanced, Event, Healed, Repaired, Stage, Tuned

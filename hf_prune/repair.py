@@ -20,8 +20,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from hf_prune.assemble import layer_tensors
-from hf_prune.bank import LayerBank
+from hf_prune.assembly.assemble import layer_tensors
+from hf_prune.assembly.layer_bank import LayerBank
 from hf_prune.blueprint import GONE, Blueprint, LayerSpec, Part, all_parts
 from hf_prune.reference import Call, Dense
 from hf_prune.ridge import Normal

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from hf_prune import speed
-from hf_prune.assemble import Parent
+from hf_prune.assembly.assemble import Parent
 from hf_prune.blueprint import GONE, Blueprint, Fidelity, LayerSpec, Part
 from hf_prune.data import tasks
 from hf_prune.data.windows import Windows

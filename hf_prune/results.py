@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from hf_prune import hub
-from hf_prune.assemble import Parent, write
+from hf_prune.assembly.assemble import Parent, write
+from hf_prune.assembly.patches import PATCH_FILE, load_patches
 from hf_prune.atomic_files import copying, staged
 from hf_prune.blueprint import LOCAL, Blueprint, Source
 from hf_prune.clock import Clock
@@ -23,7 +24,6 @@ from hf_prune.front import picked
 from hf_prune.job import Job, open_job
 from hf_prune.levels import Kind, cached
 from hf_prune.models.variants import beside, pull_variant
-from hf_prune.patches import PATCH_FILE, load_patches
 from hf_prune.pipeline import finish, finished
 from hf_prune.recipe import Recipe
 

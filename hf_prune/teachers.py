@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from hf_prune.bank import LayerBank
+from hf_prune.assembly.layer_bank import LayerBank
 from hf_prune.blueprint import LayerSpec, Part
 from hf_prune.reference import Call, Dense, Reference, Targets
 from hf_prune.sites import between_halves

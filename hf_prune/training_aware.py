@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hf_prune.bank import LayerBank, sharing
+from hf_prune.assembly.layer_bank import LayerBank, sharing
 from hf_prune.blueprint import Blueprint, LayerSpec, Part
 from hf_prune.evaluate import Evaluator
 from hf_prune.heal import Course, distillation

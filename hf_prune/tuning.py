@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hf_prune.bank import LayerBank
+from hf_prune.assembly.layer_bank import LayerBank
 from hf_prune.blueprint import Blueprint, Fidelity, LayerSpec, Mix, Part
 from hf_prune.descent import Sum, descend
 from hf_prune.evaluate import Evaluator

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from hf_prune.assemble import Parent
+from hf_prune.assembly.assemble import Parent
 from hf_prune.blueprint import Blueprint, LayerSpec, Part, Source
 
 DEPTH, VOCABULARY = 6, 97

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from hf_prune.assemble import Parent
+from hf_prune.assembly.assemble import Parent
 from hf_prune.blueprint import GONE, Blueprint, LayerSpec, Part, Source
 from hf_prune.models.families import FAMILIES, Family, infer
 from tests.families import DEPTH, EVERY, VOCABULARY, save_tiny

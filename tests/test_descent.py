@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from hf_prune.assemble import Parent, assemble
-from hf_prune.bank import LayerBank
+from hf_prune.assembly.assemble import Parent, assemble
+from hf_prune.assembly.layer_bank import LayerBank
 from hf_prune.blueprint import Blueprint, Fidelity, LayerSpec, Mix, Part, Source
 from hf_prune.data.bundled import demo_folder
 from hf_prune.descent import Sum, _Layer, _Stack, _Tasks, descend

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hf_prune.pieces
-from hf_prune.assemble import Parent, assemble
-from hf_prune.bank import LayerBank
+from hf_prune.assembly.assemble import Parent, assemble
+from hf_prune.assembly.layer_bank import LayerBank
 from hf_prune.blueprint import GONE, Blueprint, Fidelity, LayerSpec, Part, Source
 from hf_prune.errors import InvalidBlueprint
 from hf_prune.evaluate import Evaluator

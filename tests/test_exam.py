@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_prune.assemble import Parent, assemble
-from hf_prune.bank import LayerBank
+from hf_prune.assembly.assemble import Parent, assemble
+from hf_prune.assembly.layer_bank import LayerBank
 from hf_prune.blueprint import Blueprint, Fidelity, LayerSpec, Part, Source
 from hf_prune.data.bundled import demo_folder
 from hf_prune.data.task_sources import load_tasks

@@ -8,8 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from hf_prune import levels as module
-from hf_prune.assemble import assemble, write
-from hf_prune.bank import LayerBank
+from hf_prune.assembly.assemble import assemble, write
+from hf_prune.assembly.layer_bank import LayerBank
 from hf_prune.blueprint import GONE, Blueprint, Fidelity, LayerSpec, Part
 from hf_prune.errors import BrokenCheckpoint, InvalidBlueprint, InvalidRecipe, UnsupportedArchitecture
 from hf_prune.evaluate import Evaluator

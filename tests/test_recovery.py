@@ -10,7 +10,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from hf_prune import recovery
-from hf_prune.assemble import quiet
+from hf_prune.assembly.assemble import quiet
 from hf_prune.blueprint import Blueprint
 from hf_prune.data.bundled import demo_folder
 from hf_prune.events import Advanced, Healed, Repaired, Stage

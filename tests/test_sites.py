@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from hf_prune.assemble import layer_tensors
-from hf_prune.bank import sharing
+from hf_prune.assembly.assemble import layer_tensors
+from hf_prune.assembly.layer_bank import sharing
 from hf_prune.blueprint import LayerSpec, Part
 from hf_prune.reference import Dense
 from hf_prune.sites import Tap, between_halves, site_of

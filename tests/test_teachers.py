@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from hf_prune.assemble import assemble, write
-from hf_prune.bank import LayerBank
+from hf_prune.assembly.assemble import assemble, write
+from hf_prune.assembly.layer_bank import LayerBank
 from hf_prune.blueprint import Blueprint, Fidelity, LayerSpec, Mix, Part
 from hf_prune.evaluate import Evaluator
 from hf_prune.reference import Dense

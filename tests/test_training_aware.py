@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hf_prune.assemble import assemble
-from hf_prune.bank import LayerBank
+from hf_prune.assembly.assemble import assemble
+from hf_prune.assembly.layer_bank import LayerBank
 from hf_prune.blueprint import GONE, Blueprint, Fidelity, LayerSpec, Part
 from hf_prune.evaluate import Evaluator
 from hf_prune.repair import repair

@@ -22,7 +22,7 @@ from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from hf_prune.assemble import assemble, quiet
+from hf_prune.assembly.assemble import assemble, quiet
 from hf_prune.blueprint import Blueprint
 from hf_prune.data.bundled import demo_folder
 from hf_prune.heal import Course, heal, lora_targets

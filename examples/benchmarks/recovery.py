@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hf_prune.assemble import assemble, quiet
+from hf_prune.assembly.assemble import assemble, quiet
 from hf_prune.blueprint import Blueprint, Fidelity
 from hf_prune.data.bundled import demo_folder
 from hf_prune.evaluate import Evaluator

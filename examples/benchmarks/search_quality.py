@@ -27,8 +27,8 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer
 
-from hf_prune.assemble import Parent, assemble
-from hf_prune.bank import LayerBank
+from hf_prune.assembly.assemble import Parent, assemble
+from hf_prune.assembly.layer_bank import LayerBank
 from hf_prune.blueprint import Blueprint, Fidelity, Outcome, Source, Trial
 from hf_prune.data.bundled import demo_folder
 from hf_prune.data.windows import windows

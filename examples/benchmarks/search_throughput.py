@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, LlamaConfig
 
-from hf_prune.assemble import Parent, assemble, quiet
-from hf_prune.bank import LayerBank
+from hf_prune.assembly.assemble import Parent, assemble, quiet
+from hf_prune.assembly.layer_bank import LayerBank
 from hf_prune.blueprint import Blueprint, Fidelity, Source
 from hf_prune.data.bundled import demo_folder
 from hf_prune.data.windows import windows

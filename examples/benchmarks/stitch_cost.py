@@ -26,7 +26,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from hf_prune import harness
-from hf_prune.assemble import quiet, write
+from hf_prune.assembly.assemble import quiet, write
 from hf_prune.blueprint import Blueprint, Fidelity
 from hf_prune.data.bundled import demo_folder
 from hf_prune.data.task_sources import load_tasks

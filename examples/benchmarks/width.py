@@ -29,7 +29,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from hf_prune import speed
-from hf_prune.assemble import quiet
+from hf_prune.assembly.assemble import quiet
 from hf_prune.blueprint import Blueprint, Fidelity, Outcome, Trial
 from hf_prune.data.bundled import demo_folder
 from hf_prune.evaluate import Evaluator

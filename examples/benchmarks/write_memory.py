@@ -82,7 +82,7 @@ def make(source: Path) -> None:
 
 def opened(source: Path):
     """What hf_prune does; the source is opened outside the measurement."""
-    from hf_prune.assemble import Parent, write
+    from hf_prune.assembly.assemble import Parent, write
     from hf_prune.blueprint import Blueprint, LayerSpec, Part, Source
 
     parent = Parent.open(Source("random", "none"), source)

@@ -79,7 +79,7 @@ def spoken(folder: str, prompt: str) -> tuple[str, str]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from hf_prune.assemble import assemble, quiet
+    from hf_prune.assembly.assemble import assemble, quiet
     from hf_prune.blueprint import Blueprint
     from hf_prune.generation import greedy
     from hf_prune.results import open_parents

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from hf_prune.assemble import assemble, write
+from hf_prune.assembly.assemble import assemble, write
 from hf_prune.models.modeling_pruned import FAMILIES
 from tests.families import DEPTH, tiny
 from tests.test_levels import MIXED, TOKENS, blueprint, library

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from hf_prune.assemble import assemble
+from hf_prune.assembly.assemble import assemble
 from hf_prune.blueprint import Blueprint
 from hf_prune.errors import BrokenCheckpoint, UnsafeSource
 from hf_prune.models.checkpoint import INDEX, SINGLE, Checkpoint, write_shards
@@ -346,7 +346,7 @@ MEASURE = """
 import sys, threading, time
 from pathlib import Path
 import torch
-from hf_prune.assemble import Parent, write
+from hf_prune.assembly.assemble import Parent, write
 from hf_prune.blueprint import Blueprint, LayerSpec, Part, Source
 
 def held():

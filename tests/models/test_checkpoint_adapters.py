@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from hf_prune.assemble import assemble, write
+from hf_prune.assembly.assemble import assemble, write
 from hf_prune.blueprint import Blueprint
 from hf_prune.errors import BrokenCheckpoint, IncompatibleSources
 from hf_prune.models.checkpoint import Adapter

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from hf_prune.assemble import assemble, write
+from hf_prune.assembly.assemble import assemble, write
 from hf_prune.errors import BrokenCheckpoint, UnsupportedArchitecture
 from hf_prune.heal import Course, heal
 from hf_prune.levels import build

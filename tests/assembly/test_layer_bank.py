@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hf_prune.assemble import assemble, layer_tensors
-from hf_prune.bank import LayerBank
+from hf_prune.assembly.assemble import assemble, layer_tensors
+from hf_prune.assembly.layer_bank import LayerBank
+from hf_prune.assembly.patches import digest_of
 from hf_prune.blueprint import GONE, Blueprint, LayerSpec, Part
-from hf_prune.patches import digest_of
 from tests.families import DEPTH, EVERY, mean
 from tests.oracle import opened
 

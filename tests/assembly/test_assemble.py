@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hf_prune.assemble import Parent, assemble, check, output_config, plan_tensors, write
-from hf_prune.bank import LayerBank
+from hf_prune.assembly.assemble import Parent, assemble, check, output_config, plan_tensors, write
+from hf_prune.assembly.layer_bank import LayerBank
 from hf_prune.blueprint import GONE, Blueprint, LayerSpec, Part, Source
 from hf_prune.errors import BrokenCheckpoint, IncompatibleSources, InvalidBlueprint
 from hf_prune.evaluate import Evaluator

@@ -12,10 +12,10 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from hf_prune.assemble import write
+from hf_prune.assembly.assemble import write
+from hf_prune.assembly.merge import _mask, merged
+from hf_prune.assembly.mergekit import export_mergekit
 from hf_prune.blueprint import Blueprint, LayerSpec, Mix, Part
-from hf_prune.export import export_mergekit
-from hf_prune.merge import _mask, merged
 from tests.families import DEPTH
 from tests.oracle import variants
 

@@ -3,10 +3,10 @@
 import pytest
 import yaml
 
-from hf_prune.assemble import write
+from hf_prune.assembly.assemble import write
+from hf_prune.assembly.mergekit import export_mergekit, mergekit_config
 from hf_prune.blueprint import GONE, Blueprint, LayerSpec, Mix, Part, Source
 from hf_prune.errors import InvalidBlueprint
-from hf_prune.export import export_mergekit, mergekit_config
 from tests.oracle import row, variants
 
 SOURCES = (

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from hf_prune.assembly.patches import digest_of, load_patches, save_patches
 from hf_prune.errors import InvalidBlueprint
-from hf_prune.patches import digest_of, load_patches, save_patches
 
 
 def patch(seed=0, dtype=torch.bfloat16):

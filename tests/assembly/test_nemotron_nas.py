@@ -11,11 +11,11 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 from typer.testing import CliRunner
 
+from hf_prune.assembly.modeling_decilm import Block, neurons
+from hf_prune.assembly.nemotron_nas import export_nemotron_nas
 from hf_prune.cli import app
 from hf_prune.errors import InvalidRecipe, UnsupportedArchitecture
-from hf_prune.modeling_decilm import Block, neurons
 from hf_prune.models.auto_classes import classes, pruned_config
-from hf_prune.nemotron_nas import export_nemotron_nas
 from tests.families import VOCABULARY, save_tiny
 
 PLAIN = {"attention_bias": False, "mlp_bias": False, "sliding_window": None, "num_hidden_layers": 3,

@@ -15,16 +15,16 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from hf_prune.assembly.merge import check_merge, merged
+from hf_prune.assembly.patches import NO_PATCHES, PATCH_FILE, Patches, save_patches
 from hf_prune.blueprint import GONE, Blueprint, LayerSpec, Mix, all_parts
 from hf_prune.errors import IncompatibleSources, InvalidBlueprint, ReloadMismatch
-from hf_prune.merge import check_merge, merged
 from hf_prune.models.auto_classes import classes, is_pruned, pruned_config, uniform_config
 from hf_prune.models.checkpoint import SHARD_BYTES, write_shards
 from hf_prune.models.experts import apart
 from hf_prune.models.families import Family, sliced
 from hf_prune.models.modeling_pruned import PREFIX
 from hf_prune.models.parent import Parent
-from hf_prune.patches import NO_PATCHES, PATCH_FILE, Patches, save_patches
 
 
 def layer_tensors(

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hf_prune.assembly.merge import MERGES, check_merge, dare, linear, merged, slerp, ties
 from hf_prune.errors import IncompatibleSources, InvalidBlueprint
-from hf_prune.merge import MERGES, check_merge, dare, linear, merged, slerp, ties
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from hf_prune import modeling_decilm
-from hf_prune.assemble import TOKENIZER_FILES
+from hf_prune.assembly import modeling_decilm
+from hf_prune.assembly.assemble import TOKENIZER_FILES
+from hf_prune.assembly.modeling_decilm import MULTIPLE
 from hf_prune.atomic_files import staged
 from hf_prune.errors import InvalidRecipe, UnsupportedArchitecture
-from hf_prune.modeling_decilm import MULTIPLE
 from hf_prune.models.auto_classes import head_dim
 from hf_prune.models.checkpoint import Checkpoint, write_shards
 from hf_prune.models.families import read_config

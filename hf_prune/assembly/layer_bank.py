@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, replace
 import torch
 from transformers import PreTrainedModel
 
-from hf_prune.assemble import Parent, layer_tensors, library, outside
+from hf_prune.assembly.assemble import Parent, layer_tensors, library, outside
+from hf_prune.assembly.patches import Patch, Patches, digest_of
 from hf_prune.blueprint import GONE, Blueprint, LayerSpec, Source
 from hf_prune.models.auto_classes import pruned_config
 from hf_prune.models.modeling_pruned import Skipped, packed
-from hf_prune.patches import Patch, Patches, digest_of
 
 
 @dataclass(eq=False)

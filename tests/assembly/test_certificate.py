@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hf_prune import certificate
-from hf_prune.assemble import write
-from hf_prune.certificate import certify
+from hf_prune.assembly import certificate
+from hf_prune.assembly.assemble import write
+from hf_prune.assembly.certificate import certify
 from hf_prune.errors import ReloadMismatch
 from tests.families import tiny
 from tests.oracle import EDITS, blueprint, logits, opened, oracle, tokens

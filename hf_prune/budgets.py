@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from hf_prune import speed
 from hf_prune.atomic_files import write_text
 from hf_prune.blueprint import GONE, Blueprint, LayerSpec, Part
 from hf_prune.errors import InvalidRecipe
+from hf_prune.evaluation import speed
 from hf_prune.levels import HALVES
 
 LAYERS = 8

@@ -20,11 +20,11 @@ from torch import Tensor
 from hf_prune.assembly.layer_bank import LayerBank, sharing
 from hf_prune.atomic_files import written
 from hf_prune.blueprint import Blueprint, Fidelity, LayerSpec
-from hf_prune.evaluate import Evaluator
-from hf_prune.exam import Sheet
+from hf_prune.evaluation.dense import Call, Dense, Reference, Targets, after
+from hf_prune.evaluation.evaluator import Evaluator
+from hf_prune.evaluation.objectives import DOUBT_WEIGHT
+from hf_prune.evaluation.packed_tasks import Sheet
 from hf_prune.heal import Course, distillation
-from hf_prune.objectives import DOUBT_WEIGHT
-from hf_prune.reference import Call, Dense, Reference, Targets, after
 
 TOKENS = 2048
 """Of one backward pass: what it keeps of every layer grows with them."""

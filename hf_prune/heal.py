@@ -27,9 +27,9 @@ from transformers import (
     TrainingArguments,
 )
 
+from hf_prune.evaluation.dense import Targets, log_rest
 from hf_prune.models.experts import stacked
 from hf_prune.models.families import Family
-from hf_prune.reference import Targets, log_rest
 
 Method = Literal["lora", "dora", "full"]
 Faculty = Callable[[Tensor, Sequence[int]], Tensor]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hf_prune.blueprint import Fidelity
-from hf_prune.objectives import Measures
+from hf_prune.evaluation.objectives import Measures
 
 
 def keep_items(path: Path, digests: Sequence[str], fidelity: Fidelity, measured: Sequence[Measures]) -> None:

@@ -21,18 +21,18 @@ from hf_prune.data.task_sources import check_apart, load_tasks
 from hf_prune.data.tasks import Task
 from hf_prune.data.windows import Windows, windows
 from hf_prune.errors import InvalidData, InvalidRecipe
-from hf_prune.evaluate import Evaluator
-from hf_prune.exam import Exam
+from hf_prune.evaluation.evaluator import Evaluator
+from hf_prune.evaluation.objectives import OBJECTIVES, REVISION, Measures
+from hf_prune.evaluation.packed_tasks import Exam
+from hf_prune.evaluation.speed import computes_bfloat16
 from hf_prune.levels import Kind, Levels, Options, made
 from hf_prune.methods import METHODS
 from hf_prune.methods.width import WidthSpace
 from hf_prune.models.variants import beside, check_variants, pull_variant
-from hf_prune.objectives import OBJECTIVES, REVISION, Measures
 from hf_prune.plan import Target, layers_to_remove
 from hf_prune.recipe import DEFAULT_DATA, TASK_OBJECTIVES, Recipe
 from hf_prune.repair import Repaired, repair
 from hf_prune.scorer import Scorer
-from hf_prune.speed import computes_bfloat16
 from hf_prune.training_aware import Lesson, TrainingAware
 from hf_prune.units import Widths
 

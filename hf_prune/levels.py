@@ -26,11 +26,11 @@ from hf_prune.atomic_files import write_text, written
 from hf_prune.blueprint import DENSE, GONE, LayerSpec, Part
 from hf_prune.data.windows import Windows
 from hf_prune.errors import BrokenCheckpoint, InvalidRecipe
+from hf_prune.evaluation.dense import Dense
+from hf_prune.evaluation.residual_maps import Tap
 from hf_prune.models.experts import PATH, add_moments
 from hf_prune.models.parent import Parent
 from hf_prune.obs import DAMPING, compensated, damped, increments, removal_order
-from hf_prune.reference import Dense
-from hf_prune.sites import Tap
 from hf_prune.units import Widths, spread
 
 Kind = Literal["obs", "wanda", "magnitude"]

@@ -8,12 +8,13 @@ import numpy as np
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from hf_prune import capabilities, harness, report, speed
+from hf_prune import capabilities, harness, report
 from hf_prune.assembly.assemble import quiet
 from hf_prune.blueprint import Fidelity
 from hf_prune.capabilities import Observed, observe
 from hf_prune.data import tasks
-from hf_prune.evaluate import Evaluator
+from hf_prune.evaluation import speed
+from hf_prune.evaluation.evaluator import Evaluator
 from hf_prune.events import Advanced, Event
 from hf_prune.found import Found
 from hf_prune.harness import HarnessScores

@@ -26,6 +26,7 @@ from hf_prune.blueprint import Blueprint, Fidelity, Genome, Outcome, Trial
 from hf_prune.clock import Clock
 from hf_prune.documents import describe, scored
 from hf_prune.errors import HfPruneError, InvalidRecipe
+from hf_prune.evaluation.dense import block_distance, block_influence
 from hf_prune.events import Assembled, Event, Finished, Pushed, Reported, Stage, Started
 from hf_prune.found import LABELS, Found, Rival
 from hf_prune.front import front_of, picked
@@ -35,7 +36,6 @@ from hf_prune.models.auto_classes import FILE
 from hf_prune.plan import evaluations
 from hf_prune.recipe import Recipe
 from hf_prune.recovery import healed, repaired, tuned
-from hf_prune.reference import block_distance, block_influence
 from hf_prune.report import spearman
 from hf_prune.rivals import in_full, stitched, warm_starts
 from hf_prune.search import SEARCHERS, Schedule, Scores, drive, finals, focused

@@ -23,10 +23,10 @@ from torch import Tensor
 from hf_prune.assembly.assemble import layer_tensors
 from hf_prune.assembly.layer_bank import LayerBank
 from hf_prune.blueprint import GONE, Blueprint, LayerSpec, Part, all_parts
-from hf_prune.reference import Call, Dense
+from hf_prune.evaluation.dense import Call, Dense
+from hf_prune.evaluation.residual_maps import Site, Tap, site_of
+from hf_prune.evaluation.teachers import Teachers
 from hf_prune.ridge import Normal
-from hf_prune.sites import Site, Tap, site_of
-from hf_prune.teachers import Teachers
 
 Reach = Literal["map", "gap", "all"]
 REACHES: tuple[Reach, ...] = get_args(Reach)

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from hf_prune import speed
 from hf_prune.assembly.assemble import Parent
 from hf_prune.blueprint import GONE, Blueprint, Fidelity, LayerSpec, Part
 from hf_prune.data import tasks
 from hf_prune.data.windows import Windows
-from hf_prune.evaluate import Evaluator
+from hf_prune.evaluation import speed
+from hf_prune.evaluation.evaluator import Evaluator
 
 Z95 = 1.959963984540054
 TokenScores = tuple[torch.Tensor, torch.Tensor]

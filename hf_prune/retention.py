@@ -9,11 +9,11 @@ from typing import Any
 
 from hf_prune.blueprint import Blueprint, Fidelity
 from hf_prune.data.tasks import ACCURACIES, Z95, Task, TaskScores
-from hf_prune.evaluate import Evaluator
-from hf_prune.exam import Exam
+from hf_prune.evaluation.evaluator import Evaluator
+from hf_prune.evaluation.objectives import Measures
+from hf_prune.evaluation.packed_tasks import Exam
 from hf_prune.found import Found
 from hf_prune.job import Job
-from hf_prune.objectives import Measures
 from hf_prune.rivals import label
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from hf_prune.assembly.layer_bank import LayerBank
 from hf_prune.blueprint import Blueprint, Fidelity, LayerSpec, Mix, Part
 from hf_prune.descent import Sum, descend
-from hf_prune.evaluate import Evaluator
+from hf_prune.evaluation.evaluator import Evaluator
 from hf_prune.repair import Shares
 
 RATE = 0.02

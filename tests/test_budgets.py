@@ -78,5 +78,5 @@ def test_the_table_is_measured_once_per_run(tmp_path, monkeypatch):
     job.home.mkdir(parents=True)
     first = width_budget(job)
     assert all(a >= b for costs in first[0] for a, b in zip(costs, costs[1:], strict=False)) and first[0][0][-1] == 0
-    monkeypatch.setattr("hf_prune.speed.measure", SimpleNamespace())
+    monkeypatch.setattr("hf_prune.evaluation.speed.measure", SimpleNamespace())
     assert width_budget(open_job(asked)) == first

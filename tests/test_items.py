@@ -6,8 +6,8 @@ import numpy as np
 
 from hf_prune.blueprint import Fidelity
 from hf_prune.data.tasks import TaskScores
+from hf_prune.evaluation.objectives import Measures
 from hf_prune.items import keep_items
-from hf_prune.objectives import Measures
 
 
 def measured(*right):

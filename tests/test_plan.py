@@ -250,11 +250,11 @@ def test_memory_of_the_frontier_is_capped():
 
 
 def test_the_numbers_repeated_from_the_evaluator_are_its_own():
-    from hf_prune import exam, pieces, reference
+    from hf_prune.evaluation import batches, dense, packed_tasks
 
-    assert (planning.TOP_K, planning.FRONTIER_BYTES) == (reference.TOP_K, pieces.STATE_BYTES)
-    assert planning.EXAM_BYTES == exam.KEPT_BYTES
-    assert planning.TILE_TOKENS == {"cpu": reference.TILE_TOKENS, "gpu": reference.GPU_TILE_TOKENS}
+    assert (planning.TOP_K, planning.FRONTIER_BYTES) == (dense.TOP_K, batches.STATE_BYTES)
+    assert planning.EXAM_BYTES == packed_tasks.KEPT_BYTES
+    assert planning.TILE_TOKENS == {"cpu": dense.TILE_TOKENS, "gpu": dense.GPU_TILE_TOKENS}
 
 
 def test_a_config_without_sizes_is_refused_by_name():

@@ -13,7 +13,7 @@ from hf_prune.assembly.patches import PATCH_FILE, load_patches
 from hf_prune.blueprint import GONE, Blueprint, Fidelity, LayerSpec, Part
 from hf_prune.data.bundled import demo_folder
 from hf_prune.errors import InvalidBlueprint
-from hf_prune.evaluate import Evaluator
+from hf_prune.evaluation.evaluator import Evaluator
 from hf_prune.recipe import Recipe
 from hf_prune.repair import REACHES, Repaired, _ends, evenly, repair, weakened
 from tests.families import DEPTH, EVERY, blueprint, mean

@@ -14,11 +14,11 @@ from hf_prune import compress, recovery, run
 from hf_prune.blueprint import Blueprint
 from hf_prune.data.tasks import score
 from hf_prune.errors import IncompatibleSources, SourceError
+from hf_prune.evaluation.dense import block_influence, influence
+from hf_prune.evaluation.objectives import values
 from hf_prune.events import Advanced, Finished, Scored, Tuned
 from hf_prune.found import Found
 from hf_prune.job import open_job
-from hf_prune.objectives import values
-from hf_prune.reference import block_influence, influence
 from hf_prune.repair import STRENGTHS, evenly, weakened
 from hf_prune.results import assemble_blueprint, heal_folder, report_folder
 from hf_prune.retention import standings

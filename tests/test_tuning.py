@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hf_prune.blueprint import Fidelity, LayerSpec, Part
-from hf_prune.objectives import DOUBT_WEIGHT
+from hf_prune.evaluation.objectives import DOUBT_WEIGHT
 from hf_prune.repair import evenly, repair, weakened
 from hf_prune.tuning import midway, tunable, tune, tune_repair
 from tests.families import EVERY, mean

@@ -25,7 +25,7 @@ import torch
 from hf_prune.assembly.assemble import assemble, quiet
 from hf_prune.blueprint import Blueprint, Fidelity
 from hf_prune.data.bundled import demo_folder
-from hf_prune.evaluate import Evaluator
+from hf_prune.evaluation.evaluator import Evaluator
 from hf_prune.heal import heal
 from hf_prune.job import Job, open_job
 from hf_prune.pipeline import run

@@ -32,14 +32,14 @@ from hf_prune.assembly.layer_bank import LayerBank
 from hf_prune.blueprint import Blueprint, Fidelity, Outcome, Source, Trial
 from hf_prune.data.bundled import demo_folder
 from hf_prune.data.windows import windows
-from hf_prune.evaluate import Evaluator
+from hf_prune.evaluation.dense import block_distance, block_influence
+from hf_prune.evaluation.evaluator import Evaluator
+from hf_prune.evaluation.speed import computes_bfloat16
 from hf_prune.methods import METHODS
 from hf_prune.pipeline import SCREENING_TOKENS
 from hf_prune.plan import TRIALS_PER_SWAP
-from hf_prune.reference import block_distance, block_influence
 from hf_prune.report import interval, perplexity
 from hf_prune.search import SEARCHERS, Schedule, Scores
-from hf_prune.speed import computes_bfloat16
 
 Cut = tuple[int, ...]
 LABELS = {

@@ -29,11 +29,11 @@ from hf_prune.assembly.layer_bank import LayerBank
 from hf_prune.blueprint import Blueprint, Fidelity, Source
 from hf_prune.data.bundled import demo_folder
 from hf_prune.data.windows import windows
-from hf_prune.evaluate import Evaluator
+from hf_prune.evaluation.evaluator import Evaluator
+from hf_prune.evaluation.speed import computes_bfloat16
 from hf_prune.methods import METHODS
 from hf_prune.models.families import family_of
 from hf_prune.report import spearman
-from hf_prune.speed import computes_bfloat16
 
 SHAPES = {
     "demo": {

@@ -30,8 +30,8 @@ from hf_prune.assembly.assemble import quiet, write
 from hf_prune.blueprint import Blueprint, Fidelity
 from hf_prune.data.bundled import demo_folder
 from hf_prune.data.task_sources import load_tasks
-from hf_prune.evaluate import Evaluator
-from hf_prune.exam import Exam
+from hf_prune.evaluation.evaluator import Evaluator
+from hf_prune.evaluation.packed_tasks import Exam
 from hf_prune.job import Job, open_job
 from hf_prune.recipe import Recipe
 

@@ -76,7 +76,7 @@ def measured(home: Path, count: int, held: str) -> dict[str, int]:
 
     from hf_prune.blueprint import Fidelity
     from hf_prune.data.bundled import demo_folder
-    from hf_prune.evaluate import Evaluator
+    from hf_prune.evaluation.evaluator import Evaluator
     from hf_prune.job import open_job
     from hf_prune.recipe import Recipe
 

@@ -18,9 +18,9 @@ import numpy as np
 
 from hf_prune.blueprint import Genome
 from hf_prune.data.bundled import demo_folder
+from hf_prune.evaluation.dense import block_influence
 from hf_prune.job import Job, open_job
 from hf_prune.recipe import Recipe
-from hf_prune.reference import block_influence
 from hf_prune.search import SEARCHERS, Schedule, drive, focused
 
 SEARCHES = ("staged", "smac", "random")

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from hf_prune.blueprint import Blueprint, LayerSpec, Part
 from hf_prune.data.bundled import demo_folder
+from hf_prune.evaluation.objectives import Measures, values
 from hf_prune.job import Job, open_job
-from hf_prune.objectives import Measures, values
 from hf_prune.recipe import Recipe
 from hf_prune.tuning import midway, tune
 

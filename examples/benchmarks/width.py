@@ -28,11 +28,11 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from hf_prune import speed
 from hf_prune.assembly.assemble import quiet
 from hf_prune.blueprint import Blueprint, Fidelity, Outcome, Trial
 from hf_prune.data.bundled import demo_folder
-from hf_prune.evaluate import Evaluator
+from hf_prune.evaluation import speed
+from hf_prune.evaluation.evaluator import Evaluator
 from hf_prune.heal import Course, heal
 from hf_prune.job import FINAL_STAGES, Job, open_job
 from hf_prune.journal import Journal

@@ -51,7 +51,7 @@ def about(seconds: float) -> str:
 
 
 def _look() -> None:
-    from hf_prune.speed import product_rates
+    from hf_prune.evaluation.speed import product_rates
 
     try:
         _speed.set_result(asked(product_rates))

@@ -10,7 +10,7 @@ from hf_prune.assembly.assemble import Parent, assemble, check, output_config, p
 from hf_prune.assembly.layer_bank import LayerBank
 from hf_prune.blueprint import GONE, Blueprint, LayerSpec, Part, Source
 from hf_prune.errors import BrokenCheckpoint, IncompatibleSources, InvalidBlueprint
-from hf_prune.evaluate import Evaluator
+from hf_prune.evaluation.evaluator import Evaluator
 from tests.families import DEPTH, EVERY, VOCABULARY, tiny
 from tests.oracle import (
     EDITS,

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hf_prune.asked import answering, from_first
 from hf_prune.errors import UnsupportedArchitecture
+from hf_prune.evaluation.last_layer import answering, from_first
 from hf_prune.models.families import Family
 
 TOP_K = 512

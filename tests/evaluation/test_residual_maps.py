@@ -6,8 +6,8 @@ import torch
 from hf_prune.assembly.assemble import layer_tensors
 from hf_prune.assembly.layer_bank import sharing
 from hf_prune.blueprint import LayerSpec, Part
-from hf_prune.reference import Dense
-from hf_prune.sites import Tap, between_halves, site_of
+from hf_prune.evaluation.dense import Dense
+from hf_prune.evaluation.residual_maps import Tap, between_halves, site_of
 from tests.families import EVERY
 from tests.oracle import opened, row, saved, stock, tokens
 

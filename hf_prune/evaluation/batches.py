@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from hf_prune.blueprint import Fidelity
-from hf_prune.exam import Sheet
-from hf_prune.reference import Call, Reference
+from hf_prune.evaluation.dense import Call, Reference
+from hf_prune.evaluation.packed_tasks import Sheet
 
 STATE_BYTES = 1 << 30
 """Most bytes of hidden states the sweep keeps alive at once. Fewer would stay in cache, but two threads then wait for

@@ -8,12 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import hf_prune.pieces
+import hf_prune.evaluation.batches
 from hf_prune.assembly.assemble import Parent, assemble
 from hf_prune.assembly.layer_bank import LayerBank
 from hf_prune.blueprint import GONE, Blueprint, Fidelity, LayerSpec, Part, Source
 from hf_prune.errors import InvalidBlueprint
-from hf_prune.evaluate import Evaluator
+from hf_prune.evaluation.evaluator import Evaluator
 from hf_prune.methods import METHODS
 from tests.families import DEPTH, EVERY, tiny
 from tests.oracle import EDITS, blueprint, logits, opened, oracle, row, tokens
@@ -109,7 +109,7 @@ def test_few_states_in_memory_give_the_same_numbers(monkeypatch):
     bank = bank_of("llama")
     candidates = deletions(bank, 2)
     usual = Evaluator(bank, WINDOWS).evaluate(candidates, ALL)
-    monkeypatch.setattr(hf_prune.pieces, "STATE_BYTES", 1)
+    monkeypatch.setattr(hf_prune.evaluation.batches, "STATE_BYTES", 1)
     assert [m.kl for m in Evaluator(bank, WINDOWS).evaluate(candidates, ALL)] == pytest.approx([m.kl for m in usual])
 
 
@@ -147,7 +147,7 @@ def test_a_candidate_that_overflows_scores_infinity_and_spoils_no_other(tmp_path
     only.evaluate([broken], ALL)
     assert only.cost.layer_tokens == WINDOWS.numel() and before == 0
     # Nor through the next windows, when they are taken one at a time.
-    monkeypatch.setattr(hf_prune.pieces, "STATE_BYTES", 1)
+    monkeypatch.setattr(hf_prune.evaluation.batches, "STATE_BYTES", 1)
     only.evaluate([broken], ALL)
     assert only.cost.layer_tokens == WINDOWS.numel() + WINDOWS.shape[1]
 

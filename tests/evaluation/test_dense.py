@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hf_prune.errors import UnsupportedArchitecture
-from hf_prune.reference import COSINE_FLOATS, Dense, block_distance, block_influence, cosine, log_rest
+from hf_prune.evaluation.dense import COSINE_FLOATS, Dense, block_distance, block_influence, cosine, log_rest
 from tests.families import DEPTH, EVERY
 from tests.oracle import logits, row, saved, stock, tokens
 

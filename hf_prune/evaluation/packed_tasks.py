@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from hf_prune.data.tasks import Question, Task, TaskScores, judged, longest, questions, slopes
+from hf_prune.evaluation.dense import Call, Dense
 from hf_prune.models.attention_masks import BlockMask
-from hf_prune.reference import Call, Dense
 
 ALIKE = 5e-2
 """Largest difference of two log-likelihoods, nats, at which packed rows count as computing the same as plain ones."""

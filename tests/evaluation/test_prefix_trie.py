@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_prune.blueprint import LayerSpec, Part
-from hf_prune.trie import grown, most_alive
+from hf_prune.evaluation.prefix_trie import grown, most_alive
 
 paths = st.lists(
     st.lists(st.integers(0, 3), min_size=1, max_size=5).map(lambda p: tuple(LayerSpec((Part(0, i),)) for i in p)),

@@ -6,10 +6,10 @@ import torch
 from hf_prune.assembly.assemble import assemble, write
 from hf_prune.assembly.layer_bank import LayerBank
 from hf_prune.blueprint import Blueprint, Fidelity, LayerSpec, Mix, Part
-from hf_prune.evaluate import Evaluator
-from hf_prune.reference import Dense
+from hf_prune.evaluation.dense import Dense
+from hf_prune.evaluation.evaluator import Evaluator
+from hf_prune.evaluation.teachers import Teachers
 from hf_prune.repair import repair
-from hf_prune.teachers import Teachers
 from tests.families import DEPTH
 from tests.oracle import logits, stitched, stock, tokens, variants
 

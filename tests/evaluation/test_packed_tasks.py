@@ -15,10 +15,10 @@ from hf_prune.blueprint import Blueprint, Fidelity, LayerSpec, Part, Source
 from hf_prune.data.bundled import demo_folder
 from hf_prune.data.task_sources import load_tasks
 from hf_prune.data.tasks import Item, Question, Task, score
-from hf_prune.evaluate import Evaluator
-from hf_prune.exam import KEPT_BYTES, Exam, packed_row, seen, sharing
+from hf_prune.evaluation.dense import Dense
+from hf_prune.evaluation.evaluator import Evaluator
+from hf_prune.evaluation.packed_tasks import KEPT_BYTES, Exam, packed_row, seen, sharing
 from hf_prune.models.families import family_of
-from hf_prune.reference import Dense
 from tests.data.test_tasks import FAMILIES, MIXED, random_model
 
 FEW_SHOT = Task(

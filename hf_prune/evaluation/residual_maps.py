@@ -8,8 +8,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from hf_prune.evaluation.dense import Call, Dense
 from hf_prune.models.families import Family
-from hf_prune.reference import Call, Dense
 
 LINEAR = 0.05
 """Largest relative deviation at which a layer counts as linear in what one of its maps adds."""

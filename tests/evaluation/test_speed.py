@@ -5,8 +5,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from hf_prune import speed
-from hf_prune.speed import kv_bytes_per_token, measure
+from hf_prune.evaluation import speed
+from hf_prune.evaluation.speed import kv_bytes_per_token, measure
 
 SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
 FAMILIES = {

@@ -7,11 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_prune.asked import answering
+from hf_prune.evaluation.dense import Batch, Dense
+from hf_prune.evaluation.last_layer import answering
 from hf_prune.models.attention_masks import BlockMask
 from hf_prune.models.families import FAMILIES, family_of
 from hf_prune.models.modeling_pruned import Skipped
-from hf_prune.reference import Batch, Dense
 from tests.families import VOCABULARY, tiny
 
 

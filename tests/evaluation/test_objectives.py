@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_prune.data.tasks import TaskScores
-from hf_prune.objectives import OBJECTIVES, Measures, values
+from hf_prune.evaluation.objectives import OBJECTIVES, Measures, values
 from hf_prune.recipe import TASK_OBJECTIVES
 
 NUMBERS = st.floats(0, 20)

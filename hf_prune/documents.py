@@ -16,7 +16,6 @@ import yaml
 from hf_prune import __version__, card, figures, front, report
 from hf_prune.atomic_files import write_text
 from hf_prune.blueprint import Blueprint, LayerSpec, Outcome, Part, Trial
-from hf_prune.budgets import latency_report, retimed
 from hf_prune.clock import Clock
 from hf_prune.events import Event
 from hf_prune.found import Found, Rival
@@ -26,6 +25,7 @@ from hf_prune.measurement import measured
 from hf_prune.models.auto_classes import FILE
 from hf_prune.plan import asked
 from hf_prune.recipe import flagged
+from hf_prune.recovery.latency import latency_report, retimed
 from hf_prune.redaction import public_recipe
 from hf_prune.rivals import label
 from hf_prune.scorer import Scorer

@@ -16,7 +16,6 @@ from hf_prune.assembly.layer_bank import LayerBank
 from hf_prune.assembly.patches import load_patches, save_patches
 from hf_prune.atomic_files import write_text
 from hf_prune.blueprint import Blueprint, Fidelity, LayerSpec, Part, Source
-from hf_prune.budgets import width_budget
 from hf_prune.data.task_sources import check_apart, load_tasks
 from hf_prune.data.tasks import Task
 from hf_prune.data.windows import Windows, windows
@@ -25,16 +24,17 @@ from hf_prune.evaluation.evaluator import Evaluator
 from hf_prune.evaluation.objectives import OBJECTIVES, REVISION, Measures
 from hf_prune.evaluation.packed_tasks import Exam
 from hf_prune.evaluation.speed import computes_bfloat16
-from hf_prune.levels import Kind, Levels, Options, made
 from hf_prune.methods import METHODS
 from hf_prune.methods.width import WidthSpace
 from hf_prune.models.variants import beside, check_variants, pull_variant
 from hf_prune.plan import Target, layers_to_remove
 from hf_prune.recipe import DEFAULT_DATA, TASK_OBJECTIVES, Recipe
-from hf_prune.repair import Repaired, repair
+from hf_prune.recovery.heads_and_neurons import Widths
+from hf_prune.recovery.latency import width_budget
+from hf_prune.recovery.levels import Kind, Levels, Options, made
+from hf_prune.recovery.repair import Repaired, repair
+from hf_prune.recovery.short_training import Lesson, TrainingAware
 from hf_prune.scorer import Scorer
-from hf_prune.training_aware import Lesson, TrainingAware
-from hf_prune.units import Widths
 
 Progress = Callable[[int, int], None]
 ALWAYS = ("kl", "perplexity", "similarity", "kl_similarity", "params")

@@ -19,8 +19,8 @@ from hf_prune.events import Advanced, Event
 from hf_prune.found import Found
 from hf_prune.harness import HarnessScores
 from hf_prune.job import Job
-from hf_prune.recovery import ADAPTER
 from hf_prune.retention import Standings, retention, standings
+from hf_prune.session.restore import ADAPTER
 from hf_prune.watch import watched
 
 

@@ -35,10 +35,10 @@ from hf_prune.journal import Journal
 from hf_prune.models.auto_classes import FILE
 from hf_prune.plan import evaluations
 from hf_prune.recipe import Recipe
-from hf_prune.recovery import healed, repaired, tuned
 from hf_prune.report import spearman
 from hf_prune.rivals import in_full, stitched, warm_starts
 from hf_prune.search import SEARCHERS, Schedule, Scores, drive, finals, focused
+from hf_prune.session.restore import healed, repaired, tuned
 from hf_prune.width_rivals import libraries, narrowed, width_starts
 
 UNTRAINED = ("similarity", "kl_similarity", "gelaco_v1")

@@ -22,10 +22,10 @@ from hf_prune.events import Event, Finished, Reported, Stage, Started
 from hf_prune.found import Found
 from hf_prune.front import picked
 from hf_prune.job import Job, open_job
-from hf_prune.levels import Kind, cached
 from hf_prune.models.variants import beside, pull_variant
 from hf_prune.pipeline import finish, finished
 from hf_prune.recipe import Recipe
+from hf_prune.recovery.levels import Kind, cached
 
 
 def assemble_blueprint(

@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import HfApi
 from transformers import AutoModelForCausalLM
 
-from hf_prune import compress, recovery, run
+from hf_prune import compress, run
 from hf_prune.blueprint import Blueprint
 from hf_prune.data.tasks import score
 from hf_prune.errors import IncompatibleSources, SourceError
@@ -19,11 +19,12 @@ from hf_prune.evaluation.objectives import values
 from hf_prune.events import Advanced, Finished, Scored, Tuned
 from hf_prune.found import Found
 from hf_prune.job import open_job
-from hf_prune.repair import STRENGTHS, evenly, weakened
+from hf_prune.recovery.mixes import midway, tune, tune_repair
+from hf_prune.recovery.repair import STRENGTHS, evenly, weakened
 from hf_prune.results import assemble_blueprint, heal_folder, report_folder
 from hf_prune.retention import standings
 from hf_prune.rivals import label, warm_starts
-from hf_prune.tuning import midway, tune, tune_repair
+from hf_prune.session import restore
 from tests.runs import DEPTH, finished, leftovers, recipe, relatives, searched, stitching
 
 
@@ -159,7 +160,7 @@ def test_mixes_are_taken_as_far_as_serves_the_objective(home, tmp_path, objectiv
     job = open_job(stitching(home, output=str(tmp_path / "out"), tune=4, **changes))
     assert job.full.items == 12 and job.selection.first_item == max(12, items), "none is learned from and chosen by"
     cut = job.scorer.blueprint(job.scorer.space.random(np.random.default_rng(0)))
-    found, summary = recovery._tune(job, cut, lambda event: None)
+    found, summary = restore._tune(job, cut, lambda event: None)
     (kept,) = (tmp_path / "out.run/tuned").glob("*.json")
     learned = Blueprint.from_json(kept.read_text())
     ways = [cut, *(midway(cut, learned, strength) for strength in STRENGTHS)]
@@ -244,7 +245,7 @@ def test_other_ways_to_stitch_end_as_a_certified_model(home, tmp_path, changes):
 def test_where_tasks_are_asked_a_repair_goes_as_far_as_serves_the_objective(home, tmp_path):
     job = open_job(stitching(home, output=str(tmp_path / "out"), repair_sequences=16, **asking(tmp_path)))
     cut = job.scorer.blueprint(job.scorer.space.random(np.random.default_rng(0)))
-    found, summary = recovery._repair(job, cut, lambda event: None)
+    found, summary = restore._repair(job, cut, lambda event: None)
     assert set(job.bank.named(found)) == set(job.bank.patches), "the ways not taken are let go"
     whole = job.repaired(cut, 16).blueprint
     ways = [cut, *(weakened(job.bank, whole, evenly(whole, strength)) for strength in STRENGTHS)]
@@ -260,7 +261,7 @@ def test_where_mixes_are_learned_from_tasks_so_is_how_far_each_half_of_a_repair_
     job = open_job(stitching(home, output=str(tmp_path / "out"), tune=4, **changes))
     cut = job.scorer.blueprint(job.scorer.space.random(np.random.default_rng(0)))
     told = []
-    found, summary = recovery._repair(job, cut, told.append)
+    found, summary = restore._repair(job, cut, told.append)
     assert set(job.bank.named(found)) == set(job.bank.patches), "the ways not taken are let go"
     steps = [event for event in told if event.value is not None]
     if objective == "kl":

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 from hf_prune import pipeline
 from hf_prune.blueprint import Blueprint
 from hf_prune.errors import InvalidBlueprint, InvalidRecipe
-from hf_prune.levels import Levels
 from hf_prune.pipeline import compress, run
+from hf_prune.recovery.levels import Levels
 from hf_prune.results import assemble_blueprint, heal_folder, report_folder
 from hf_prune.screen import report_lines
 from hf_prune.verdicts import percent
@@ -76,7 +76,7 @@ def test_a_process_without_hf_prune_needs_the_file_beside_the_weights(done):
 
 @pytest.mark.slow
 def test_the_library_serves_every_ratio(done, home, monkeypatch):
-    monkeypatch.setattr("hf_prune.levels.build", None)
+    monkeypatch.setattr("hf_prune.recovery.levels.build", None)
     other = run(asked(home, "smaller", ratio=0.45, baselines=("uniform",)))
     assert 0.44 <= other.report["size"]["removed_ratio"]
 
@@ -200,7 +200,7 @@ def test_it_is_measured_again_and_trained_later(done, home, tmp_path):
 
 
 def test_a_report_does_not_say_where_a_library_is_written(done, home, tmp_path, monkeypatch):
-    monkeypatch.setattr("hf_prune.levels.CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("hf_prune.recovery.levels.CACHE", str(tmp_path / "cache"))
     folder = Path(shutil.copytree(done.folder, tmp_path / "stranger"))
     report = json.loads((folder / "report.json").read_text())
     report["recipe"]["library"] = str(tmp_path / "taken")
@@ -219,6 +219,6 @@ def test_a_blueprint_is_rebuilt_where_its_library_is_named_or_cached(done, home,
     assert (tmp_path / "named" / "model.safetensors").read_bytes() == (done.folder / "model.safetensors").read_bytes()
     library = Levels.open(home / "levels" / "obs")
     (tmp_path / "cache" / library.digest).symlink_to(library.folder)
-    monkeypatch.setattr("hf_prune.levels.CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("hf_prune.recovery.levels.CACHE", str(tmp_path / "cache"))
     folder = assemble_blueprint(done.folder / "blueprint.json", tmp_path / "built", source=str(home / "base"))
     assert (folder / "model.safetensors").read_bytes() == (done.folder / "model.safetensors").read_bytes()

@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from hf_prune.obs import _singles, compensated, damped, increments, inverse, removal_order
+from hf_prune.recovery.obs import _singles, compensated, damped, increments, inverse, removal_order
 
 
 def main() -> None:

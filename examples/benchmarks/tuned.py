@@ -18,7 +18,7 @@ from hf_prune.data.bundled import demo_folder
 from hf_prune.evaluation.objectives import Measures, values
 from hf_prune.job import Job, open_job
 from hf_prune.recipe import Recipe
-from hf_prune.tuning import midway, tune
+from hf_prune.recovery.mixes import midway, tune
 
 REMOVED = (3, 6, 7, 12)
 SHARES = (0.5, 0.75, 1.0)

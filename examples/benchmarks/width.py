@@ -33,14 +33,14 @@ from hf_prune.blueprint import Blueprint, Fidelity, Outcome, Trial
 from hf_prune.data.bundled import demo_folder
 from hf_prune.evaluation import speed
 from hf_prune.evaluation.evaluator import Evaluator
-from hf_prune.heal import Course, heal
 from hf_prune.job import FINAL_STAGES, Job, open_job
 from hf_prune.journal import Journal
 from hf_prune.pipeline import Result, best_unseen, run
 from hf_prune.recipe import Recipe
-from hf_prune.recovery import course
+from hf_prune.recovery.heal import Course, heal
+from hf_prune.recovery.short_training import Lesson, TrainingAware
 from hf_prune.report import perplexity
-from hf_prune.training_aware import Lesson, TrainingAware
+from hf_prune.session.restore import course
 from hf_prune.width_rivals import LABELS, libraries
 
 ROUNDS = 15

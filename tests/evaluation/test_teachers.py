@@ -9,7 +9,7 @@ from hf_prune.blueprint import Blueprint, Fidelity, LayerSpec, Mix, Part
 from hf_prune.evaluation.dense import Dense
 from hf_prune.evaluation.evaluator import Evaluator
 from hf_prune.evaluation.teachers import Teachers
-from hf_prune.repair import repair
+from hf_prune.recovery.repair import repair
 from tests.families import DEPTH
 from tests.oracle import logits, stitched, stock, tokens, variants
 

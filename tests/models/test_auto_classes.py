@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from hf_prune.assembly.assemble import assemble, write
 from hf_prune.models.modeling_pruned import FAMILIES
 from tests.families import DEPTH, tiny
-from tests.test_levels import MIXED, TOKENS, blueprint, library
+from tests.recovery.test_levels import MIXED, TOKENS, blueprint, library
 
 EVERYTHING = """
 import json, sys

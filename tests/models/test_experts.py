@@ -13,16 +13,16 @@ from transformers import AutoModelForCausalLM
 from hf_prune.assembly.assemble import assemble, write
 from hf_prune.errors import BrokenCheckpoint, UnsupportedArchitecture
 from hf_prune.evaluation.dense import Dense
-from hf_prune.heal import Course, heal
-from hf_prune.levels import build
 from hf_prune.models.experts import STACKS
 from hf_prune.models.families import FAMILIES, family_of
-from hf_prune.obs import damped, removal_order
 from hf_prune.pipeline import run
+from hf_prune.recovery.heal import Course, heal
+from hf_prune.recovery.levels import build
+from hf_prune.recovery.obs import damped, removal_order
 from tests.families import DEPTH, blueprint, opened, save_tiny, tiny
 from tests.oracle import closed_form
+from tests.recovery.test_levels import OPTIONS, TOKENS, library
 from tests.runs import base, recipe
-from tests.test_levels import OPTIONS, TOKENS, library
 
 E, NEURONS = 4, 48
 

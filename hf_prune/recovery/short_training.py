@@ -21,7 +21,7 @@ from hf_prune.assembly.layer_bank import LayerBank, sharing
 from hf_prune.blueprint import Blueprint, LayerSpec, Part
 from hf_prune.evaluation.dense import TOP_K, Call, Dense, Targets, after, compared
 from hf_prune.evaluation.evaluator import Evaluator
-from hf_prune.heal import Course, distillation
+from hf_prune.recovery.heal import Course, distillation
 
 BATCH, RANK, SCALE, RATE, WARMUP = 4, 8, 2.0, 2e-3, 4
 """Windows per step; rank and scale of the LoRA; learning rate, constant behind some steps of warm-up, so that a stage

@@ -11,11 +11,11 @@ from hf_prune.assembly.assemble import Parent, assemble
 from hf_prune.assembly.layer_bank import LayerBank
 from hf_prune.blueprint import Blueprint, Fidelity, LayerSpec, Mix, Part, Source
 from hf_prune.data.bundled import demo_folder
-from hf_prune.descent import Sum, _Layer, _Stack, _Tasks, descend
 from hf_prune.evaluation.dense import after
 from hf_prune.evaluation.evaluator import Evaluator
 from hf_prune.evaluation.objectives import DOUBT_WEIGHT
 from hf_prune.evaluation.packed_tasks import Exam
+from hf_prune.recovery.descent import Sum, _Layer, _Stack, _Tasks, descend
 from tests.data.test_tasks import MIXED
 from tests.evaluation.test_packed_tasks import EXACT, FEW_SHOT
 from tests.families import DEPTH, mean

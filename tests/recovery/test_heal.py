@@ -11,8 +11,8 @@ from torch.nn.functional import cross_entropy
 from transformers import modeling_utils
 
 from hf_prune.evaluation.dense import Targets
-from hf_prune.heal import COMPLETE, Course, distillation, heal, lora_targets
 from hf_prune.models.experts import stacked
+from hf_prune.recovery.heal import COMPLETE, Course, distillation, heal, lora_targets
 from tests.families import EVERY, tiny
 from tests.oracle import row, tokens
 

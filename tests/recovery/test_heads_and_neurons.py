@@ -8,7 +8,7 @@ from transformers import AutoConfig
 
 from hf_prune.errors import UnsupportedArchitecture
 from hf_prune.models.modeling_pruned import FAMILIES
-from hf_prune.units import Widths, spread
+from hf_prune.recovery.heads_and_neurons import Widths, spread
 from tests.families import tiny
 
 UNKNOWN = ("olmo2", "gpt_neox", "gpt2", "opt", "mixtral", "olmoe", "cohere", "stablelm", "starcoder2")

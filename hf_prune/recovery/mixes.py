@@ -12,9 +12,9 @@ from torch import Tensor
 
 from hf_prune.assembly.layer_bank import LayerBank
 from hf_prune.blueprint import Blueprint, Fidelity, LayerSpec, Mix, Part
-from hf_prune.descent import Sum, descend
 from hf_prune.evaluation.evaluator import Evaluator
-from hf_prune.repair import Shares
+from hf_prune.recovery.descent import Sum, descend
+from hf_prune.recovery.repair import Shares
 
 RATE = 0.02
 """Of the first step, in shares of a layer."""

@@ -15,7 +15,7 @@ from hf_prune.data.bundled import demo_folder
 from hf_prune.errors import InvalidBlueprint
 from hf_prune.evaluation.evaluator import Evaluator
 from hf_prune.recipe import Recipe
-from hf_prune.repair import REACHES, Repaired, _ends, evenly, repair, weakened
+from hf_prune.recovery.repair import REACHES, Repaired, _ends, evenly, repair, weakened
 from tests.families import DEPTH, EVERY, blueprint, mean
 from tests.oracle import logits, opened, stock, tokens
 

@@ -10,8 +10,8 @@ from hf_prune.assembly.assemble import assemble
 from hf_prune.assembly.layer_bank import LayerBank
 from hf_prune.blueprint import GONE, Blueprint, Fidelity, LayerSpec, Part
 from hf_prune.evaluation.evaluator import Evaluator
-from hf_prune.repair import repair
-from hf_prune.training_aware import BATCH, Candidate, Lesson, TrainingAware
+from hf_prune.recovery.repair import repair
+from hf_prune.recovery.short_training import BATCH, Candidate, Lesson, TrainingAware
 from tests.families import DEPTH, EVERY, blueprint, mean
 from tests.oracle import LENGTH, opened, tokens
 

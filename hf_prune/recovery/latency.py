@@ -17,7 +17,7 @@ from hf_prune.atomic_files import write_text
 from hf_prune.blueprint import GONE, Blueprint, LayerSpec, Part
 from hf_prune.errors import InvalidRecipe
 from hf_prune.evaluation import speed
-from hf_prune.levels import HALVES
+from hf_prune.recovery.levels import HALVES
 
 LAYERS = 8
 """Of a model that is timed."""

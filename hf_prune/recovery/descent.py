@@ -24,7 +24,7 @@ from hf_prune.evaluation.dense import Call, Dense, Reference, Targets, after
 from hf_prune.evaluation.evaluator import Evaluator
 from hf_prune.evaluation.objectives import DOUBT_WEIGHT
 from hf_prune.evaluation.packed_tasks import Sheet
-from hf_prune.heal import Course, distillation
+from hf_prune.recovery.heal import Course, distillation
 
 TOKENS = 2048
 """Of one backward pass: what it keeps of every layer grows with them."""

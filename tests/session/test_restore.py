@@ -9,14 +9,14 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from hf_prune import recovery
 from hf_prune.assembly.assemble import quiet
 from hf_prune.blueprint import Blueprint
 from hf_prune.data.bundled import demo_folder
 from hf_prune.events import Advanced, Healed, Repaired, Stage
 from hf_prune.pipeline import Result, compress, run
+from hf_prune.recovery.short_training import BATCH, Candidate, TrainingAware
 from hf_prune.results import assemble_blueprint
-from hf_prune.training_aware import BATCH, Candidate, TrainingAware
+from hf_prune.session import restore
 from tests.families import tiny
 from tests.runs import base, leftovers, recipe, text
 
@@ -139,7 +139,7 @@ def test_weights_stored_shorter_than_they_are_trained_are_certified(home, tmp_pa
 
 @pytest.mark.slow
 def test_a_repair_that_hurts_is_not_taken(home, monkeypatch):
-    measured = recovery._repair
+    measured = restore._repair
 
     def worse(job, cut, tell):
         blueprint, summary = measured(job, cut, tell)

@@ -5,10 +5,10 @@ import torch
 
 from hf_prune.blueprint import Fidelity, LayerSpec, Part
 from hf_prune.evaluation.objectives import DOUBT_WEIGHT
-from hf_prune.repair import evenly, repair, weakened
-from hf_prune.tuning import midway, tunable, tune, tune_repair
+from hf_prune.recovery.mixes import midway, tunable, tune, tune_repair
+from hf_prune.recovery.repair import evenly, repair, weakened
 from tests.families import EVERY, mean
-from tests.test_descent import ASKED, ROWS, STEPS, asking, evaluator_of, mixed
+from tests.recovery.test_descent import ASKED, ROWS, STEPS, asking, evaluator_of, mixed
 
 
 def tuned(evaluator, blueprint, steps=STEPS, **told):

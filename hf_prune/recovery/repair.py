@@ -26,7 +26,7 @@ from hf_prune.blueprint import GONE, Blueprint, LayerSpec, Part, all_parts
 from hf_prune.evaluation.dense import Call, Dense
 from hf_prune.evaluation.residual_maps import Site, Tap, site_of
 from hf_prune.evaluation.teachers import Teachers
-from hf_prune.ridge import Normal
+from hf_prune.recovery.ridge import Normal
 
 Reach = Literal["map", "gap", "all"]
 REACHES: tuple[Reach, ...] = get_args(Reach)

@@ -30,8 +30,8 @@ from hf_prune.evaluation.dense import Dense
 from hf_prune.evaluation.residual_maps import Tap
 from hf_prune.models.experts import PATH, add_moments
 from hf_prune.models.parent import Parent
-from hf_prune.obs import DAMPING, compensated, damped, increments, removal_order
-from hf_prune.units import Widths, spread
+from hf_prune.recovery.heads_and_neurons import Widths, spread
+from hf_prune.recovery.obs import DAMPING, compensated, damped, increments, removal_order
 
 Kind = Literal["obs", "wanda", "magnitude"]
 Half = Literal["attention", "mlp"]

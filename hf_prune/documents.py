@@ -13,23 +13,24 @@ from typing import Any
 import numpy as np
 import yaml
 
-from hf_prune import __version__, card, figures, front, report
+from hf_prune import __version__, card, figures, report
 from hf_prune.atomic_files import write_text
 from hf_prune.blueprint import Blueprint, LayerSpec, Outcome, Part, Trial
-from hf_prune.clock import Clock
 from hf_prune.events import Event
-from hf_prune.found import Found, Rival
-from hf_prune.job import Job
-from hf_prune.journal import Journal, Row
 from hf_prune.measurement import measured
 from hf_prune.models.auto_classes import FILE
 from hf_prune.plan import asked
 from hf_prune.recipe import flagged
 from hf_prune.recovery.latency import latency_report, retimed
 from hf_prune.redaction import public_recipe
-from hf_prune.rivals import label
-from hf_prune.scorer import Scorer
 from hf_prune.search import drive, once
+from hf_prune.session import front
+from hf_prune.session.baselines import label
+from hf_prune.session.clock import Clock
+from hf_prune.session.found import Found, Rival
+from hf_prune.session.job import Job
+from hf_prune.session.journal import Journal, Row
+from hf_prune.session.scorer import Scorer
 from hf_prune.watch import unwatched
 
 FIGURES = {

@@ -16,10 +16,10 @@ from hf_prune.data import tasks
 from hf_prune.evaluation import speed
 from hf_prune.evaluation.evaluator import Evaluator
 from hf_prune.events import Advanced, Event
-from hf_prune.found import Found
 from hf_prune.harness import HarnessScores
-from hf_prune.job import Job
 from hf_prune.retention import Standings, retention, standings
+from hf_prune.session.found import Found
+from hf_prune.session.job import Job
 from hf_prune.session.restore import ADAPTER
 from hf_prune.watch import watched
 

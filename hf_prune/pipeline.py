@@ -23,23 +23,23 @@ from hf_prune.assembly.assemble import quiet, write
 from hf_prune.assembly.certificate import certify
 from hf_prune.atomic_files import copied, staged
 from hf_prune.blueprint import Blueprint, Fidelity, Genome, Outcome, Trial
-from hf_prune.clock import Clock
 from hf_prune.documents import describe, scored
 from hf_prune.errors import HfPruneError, InvalidRecipe
 from hf_prune.evaluation.dense import block_distance, block_influence
 from hf_prune.events import Assembled, Event, Finished, Pushed, Reported, Stage, Started
-from hf_prune.found import LABELS, Found, Rival
-from hf_prune.front import front_of, picked
-from hf_prune.job import FINAL_STAGES, Job, open_job
-from hf_prune.journal import Journal
 from hf_prune.models.auto_classes import FILE
 from hf_prune.plan import evaluations
 from hf_prune.recipe import Recipe
 from hf_prune.report import spearman
-from hf_prune.rivals import in_full, stitched, warm_starts
 from hf_prune.search import SEARCHERS, Schedule, Scores, drive, finals, focused
+from hf_prune.session.baselines import in_full, stitched, warm_starts
+from hf_prune.session.clock import Clock
+from hf_prune.session.found import LABELS, Found, Rival
+from hf_prune.session.front import front_of, picked
+from hf_prune.session.job import FINAL_STAGES, Job, open_job
+from hf_prune.session.journal import Journal
 from hf_prune.session.restore import healed, repaired, tuned
-from hf_prune.width_rivals import libraries, narrowed, width_starts
+from hf_prune.session.width_baselines import libraries, narrowed, width_starts
 
 UNTRAINED = ("similarity", "kl_similarity", "gelaco_v1")
 """Objectives that a trained candidate is not measured by."""

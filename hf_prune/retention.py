@@ -12,9 +12,9 @@ from hf_prune.data.tasks import ACCURACIES, Z95, Task, TaskScores
 from hf_prune.evaluation.evaluator import Evaluator
 from hf_prune.evaluation.objectives import Measures
 from hf_prune.evaluation.packed_tasks import Exam
-from hf_prune.found import Found
-from hf_prune.job import Job
-from hf_prune.rivals import label
+from hf_prune.session.baselines import label
+from hf_prune.session.found import Found
+from hf_prune.session.job import Job
 
 
 @dataclass(frozen=True, eq=False)

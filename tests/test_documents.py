@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from hf_prune.blueprint import Blueprint, LayerSpec, Part
 from hf_prune.documents import Found, merging, plain, scored
-from hf_prune.job import open_job
-from hf_prune.journal import Journal
 from hf_prune.pipeline import run
 from hf_prune.recipe import Recipe
+from hf_prune.session.job import open_job
+from hf_prune.session.journal import Journal
 from tests.runs import recipe
 
 VALUES = st.recursive(

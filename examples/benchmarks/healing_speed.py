@@ -25,11 +25,11 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 from hf_prune.assembly.assemble import assemble, quiet
 from hf_prune.blueprint import Blueprint
 from hf_prune.data.bundled import demo_folder
-from hf_prune.job import Job, open_job
 from hf_prune.methods import METHODS
 from hf_prune.recipe import Recipe
 from hf_prune.recovery.heal import Course, heal, lora_targets
 from hf_prune.recovery.short_training import BATCH, Candidate, Lesson, TrainingAware
+from hf_prune.session.job import Job, open_job
 
 CUTS = (
     (3, 6, 7, 11),

@@ -26,11 +26,11 @@ from hf_prune.assembly.assemble import assemble, quiet
 from hf_prune.blueprint import Blueprint, Fidelity
 from hf_prune.data.bundled import demo_folder
 from hf_prune.evaluation.evaluator import Evaluator
-from hf_prune.job import Job, open_job
 from hf_prune.pipeline import run
 from hf_prune.recipe import Recipe
 from hf_prune.recovery.heal import heal
 from hf_prune.recovery.repair import REACHES, repair
+from hf_prune.session.job import Job, open_job
 from hf_prune.session.restore import course
 
 

@@ -32,8 +32,8 @@ from hf_prune.data.bundled import demo_folder
 from hf_prune.data.task_sources import load_tasks
 from hf_prune.evaluation.evaluator import Evaluator
 from hf_prune.evaluation.packed_tasks import Exam
-from hf_prune.job import Job, open_job
 from hf_prune.recipe import Recipe
+from hf_prune.session.job import Job, open_job
 
 NAMES = ("plays_cloze", "code_cloze", "qa_choice")
 SPECIALISTS = demo_folder() / "specialists"

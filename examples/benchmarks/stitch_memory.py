@@ -77,8 +77,8 @@ def measured(home: Path, count: int, held: str) -> dict[str, int]:
     from hf_prune.blueprint import Fidelity
     from hf_prune.data.bundled import demo_folder
     from hf_prune.evaluation.evaluator import Evaluator
-    from hf_prune.job import open_job
     from hf_prune.recipe import Recipe
+    from hf_prune.session.job import open_job
 
     base, *variants = (str(home / str(k)) for k in range(count + 1))
     fields = {"base": base, "variants": tuple(variants), "method": "stitch", "drop_layers": 4, "dtype": "bfloat16",

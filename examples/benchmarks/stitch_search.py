@@ -19,9 +19,9 @@ import numpy as np
 from hf_prune.blueprint import Genome
 from hf_prune.data.bundled import demo_folder
 from hf_prune.evaluation.dense import block_influence
-from hf_prune.job import Job, open_job
 from hf_prune.recipe import Recipe
 from hf_prune.search import SEARCHERS, Schedule, drive, focused
+from hf_prune.session.job import Job, open_job
 
 SEARCHES = ("staged", "smac", "random")
 CHECKPOINTS = (0.1, 0.25, 0.5, 1.0)

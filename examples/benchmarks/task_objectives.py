@@ -24,9 +24,9 @@ from hf_prune.data.tasks import Task
 from hf_prune.evaluation.evaluator import Evaluator
 from hf_prune.evaluation.objectives import OBJECTIVES, Measures
 from hf_prune.evaluation.packed_tasks import Exam
-from hf_prune.job import Job, open_job
 from hf_prune.recipe import Recipe
 from hf_prune.report import spearman
+from hf_prune.session.job import Job, open_job
 
 VALUES = ("text", "tasks", "tasks_norm", "doubt", "abilities")
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from hf_prune.blueprint import Blueprint, LayerSpec, Part
 from hf_prune.data.bundled import demo_folder
 from hf_prune.evaluation.objectives import Measures, values
-from hf_prune.job import Job, open_job
 from hf_prune.recipe import Recipe
 from hf_prune.recovery.mixes import midway, tune
+from hf_prune.session.job import Job, open_job
 
 REMOVED = (3, 6, 7, 12)
 SHARES = (0.5, 0.75, 1.0)

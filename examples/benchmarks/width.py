@@ -33,15 +33,15 @@ from hf_prune.blueprint import Blueprint, Fidelity, Outcome, Trial
 from hf_prune.data.bundled import demo_folder
 from hf_prune.evaluation import speed
 from hf_prune.evaluation.evaluator import Evaluator
-from hf_prune.job import FINAL_STAGES, Job, open_job
-from hf_prune.journal import Journal
 from hf_prune.pipeline import Result, best_unseen, run
 from hf_prune.recipe import Recipe
 from hf_prune.recovery.heal import Course, heal
 from hf_prune.recovery.short_training import Lesson, TrainingAware
 from hf_prune.report import perplexity
+from hf_prune.session.job import FINAL_STAGES, Job, open_job
+from hf_prune.session.journal import Journal
 from hf_prune.session.restore import course
-from hf_prune.width_rivals import LABELS, libraries
+from hf_prune.session.width_baselines import LABELS, libraries
 
 ROUNDS = 15
 """Interleaved rounds behind every time."""

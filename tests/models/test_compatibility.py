@@ -9,9 +9,9 @@ from transformers import AutoModelForCausalLM
 
 from hf_prune.errors import IncompatibleSources
 from hf_prune.hub import peek
-from hf_prune.job import open_job
 from hf_prune.models.compatibility import table, verdict
 from hf_prune.pipeline import run
+from hf_prune.session.job import open_job
 from tests.runs import adapter, base, relatives, stitching
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from hf_prune.blueprint import GONE, Blueprint, LayerSpec, Part, Source
 from hf_prune.errors import InvalidRecipe
-from hf_prune.job import open_job
 from hf_prune.recovery.latency import Latencies, Phase, request_seconds, retimed, width_budget
+from hf_prune.session.job import open_job
 from tests.runs import base, recipe, text
 
 

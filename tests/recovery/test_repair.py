@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from hf_prune import job
 from hf_prune.assembly.assemble import assemble, write
 from hf_prune.assembly.layer_bank import LayerBank
 from hf_prune.assembly.patches import PATCH_FILE, load_patches
@@ -16,6 +15,7 @@ from hf_prune.errors import InvalidBlueprint
 from hf_prune.evaluation.evaluator import Evaluator
 from hf_prune.recipe import Recipe
 from hf_prune.recovery.repair import REACHES, Repaired, _ends, evenly, repair, weakened
+from hf_prune.session import job
 from tests.families import DEPTH, EVERY, blueprint, mean
 from tests.oracle import logits, opened, stock, tokens
 

@@ -6,8 +6,8 @@ import time
 import numpy as np
 
 from hf_prune.blueprint import Fidelity
-from hf_prune.journal import Journal
 from hf_prune.search import SEARCHERS, Schedule, drive
+from hf_prune.session.journal import Journal
 from tests.search.toy import FULL, Landscape, Removals
 
 LAND = Landscape.draw(5, depth=10, size=3)

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_prune.blueprint import Fidelity, Trial
-from hf_prune.journal import Journal
 from hf_prune.search import SEARCHERS, Schedule, drive
+from hf_prune.session.journal import Journal
 from tests.search.toy import FULL, Landscape, Removals
 
 SPACE = Removals(8, 3)

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_prune.blueprint import Fidelity
-from hf_prune.journal import Journal
 from hf_prune.search import drive, finals
+from hf_prune.session.journal import Journal
 from tests.search.toy import play
 
 STAGES = [Fidelity(4, heal_tokens=t) for t in (10, 20, 40)]

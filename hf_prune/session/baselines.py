@@ -9,15 +9,15 @@ from collections.abc import Generator, Sequence
 import numpy as np
 
 from hf_prune.blueprint import Blueprint, Genome, LayerSpec, Outcome, Part, Trial
-from hf_prune.clock import Clock
 from hf_prune.evaluation.dense import influence
 from hf_prune.events import Event, Stage
-from hf_prune.found import Rival
-from hf_prune.job import Job
-from hf_prune.journal import Journal
 from hf_prune.plan import evaluations
-from hf_prune.scorer import Scorer
 from hf_prune.search import SEARCHERS, Schedule, Scores, drive, focused, once
+from hf_prune.session.clock import Clock
+from hf_prune.session.found import Rival
+from hf_prune.session.job import Job
+from hf_prune.session.journal import Journal
+from hf_prune.session.scorer import Scorer
 
 Searching = Generator[Event, None, Outcome]
 FINALISTS = 16

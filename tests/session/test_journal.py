@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from hf_prune.blueprint import Fidelity
 from hf_prune.errors import StaleJournal
-from hf_prune.journal import Journal
+from hf_prune.session.journal import Journal
 
 HEADER = {"recipe": "abc", "numerics": {"torch": "2.6", "dtype": "float32"}}
 FULL = Fidelity(8)
@@ -157,7 +157,7 @@ def test_memory_needs_no_file(tmp_path, monkeypatch):
 def start(path, name):
     return subprocess.Popen(
         [sys.executable, "-m", "tests.search.killed", str(path), name],
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
         stdout=subprocess.PIPE,
         text=True,
     )

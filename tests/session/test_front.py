@@ -6,7 +6,7 @@ import pytest
 
 from hf_prune.blueprint import Blueprint, Source
 from hf_prune.errors import InvalidBlueprint
-from hf_prune.front import picked, public
+from hf_prune.session.front import picked, public
 
 
 def member(removed, knee=False):

@@ -1,7 +1,7 @@
 """Stages of one name add up, and the total runs on."""
 
-from hf_prune import clock
-from hf_prune.clock import Clock
+from hf_prune.session import clock
+from hf_prune.session.clock import Clock
 
 
 def test_laps_add_up(monkeypatch):

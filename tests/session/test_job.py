@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hf_prune import job as jobs
 from hf_prune.blueprint import Fidelity, Trial
-from hf_prune.clock import Clock
 from hf_prune.errors import InvalidData, InvalidRecipe, UnsupportedArchitecture
-from hf_prune.job import ALWAYS, open_job
+from hf_prune.session import job as jobs
+from hf_prune.session.clock import Clock
+from hf_prune.session.job import ALWAYS, open_job
 from tests.families import save_tiny
 from tests.runs import DEPTH, prose, recipe
 

@@ -34,7 +34,7 @@ from hf_prune.recovery.latency import width_budget
 from hf_prune.recovery.levels import Kind, Levels, Options, made
 from hf_prune.recovery.repair import Repaired, repair
 from hf_prune.recovery.short_training import Lesson, TrainingAware
-from hf_prune.scorer import Scorer
+from hf_prune.session.scorer import Scorer
 
 Progress = Callable[[int, int], None]
 ALWAYS = ("kl", "perplexity", "similarity", "kl_similarity", "params")

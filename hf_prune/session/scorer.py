@@ -7,8 +7,8 @@ from typing import Any
 
 from hf_prune.blueprint import Blueprint, Fidelity, Genome, Part, Trial
 from hf_prune.evaluation.objectives import Measures, values
-from hf_prune.items import keep_items
 from hf_prune.methods.stitch import Stack
+from hf_prune.session.items import keep_items
 
 
 @dataclass(frozen=True, eq=False)

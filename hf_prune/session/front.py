@@ -7,9 +7,9 @@ from typing import Any
 
 from hf_prune.blueprint import Blueprint, Fidelity, Outcome
 from hf_prune.errors import InvalidBlueprint
-from hf_prune.job import Job
-from hf_prune.journal import Journal
 from hf_prune.search.pareto import hypervolume_history, knee
+from hf_prune.session.job import Job
+from hf_prune.session.journal import Journal
 
 
 def front_of(job: Job, finalists: Sequence[Outcome]) -> list[dict[str, Any]]:

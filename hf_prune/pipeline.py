@@ -23,14 +23,14 @@ from hf_prune.assembly.assemble import quiet, write
 from hf_prune.assembly.certificate import certify
 from hf_prune.atomic_files import copied, staged
 from hf_prune.blueprint import Blueprint, Fidelity, Genome, Outcome, Trial
-from hf_prune.documents import describe, scored
 from hf_prune.errors import HfPruneError, InvalidRecipe
 from hf_prune.evaluation.dense import block_distance, block_influence
 from hf_prune.events import Assembled, Event, Finished, Pushed, Reported, Stage, Started
 from hf_prune.models.auto_classes import FILE
 from hf_prune.plan import evaluations
 from hf_prune.recipe import Recipe
-from hf_prune.report import spearman
+from hf_prune.report.compose import describe, scored
+from hf_prune.report.statistics import spearman
 from hf_prune.search import SEARCHERS, Schedule, Scores, drive, finals, focused
 from hf_prune.session.baselines import in_full, stitched, warm_starts
 from hf_prune.session.clock import Clock

@@ -15,13 +15,13 @@ from hf_prune.assembly.assemble import Parent, write
 from hf_prune.assembly.patches import PATCH_FILE, load_patches
 from hf_prune.atomic_files import copying, staged
 from hf_prune.blueprint import LOCAL, Blueprint, Source
-from hf_prune.documents import measured_again
 from hf_prune.errors import IncompatibleSources, InvalidBlueprint, InvalidRecipe, SourceError
 from hf_prune.events import Event, Finished, Reported, Stage, Started
 from hf_prune.models.variants import beside, pull_variant
 from hf_prune.pipeline import finish, finished
 from hf_prune.recipe import Recipe
 from hf_prune.recovery.levels import Kind, cached
+from hf_prune.report.compose import measured_again
 from hf_prune.session.clock import Clock
 from hf_prune.session.found import Found
 from hf_prune.session.front import picked

@@ -27,7 +27,7 @@ import yaml
 
 from hf_prune.errors import HfPruneError, InvalidRecipe
 from hf_prune.recipe import Recipe
-from hf_prune.redaction import without_paths, without_tokens
+from hf_prune.report.redaction import without_paths, without_tokens
 from hf_prune.workers import started, stop
 
 State = Literal["queued", "running", "stopped", "failed", "done"]

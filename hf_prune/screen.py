@@ -11,10 +11,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from hf_prune import tables, verdicts
 from hf_prune.events import Advanced, Event, Healed, Pushed, Repaired, Scored, Stage, Started, Tuned
 from hf_prune.models.compatibility import table as compared
-from hf_prune.verdicts import amount, percent
+from hf_prune.report.statistics import tables, verdicts
+from hf_prune.report.verdicts import amount, percent
 
 if TYPE_CHECKING:
     from hf_prune.models.compatibility import Verdict

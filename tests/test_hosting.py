@@ -39,7 +39,7 @@ def test_a_space_runs_without_an_installed_hf_prune(tmp_path):
         "import hf_prune, hf_prune.hosting, hf_prune.data.bundled as c; from pathlib import Path\n"
         "home = Path('.').resolve(); assert Path(hf_prune.__file__).is_relative_to(home)\n"
         "assert c.demo_folder().is_relative_to(home)\n"
-        "from hf_prune.card import _template; assert _template()"
+        "from hf_prune.report.card import _template; assert _template()"
     )
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
 

@@ -38,7 +38,7 @@ from hf_prune.evaluation.speed import computes_bfloat16
 from hf_prune.methods import METHODS
 from hf_prune.pipeline import SCREENING_TOKENS
 from hf_prune.plan import TRIALS_PER_SWAP
-from hf_prune.report import interval, perplexity
+from hf_prune.report.statistics import interval, perplexity
 from hf_prune.search import SEARCHERS, Schedule, Scores
 
 Cut = tuple[int, ...]

@@ -25,7 +25,6 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-from hf_prune import harness
 from hf_prune.assembly.assemble import quiet, write
 from hf_prune.blueprint import Blueprint, Fidelity
 from hf_prune.data.bundled import demo_folder
@@ -33,6 +32,7 @@ from hf_prune.data.task_sources import load_tasks
 from hf_prune.evaluation.evaluator import Evaluator
 from hf_prune.evaluation.packed_tasks import Exam
 from hf_prune.recipe import Recipe
+from hf_prune.report.statistics import lm_eval
 from hf_prune.session.job import Job, open_job
 
 NAMES = ("plays_cloze", "code_cloze", "qa_choice")
@@ -183,7 +183,7 @@ def plain(
         with quiet():
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=job.dtype)
         names = [str(f.with_suffix(".yaml")) for f in files]
-        return 1, harness.scores(model, job.tokenizer, names, digest="", limit=None, cache=None, batch_size=batch)
+        return 1, lm_eval.scores(model, job.tokenizer, names, digest="", limit=None, cache=None, batch_size=batch)
 
 
 def measured(ways: dict[str, Callable[[], Any]], a: argparse.Namespace) -> dict[str, list[tuple[float, float]]]:

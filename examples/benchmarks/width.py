@@ -37,7 +37,7 @@ from hf_prune.pipeline import Result, best_unseen, run
 from hf_prune.recipe import Recipe
 from hf_prune.recovery.heal import Course, heal
 from hf_prune.recovery.short_training import Lesson, TrainingAware
-from hf_prune.report import perplexity
+from hf_prune.report.statistics import perplexity
 from hf_prune.session.job import FINAL_STAGES, Job, open_job
 from hf_prune.session.journal import Journal
 from hf_prune.session.restore import course

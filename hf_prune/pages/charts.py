@@ -46,7 +46,7 @@ def drawn(progress: Progress, recipe: Recipe) -> str:
 
 
 def _history(points: list[Point], recipe: Recipe, path: Path) -> None:
-    from hf_prune.figures import search_history
+    from hf_prune.report.figures import search_history
 
     step = 1 + len(points) // MOST
     first = points[0].number - 1
@@ -55,7 +55,7 @@ def _history(points: list[Point], recipe: Recipe, path: Path) -> None:
 
 
 def _front(points: list[Point], recipe: Recipe, path: Path) -> None:
-    from hf_prune.figures import pareto
+    from hf_prune.report.figures import pareto
 
     alive = [p for p in points if math.isfinite(p.value) and math.isfinite(p.removed)]
     best = set(non_dominated([(-p.removed, p.value) for p in alive]))
@@ -71,7 +71,7 @@ def front(members: Sequence[Mapping[str, Any]], objective: str) -> str:
         members: entries with removed_ratio (0 to 1), layers, the objective's value, and perhaps `knee`.
         objective: key of the value.
     """
-    from hf_prune.figures.search import OBJECTIVES
+    from hf_prune.report.figures.search import OBJECTIVES
 
     if not members:
         return ""

@@ -13,9 +13,9 @@ from hf_prune.pages.machine import memory, time_of
 from hf_prune.pages.markup import note, table
 from hf_prune.plan import Plan, plan
 from hf_prune.recipe import Recipe, flagged
-from hf_prune.redaction import public_recipe
+from hf_prune.report.redaction import public_recipe
+from hf_prune.report.verdicts import amount
 from hf_prune.screen import plan_rows
-from hf_prune.verdicts import amount
 
 SMALL = 3e9
 """Bytes up to which a run needs no GPU."""

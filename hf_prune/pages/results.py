@@ -7,9 +7,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from hf_prune import tables, verdicts
 from hf_prune.errors import InvalidRecipe
 from hf_prune.pages.markup import note, picture, strip, table
+from hf_prune.report.statistics import tables, verdicts
 from hf_prune.runs import Run
 from hf_prune.screen import report_lines
 
@@ -81,7 +81,7 @@ def spoken(folder: str, prompt: str) -> tuple[str, str]:
 
     from hf_prune.assembly.assemble import assemble, quiet
     from hf_prune.blueprint import Blueprint
-    from hf_prune.generation import greedy
+    from hf_prune.report.samples import greedy
     from hf_prune.results import open_parents
 
     made = Blueprint.from_json((Path(folder) / "blueprint.json").read_text(encoding="utf-8"))

@@ -7,7 +7,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_prune import harness
 from hf_prune.data.bundled import demo_folder
 from hf_prune.data.task_sources import check_apart, load_tasks
 from hf_prune.data.tasks import Item, Task
@@ -15,6 +14,7 @@ from hf_prune.errors import InvalidData, InvalidRecipe, UnsafeSource
 from hf_prune.evaluation.dense import Dense
 from hf_prune.evaluation.packed_tasks import Exam
 from hf_prune.models.families import family_of
+from hf_prune.report.statistics import lm_eval
 from hf_prune.session.job import open_job
 from tests.runs import relatives, stitching
 
@@ -133,7 +133,7 @@ def test_the_sweeps_accuracies_are_those_of_lm_eval(tmp_path):
             found = [s.scores(dense, s.hidden[-1]) for s in exam.sheets(0, 60)]
         (ours,) = exam.judged(0, 60, found)
         path = str(tmp_path / "cloze.yaml")
-        theirs = harness.scores(model, tokenizer, [path], digest="d", limit=None, cache=None)["cloze"]
+        theirs = lm_eval.scores(model, tokenizer, [path], digest="d", limit=None, cache=None)["cloze"]
         assert ours.accuracy == theirs.metrics["acc"] and ours.accuracy_norm == theirs.metrics["acc_norm"], extra
 
 

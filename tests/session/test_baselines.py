@@ -19,8 +19,8 @@ from hf_prune.evaluation.objectives import values
 from hf_prune.events import Advanced, Finished, Scored, Tuned
 from hf_prune.recovery.mixes import midway, tune, tune_repair
 from hf_prune.recovery.repair import STRENGTHS, evenly, weakened
+from hf_prune.report.retention import standings
 from hf_prune.results import assemble_blueprint, heal_folder, report_folder
-from hf_prune.retention import standings
 from hf_prune.session import restore
 from hf_prune.session.baselines import label, warm_starts
 from hf_prune.session.found import Found

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_prune import verdicts
-from tests.test_card import make_report
+from hf_prune.report.statistics import verdicts
+from tests.report.test_card import make_report
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel
 
-from hf_prune import generation, report
 from hf_prune.data import tasks
 from hf_prune.data.windows import Windows
-from hf_prune.harness import HarnessScores
 from hf_prune.metrics import text_scores
+from hf_prune.report.lm_eval import HarnessScores
+from hf_prune.report.statistics import samples, statistics
 
 STAGES = ("dense", "cut", "repaired", "healed")
 PROMPT_TOKENS, NEW_TOKENS = 24, 64
@@ -27,7 +27,7 @@ class Observed:
     closeness: float64 [prompts] per metric, of the continuations to the text's own. harness: by lm_eval's task name.
     """
 
-    text: report.TokenScores
+    text: statistics.TokenScores
     tasks: Mapping[str, tasks.TaskScores]
     said: tuple[tuple[int, ...], ...]
     closeness: Mapping[str, np.ndarray]
@@ -36,7 +36,7 @@ class Observed:
 
 def observe(
     model: PreTrainedModel,
-    text: report.TokenScores,
+    text: statistics.TokenScores,
     tokenizer: Any,
     windows: Windows,
     answers: Mapping[str, tasks.TaskScores],
@@ -45,7 +45,7 @@ def observe(
     """Let a live model go on with the first tokens of report windows; the rest is known of it."""
     rows = windows.tokens[:PROMPTS]
     room = max(1, min(NEW_TOKENS, tasks.longest(model.config) - PROMPT_TOKENS))
-    said = generation.greedy(model, list(rows[:, :PROMPT_TOKENS]), room)
+    said = samples.greedy(model, list(rows[:, :PROMPT_TOKENS]), room)
     wanted = rows[:, PROMPT_TOKENS : PROMPT_TOKENS + NEW_TOKENS].tolist()
     close = text_scores([_speech(tokenizer, ids) for ids in said], [_speech(tokenizer, ids) for ids in wanted])
     return Observed(text, answers, said, close, harness)
@@ -64,7 +64,7 @@ def stages(seen: Mapping[str, Observed], windows: Windows, rng: np.random.Genera
         "names": list(seen),
         "text": _by_corpus(seen, windows),
         "tasks": {
-            name: {stage: report.task_scores({name: dense.tasks[name]}, {name: o.tasks[name]}, rng)[name]
+            name: {stage: statistics.task_scores({name: dense.tasks[name]}, {name: o.tasks[name]}, rng)[name]
                    for stage, o in seen.items()}
             for name in dense.tasks
         },
@@ -88,7 +88,7 @@ def samples(seen: Mapping[str, Observed], tokenizer: Any, windows: Windows) -> d
         texts = {stage: _speech(tokenizer, o.said[row]) for stage, o in seen.items()}
         return {"prompt": prompt, **texts, "pruned": texts[final]}
 
-    stats = {stage: generation.statistics(o.said).to_dict() for stage, o in seen.items()}
+    stats = {stage: samples.statistics(o.said).to_dict() for stage, o in seen.items()}
     return {
         "samples": [shown(row) for row in range(min(SHOWN, len(loss)))],
         "worst": [shown(row) for row in worst],
@@ -106,7 +106,7 @@ def closed(dense: float, cut: float, now: float) -> float | None:
 def _by_corpus(seen: Mapping[str, Observed], windows: Windows) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for stage, o in seen.items():
-        for corpus, row in report.text(seen["dense"].text, o.text, windows).items():
+        for corpus, row in statistics.text(seen["dense"].text, o.text, windows).items():
             kept = {k: row[k] for k in ("kl", "kl_ci", "log_ratio", "log_ratio_ci")}
             found.setdefault(corpus, {})[stage] = {**row["pruned"], **kept}
     for rows in found.values():
@@ -116,9 +116,9 @@ def _by_corpus(seen: Mapping[str, Observed], windows: Windows) -> dict[str, Any]
 
 
 def _generated(ours: Observed, dense: Observed) -> dict[str, Any]:
-    row: dict[str, Any] = generation.statistics(ours.said).to_dict()
+    row: dict[str, Any] = samples.statistics(ours.said).to_dict()
     for name, values in ours.closeness.items():
-        difference, ci = report.interval(values - dense.closeness[name])
+        difference, ci = statistics.interval(values - dense.closeness[name])
         row[name] = {"value": float(values.mean()), "difference": difference, "difference_ci": ci}
     return row
 
@@ -128,7 +128,7 @@ def _harness(ours: HarnessScores, dense: HarnessScores) -> dict[str, Any]:
     for name, value in ours.metrics.items():
         row[name] = {"value": value, "higher_is_better": ours.higher_is_better.get(name)}
         if name in ours.items:
-            difference, ci = report.interval(ours.items[name] - dense.items[name])
+            difference, ci = statistics.interval(ours.items[name] - dense.items[name])
             row[name] |= {"difference": difference, "difference_ci": ci, "items": len(ours.items[name])}
     return {"version": ours.version, "metrics": row}
 

@@ -11,7 +11,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from hf_prune.figures.canvas import (
+from hf_prune.report.figures.canvas import (
     BLUE,
     GREEN,
     GREY,

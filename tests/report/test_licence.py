@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_prune.licence import STRICTNESS, inherited_licence, listed
+from hf_prune.report.licence import STRICTNESS, inherited_licence, listed
 
 
 def parents(*licences):

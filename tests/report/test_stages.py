@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from hf_prune import capabilities, tables, verdicts
-from hf_prune.capabilities import Observed
 from hf_prune.data.tasks import TaskScores
 from hf_prune.data.windows import Windows
-from hf_prune.harness import HarnessScores
+from hf_prune.report.lm_eval import HarnessScores
+from hf_prune.report.stages import Observed
+from hf_prune.report.statistics import stages, tables, verdicts
 from tests.families import VOCABULARY, tiny
 
 CORPORA = ("a", "b") * 15
@@ -42,7 +42,7 @@ def four():
 
 
 def table():
-    return capabilities.stages(four(), WINDOWS, np.random.default_rng(0))
+    return stages.stages(four(), WINDOWS, np.random.default_rng(0))
 
 
 def test_the_share_closed_is_that_of_the_gap_in_log_perplexity():
@@ -52,7 +52,7 @@ def test_the_share_closed_is_that_of_the_gap_in_log_perplexity():
         shares = [corpus[s]["closed"] for s in found["names"]]
         assert shares == pytest.approx([1.0, 0.0, 0.5, 0.75], abs=1e-5)
         assert corpus["dense"]["log_ratio_ci"] == [0.0, 0.0] and corpus["cut"]["kl"] == pytest.approx(1.0)
-    assert capabilities.closed(1.0, 1.0, 0.5) is None
+    assert stages.closed(1.0, 1.0, 0.5) is None
 
 
 def test_differences_are_paired_with_dense():
@@ -65,7 +65,7 @@ def test_differences_are_paired_with_dense():
 
 
 def test_the_worst_samples_are_those_of_the_windows_that_lost_most():
-    shown = capabilities.samples(four(), Speaker(), WINDOWS)
+    shown = stages.samples(four(), Speaker(), WINDOWS)
     assert len(shown["samples"]) == 6 and len(shown["worst"]) == 3
     first = [int(s["prompt"].split()[0]) for s in shown["worst"]]
     assert first == [int(WINDOWS.tokens[row, 0]) for row in (23, 22, 21)]
@@ -76,7 +76,7 @@ def test_the_worst_samples_are_those_of_the_windows_that_lost_most():
 def report(names, **more):
     four_of = four()
     kept = {n: four_of[n] for n in names}
-    made = capabilities.stages(kept, WINDOWS, np.random.default_rng(0))
+    made = stages.stages(kept, WINDOWS, np.random.default_rng(0))
     text = {
         c: {"dense": rows["dense"], "pruned": rows[names[-1]], **rows[names[-1]]} for c, rows in made["text"].items()
     }
@@ -89,15 +89,15 @@ HEALING = {"kept": True, "before": 1.5, "after": 1.2, "tokens": 1_000_000, "meth
 
 def test_the_card_has_a_column_per_stage_and_drops_rows_of_zeros():
     for count in (2, 3, 4):
-        header, rows = tables.stage_table(report(capabilities.STAGES[:count]))
-        assert header == ["", *capabilities.STAGES[:count]] and all(len(r) == count + 1 for r in rows)
+        header, rows = tables.stage_table(report(stages.STAGES[:count]))
+        assert header == ["", *stages.STAGES[:count]] and all(len(r) == count + 1 for r in rows)
     labels = [r[0] for r in rows]
     assert "cloze accuracy" in labels and "lm_eval arc, acc" in labels and not any("Exact" in x for x in labels)
     assert tables.stage_table({}) == ([""], [])
 
 
 def test_what_came_back_is_said_and_what_did_not_help_too():
-    names = capabilities.STAGES
+    names = stages.STAGES
     both = verdicts.recovery_verdict(report(names, repair=REPAIR, healing=HEALING))
     assert "closes 50 % of the gap" in both[0] and "together 75 % of that gap" in both[1]
     alone = verdicts.recovery_verdict(report(("dense", "cut", "healed"), healing=HEALING))
@@ -112,7 +112,7 @@ def test_what_came_back_is_said_and_what_did_not_help_too():
 
 
 def test_baselines_are_compared_with_the_bare_cut():
-    made = report(capabilities.STAGES, repair=REPAIR, healing=HEALING, layers=[{"fate": "merged"}])
+    made = report(stages.STAGES, repair=REPAIR, healing=HEALING, layers=[{"fate": "merged"}])
     rival = {"name": "last", "label": "last layers", "perplexity": 1e9, "log_ratio_ci_vs_ours": [1.0, 2.0]}
     cut = made["stages"]["text"]["all"]["cut"]["perplexity"]
     assert verdicts.bare(made)["perplexity"] == cut
@@ -123,7 +123,7 @@ def test_baselines_are_compared_with_the_bare_cut():
 def test_a_live_model_is_observed_as_it_is():
     model = tiny("llama", max_position_embeddings=128)
     text = (torch.zeros(30, 89), torch.zeros(30, 89))
-    found = capabilities.observe(model, text, Speaker(), WINDOWS, {}, {})
+    found = stages.observe(model, text, Speaker(), WINDOWS, {}, {})
     assert len(found.said) == 24 and all(len(s) <= 64 for s in found.said)
     assert set(found.closeness) == {"exact_match", "rouge1", "rouge2", "rougeL"}
     assert all(len(v) == 24 and (0 <= v).all() and (v <= 1).all() for v in found.closeness.values())

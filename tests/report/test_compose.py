@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_prune.blueprint import Blueprint, LayerSpec, Part
-from hf_prune.documents import Found, merging, plain, scored
 from hf_prune.pipeline import run
 from hf_prune.recipe import Recipe
+from hf_prune.report.compose import Found, merging, plain, scored
 from hf_prune.session.job import open_job
 from hf_prune.session.journal import Journal
 from tests.runs import recipe

@@ -2,8 +2,8 @@
 
 import pytest
 
-from hf_prune import tables, verdicts
-from tests.test_card import make_report
+from hf_prune.report.statistics import tables, verdicts
+from tests.report.test_card import make_report
 
 
 @pytest.fixture

@@ -13,11 +13,11 @@ from urllib.parse import quote
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from hf_prune import tables, verdicts
 from hf_prune.blueprint import LOCAL
 from hf_prune.errors import HfPruneError
-from hf_prune.licence import inherited_licence, listed
-from hf_prune.redaction import public_command, public_recipe, public_source, without_paths, without_tokens
+from hf_prune.report.licence import inherited_licence, listed
+from hf_prune.report.redaction import public_command, public_recipe, public_source, without_paths, without_tokens
+from hf_prune.report.statistics import tables, verdicts
 
 Report = Mapping[str, Any]
 Parent = Mapping[str, Any]

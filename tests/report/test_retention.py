@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from hf_prune.data.tasks import TaskScores
 from hf_prune.evaluation.objectives import Measures
-from hf_prune.retention import difference
+from hf_prune.report.retention import difference
 
 HITS = st.lists(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=30), min_size=1, max_size=4)
 

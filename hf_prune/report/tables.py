@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from hf_prune.verdicts import (
+from hf_prune.report.verdicts import (
     ACCURACY_NAMES,
     NONE,
     Report,

@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from hf_prune.figures.canvas import (
+from hf_prune.report.figures.canvas import (
     BLUE,
     GREY,
     INK,

@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.colors import TwoSlopeNorm
 
-from hf_prune.figures.canvas import GREY, INK, PALE, canvas, plain, save
+from hf_prune.report.figures.canvas import GREY, INK, PALE, canvas, plain, save
 
 
 def layer_map(report: Mapping[str, Any], path: str | Path) -> Path:

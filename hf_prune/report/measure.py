@@ -8,16 +8,16 @@ import numpy as np
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from hf_prune import capabilities, harness, report
 from hf_prune.assembly.assemble import quiet
 from hf_prune.blueprint import Fidelity
-from hf_prune.capabilities import Observed, observe
 from hf_prune.data import tasks
 from hf_prune.evaluation import speed
 from hf_prune.evaluation.evaluator import Evaluator
 from hf_prune.events import Advanced, Event
-from hf_prune.harness import HarnessScores
-from hf_prune.retention import Standings, retention, standings
+from hf_prune.report.lm_eval import HarnessScores
+from hf_prune.report.retention import Standings, retention, standings
+from hf_prune.report.stages import Observed, observe
+from hf_prune.report.statistics import lm_eval, stages, statistics
 from hf_prune.session.found import Found
 from hf_prune.session.job import Job
 from hf_prune.session.restore import ADAPTER
@@ -60,11 +60,11 @@ def measured(
     entries = [("hf_prune", "hf_prune", found.cut), *((r.name, r.label, r.blueprint) for r in found.rivals)]
     models = {"dense": _dense(job), "pruned": _loaded(job, folder)}
     return {
-        "text": report.text(dense.text, ours.text, windows),
-        "baselines": report.baselines(entries, evaluator, windows, seen["cut"].text) if found.rivals else [],
-        "tasks": report.task_scores(dense.tasks, ours.tasks, rng),
-        "stages": capabilities.stages(seen, windows, rng),
-        "generation": capabilities.samples(seen, job.tokenizer, windows),
+        "text": statistics.text(dense.text, ours.text, windows),
+        "baselines": statistics.baselines(entries, evaluator, windows, seen["cut"].text) if found.rivals else [],
+        "tasks": statistics.task_scores(dense.tasks, ours.tasks, rng),
+        "stages": stages.stages(seen, windows, rng),
+        "generation": stages.samples(seen, job.tokenizer, windows),
         "speed": speed.measure(models, rng),
         "retention": known and retention(job, found, known),
     }
@@ -119,4 +119,4 @@ def scores_of(model: PreTrainedModel, job: Job, digest: str) -> dict[str, Harnes
     """lm_eval's tasks of the recipe on a live model, each run once per model."""
     recipe, cache = job.recipe, Path("~/.cache/hf_prune/lm_eval").expanduser()
     key = f"{digest}-{str(job.dtype).removeprefix('torch.')}"
-    return harness.scores(model, job.tokenizer, recipe.lm_eval, digest=key, limit=recipe.lm_eval_limit, cache=cache)
+    return lm_eval.scores(model, job.tokenizer, recipe.lm_eval, digest=key, limit=recipe.lm_eval_limit, cache=cache)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hf_prune.figures.canvas import BLUE, GREY, ORANGE, canvas, finish, save
+from hf_prune.report.figures.canvas import BLUE, GREY, ORANGE, canvas, finish, save
 
 
 def layer_widths(report: Mapping[str, Any], path: str | Path) -> Path:

@@ -3,7 +3,7 @@ import os
 import pytest
 
 from hf_prune.recipe import Recipe
-from hf_prune.redaction import public_command, public_recipe, without_paths, without_tokens
+from hf_prune.report.redaction import public_command, public_recipe, without_paths, without_tokens
 
 
 @pytest.mark.parametrize(

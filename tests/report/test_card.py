@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from hf_prune.card import code, fence, hub_parents, md, write_card
+from hf_prune.report.card import code, fence, hub_parents, md, write_card
 
 
 def text_entry(dense, pruned, kl):

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from hf_prune.data.bundled import demo_folder
-from hf_prune.generation import distinct, greedy, repetition, statistics
+from hf_prune.report.samples import distinct, greedy, repetition, statistics
 
 TOKENS = st.lists(st.integers(0, 5), max_size=30)
 

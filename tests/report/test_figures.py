@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from hf_prune import figures
-from tests.test_card import make_report
+from hf_prune.report.statistics import figures
+from tests.report.test_card import make_report
 
 
 def layers(fates):

@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_prune import harness
 from hf_prune.data import tasks
 from hf_prune.data.bundled import demo_folder
 from hf_prune.data.task_sources import load_tasks
 from hf_prune.errors import InvalidData, InvalidRecipe, SourceError, UnsafeSource
-from hf_prune.harness import HarnessScores, scores
+from hf_prune.report.lm_eval import HarnessScores, scores
+from hf_prune.report.statistics import lm_eval
 from tests.families import tiny
 
 DATA = """
@@ -135,8 +135,8 @@ def test_whatever_decides_the_scores_is_part_of_the_key(folder, runs, monkeypatc
 def test_scores_survive_the_file(tmp_path_factory, values, better, items):
     cache, key = tmp_path_factory.mktemp("cache"), json.dumps({"task": "a/b c"})
     written = HarnessScores("a/b c", values, better, {n: np.array(r) for n, r in items.items()}, "lm_eval 1, task 2")
-    harness._write(cache, key, written)
-    assert same(harness._read(cache, key), written)
+    lm_eval._write(cache, key, written)
+    assert same(lm_eval._read(cache, key), written)
     assert [p.name.split("-")[0] for p in cache.iterdir()] == ["a_b_c"]
 
 
@@ -238,15 +238,15 @@ def test_included_folders_are_searched_for_the_name(folder, runs):
     sub.mkdir()
     for name, text in {"a": "task: [", "b": "dataset_path: json", "mine": "task: piqa\ninclude: b.yaml"}.items():
         (sub / f"{name}.yaml").write_text(text)
-    local = harness.request_of("piqa", [folder], False)
+    local = lm_eval.request_of("piqa", [folder], False)
     assert (local.path, local.config) == (sub / "mine.yaml", {"task": "piqa", "dataset_path": "json"})
-    assert harness.request_of("hellaswag", [folder], False) == harness.Request("hellaswag")
+    assert lm_eval.request_of("hellaswag", [folder], False) == lm_eval.Request("hellaswag")
 
 
 def test_data_beside_the_file_is_found_from_anywhere(folder, runs, monkeypatch):
     monkeypatch.chdir("/")
     (folder / "a.yaml").write_text("task: a\ndataset_kwargs: {data_files: {test: [items.jsonl, none-*.jsonl]}, x: 1}\n")
-    config = harness.request_of(os.path.relpath(folder / "a.yaml"), [], False).config
+    config = lm_eval.request_of(os.path.relpath(folder / "a.yaml"), [], False).config
     assert config["dataset_kwargs"] == {"data_files": {"test": [str(folder / "items.jsonl"), "none-*.jsonl"]}, "x": 1}
 
 
@@ -265,7 +265,7 @@ def row(doc: int, kind: str = "none", **values: object) -> dict[str, object]:
 
 def collected(metrics: dict[str, object], rows: list[dict[str, object]], **better: bool | None) -> HarnessScores:
     parts = {"results": {"alias": "t", **metrics}, "samples": rows, "higher_is_better": better, "versions": 2.0}
-    return harness._collected("t", "t", {name: {"t": part} for name, part in parts.items()})
+    return lm_eval._collected("t", "t", {name: {"t": part} for name, part in parts.items()})
 
 
 def test_one_filter_loses_its_name_and_items_come_in_order(runs):

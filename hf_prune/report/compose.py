@@ -1,4 +1,4 @@
-"""What lies beside the weights of a finished folder: report.json, recipe.yaml, front.json, figures and the card."""
+"""What lies beside the weights of a finished folder: statistics.json, recipe.yaml, front.json, figures and the card."""
 
 import json
 import math
@@ -13,16 +13,17 @@ from typing import Any
 import numpy as np
 import yaml
 
-from hf_prune import __version__, card, figures, report
+from hf_prune import __version__
 from hf_prune.atomic_files import write_text
 from hf_prune.blueprint import Blueprint, LayerSpec, Outcome, Part, Trial
 from hf_prune.events import Event
-from hf_prune.measurement import measured
 from hf_prune.models.auto_classes import FILE
 from hf_prune.plan import asked
 from hf_prune.recipe import flagged
 from hf_prune.recovery.latency import latency_report, retimed
-from hf_prune.redaction import public_recipe
+from hf_prune.report.measure import measured
+from hf_prune.report.redaction import public_recipe
+from hf_prune.report.statistics import card, figures, statistics
 from hf_prune.search import drive, once
 from hf_prune.session import front
 from hf_prune.session.baselines import label
@@ -70,16 +71,16 @@ def describe(
         healing: figures of the training that followed, if one did.
 
     Returns:
-        The content of report.json.
+        The content of statistics.json.
     """
     result = {
         **_identity(job, found),
         "size": _size(job, found.winner, stored),
-        "layers": report.fates(found.winner, job.parent.depth),
-        "widths": report.widths(job.parent, found.winner),
+        "layers": statistics.fates(found.winner, job.parent.depth),
+        "widths": statistics.widths(job.parent, found.winner),
         "own_code": (folder / FILE).is_file(),
         **_lineage(job, found),
-        "splits": report.splits(job.evidence),
+        "splits": statistics.splits(job.evidence),
         **(yield from measured(job, found, folder, healing)),
         "tuning": found.tuning,
         "repair": found.repair,
@@ -90,7 +91,7 @@ def describe(
         "certificate": dict(certificate),
         "front": [front.public(member) for member in found.front] if found.front else None,
         "hypervolume": front.hypervolume(job, journal) if found.front else None,
-        "hardware": report.hardware(job.device),
+        "hardware": statistics.hardware(job.device),
         "versions": {p: version(p) for p in ("torch", "transformers", "huggingface_hub", "safetensors", "numpy")},
     }
     result["latency"] = latency_report(job, found.winner, result["speed"])
@@ -130,7 +131,7 @@ def measured_again(
         healing: figures of a training that was not there before.
 
     Returns:
-        The new content of report.json.
+        The new content of statistics.json.
     """
     rivals = tuple(
         Rival(b["name"], _rebuilt(job, b), tuple(b["removed"]), (), b["label"])
@@ -144,9 +145,9 @@ def measured_again(
         **(yield from measured(job, found, folder, healing)),
         "repair": found.repair,
         "healing": healing,
-        "layers": report.fates(found.winner, job.parent.depth),
-        "splits": {**before["splits"], **report.splits({"report": job.evidence["report"]})},
-        "hardware": report.hardware(job.device),
+        "layers": statistics.fates(found.winner, job.parent.depth),
+        "splits": {**before["splits"], **statistics.splits({"report": job.evidence["report"]})},
+        "hardware": statistics.hardware(job.device),
     }
     result["latency"] = retimed(before.get("latency"), result["speed"])
     if stored:
@@ -183,7 +184,7 @@ def _rebuilt(job: Job, row: Mapping[str, Any]) -> Blueprint:
 def publish(
     result: Mapping[str, Any], folder: Path, drawn: Mapping[str, str], parents: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Write report.json and the card, each whole or not at all."""
+    """Write statistics.json and the card, each whole or not at all."""
     write_text(folder / "report.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
     card.write_card(result, folder, drawn, parents)
 
@@ -208,7 +209,7 @@ def _lineage(job: Job, found: Found) -> dict[str, Any]:
         "parents": names,
         "dense_parent": names[job.dense],
         "teachers": {c: names[job.teacher(c)] for c in job.corpora},
-        "origins": report.origins(winner, names),
+        "origins": statistics.origins(winner, names),
         "ends": {"embedding": names[winner.embed], "head": names[winner.head]},
     }
 
@@ -226,7 +227,7 @@ def _identity(job: Job, found: Found) -> dict[str, Any]:
         "recipe": public,
         "recipe_digest": recipe.digest,
         "digest": found.winner.digest,
-        "sources": report.sources(found.winner.over(job.sources), job.cards),
+        "sources": statistics.sources(found.winner.over(job.sources), job.cards),
         "method": recipe.method,
         "search": "by hand" if recipe.drop else recipe.search,
         "objective": recipe.objective,
@@ -236,7 +237,7 @@ def _identity(job: Job, found: Found) -> dict[str, Any]:
 
 def _size(job: Job, winner: Blueprint, stored: tuple[int, int]) -> dict[str, Any]:
     itemsize = job.parent.checkpoint.itemsize(next(iter(job.parent.shapes)))
-    size = report.sizes(job.parent, winner, job.evaluator.parameters(winner), stored, itemsize)
+    size = statistics.sizes(job.parent, winner, job.evaluator.parameters(winner), stored, itemsize)
     ratio = job.recipe.ratio
     if ratio is None and asked(job.recipe).startswith("ratio"):
         ratio = float(asked(job.recipe).split()[1])
@@ -325,7 +326,7 @@ def _correlations(job: Job, journal: Journal) -> dict[str, Any]:
         return {}
     unseen = [m.kl for m in job.evaluator.evaluate([b for _, b in candidates], job.selection)]
     return {
-        name: {"spearman": report.spearman([v[i] for v, _ in candidates], unseen), "n": len(candidates)}
+        name: {"spearman": statistics.spearman([v[i] for v, _ in candidates], unseen), "n": len(candidates)}
         for i, name in enumerate(job.columns)
         if name != "params" or job.recipe.search == "nsga2"
     }

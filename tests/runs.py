@@ -14,7 +14,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from hf_prune import workers
-from hf_prune.cli import main
+from hf_prune.cli.main import main
 from hf_prune.events import Event, Finished, Stage
 from hf_prune.pipeline import compress
 from hf_prune.recipe import Recipe

@@ -9,7 +9,7 @@ import yaml
 from typer.testing import CliRunner
 
 import hf_prune
-from hf_prune.cli import app
+from hf_prune.cli.main import app
 from hf_prune.hosting import space_folder, write_space
 
 ROOT = Path(hf_prune.__file__).parents[1]

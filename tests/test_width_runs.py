@@ -12,12 +12,12 @@ from transformers import AutoModelForCausalLM
 
 from hf_prune import pipeline
 from hf_prune.blueprint import Blueprint
+from hf_prune.cli.screen import report_lines
 from hf_prune.errors import InvalidBlueprint, InvalidRecipe
 from hf_prune.pipeline import compress, run
 from hf_prune.recovery.levels import Levels
 from hf_prune.report.verdicts import percent
 from hf_prune.results import assemble_blueprint, heal_folder, report_folder
-from hf_prune.screen import report_lines
 from tests.runs import base, command, finished, recipe, searched, text
 
 WIDTH = {"method": "width", "ratio": 0.3, "levels": 6, "multiple_of": 8, "library_sequences": 12,

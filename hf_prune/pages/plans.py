@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hf_prune import hub
+from hf_prune.cli.screen import plan_rows
 from hf_prune.errors import InvalidRecipe
 from hf_prune.models import compatibility
 from hf_prune.models.variants import peeks, verdicts
@@ -15,7 +16,6 @@ from hf_prune.plan import Plan, plan
 from hf_prune.recipe import Recipe, flagged
 from hf_prune.report.redaction import public_recipe
 from hf_prune.report.verdicts import amount
-from hf_prune.screen import plan_rows
 
 SMALL = 3e9
 """Bytes up to which a run needs no GPU."""

@@ -7,11 +7,11 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from hf_prune.cli.screen import report_lines
 from hf_prune.errors import InvalidRecipe
 from hf_prune.pages.markup import note, picture, strip, table
 from hf_prune.report.statistics import tables, verdicts
 from hf_prune.runs import Run
-from hf_prune.screen import report_lines
 
 CAPTIONS = {
     "layers": "What became of every layer",

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from hf_prune.assembly.modeling_decilm import Block, neurons
 from hf_prune.assembly.nemotron_nas import export_nemotron_nas
-from hf_prune.cli import app
+from hf_prune.cli.main import app
 from hf_prune.errors import InvalidRecipe, UnsupportedArchitecture
 from hf_prune.models.auto_classes import classes, pruned_config
 from tests.families import VOCABULARY, save_tiny

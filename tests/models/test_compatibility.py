@@ -132,7 +132,7 @@ def test_a_variant_in_another_precision_and_with_more_rows_is_stitched(home, tmp
 def test_the_plan_shows_the_verdict(home):
     from typer.testing import CliRunner
 
-    from hf_prune.cli import app
+    from hf_prune.cli.main import app
 
     flags = [
         "--method",

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load, save
 from typer.testing import CliRunner
 
-from hf_prune.cli import app
+from hf_prune.cli.main import app
 from hf_prune.errors import InvalidRecipe, SourceNotFound
 from hf_prune.models.scout import scout
 from tests.hub.samples import adapter, model

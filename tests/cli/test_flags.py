@@ -7,7 +7,7 @@ import typer
 from pydantic import BaseModel, Field
 from typer.testing import CliRunner
 
-from hf_prune.flags import flags_of, with_flags
+from hf_prune.cli.flags import flags_of, with_flags
 
 
 class Order(BaseModel):

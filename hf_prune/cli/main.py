@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 import typer
 
 from hf_prune import __version__
+from hf_prune.cli.flags import flags_of, with_flags
+from hf_prune.cli.terminal import Format, format_of, guarded, line, result, show, watch
 from hf_prune.errors import InvalidRecipe
-from hf_prune.flags import flags_of, with_flags
 from hf_prune.recipe import Recipe
-from hf_prune.terminal import Format, format_of, guarded, line, result, show, watch
 
 # Read when torch is loaded, which no import above does. OpenMP threads that spin while they wait starve each other on
 # shared cores: a small model then ran forty times slower, and on quiet cores sleeping costs nothing that shows.
@@ -229,7 +229,7 @@ def register_command(format: FormatFlag = "human", quiet: QuietFlag = False) -> 
     Writes the manifest by which the hf command finds hf-prune.
     """
     form = format_of(format, quiet)
-    from hf_prune.extension import register
+    from hf_prune.cli.extension import register
 
     result(form, "Registered", manifest=str(register()), try_it="hf prune --help")
 
@@ -280,8 +280,8 @@ def scout_command(
     Reads the model tree, headers and a few rows of weights; nothing is downloaded whole.
     """
     form = format_of(format, quiet)
+    from hf_prune.cli.screen import scout_table
     from hf_prune.models.scout import scout
-    from hf_prune.screen import scout_table
 
     found = []
     for candidate in scout(base, most):
@@ -367,9 +367,9 @@ def _recipe(base: str | None, path: Path | None, values: dict[str, Any]) -> Reci
 
 
 def _show_plan(recipe: Recipe, form: Format) -> None:
+    from hf_prune.cli.screen import plan_table, verdict_table
     from hf_prune.models.variants import peeks, verdicts
     from hf_prune.plan import plan
-    from hf_prune.screen import plan_table, verdict_table
 
     base, *variants = peeks(recipe.base, recipe.variants, **recipe.trust)
     found, compared = plan(recipe, base, variants), verdicts(base, *variants)

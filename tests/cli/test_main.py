@@ -16,11 +16,11 @@ from typer.testing import CliRunner
 
 from hf_prune import __version__, errors
 from hf_prune.blueprint import Blueprint, Fidelity, Outcome, Source, Trial
-from hf_prune.cli import app
+from hf_prune.cli.main import app
 from hf_prune.events import Advanced, Assembled, Finished, Healed, Pushed, Reported, Scored, Stage, Started
 from hf_prune.recipe import Recipe, spelled
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 REPORT = {
     "size": {
         "dense": {"parameters": 3412096, "bytes": 6824192, "layers": 16, "kv_bytes_per_token": 4096},
@@ -376,7 +376,7 @@ def test_version_and_bare_command():
 def test_help_loads_no_model_library():
     code = (
         "import sys; sys.argv = ['hf-prune', 'compress', '--help']\n"
-        "from hf_prune.cli import main\n"
+        "from hf_prune.cli.main import main\n"
         "try: main()\n"
         "except SystemExit as e: assert not e.code\n"
         "assert not {'torch', 'transformers', 'huggingface_hub', 'matplotlib', 'datasets'} & set(sys.modules)"
@@ -388,7 +388,7 @@ def test_registered_as_hf_prune(tmp_path):
     """`hf prune` runs the very command that registered itself."""
     script = tmp_path / "bin" / "hf-prune"
     script.parent.mkdir()
-    script.write_text(f"#!{sys.executable}\nfrom hf_prune.cli import main\nmain()\n")
+    script.write_text(f"#!{sys.executable}\nfrom hf_prune.cli.main import main\nmain()\n")
     script.chmod(0o755)
     env = os.environ | {
         "HOME": str(tmp_path),

@@ -13,7 +13,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from hf_prune import workers
+from hf_prune.app import workers
 from hf_prune.cli.main import main
 from hf_prune.events import Event, Finished, Stage
 from hf_prune.pipeline import compress

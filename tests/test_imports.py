@@ -105,6 +105,8 @@ def test_nothing_but_the_command_line_prints():
 
 def test_light_modules_load_neither_torch_nor_transformers():
     # What a plan and the pages of the app need.
-    code = "import sys, hf_prune.recipe, hf_prune.search, hf_prune.plan, hf_prune.models.variants, hf_prune.pages.app\n"
+    code = (
+        "import sys, hf_prune.recipe, hf_prune.search, hf_prune.plan, hf_prune.models.variants, hf_prune.app.layout\n"
+    )
     code += "assert not {'torch', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)

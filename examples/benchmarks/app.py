@@ -17,7 +17,7 @@ from pathlib import Path
 
 from gradio_client import Client
 
-from hf_prune.pages.forms import DEMO
+from hf_prune.app.forms import DEMO
 
 
 def main() -> None:

@@ -308,7 +308,7 @@ def ui_command(
     Runs go on when the window is closed; needs hf-prune[space].
     """
     try:
-        from hf_prune.pages import open_here
+        from hf_prune.app import open_here
     except ImportError:
         raise InvalidRecipe("The app needs gradio; install it with: pip install 'hf-prune[space]'.") from None
     open_here(home.expanduser(), port, browser=browser)
@@ -336,7 +336,7 @@ def space_push_command(
     form = format_of(format, quiet)
     from tempfile import TemporaryDirectory
 
-    from hf_prune.hosting import write_space
+    from hf_prune.app.space import write_space
     from hf_prune.hub import push_space
 
     with TemporaryDirectory() as folder:

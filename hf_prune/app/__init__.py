@@ -4,9 +4,9 @@ Nothing of the pipeline is done again here: a form becomes a `Recipe`, a run is 
 and its report.
 """
 
-from hf_prune.pages.startup import quick
+from hf_prune.app.startup import quick
 
 with quick():
-    from hf_prune.pages.app import build, open_here
+    from hf_prune.app.layout import build, open_here
 
 __all__ = ["build", "open_here"]

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from hf_prune.app.workers import asked, started, stop
 from hf_prune.errors import HfPruneError, InvalidRecipe
-from hf_prune.workers import asked, started, stop
 
 
 def add(a: int, b: int, times: int = 1) -> int:

@@ -9,8 +9,8 @@ import yaml
 from typer.testing import CliRunner
 
 import hf_prune
+from hf_prune.app.space import space_folder, write_space
 from hf_prune.cli.main import app
-from hf_prune.hosting import space_folder, write_space
 
 ROOT = Path(hf_prune.__file__).parents[1]
 
@@ -36,7 +36,7 @@ def test_a_space_runs_without_an_installed_hf_prune(tmp_path):
     write_space(tmp_path)
     assert not list(tmp_path.rglob("__pycache__"))
     code = (
-        "import hf_prune, hf_prune.hosting, hf_prune.data.bundled as c; from pathlib import Path\n"
+        "import hf_prune, hf_prune.app.space, hf_prune.data.bundled as c; from pathlib import Path\n"
         "home = Path('.').resolve(); assert Path(hf_prune.__file__).is_relative_to(home)\n"
         "assert c.demo_folder().is_relative_to(home)\n"
         "from hf_prune.report.card import _template; assert _template()"

@@ -8,13 +8,13 @@ from typing import Any
 import gradio as gr
 
 from hf_prune import hub
+from hf_prune.app import charts, plans, progress, results
+from hf_prune.app.forms import Form, recipe_of, repos
+from hf_prune.app.markup import note
+from hf_prune.app.runs import LOCAL, Run, Runs, owner_of, public
+from hf_prune.app.workers import asked
 from hf_prune.errors import HfPruneError, InvalidRecipe
-from hf_prune.pages import charts, plans, progress, results
-from hf_prune.pages.forms import Form, recipe_of, repos
-from hf_prune.pages.markup import note
 from hf_prune.recipe import Recipe
-from hf_prune.runs import LOCAL, Run, Runs, owner_of, public
-from hf_prune.workers import asked
 
 Profile = gr.OAuthProfile | None
 Token = gr.OAuthToken | None
@@ -234,7 +234,7 @@ class Handlers:
         return {"run": run.id, "state": state, "stage": found.stage, "message": found.message, **more}
 
     def _tool(self, base: str, method: str, ratio: float) -> Recipe:
-        from hf_prune.pages.forms import METHODS
+        from hf_prune.app.forms import METHODS
 
         named = next((label for label, value in METHODS.items() if value == method), method)
         try:

@@ -2,8 +2,8 @@ from concurrent.futures import Future
 
 import pytest
 
+from hf_prune.app import machine
 from hf_prune.models.variants import peeks
-from hf_prune.pages import machine
 from hf_prune.plan import plan
 from hf_prune.recipe import Recipe
 from tests.runs import base

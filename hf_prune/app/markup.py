@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from hf_prune.runs import public
+from hf_prune.app.runs import public
 
 FATES = {
     "kept": ("kept", "kept"),

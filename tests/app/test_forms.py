@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hf_prune.app.forms import DEMO, METHODS, SPECIALISTS, Form, examples, recipe_of
 from hf_prune.errors import HfPruneError, InvalidRecipe
-from hf_prune.pages.forms import DEMO, METHODS, SPECIALISTS, Form, examples, recipe_of
 from hf_prune.recipe import Recipe
 
 NAMES = list(METHODS)

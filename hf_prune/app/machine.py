@@ -4,9 +4,9 @@ import os
 import threading
 from concurrent.futures import Future
 
+from hf_prune.app.workers import asked
 from hf_prune.errors import HfPruneError
 from hf_prune.plan import Plan
-from hf_prune.workers import asked
 
 OVERHEAD = 30.0
 """Seconds of every run that do not grow with the model: loading, the certificate, figures."""

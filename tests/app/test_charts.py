@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from hf_prune.pages import charts
+from hf_prune.app import charts
 
 FRONT = [
     {"removed_ratio": 0.1, "layers": 9, "kl": 0.02},

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_prune.pages import markup
+from hf_prune.app import markup
 
 EVIL = "<script>alert('x')</script>"
 

@@ -25,10 +25,10 @@ from typing import Any, Literal
 
 import yaml
 
+from hf_prune.app.workers import started, stop
 from hf_prune.errors import HfPruneError, InvalidRecipe
 from hf_prune.recipe import Recipe
 from hf_prune.report.redaction import without_paths, without_tokens
-from hf_prune.workers import started, stop
 
 State = Literal["queued", "running", "stopped", "failed", "done"]
 LOCAL = "local"

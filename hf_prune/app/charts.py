@@ -9,8 +9,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from hf_prune.pages.markup import picture
-from hf_prune.pages.progress import Point, Progress
+from hf_prune.app.markup import picture
+from hf_prune.app.progress import Point, Progress
 from hf_prune.recipe import Recipe
 from hf_prune.search.pareto import non_dominated
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
+from hf_prune.app.markup import bar, note, strip
+from hf_prune.app.runs import State
 from hf_prune.methods import METHODS
-from hf_prune.pages.markup import bar, note, strip
 from hf_prune.recipe import Recipe
-from hf_prune.runs import State
 
 SPELLED = ("collapse", "halves", "intervals")
 """Methods whose genome says by itself which layers are left."""

@@ -7,11 +7,10 @@ from typing import Any
 
 import gradio as gr
 
-from hf_prune import workers
-from hf_prune.pages import charts, forms, looks, machine
-from hf_prune.pages.handlers import Handlers
-from hf_prune.pages.startup import quick, unserved
-from hf_prune.runs import Limits, Runs
+from hf_prune.app import charts, forms, looks, machine, workers
+from hf_prune.app.actions import Handlers
+from hf_prune.app.runs import Limits, Runs
+from hf_prune.app.startup import quick, unserved
 
 HERO = """<div class="hero"><h1>hf_prune</h1>
 <p>From a model on the Hub to a smaller one that is measured and published.</p></div>"""

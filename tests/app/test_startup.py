@@ -7,17 +7,17 @@ import sys
 import pytest
 from pydantic import BaseModel
 
-from hf_prune.pages import startup
-from hf_prune.pages.startup import quick, unserved
+from hf_prune.app import startup
+from hf_prune.app.startup import quick, unserved
 
 
 def test_the_app_starts_without_stubs_and_docs_of_gradio_and_collects_garbage_afterwards() -> None:
     code = """
 import gc, sys
-import hf_prune.pages
+import hf_prune.app
 import gradio
 skipped = gradio.component_meta.create_or_modify_pyi, gradio.events.EventListener.set_doc
-assert all(f.__module__ == "hf_prune.pages.startup" for f in skipped), skipped
+assert all(f.__module__ == "hf_prune.app.startup" for f in skipped), skipped
 assert gc.isenabled() and gc.get_freeze_count()
 assert not any(type(f).__name__ == "WithoutDocs" for f in sys.meta_path)
 """

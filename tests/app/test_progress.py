@@ -1,11 +1,11 @@
 import math
 
+from hf_prune.app import charts, progress
+from hf_prune.app.progress import Progress
 from hf_prune.blueprint import Fidelity, Outcome, Trial
 from hf_prune.cli.screen import event_dict
 from hf_prune.events import Scored, Stage, Started
 from hf_prune.methods import METHODS
-from hf_prune.pages import charts, progress
-from hf_prune.pages.progress import Progress
 from hf_prune.recipe import Recipe
 
 RECIPE = Recipe.of(base="ns/model", drop_layers=2)

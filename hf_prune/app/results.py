@@ -7,11 +7,11 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from hf_prune.app.markup import note, picture, strip, table
+from hf_prune.app.runs import Run
 from hf_prune.cli.screen import report_lines
 from hf_prune.errors import InvalidRecipe
-from hf_prune.pages.markup import note, picture, strip, table
 from hf_prune.report.statistics import tables, verdicts
-from hf_prune.runs import Run
 
 CAPTIONS = {
     "layers": "What became of every layer",
@@ -65,7 +65,7 @@ def said(run: Run, prompt: str) -> str:
     """What the dense parent and the result say to a prompt, side by side."""
     if not prompt.strip() or len(prompt) > MOST_WORDS:
         raise InvalidRecipe(f"Write a prompt of 1 to {MOST_WORDS} characters.")
-    from hf_prune.workers import asked
+    from hf_prune.app.workers import asked
 
     dense, pruned = asked(spoken, str(run.result), prompt)
     return _column("dense", prompt, dense) + _column("pruned", prompt, pruned)
@@ -146,7 +146,7 @@ def earlier(name: str, strangers: bool) -> str:
         SourceError: the repo cannot be read.
     """
     from hf_prune import hub
-    from hf_prune.pages.forms import REPO
+    from hf_prune.app.forms import REPO
 
     name = name.strip()
     here = Path(name.partition("@")[0]).exists()

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from hf_prune.app.runs import Limits, Run, Runs, _tell, owner_of, public
 from hf_prune.errors import InvalidRecipe
 from hf_prune.recipe import Recipe
-from hf_prune.runs import Limits, Run, Runs, _tell, owner_of, public
 from tests import runs as small
 
 OWNER, OTHER = owner_of("visitor a"), owner_of("visitor b")

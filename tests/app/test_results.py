@@ -7,8 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from hf_prune.app import results
 from hf_prune.errors import InvalidRecipe
-from hf_prune.pages import results
 
 EVIL = "<script>alert(1)</script>"
 REPORT = {

@@ -12,10 +12,10 @@ PUBLIC = {
     "HfPruneError": "errors",
     "Recipe": "recipe",
     "Result": "pipeline",
-    "assemble_blueprint": "folder",
+    "assemble_blueprint": "results",
     "compress": "pipeline",
-    "heal_folder": "folder",
-    "report_folder": "folder",
+    "heal_folder": "results",
+    "report_folder": "results",
     "run": "pipeline",
 }
 

@@ -6,8 +6,7 @@ import threading
 
 import pytest
 
-from hf_prune.events import Advanced
-from hf_prune.watch import Stopped, watched
+from hf_prune.events import Advanced, Stopped, watched
 
 WAIT = 10
 

@@ -12,10 +12,10 @@ from transformers import AutoModelForCausalLM
 
 from hf_prune import pipeline
 from hf_prune.blueprint import Blueprint
-from hf_prune.cli.screen import report_lines
 from hf_prune.errors import InvalidBlueprint, InvalidRecipe
 from hf_prune.pipeline import compress, run
 from hf_prune.recovery.levels import Levels
+from hf_prune.report.text import report_lines
 from hf_prune.report.verdicts import percent
 from hf_prune.results import assemble_blueprint, heal_folder, report_folder
 from tests.runs import base, command, finished, recipe, searched, text

@@ -32,7 +32,7 @@ from hf_prune.data.task_sources import load_tasks
 from hf_prune.evaluation.evaluator import Evaluator
 from hf_prune.evaluation.packed_tasks import Exam
 from hf_prune.recipe import Recipe
-from hf_prune.report.statistics import lm_eval
+from hf_prune.report import lm_eval
 from hf_prune.session.job import Job, open_job
 
 NAMES = ("plays_cloze", "code_cloze", "qa_choice")

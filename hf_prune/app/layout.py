@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from hf_prune.app import charts, forms, looks, machine, workers
+from hf_prune.app import charts, forms, machine, style, workers
 from hf_prune.app.actions import Handlers
 from hf_prune.app.runs import Limits, Runs
 from hf_prune.app.startup import quick, unserved
@@ -44,7 +44,7 @@ def open_here(
             demo = build(Handlers(Runs(home, limits), space))
             demo.queue(default_concurrency_limit=8, max_size=100)
         _, address, _ = demo.launch(
-            server_port=port, inbrowser=browser, prevent_thread_lock=True, theme=looks.theme(), css=looks.CSS,
+            server_port=port, inbrowser=browser, prevent_thread_lock=True, theme=style.theme(), css=style.CSS,
             mcp_server=True, quiet=True, ssr_mode=False, footer_links=["gradio", "settings", "api"],
             server_name="0.0.0.0" if space else "127.0.0.1",
         )  # fmt: skip

@@ -8,13 +8,13 @@ from typing import Any
 from hf_prune import hub
 from hf_prune.app.machine import memory, time_of
 from hf_prune.app.markup import note, table
-from hf_prune.cli.screen import plan_rows
 from hf_prune.errors import InvalidRecipe
 from hf_prune.models import compatibility
 from hf_prune.models.variants import peeks, verdicts
 from hf_prune.plan import Plan, plan
 from hf_prune.recipe import Recipe, flagged
 from hf_prune.report.redaction import public_recipe
+from hf_prune.report.text import plan_rows
 from hf_prune.report.verdicts import amount
 
 SMALL = 3e9

@@ -9,9 +9,9 @@ from typing import Any
 
 from hf_prune.app.markup import note, picture, strip, table
 from hf_prune.app.runs import Run
-from hf_prune.cli.screen import report_lines
 from hf_prune.errors import InvalidRecipe
-from hf_prune.report.statistics import tables, verdicts
+from hf_prune.report import tables, verdicts
+from hf_prune.report.text import report_lines
 
 CAPTIONS = {
     "layers": "What became of every layer",

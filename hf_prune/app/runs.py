@@ -234,8 +234,8 @@ class _Work:
 
 def work(folder: Path) -> None:
     """`compress` in a process of its own: every event a line, trouble a sentence without paths and tokens."""
-    from hf_prune.cli.screen import event_dict
     from hf_prune.pipeline import compress
+    from hf_prune.report.text import event_dict
 
     run = Run(folder)
     try:

@@ -6,20 +6,19 @@ So a Space runs the very version that pushed it, and no package index has to kno
 import shutil
 from pathlib import Path
 
-from hf_prune.data.bundled import demo_folder
-from hf_prune.errors import HfPruneError
+from hf_prune.data.bundled import PACKAGE, bundled_folder, demo_folder
 
 PAGES = ("app.py", "README.md", "requirements.txt")
-LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", "demo", "model_cards", "space")
+LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", "bundled")
 
 
 def space_folder() -> Path:
-    """The files of the Space: hf_prune/space when installed, space/ in a checkout.
+    """The files that a Space begins with.
 
     Raises:
-        HfPruneError: neither is there.
+        InvalidData: they are missing from this installation.
     """
-    return _beside("space", "app.py")
+    return bundled_folder("space")
 
 
 def write_space(folder: Path) -> Path:
@@ -27,15 +26,7 @@ def write_space(folder: Path) -> Path:
     for name in PAGES:
         shutil.copyfile(space_folder() / name, folder / name)
     package = folder / "hf_prune"
-    shutil.copytree(Path(__file__).parent, package, ignore=LEFT_OUT)
-    shutil.copytree(demo_folder(), package / "demo")
-    shutil.copytree(_beside("model_cards", "default.md"), package / "model_cards")
+    shutil.copytree(PACKAGE, package, ignore=LEFT_OUT)
+    shutil.copytree(demo_folder(), package / "bundled" / "demo")
+    shutil.copytree(bundled_folder("model_cards"), package / "bundled" / "model_cards")
     return folder
-
-
-def _beside(name: str, file: str) -> Path:
-    package = Path(__file__).resolve().parent
-    for folder in (package / name, package.parent / name):
-        if (folder / file).is_file():
-            return folder
-    raise HfPruneError(f"The folder {name} is missing from this installation; install hf_prune again.")

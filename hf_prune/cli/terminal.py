@@ -54,7 +54,8 @@ def watch(events: "Iterable[Event]", form: Format) -> None:
     """Show a run, and its report at the end."""
     from rich.console import Console
 
-    from hf_prune.cli.screen import Screen, event_dict
+    from hf_prune.cli.screen import Screen
+    from hf_prune.report.text import event_dict
 
     with Screen(Console(stderr=True, quiet=form != "human")) as screen:
         for event in events:
@@ -80,14 +81,15 @@ def result(form: Format, event: str, **fields: Any) -> None:
 
 def line(value: dict[str, Any]) -> None:
     """A value as one line of JSON on stdout."""
-    from hf_prune.cli.screen import plain
+    from hf_prune.report.text import plain
 
     print(json.dumps(plain(value), allow_nan=False), flush=True)
 
 
 def show_report(report: dict[str, Any]) -> None:
     """The table of a report and the sentences below it."""
-    from hf_prune.cli.screen import report_lines, report_table
+    from hf_prune.cli.screen import report_table
+    from hf_prune.report.text import report_lines
 
     show(report_table(report))
     for line in report_lines(report):

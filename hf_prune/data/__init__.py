@@ -1,0 +1,1 @@
+"""Text and tasks: windows of tokens in disjoint splits, items with their options, and who reads them from where."""

@@ -1,0 +1,1 @@
+"""What a candidate is worth: all candidates of a generation through the layers side by side."""

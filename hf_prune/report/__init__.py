@@ -1,0 +1,1 @@
+"""What a result can do, told: measurements, tables, figures, the card."""

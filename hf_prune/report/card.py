@@ -14,10 +14,10 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from hf_prune.blueprint import LOCAL
-from hf_prune.errors import HfPruneError
+from hf_prune.data.bundled import bundled_folder
+from hf_prune.report import tables, verdicts
 from hf_prune.report.licence import inherited_licence, listed
 from hf_prune.report.redaction import public_command, public_recipe, public_source, without_paths, without_tokens
-from hf_prune.report.statistics import tables, verdicts
 
 Report = Mapping[str, Any]
 Parent = Mapping[str, Any]
@@ -117,11 +117,7 @@ def _one_line(text: Any) -> str:
 
 
 def _template() -> str:
-    package = Path(__file__).parent
-    for folder in (package / "model_cards", package.parent / "model_cards"):
-        if (folder / "default.md").is_file():
-            return (folder / "default.md").read_text(encoding="utf-8")
-    raise HfPruneError("The card template model_cards/default.md is missing beside hf_prune; reinstall hf_prune.")
+    return (bundled_folder("model_cards") / "default.md").read_text(encoding="utf-8")
 
 
 def _context(report: Report, figures: Mapping[str, str], parents: Sequence[Parent]) -> dict[str, Any]:

@@ -16,14 +16,14 @@ import yaml
 from hf_prune import __version__
 from hf_prune.atomic_files import write_text
 from hf_prune.blueprint import Blueprint, LayerSpec, Outcome, Part, Trial
-from hf_prune.events import Event
+from hf_prune.events import Event, unwatched
 from hf_prune.models.auto_classes import FILE
 from hf_prune.plan import asked
 from hf_prune.recipe import flagged
 from hf_prune.recovery.latency import latency_report, retimed
+from hf_prune.report import card, figures, statistics
 from hf_prune.report.measure import measured
 from hf_prune.report.redaction import public_recipe
-from hf_prune.report.statistics import card, figures, statistics
 from hf_prune.search import drive, once
 from hf_prune.session import front
 from hf_prune.session.baselines import label
@@ -32,7 +32,6 @@ from hf_prune.session.found import Found, Rival
 from hf_prune.session.job import Job
 from hf_prune.session.journal import Journal, Row
 from hf_prune.session.scorer import Scorer
-from hf_prune.watch import unwatched
 
 FIGURES = {
     "layer_strip": "layers.png",

@@ -13,15 +13,14 @@ from hf_prune.blueprint import Fidelity
 from hf_prune.data import tasks
 from hf_prune.evaluation import speed
 from hf_prune.evaluation.evaluator import Evaluator
-from hf_prune.events import Advanced, Event
+from hf_prune.events import Advanced, Event, watched
+from hf_prune.report import lm_eval, stages, statistics
 from hf_prune.report.lm_eval import HarnessScores
 from hf_prune.report.retention import Standings, retention, standings
 from hf_prune.report.stages import Observed, observe
-from hf_prune.report.statistics import lm_eval, stages, statistics
 from hf_prune.session.found import Found
 from hf_prune.session.job import Job
 from hf_prune.session.restore import ADAPTER
-from hf_prune.watch import watched
 
 
 def _loaded(job: Job, folder: Path) -> PreTrainedModel:
@@ -64,7 +63,7 @@ def measured(
         "baselines": statistics.baselines(entries, evaluator, windows, seen["cut"].text) if found.rivals else [],
         "tasks": statistics.task_scores(dense.tasks, ours.tasks, rng),
         "stages": stages.stages(seen, windows, rng),
-        "generation": stages.samples(seen, job.tokenizer, windows),
+        "generation": stages.spoken(seen, job.tokenizer, windows),
         "speed": speed.measure(models, rng),
         "retention": known and retention(job, found, known),
     }

@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 from hf_prune.data import tasks
 from hf_prune.data.windows import Windows
 from hf_prune.metrics import text_scores
+from hf_prune.report import samples, statistics
 from hf_prune.report.lm_eval import HarnessScores
-from hf_prune.report.statistics import samples, statistics
 
 STAGES = ("dense", "cut", "repaired", "healed")
 PROMPT_TOKENS, NEW_TOKENS = 24, 64
@@ -74,7 +74,7 @@ def stages(seen: Mapping[str, Observed], windows: Windows, rng: np.random.Genera
     }  # fmt: skip
 
 
-def samples(seen: Mapping[str, Observed], tokenizer: Any, windows: Windows) -> dict[str, Any]:
+def spoken(seen: Mapping[str, Observed], tokenizer: Any, windows: Windows) -> dict[str, Any]:
     """Greedy continuations side by side, `pruned` being the last stage, and how much they repeat themselves.
 
     `samples` are the first prompts, `worst` those on whose windows the last stage lost most against dense.

@@ -20,7 +20,7 @@ from hf_prune.atomic_files import write_text
 from hf_prune.blueprint import Blueprint
 from hf_prune.evaluation.objectives import values
 from hf_prune.evaluation.teachers import Teachers
-from hf_prune.events import Advanced, Event, Healed, Repaired, Stage, Tuned
+from hf_prune.events import Advanced, Event, Healed, Repaired, Stage, Tell, Tuned, watched
 from hf_prune.models.experts import stacked
 from hf_prune.recipe import Recipe
 from hf_prune.recovery.heal import Course, Healing, heal
@@ -28,7 +28,6 @@ from hf_prune.recovery.mixes import midway, tune, tune_repair
 from hf_prune.recovery.repair import STRENGTHS, Shares, evenly, weakened
 from hf_prune.session.found import Found, Rival
 from hf_prune.session.job import Job
-from hf_prune.watch import Tell, watched
 
 ADAPTER = "adapter"
 """Folder of a LoRA that is kept apart from the weights."""

@@ -9,14 +9,13 @@ from dataclasses import replace
 
 from hf_prune.blueprint import Blueprint, Genome
 from hf_prune.evaluation.objectives import values
-from hf_prune.events import Advanced, Event, Stage
+from hf_prune.events import Advanced, Event, Stage, Tell, watched
 from hf_prune.recovery.latency import latencies
 from hf_prune.recovery.levels import HALVES, Kind
 from hf_prune.session.clock import Clock
 from hf_prune.session.found import Rival
 from hf_prune.session.job import Job
 from hf_prune.session.journal import Journal
-from hf_prune.watch import Tell, watched
 
 LABELS = {
     "uniform": "uniform widths, second order",

@@ -49,5 +49,5 @@ def test_the_command_creates_a_space_and_leaves_it_alone_the_second_time(hub_ser
     first, second = (json.loads(CliRunner().invoke(app, words).stdout) for _ in range(2))
     assert first["changed"] and not second["changed"] and first["url"] == f"{hub_server.endpoint}/spaces/ns/pruner"
     tree = hub_server.repo("ns/pruner", "space").at("main").tree
-    assert {"app.py", "README.md", "requirements.txt", "hf_prune/pages/app.py"} <= set(tree)
+    assert {"app.py", "README.md", "requirements.txt", "hf_prune/app/layout.py"} <= set(tree)
     assert hub_server.repo("ns/pruner", "space").private and hub_server.hardware == {"ns/pruner": "cpu-upgrade"}

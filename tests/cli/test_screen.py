@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from hf_prune.blueprint import Fidelity, Genome, Outcome, Trial
-from hf_prune.cli.screen import Screen, event_dict, plain, report_lines
+from hf_prune.cli.screen import Screen
 from hf_prune.events import Advanced, Healed, Pushed, Repaired, Scored, Stage, Started, Tuned
 from hf_prune.recipe import Recipe
+from hf_prune.report.text import event_dict, plain, report_lines
 
 EVENTS = (
     Started(Recipe.of(base="m"), "ns/m", 16, "remove 4 layers [of 16]", 9),

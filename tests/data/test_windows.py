@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 from tokenizers import processors
 from transformers import AutoTokenizer
 
-from hf_prune.data import windows
 from hf_prune.data.bundled import demo_folder
-from hf_prune.data.windows import SPLITS, check_disjoint, check_vocabulary, load_corpora, windows
+from hf_prune.data.windows import SHARES, SPLITS, _divide, _key, check_disjoint, check_vocabulary, load_corpora, windows
 from hf_prune.errors import InvalidData
 
 TEXT = str(demo_folder() / "text")
@@ -131,9 +130,9 @@ def test_text_file_is_cut_at_paragraphs_or_lines(tmp_path, gap):
 
 @given(st.lists(st.text(min_size=1).filter(str.strip), min_size=3, max_size=40))
 def test_cutting_keeps_every_document_once_and_copies_together(texts):
-    cut = windows._divide(tuple(texts), windows.SHARES)
+    cut = _divide(tuple(texts), SHARES)
     assert sorted(sum(cut, ())) == sorted(texts)
-    keys = [set(map(windows._key, side)) for side in cut]
+    keys = [set(map(_key, side)) for side in cut]
     assert not keys[0] & keys[1] and not keys[0] & keys[2] and not keys[1] & keys[2]
     if len(set.union(*keys)) >= 3:
         assert all(cut)

@@ -9,7 +9,7 @@ import pytest
 ORDERS = [
     "import hf_prune; from transformers import AutoModelForCausalLM",
     "from transformers import AutoModelForCausalLM; import hf_prune",
-    "import hf_prune.recovery.heads_and_neurons, hf_prune.models.auto_classes; from transformers import AutoModelForCausalLM",
+    "import hf_prune.models.auto_classes; from transformers import AutoModelForCausalLM",
     "from transformers import AutoConfig; import hf_prune.pipeline; from transformers import AutoModelForCausalLM",
 ]
 

@@ -14,10 +14,10 @@ from hf_prune.errors import BrokenCheckpoint, InvalidBlueprint, InvalidRecipe, U
 from hf_prune.evaluation.dense import Dense
 from hf_prune.evaluation.evaluator import Evaluator
 from hf_prune.models.families import family_of
+from hf_prune.recovery import levels as module
 from hf_prune.recovery.heads_and_neurons import Widths, spread
 from hf_prune.recovery.levels import Levels, Options, build, grid
 from hf_prune.recovery.obs import damped
-from hf_prune.session.restore import levels as module
 from tests.families import DEPTH, VOCABULARY, opened, save_tiny
 from tests.oracle import closed_form
 

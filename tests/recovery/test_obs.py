@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hf_prune.recovery import obs
 from hf_prune.recovery.obs import compensated, damped, increments, inverse, removal_order
-from hf_prune.session.restore import obs
 from tests.oracle import closed_form
 
 seeds = st.integers(0, 2**32 - 1)

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from hf_prune.report.statistics import figures
+from hf_prune.report import figures
 from tests.report.test_card import make_report
 
 

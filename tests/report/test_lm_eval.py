@@ -18,8 +18,8 @@ from hf_prune.data import tasks
 from hf_prune.data.bundled import demo_folder
 from hf_prune.data.task_sources import load_tasks
 from hf_prune.errors import InvalidData, InvalidRecipe, SourceError, UnsafeSource
+from hf_prune.report import lm_eval
 from hf_prune.report.lm_eval import HarnessScores, scores
-from hf_prune.report.statistics import lm_eval
 from tests.families import tiny
 
 DATA = """
@@ -69,8 +69,8 @@ def runs(monkeypatch) -> list[list[str]]:
         for r in requests:
             yield r, found(r.task, float(len(seen)))
 
-    monkeypatch.setattr(harness, "_run", run)
-    monkeypatch.setattr(harness, "installed", lambda: "9.9")
+    monkeypatch.setattr(lm_eval, "_run", run)
+    monkeypatch.setattr(lm_eval, "installed", lambda: "9.9")
     return seen
 
 
@@ -118,7 +118,7 @@ def test_whatever_decides_the_scores_is_part_of_the_key(folder, runs, monkeypatc
     (written,) = cache.iterdir()
     how = {"digest": {"digest": "e"}, "limit": {"limit": 3}}.get(change, {})
     if change == "version":
-        monkeypatch.setattr(harness, "installed", lambda: "9.10")
+        monkeypatch.setattr(lm_eval, "installed", lambda: "9.10")
     elif change == "torn":
         written.write_text(written.read_text()[:40])
     elif change == "other":
@@ -145,7 +145,7 @@ def test_a_task_that_fails_leaves_those_before_it_in_the_cache(folder, runs, mon
         yield requests[0], found("piqa")
         raise SourceError("gone")
 
-    monkeypatch.setattr(harness, "_run", run)
+    monkeypatch.setattr(lm_eval, "_run", run)
     with pytest.raises(SourceError):
         ask("piqa", "arc_easy", cache=folder / "cache")
     assert [p.name.split("-")[0] for p in (folder / "cache").iterdir()] == ["piqa"]
@@ -158,7 +158,7 @@ def test_the_model_and_the_generators_are_left_as_they_were(runs, monkeypatch):
         yield from ()
         raise SourceError("gone")
 
-    monkeypatch.setattr(harness, "_run", run)
+    monkeypatch.setattr(lm_eval, "_run", run)
     model = anything()
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
     expected = random.random(), np.random.random(), torch.rand(1).item()
@@ -180,7 +180,7 @@ def test_only_debugging_lets_lm_eval_speak_and_never_on_stdout(runs, monkeypatch
         logging.getLogger("lm_eval").warning("logged")
         yield requests[0], found("piqa")
 
-    monkeypatch.setattr(harness, "_run", run)
+    monkeypatch.setattr(lm_eval, "_run", run)
     monkeypatch.setenv("HF_PRUNE_DEBUG", debug)
     ask("piqa")
     out, err = capsys.readouterr()

@@ -6,9 +6,9 @@ import torch
 
 from hf_prune.data.tasks import TaskScores
 from hf_prune.data.windows import Windows
+from hf_prune.report import stages, tables, verdicts
 from hf_prune.report.lm_eval import HarnessScores
 from hf_prune.report.stages import Observed
-from hf_prune.report.statistics import stages, tables, verdicts
 from tests.families import VOCABULARY, tiny
 
 CORPORA = ("a", "b") * 15
@@ -65,7 +65,7 @@ def test_differences_are_paired_with_dense():
 
 
 def test_the_worst_samples_are_those_of_the_windows_that_lost_most():
-    shown = stages.samples(four(), Speaker(), WINDOWS)
+    shown = stages.spoken(four(), Speaker(), WINDOWS)
     assert len(shown["samples"]) == 6 and len(shown["worst"]) == 3
     first = [int(s["prompt"].split()[0]) for s in shown["worst"]]
     assert first == [int(WINDOWS.tokens[row, 0]) for row in (23, 22, 21)]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hf_prune.blueprint import GONE, Blueprint, LayerSpec, Part, Source
 from hf_prune.data.tasks import TaskScores, wilson
 from hf_prune.data.windows import Windows
-from hf_prune.report.statistics import statistics
+from hf_prune.report import statistics
 
 FLOATS = st.lists(st.floats(-50, 50), min_size=2, max_size=30)
 

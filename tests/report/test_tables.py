@@ -2,7 +2,7 @@
 
 import pytest
 
-from hf_prune.report.statistics import tables, verdicts
+from hf_prune.report import tables, verdicts
 from tests.report.test_card import make_report
 
 

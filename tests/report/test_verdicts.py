@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_prune.report.statistics import verdicts
+from hf_prune.report import verdicts
 from tests.report.test_card import make_report
 
 

@@ -145,7 +145,7 @@ def test_a_repair_that_hurts_is_not_taken(home, monkeypatch):
         blueprint, summary = measured(job, cut, tell)
         return blueprint, {**summary, "kl_after": summary["kl_before"] + 1, "kept": False}
 
-    monkeypatch.setattr(recovery, "_repair", worse)
+    monkeypatch.setattr(restore, "_repair", worse)
     events = list(compress(made(home, "unrepaired", heal=0, repair_finalists=1)))
     assert [e.kept for e in events if isinstance(e, Repaired)] == [False]
     folder = home / "unrepaired"

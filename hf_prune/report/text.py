@@ -1,0 +1,98 @@
+"""Plan, report and events in words and plain values, for the terminal and the app alike."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, is_dataclass
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+
+from hf_prune.report import verdicts
+from hf_prune.report.verdicts import amount, percent
+
+if TYPE_CHECKING:
+    from hf_prune.events import Event
+    from hf_prune.plan import Plan
+
+
+def event_dict(event: "Event") -> dict[str, Any]:
+    """`{"event": "Scored", ...}`: the event's name and its fields as plain values."""
+    return {"event": type(event).__name__, **plain(event)}
+
+
+def plain(value: Any) -> Any:
+    """JSON values all the way down; infinities and NaN, which JSON lacks, become "inf", "-inf" and "nan"."""
+    if isinstance(value, BaseModel):
+        return plain(value.model_dump(mode="json"))
+    if is_dataclass(value):
+        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, str | int | float | bool) or value is None:
+        return value
+    return [plain(v) for v in value] if isinstance(value, Iterable) else str(value)
+
+
+def plan_rows(plan: "Plan") -> dict[str, str]:
+    """What a run would do: name and words of every figure."""
+    layer = _span([amount(n) for n in plan.layer_parameters])
+    rows = {
+        "model": f"{plan.base} ({plan.model_type})",
+        "layers": f"{plan.depth} of {layer} parameters each; {amount(plan.outside_parameters)} outside the layers",
+        "size": f"{amount(plan.parameters)} parameters, {amount(plan.bytes, 'B')}",
+        "asked": plan.asked,
+        "result": _planned_result(plan),
+        "disk": f"{amount(plan.disk_bytes, 'B')}, of which download {amount(plan.download_bytes, 'B')}",
+        "memory": f"about {amount(plan.memory_bytes, 'B')} at the peak of the search",
+        "search": _planned_search(plan),
+        "tokens": f"at most {plan.forward_tokens:,} forward, {plan.layer_tokens:,} layer-tokens before sharing",
+    }
+    after = [f"repairs read {plan.repair_tokens:,}"] * bool(plan.repair_tokens)
+    after += [f"trainings read {plan.train_tokens:,}"] * bool(plan.train_tokens)
+    if after:
+        rows["tokens"] += "; " + ", ".join(after)
+    return rows
+
+
+def report_lines(report: Mapping[str, Any]) -> list[str]:
+    """The card's warnings and verdicts, one sentence or two each."""
+    found = (verdicts.size_miss(report), verdicts.baseline_verdict(report), verdicts.merging_verdict(report))
+    warned = [f"Warning: {w}" for w in verdicts.warnings(report)]
+    return warned + verdicts.recovery_verdict(report) + [v for v in found if v] + verdicts.retention_verdict(report)
+
+
+def _planned_result(plan: "Plan") -> str:
+    target = plan.target
+    if not target.remove:
+        return "a Pareto front over every size"
+    layers = "1 layer" if target.remove == 1 else f"{target.remove} layers"
+    return (
+        f"remove {layers}, {percent(target.removed_ratio)} of all parameters{_miss(target.miss)}: "
+        f"{plan.result_layers} layers, {amount(plan.result_parameters)} parameters, "
+        f"at most {amount(plan.result_bytes, 'B')}"
+    )
+
+
+def _planned_search(plan: "Plan") -> str:
+    rivals = f"{plan.baseline_evaluations:,} evaluations of baselines"
+    if not plan.evaluations:
+        return f"none, the layers are given; {rivals}"
+    among = f"at most {_shortly(plan.candidates)} candidates"
+    return f"{plan.search}, at most {plan.evaluations:,} evaluations among {among}; {rivals}"
+
+
+def _shortly(number: int) -> str:
+    return f"{number:,}" if number < 10**9 else f"{number:.1e}" if number < 10**300 else "10^300"
+
+
+def _miss(miss: float | None) -> str:
+    if miss is None:
+        return ""
+    word = "less" if miss < 0 else "more"
+    return "" if abs(miss) < 5e-4 else f", {100 * abs(miss):.1f} percentage points {word} than asked"
+
+
+def _span(texts: list[str]) -> str:
+    return texts[0] if len(set(texts)) == 1 else f"{texts[0]} to {texts[-1]}"

@@ -25,7 +25,7 @@ from hf_prune.evaluation.evaluator import Evaluator
 from hf_prune.evaluation.objectives import OBJECTIVES, Measures
 from hf_prune.evaluation.packed_tasks import Exam
 from hf_prune.recipe import Recipe
-from hf_prune.report.statistics import spearman
+from hf_prune.metrics.rank_correlation import spearman
 from hf_prune.session.job import Job, open_job
 
 VALUES = ("text", "tasks", "tasks_norm", "doubt", "abilities")

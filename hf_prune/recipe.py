@@ -248,7 +248,7 @@ class Recipe(BaseModel):
             )
         if self.tune and (not method.several or self.every_size):
             raise ValueError(
-                "tune learns the mixes of one stitched model; leave it out without variants or for a front"
+                f"tune learns the mixes of one model; leave it out without variants or with search {self.search}"
             )
         if self.objective in TASK_OBJECTIVES and not self.search_tasks:
             raise ValueError(f"objective {self.objective} needs tasks to search on; name files with --search-tasks")

@@ -23,8 +23,9 @@ class BlockSpace(ListedSpace):
         return ((first, removed) for first in range(places))
 
     def decode(self, genome: Genome) -> tuple[LayerSpec, ...]:
-        """The layers before and behind the block."""
-        first, size = genome
+        """The layers before and behind the block, of any two integers."""
+        size = genome[1] % self.depth
+        first = genome[0] % (self.depth - size + 1)
         block = range(first, first + size)
         return tuple(LayerSpec((Part(0, i),)) for i in range(self.depth) if i not in block)
 

@@ -12,7 +12,7 @@ from hf_prune.session.journal import Journal
 from hf_prune.session.session import Session
 
 
-def front_of(session: Session, finalists: Sequence[Outcome]) -> list[dict[str, Any]]:
+def members(session: Session, finalists: Sequence[Outcome]) -> list[dict[str, Any]]:
     """Members of a front from dense to small, knee marked; each carries its blueprint, ready to be assembled."""
     objective = session.recipe.objective
     rows = []

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from hf_prune.methods import METHODS
+from hf_prune.search import SEARCHERS
+
 PACKAGE = Path(__file__).parents[1] / "hf_prune"
 FILES = sorted(PACKAGE.rglob("*.py"))
 RANKS = [
@@ -126,3 +129,16 @@ def test_light_modules_load_neither_torch_nor_transformers(part):
     # What a plan, `--help` and the pages of the app need.
     code = f"import sys, hf_prune.{part}\nassert not {{'torch', 'transformers'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)
+
+
+def test_nobody_but_methods_and_searchers_knows_their_names():
+    names = {*METHODS, *SEARCHERS}
+    known_in = {"methods", "search", "recipe", "demo"}
+    wrong = [
+        f"{path.relative_to(PACKAGE)}:{node.lineno} says {node.value!r}"
+        for path in FILES
+        if unit(path) not in known_in and dotted(path) != "hf_prune.app.forms"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and node.value in names
+    ]
+    assert not wrong

@@ -175,8 +175,7 @@ def selection(a: argparse.Namespace, session: Session) -> None:
                     candidate.learn(lesson, step)
     total, plain = whole.get_total_flops(), pure.get_total_flops()
     print(
-        f"\n{len(blueprints)} candidates, {a.tokens:,} tokens each, "
-        f"measured on {recipe.selection_sequences} windows\n"
+        f"\n{len(blueprints)} candidates, {a.tokens:,} tokens each, measured on {recipe.selection_sequences} windows\n"
     )
     print("| | GFLOPs | of the training alone |\n|---|---:|---:|")
     print(f"| training alone, all layers | {plain / 1e9:,.0f} | 1.00 x |")

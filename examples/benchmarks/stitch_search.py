@@ -19,7 +19,7 @@ import numpy as np
 
 from hf_prune.blueprint import Genome
 from hf_prune.data.bundled import demo_folder
-from hf_prune.evaluation.dense import block_influence
+from hf_prune.evaluation.comparison import block_influence
 from hf_prune.events import unwatched
 from hf_prune.recipe import Recipe
 from hf_prune.search import SEARCHERS, Schedule, drive, focused

@@ -18,7 +18,7 @@ from hf_prune.assembly.patches import load_patches, save_patches
 from hf_prune.atomic_files import write_text
 from hf_prune.blueprint import Blueprint, Fidelity, Genome
 from hf_prune.errors import InvalidRecipe
-from hf_prune.evaluation.dense import block_distance, block_influence, influence
+from hf_prune.evaluation.comparison import block_distance, block_influence, influence
 from hf_prune.evaluation.evaluator import Evaluator
 from hf_prune.evaluation.objectives import OBJECTIVES, REVISION, Measures
 from hf_prune.evaluation.packed_tasks import Exam

@@ -110,7 +110,7 @@ def test_a_failure_keeps_the_old_picture_and_leaves_nothing(tmp_path, monkeypatc
 
 
 def test_no_window_system_is_loaded(tmp_path):
-    code = "import sys; from hf_prune import figures\n"
+    code = "import sys; from hf_prune.report import figures\n"
     code += f"figures.layer_strip({strip_report('k-')!r}, {str(tmp_path / 'a.png')!r})\n"
     code += "assert 'matplotlib.pyplot' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -142,3 +142,17 @@ def test_nobody_but_methods_and_searchers_knows_their_names():
         if isinstance(node, ast.Constant) and node.value in names
     ]
     assert not wrong
+
+
+def test_a_session_is_handed_to_nobody_below_it():
+    above = RANKS[RANK["session"] :]
+    allowed = {name for names in above for name in names.split()}
+    wrong = []
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            for argument in (node.args.args + node.args.kwonlyargs) if isinstance(node, ast.FunctionDef) else ():
+                kind = ast.unparse(argument.annotation) if argument.annotation else ""
+                handed = kind in ("Session", "Inputs") or argument.arg in ("session", "job") and kind in ("", "Any")
+                if handed and (unit(path) not in allowed or kind not in ("Session", "Inputs")):
+                    wrong.append(f"{dotted(path)}.{node.name}({argument.arg}: {kind})")
+    assert not wrong

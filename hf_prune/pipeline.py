@@ -115,14 +115,14 @@ def compress(recipe: Recipe) -> Iterator[Event]:
     else:
         yield Stage("done", f"{output} already holds the result of this recipe")
     url = None
-    if recipe.push_to:
-        yield Stage("push", recipe.push_to)
+    if recipe.publish.repo:
+        yield Stage("push", recipe.publish.repo)
         pushed = hub.push(
             output,
-            recipe.push_to,
-            private=not recipe.public,
-            create_pr=recipe.create_pr,
-            commit_message=recipe.commit_message,
+            recipe.publish.repo,
+            private=not recipe.publish.public,
+            create_pr=recipe.publish.create_pr,
+            commit_message=recipe.publish.commit_message,
         )
         url = pushed.url
         yield Pushed(pushed.url, pushed.commit, pushed.changed)
@@ -159,7 +159,7 @@ def _make(recipe: Recipe, output: Path) -> Generator[Event, None, dict[str, Any]
     clock.lap("calibrate")
     job.home.mkdir(parents=True, exist_ok=True)
     if recipe.method.startswith("width"):
-        yield Stage("library", f"levels of {job.parent.depth} layers on at most {recipe.library_sequences} windows")
+        yield Stage("library", f"levels of {job.parent.depth} layers on at most {recipe.width.sequences} windows")
         yield from libraries(job)
         clock.lap("library")
     with Journal.open(job.home / "journal.jsonl", job.header()) as journal:
@@ -181,7 +181,7 @@ def finish(
         clock: tells the stages' times.
         document: writes the report and all that lies beside the weights.
     """
-    if job.recipe.repair:
+    if job.recipe.repair.enabled:
         found = yield from repaired(job, found)
         clock.lap("repair")
     yield Stage("assemble", f"{len(found.winner.layers)} layers")
@@ -193,13 +193,13 @@ def finish(
         clock.lap("assemble")
         yield Assembled(found.winner, str(partial), stored[0])
         training = None
-        if job.recipe.heal:
+        if job.recipe.heal.tokens:
             training = yield from healed(job, partial)
             if training.stored:
                 stored, said = training.stored, _logits(job, training.model)
                 certificate = _certificate(job, said, partial, job.parent.dtype)
             clock.lap("heal")
-        yield Stage("report", f"{job.recipe.report_sequences} windows")
+        yield Stage("report", f"{job.recipe.report.sequences} windows")
         report = yield from document(job, found, partial, stored, certificate, clock, training and training.summary)
         yield Reported(report)
     return report
@@ -210,22 +210,22 @@ def _search(job: Job, journal: Journal, trials: int, clock: Clock) -> Generator[
     recipe, remove = job.recipe, job.target.remove
     gather = narrowed if recipe.method.startswith("width") else stitched if recipe.variants else _rivals
     rivals = yield from gather(job, journal, remove, clock)
-    if recipe.drop:
+    if recipe.size.drop:
         scorer = job.deletions(remove)
-        cut = scorer.blueprint(scorer.space.from_removed(recipe.dropped()))
+        cut = scorer.blueprint(scorer.space.from_removed(recipe.size.dropped()))
         return Found(cut, cut, (), rivals)
-    yield Stage("search", f"{recipe.search} on {recipe.objective}")
+    yield Stage("search", f"{recipe.search.searcher} on {recipe.search.objective}")
     before = job.evaluator.cost.layer_tokens
     scorer = job.scorer
     schedule = _schedule(job, trials, _seeds(job, rivals))
-    searching = SEARCHERS[recipe.search](scorer.space, schedule, np.random.default_rng(recipe.seed))
-    seen = (0, job.columns.index("params")) if recipe.search == "nsga2" else (0,)
+    searching = SEARCHERS[recipe.search.searcher](scorer.space, schedule, np.random.default_rng(recipe.seed))
+    seen = (0, job.columns.index("params")) if recipe.search.searcher == "nsga2" else (0,)
     finalists = yield from drive(
         focused(searching, seen), scorer.evaluate, journal, scorer.key, batch=BATCH, total=trials
     )
     layer_tokens = job.evaluator.cost.layer_tokens - before
     clock.lap("search")
-    if recipe.search == "nsga2":
+    if recipe.search.searcher == "nsga2":
         front = front_of(job, finalists)
         winner, _ = picked(front, "knee")
         rivals = (
@@ -234,28 +234,36 @@ def _search(job: Job, journal: Journal, trials: int, clock: Clock) -> Generator[
             else (yield from _rivals(job, journal, job.parent.depth - len(winner.layers), clock))
         )
         return Found(winner, winner, finalists, rivals, front, layer_tokens)
-    yield Stage("select", f"{len(finalists)} finalists on {recipe.selection_sequences} windows the search has not seen")
+    yield Stage(
+        "select", f"{len(finalists)} finalists on {recipe.data.selection_sequences} windows the search has not seen"
+    )
     winner, selection = yield from best_unseen(job, journal, finalists)
     clock.lap("select")
     found = Found(winner, winner, finalists, rivals, None, layer_tokens, selection=selection)
-    if recipe.tune:
+    if recipe.tune.steps:
         found = yield from tuned(job, found)
         clock.lap("tune")
     return found
 
 
 def _schedule(job: Job, trials: int, seeds: tuple[Genome, ...] = (), finalists: int = FINALISTS) -> Schedule:
-    recipe, full = job.recipe, job.recipe.sequences
+    recipe, full = job.recipe, job.recipe.data.sequences
     # Screening on less than about a thousand tokens ends in local optima: then half of the evidence, not a quarter.
-    first = full // 4 if full // 4 * recipe.length >= SCREENING_TOKENS else full // 2
-    stages = sorted({max(1, first), full}) if recipe.search in ("staged", "evopress") else [full]
-    if recipe.search == "smac":
+    first = full // 4 if full // 4 * recipe.data.length >= SCREENING_TOKENS else full // 2
+    stages = sorted({max(1, first), full}) if recipe.search.searcher in ("staged", "evopress") else [full]
+    if recipe.search.searcher == "smac":
         # A ninth, a third and all of it, as GPTailor's 111, 333 and 1,000 items.
         stages = sorted({max(1, full // 9), max(1, full // 3), full})
     reference = job.evaluator.reference
     scores = Scores(block_influence(reference), block_distance(reference))
     return Schedule(
-        tuple(map(job.fidelity, stages)), max(trials, 1), recipe.population, recipe.offspring, seeds, finalists, scores
+        tuple(map(job.fidelity, stages)),
+        max(trials, 1),
+        recipe.search.population,
+        recipe.search.offspring,
+        seeds,
+        finalists,
+        scores,
     )
 
 
@@ -266,7 +274,7 @@ def _seeds(job: Job, rivals: Sequence[Rival]) -> tuple[Genome, ...]:
     if job.recipe.variants:
         return warm_starts(job, rivals)
     cuts = [r.removed for r in rivals]
-    if job.recipe.search == "nsga2":
+    if job.recipe.search.searcher == "nsga2":
         order = np.argsort(block_influence(job.evaluator.reference), kind="stable")
         cuts = [tuple(sorted(map(int, order[:n]))) for n in range(1, job.parent.depth)]
     seeds = []
@@ -280,9 +288,9 @@ def _seeds(job: Job, rivals: Sequence[Rival]) -> tuple[Genome, ...]:
 
 def _rivals(job: Job, journal: Journal, remove: int, clock: Clock) -> Generator[Event, None, tuple[Rival, ...]]:
     """Every baseline's cut of the same number of layers, searched on the same evidence."""
-    if not remove or not job.recipe.baselines:
+    if not remove or not job.recipe.search.baselines:
         return ()
-    names = [n for n in job.recipe.baselines if n in LABELS]
+    names = [n for n in job.recipe.search.baselines if n in LABELS]
     yield Stage("baselines", ", ".join(names))
     scorer, rivals = job.deletions(remove), []
     for name in names:
@@ -322,7 +330,7 @@ def best_unseen(
         return job.scorer.blueprint(order[0].trial.genome), None
     yield Stage("select", f"{len(few)} finalists, {' and '.join(_means(job))}")
     # A training measures no similarity and asks no tasks, so candidates are then told apart by KL.
-    column = 0 if job.recipe.objective not in UNTRAINED else job.columns.index("kl")
+    column = 0 if job.recipe.search.objective not in UNTRAINED else job.columns.index("kl")
     genomes = [o.trial.genome for o in few]
     ranked = yield from drive(focused(finals(genomes, stages), (column,)), job.scorer.evaluate, journal,
                               job.scorer.key, batch=1, total=_asked(len(few), len(stages)))  # fmt: skip
@@ -336,17 +344,17 @@ def best_unseen(
 
 
 def _means(job: Job) -> list[str]:
-    return ["repaired"] * job.recipe.repair + ["trained"] * bool(job.recipe.search_heal)
+    return ["repaired"] * job.recipe.repair.enabled + ["trained"] * bool(job.recipe.heal.finalist_tokens)
 
 
 def _last_rounds(job: Job, order: Sequence[Outcome]) -> tuple[Sequence[Outcome], list[Fidelity]]:
     """Who takes part in the last rounds, and what each round gives them."""
     recipe = job.recipe
-    repair = recipe.repair_sequences if recipe.repair else 0
-    if recipe.search_heal:
-        tokens = [recipe.search_heal * 2**i for i in range(FINAL_STAGES)]
+    repair = recipe.repair.sequences if recipe.repair.enabled else 0
+    if recipe.heal.finalist_tokens:
+        tokens = [recipe.heal.finalist_tokens * 2**i for i in range(FINAL_STAGES)]
         return order[: 2**FINAL_STAGES], [replace(job.selection, heal_tokens=t, repair=repair) for t in tokens]
-    return order[: recipe.repair_finalists if repair else 1], [replace(job.selection, repair=repair)]
+    return order[: recipe.repair.finalists if repair else 1], [replace(job.selection, repair=repair)]
 
 
 def _asked(candidates: int, stages: int) -> int:
@@ -364,7 +372,7 @@ def _certificate(job: Job, expected: torch.Tensor, folder: Path, stored: torch.d
         device=str(job.device),
         stored=rounded,
         # A model of several widths is loaded by the file beside its weights, which is our own.
-        trust_remote_code=job.recipe.trust_remote_code or (folder / FILE).is_file(),
+        trust_remote_code=job.recipe.trust.remote_code or (folder / FILE).is_file(),
     )
 
 

@@ -113,12 +113,12 @@ def plan(recipe: Recipe, peek: "Peek", variants: "Sequence[Peek]" = ()) -> Plan:
     download = sum(_download(peek, p) for p in (peek, *variants))
     trials = evaluations(recipe, depth, target.remove)
     rivals = baseline_evaluations(recipe, depth, target.remove)
-    tokens = recipe.sequences * recipe.length
+    tokens = recipe.data.sequences * recipe.data.length
     return Plan(
         base=str(peek.source),
         model_type=str(peek.config.get("model_type", "unknown")),
         method=recipe.method,
-        search="none" if recipe.drop else recipe.search,
+        search="none" if recipe.size.drop else recipe.search.searcher,
         asked=asked(recipe),
         depth=depth,
         parameters=weights.total,
@@ -137,37 +137,39 @@ def plan(recipe: Recipe, peek: "Peek", variants: "Sequence[Peek]" = ()) -> Plan:
         candidates=candidates(recipe, depth, target.remove),
         forward_tokens=(1 + trials + rivals) * tokens,
         layer_tokens=layer_passes(recipe, depth, target.remove) * tokens,
-        repair_tokens=repairs(recipe) * recipe.repair_sequences * recipe.length,
+        repair_tokens=repairs(recipe) * recipe.repair.sequences * recipe.data.length,
         # Finalists that are trained: 8, then 4 and 2, each round for twice as long as all before it.
-        train_tokens=recipe.heal + 16 * recipe.search_heal + tunings(recipe) * recipe.tune * tokens,
+        train_tokens=recipe.heal.tokens
+        + 16 * recipe.heal.finalist_tokens
+        + tunings(recipe) * recipe.tune.steps * tokens,
     )
 
 
 def tunings(recipe: Recipe) -> int:
     """What gradient descent learns: the mixes and, where it learns from tasks, how far a repair goes."""
-    return 1 + (recipe.repair and recipe.objective in TASK_OBJECTIVES)
+    return 1 + (recipe.repair.enabled and recipe.search.objective in TASK_OBJECTIVES)
 
 
 def repairs(recipe: Recipe) -> int:
     """Candidates that are repaired; the winner is one of them."""
-    if not recipe.repair:
+    if not recipe.repair.enabled:
         return 0
-    if recipe.drop or recipe.search == "nsga2":
+    if recipe.size.drop or recipe.search.searcher == "nsga2":
         return 1
-    return 8 if recipe.search_heal else recipe.repair_finalists
+    return 8 if recipe.heal.finalist_tokens else recipe.repair.finalists
 
 
 def asked(recipe: Recipe) -> str:
     """The target in the user's words: "ratio 0.25", "keep 12", "drop 3,6,7" or "every size"."""
-    if recipe.drop:
-        return "drop " + ",".join(recipe.drop)
-    if recipe.keep_layers is not None:
-        return f"keep {recipe.keep_layers}"
-    if recipe.drop_layers is not None:
-        return f"drop {recipe.drop_layers} layers"
-    if recipe.latency is not None:
-        return f"latency {recipe.latency:g}"
-    return "every size" if recipe.search == "nsga2" else f"ratio {recipe.ratio or DEFAULT_RATIO:g}"
+    if recipe.size.drop:
+        return "drop " + ",".join(recipe.size.drop)
+    if recipe.size.keep_layers is not None:
+        return f"keep {recipe.size.keep_layers}"
+    if recipe.size.drop_layers is not None:
+        return f"drop {recipe.size.drop_layers} layers"
+    if recipe.size.latency is not None:
+        return f"latency {recipe.size.latency:g}"
+    return "every size" if recipe.search.searcher == "nsga2" else f"ratio {recipe.size.ratio or DEFAULT_RATIO:g}"
 
 
 def layers_to_remove(recipe: Recipe, depth: int, layer_parameters: Sequence[int], total_parameters: int) -> Target:
@@ -184,32 +186,32 @@ def layers_to_remove(recipe: Recipe, depth: int, layer_parameters: Sequence[int]
     Raises:
         InvalidRecipe: the target would remove no layer, or all of them, or one that does not exist.
     """
-    if recipe.search == "nsga2":
+    if recipe.search.searcher == "nsga2":
         return Target(0, 0.0, None)
-    if recipe.drop:
-        return _by_hand(recipe.dropped(), depth, layer_parameters, total_parameters)
+    if recipe.size.drop:
+        return _by_hand(recipe.size.dropped(), depth, layer_parameters, total_parameters)
     share = sum(layer_parameters) / depth / total_parameters
     if recipe.method.startswith("width"):
         # How many parameters a share of the time is, only the search will tell.
-        ratio = recipe.ratio or (1 - recipe.latency if recipe.latency else DEFAULT_RATIO)
-        if recipe.latency is None and ratio >= depth * share:
+        ratio = recipe.size.ratio or (1 - recipe.size.latency if recipe.size.latency else DEFAULT_RATIO)
+        if recipe.size.latency is None and ratio >= depth * share:
             raise InvalidRecipe(f"ratio {ratio:g} is more than the layers hold; ask for less than {depth * share:.3f}.")
         return Target(max(1, round(ratio / share)), ratio, None)
-    if recipe.keep_layers is not None:
-        if not 1 <= recipe.keep_layers < depth:
+    if recipe.size.keep_layers is not None:
+        if not 1 <= recipe.size.keep_layers < depth:
             raise InvalidRecipe(
-                f"keep_layers is {recipe.keep_layers}, but the model has {depth} layers; "
+                f"keep_layers is {recipe.size.keep_layers}, but the model has {depth} layers; "
                 f"keep between 1 and {depth - 1} of them."
             )
-        return Target(depth - recipe.keep_layers, (depth - recipe.keep_layers) * share, None)
-    if recipe.drop_layers is not None:
-        if not 1 <= recipe.drop_layers < depth:
+        return Target(depth - recipe.size.keep_layers, (depth - recipe.size.keep_layers) * share, None)
+    if recipe.size.drop_layers is not None:
+        if not 1 <= recipe.size.drop_layers < depth:
             raise InvalidRecipe(
-                f"drop_layers is {recipe.drop_layers}, but the model has {depth} layers; "
+                f"drop_layers is {recipe.size.drop_layers}, but the model has {depth} layers; "
                 f"remove between 1 and {depth - 1} of them."
             )
-        return Target(recipe.drop_layers, recipe.drop_layers * share, None)
-    ratio = recipe.ratio or DEFAULT_RATIO
+        return Target(recipe.size.drop_layers, recipe.size.drop_layers * share, None)
+    ratio = recipe.size.ratio or DEFAULT_RATIO
     remove = math.ceil(ratio / share - 0.5)
     if not 1 <= remove < depth:
         raise InvalidRecipe(
@@ -231,15 +233,15 @@ def _by_hand(dropped: Sequence[int], depth: int, layer_parameters: Sequence[int]
 
 def candidates(recipe: Recipe, depth: int, remove: int) -> int:
     """Models the search can choose among, at most (some merges are deletions in disguise); 1 with `drop`."""
-    if recipe.drop:
+    if recipe.size.drop:
         return 1
     if recipe.method.startswith("width"):
-        return recipe.levels ** (2 * depth)
+        return recipe.width.levels ** (2 * depth)
     space, budget = METHODS[recipe.method], remove or None
     if recipe.method == "stitch":
-        return space(depth, budget, 1 + len(recipe.variants), recipe.merges, recipe.mix_halves).count()
+        return space(depth, budget, 1 + len(recipe.variants), recipe.stitch.merges, recipe.stitch.mix_halves).count()
     if recipe.method == "collapse":
-        return space(depth, budget, recipe.rules, recipe.norms).count()
+        return space(depth, budget, recipe.collapse.rules, recipe.collapse.norms).count()
     return space(depth, 2 * remove if remove and recipe.method == "halves" else budget).count()
 
 
@@ -250,10 +252,10 @@ def evaluations(recipe: Recipe, depth: int, remove: int) -> int:
     remove x (depth - remove) single swaps a candidate has: the number of generations that EvoPress takes (arXiv
     2410.14649) grows the same way. examples/benchmarks/search_quality.py shows what it buys.
     """
-    if recipe.drop:
+    if recipe.size.drop:
         return 0
     middle = remove or depth // 2
-    match recipe.search:
+    match recipe.search.searcher:
         case "shortgpt" | "window" | "last":
             needed = 1
         case "greedy":
@@ -266,8 +268,8 @@ def evaluations(recipe: Recipe, depth: int, remove: int) -> int:
             moves = (middle + 4 * len(recipe.variants)) * (depth - middle)
             if recipe.method.startswith("width"):
                 moves = WIDTH_MOVES * 2 * depth
-            return recipe.evaluations or recipe.population + TRIALS_PER_SWAP * moves
-    return min(needed, recipe.evaluations or needed)
+            return recipe.search.evaluations or recipe.search.population + TRIALS_PER_SWAP * moves
+    return min(needed, recipe.search.evaluations or needed)
 
 
 def baseline_evaluations(recipe: Recipe, depth: int, remove: int) -> int:
@@ -276,9 +278,9 @@ def baseline_evaluations(recipe: Recipe, depth: int, remove: int) -> int:
         return 0
     if recipe.method != "stitch":
         kinds = WIDTHS if recipe.method.startswith("width") else CUTS
-        return sum(_rival_trials(name, depth, remove) for name in recipe.baselines if name in kinds)
-    cuts = sum(_rival_trials(name, depth, remove) for name in ("shortgpt", "greedy") if name in recipe.baselines)
-    searched = sum(name in recipe.baselines for name in SEARCHED)
+        return sum(_rival_trials(name, depth, remove) for name in recipe.search.baselines if name in kinds)
+    cuts = sum(_rival_trials(name, depth, remove) for name in ("shortgpt", "greedy") if name in recipe.search.baselines)
+    searched = sum(name in recipe.search.baselines for name in SEARCHED)
     return (2 + len(recipe.variants)) * cuts + searched * evaluations(recipe, depth, remove)
 
 
@@ -291,11 +293,11 @@ def layer_passes(recipe: Recipe, depth: int, remove: int) -> int:
     greedy = sum((depth - i) * (depth - i - 1) for i in range(remove))
     baselines = sum(
         greedy if name == "greedy" else _rival_trials(name, depth, remove) * (depth - remove)
-        for name in (recipe.baselines if remove else ())
+        for name in (recipe.search.baselines if remove else ())
         if name in CUTS and not recipe.method.startswith("width")
     )
     whole = recipe.method not in ("halves", "width", "width+depth")
-    if recipe.search == "greedy" and whole and not recipe.drop:
+    if recipe.search.searcher == "greedy" and whole and not recipe.size.drop:
         return depth + baselines + greedy
     deepest = depth - (remove or 1) if whole else depth
     return depth + baselines + evaluations(recipe, depth, remove) * deepest
@@ -317,23 +319,23 @@ def peak_memory(recipe: Recipe, peek: "Peek", weights: Weights) -> int:
 
     with b the bytes of the search precision (auto: at most four on the CPU, else two).
     """
-    cpu = _on_cpu(recipe.device)
-    width = SEARCH_BYTES.get(recipe.dtype) or (4 if cpu else 2)
+    cpu = _on_cpu(recipe.machine.device)
+    width = SEARCH_BYTES.get(recipe.machine.dtype) or (4 if cpu else 2)
     hidden, vocabulary = number(peek, "hidden_size", "n_embd", "d_model"), number(peek, "vocab_size")
-    layers, tokens = len(weights.layers), (recipe.sequences + recipe.selection_sequences) * recipe.length
-    larger = max(recipe.sequences, recipe.selection_sequences) * recipe.length
+    layers, tokens = len(weights.layers), (recipe.data.sequences + recipe.data.selection_sequences) * recipe.data.length
+    larger = max(recipe.data.sequences, recipe.data.selection_sequences) * recipe.data.length
     state = tokens * hidden * width
     reference = (layers + 1) * state + tokens * min(TOP_K, vocabulary) * 12
-    modules = 2 * layers * state if recipe.objective == "gelaco_v1" else 0
-    frontier = min(2 * recipe.offspring * larger * hidden * width, FRONTIER_BYTES)
-    tile = max(recipe.length, min(tokens, TILE_TOKENS["cpu"] * 2 // width if cpu else TILE_TOKENS["gpu"]))
+    modules = 2 * layers * state if recipe.search.objective == "gelaco_v1" else 0
+    frontier = min(2 * recipe.search.offspring * larger * hidden * width, FRONTIER_BYTES)
+    tile = max(recipe.data.length, min(tokens, TILE_TOKENS["cpu"] * 2 // width if cpu else TILE_TOKENS["gpu"]))
     merged = 0
     if recipe.method == "stitch":
-        room = recipe.memory * 2**30 - weights.total * width if recipe.memory else math.inf
+        room = recipe.machine.memory * 2**30 - weights.total * width if recipe.machine.memory else math.inf
         merged = max(0, min(MERGED_LAYERS * max(weights.layers) * width, room))
-    asked = len(recipe.search_tasks) * (recipe.learned_items + recipe.selection_items) * recipe.length
+    asked = len(recipe.tasks.search) * (recipe.learned_items + recipe.tasks.selection_items) * recipe.data.length
     exam = min((layers + 1) * asked * hidden * width, EXAM_BYTES)
-    passing = max(frontier, weights.total * 4 if recipe.tune else 0)
+    passing = max(frontier, weights.total * 4 if recipe.tune.steps else 0)
     return round(weights.total * width + merged) + reference + modules + exam + passing + 2 * tile * vocabulary * 4
 
 

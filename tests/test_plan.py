@@ -132,7 +132,7 @@ def test_with_deletions_alone_the_candidates_are_the_subsets(depth, data):
 def test_no_method_has_more_models_than_announced(method, remove):
     wanted = recipe(method=method, **({} if remove else {"search": "nsga2"}))
     budget = {"halves": 2 * remove}.get(method, remove) or None
-    more = (wanted.rules, wanted.norms) if method == "collapse" else ()
+    more = (wanted.collapse.rules, wanted.collapse.norms) if method == "collapse" else ()
     models = len(list(METHODS[method](5, budget, *more).enumerate()))
     assert models <= candidates(wanted, 5, remove) <= 3 * models
     assert evaluations(recipe(method=method, search="exhaustive"), 5, 2) == candidates(recipe(method=method), 5, 2)
@@ -279,7 +279,7 @@ def test_variants_are_downloaded_too_and_merged_layers_held():
     assert both.download_bytes == 3 * alone.download_bytes
     layer = max(alone.layer_parameters)
     assert both.memory_bytes - alone.memory_bytes == 64 * layer * 4
-    tight = plan(stitch.model_copy(update={"memory": (alone.parameters + 7 * layer) * 4 / 2**30}), base)
+    tight = plan(stitch.replace(memory=(alone.parameters + 7 * layer) * 4 / 2**30), base)
     assert tight.memory_bytes - alone.memory_bytes == pytest.approx(7 * layer * 4, abs=8)
 
 

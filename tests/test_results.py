@@ -197,7 +197,7 @@ def test_a_healed_folder_keeps_what_made_it_and_says_what_was_done(later, plain,
     assert not {"--keep-layers", "--base", "--output", "--seed"} & set(second.split())
     kept = {k: v for k, v in report["recipe"].items() if k in Recipe.model_fields}
     again = Recipe.of(**{**kept, **where(home)})
-    assert again.digest == report["recipe_digest"] and again.heal == 2000 and again.keep_layers == 4
+    assert again.digest == report["recipe_digest"] and again.heal.tokens == 2000 and again.size.keep_layers == 4
     assert (folder / "journal.jsonl").read_bytes() == (plain.folder / "journal.jsonl").read_bytes()
     card = (folder / "README.md").read_text()
     assert "hf-prune heal FOLDER" in card and str(home) not in card

@@ -135,10 +135,10 @@ class Taught(Trainer):
 
 def selection(a: argparse.Namespace, job: Job) -> None:
     """Count FLOPs of a round, and of the training in it."""
-    length = job.recipe.length
+    length = job.recipe.data.length
     blueprints = [cut(job, c) for c in CUTS]
     train = job.training(-(-a.tokens // length)).tokens
-    rows = slice(job.recipe.sequences, job.recipe.sequences + job.recipe.selection_sequences)
+    rows = slice(job.recipe.data.sequences, job.recipe.data.sequences + job.recipe.data.selection_sequences)
     evaluator = job.evaluator
     with tempfile.TemporaryDirectory() as home:
         started = time.monotonic()

@@ -160,10 +160,10 @@ def repaired(subject: Subject, reach: str, windows: int) -> tuple[Blueprint, np.
 
 def healed(subject: Subject, blueprint: Blueprint, **changes: object) -> tuple[np.ndarray, float]:
     """Train what the blueprint stands for."""
-    job = replace(subject.job, recipe=Recipe.of(**{**subject.job.recipe.model_dump(), **changes}))
+    job = replace(subject.job, recipe=subject.job.recipe.replace(**changes))
     dtype = torch.float32 if changes["heal_method"] == "full" else job.dtype
     student = assemble(blueprint, [job.parent], subject.job.bank.named(blueprint), dtype=dtype, device=job.device)
-    train = subject.job.training(-(-job.recipe.heal // job.recipe.length)).tokens
+    train = subject.job.training(-(-job.recipe.heal.tokens // job.recipe.data.length)).tokens
     held, family, teacher = job.evidence["selection"].tokens, job.parent.family, subject.job.bank.model
     home = Path(tempfile.mkdtemp())
     started = time.monotonic()

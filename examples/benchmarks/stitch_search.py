@@ -127,7 +127,7 @@ def warm_starts(job: Job) -> tuple[Genome, ...]:
 
 def searched(job: Job, name: str, most: int, seed: int) -> Ledger:
     """Until the evidence is spent."""
-    full = job.recipe.sequences
+    full = job.recipe.data.sequences
     stages = {"staged": (full // 4, full), "smac": (max(1, full // 9), full // 3, full), "random": (full,)}[name]
     schedule = Schedule(tuple(map(job.fidelity, stages)), 10**6 if name != "random" else most // full + 100,
                         seeds=warm_starts(job))  # fmt: skip

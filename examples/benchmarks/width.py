@@ -78,7 +78,7 @@ def arguments() -> argparse.Namespace:
 
 def tokens(text: str) -> int:
     """10k as a number."""
-    return Recipe.of(base="x", heal=text).heal
+    return Recipe.of(base="x", heal=text).heal.tokens
 
 
 @dataclass(eq=False)
@@ -93,7 +93,7 @@ class Bench:
         demo = demo_folder()
         fixed = {"base": str(demo / "storymath-16l"), "data": (str(demo / "text"),), "method": "width", "task_items": 1}
         asked = Recipe.of(**fixed, ratio=self.a.ratio, seed=seed, evaluations=self.a.evaluations, search_heal=aware)
-        return asked.model_copy(update={"output": str(self.home / asked.digest)})
+        return asked.replace(output=str(self.home / asked.digest))
 
     def run(self, seed: int) -> Result:
         """A search."""
@@ -153,7 +153,7 @@ class Bench:
     def trained(self, student: torch.nn.Module, course: Course, checkpoints: Path) -> torch.nn.Module:
         """Taught by the dense model, as `hf-prune compress --heal` does it."""
         job = self.job
-        train = job.training(-(-course.tokens // job.recipe.length)).tokens
+        train = job.training(-(-course.tokens // job.recipe.data.length)).tokens
         held, teacher = job.evidence["selection"].tokens, job.bank.model
         with quiet(), warnings.catch_warnings():
             # Of peft, about transformers' names for what it uses.
@@ -223,8 +223,8 @@ def selection_flops(bench: Bench, blueprint: Blueprint, seed: int) -> float:
     """Matrix FLOPs of training-aware selection: those of one finalist, all of which are of one size."""
     job, first = bench.job, bench.a.aware
     r, finalists = job.recipe, 2**FINAL_STAGES
-    rows = slice(r.sequences, r.sequences + r.selection_sequences)
-    text = job.training(-(-first * 2 ** (FINAL_STAGES - 1) // r.length)).tokens
+    rows = slice(r.data.sequences, r.data.sequences + r.data.selection_sequences)
+    text = job.training(-(-first * 2 ** (FINAL_STAGES - 1) // r.data.length)).tokens
     with tempfile.TemporaryDirectory() as home:
         with FlopCounterMode(display=False) as once:
             aware = TrainingAware(job.evaluator, Lesson.of(job.evaluator.dense, text), Path(home), seed)
@@ -243,7 +243,7 @@ def healing_flops(bench: Bench, blueprint: Blueprint, seed: int) -> float:
     """Matrix FLOPs of training per token, teacher included: what a second step adds to one."""
     totals = []
     for steps in (1, 2):
-        size = course(bench.job.recipe).batch * bench.job.recipe.length
+        size = course(bench.job.recipe).batch * bench.job.recipe.data.length
         short = replace(course(bench.job.recipe), tokens=steps * size, checks=1, seed=seed)
         student = bench.job.assembled(blueprint)
         with tempfile.TemporaryDirectory() as home, FlopCounterMode(display=False) as counted:

@@ -61,9 +61,14 @@ def recipe_of(form: Form, strangers: bool) -> Recipe:
         raise InvalidRecipe(f"There is no method {_public(form.method)!r}; choose one of the list.")
     if variants and method != "stitch":
         raise InvalidRecipe("Variants are for stitching; choose the method for several models, or leave them out.")
-    asked = {"method": method, "variants": variants, "repair": _repaired(form, method), "heal": form.heal or "0",
-             "tune": TUNE_STEPS if form.tune and variants and not form.front else 0,
-             "seed": _whole(form.seed, "seed", 2**31)}  # fmt: skip
+    asked = {
+        "method": method,
+        "variants": variants,
+        "repair": _repaired(form, method),
+        "heal": {"tokens": form.heal or "0"},
+        "tune": TUNE_STEPS if form.tune and variants and not form.front else 0,
+        "seed": _whole(form.seed, "seed", 2**31),
+    }
     if trials := _whole(form.evaluations, "candidates", 100_000):
         asked["evaluations"] = trials
     if form.front:
@@ -99,7 +104,7 @@ def _bundled(base: str, method: str) -> dict[str, object]:
     elif base.strip() == DEMO:
         chosen = {"base", "variants", "output", "method", "ratio", "repair"}
         act = demo_recipe("stitch" if method == "stitch" else "cut")
-        own = act.model_dump(exclude_defaults=True, exclude=chosen)
+        own = {name: value for name, value in act.changed().items() if name not in chosen}
     else:
         return {}
     return own | QUICK | {"sequences": windows, "selection_sequences": windows}

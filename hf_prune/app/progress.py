@@ -119,7 +119,7 @@ def layers(progress: Progress, recipe: Recipe) -> str:
     """The strip of the best candidate so far, where its genome tells the layers."""
     if recipe.method not in SPELLED or not progress.genome or not progress.depth:
         return ""
-    more = {"rules": recipe.rules, "norms": recipe.norms} if recipe.method == "collapse" else {}
+    more = {"rules": recipe.collapse.rules, "norms": recipe.collapse.norms} if recipe.method == "collapse" else {}
     specs = METHODS[recipe.method](progress.depth, None, *more.values()).decode(progress.genome)
     kept = {part.layer for spec in specs for part in spec.parts}
     alone = {spec.anchor.layer for spec in specs if len(spec.parts) == 1}

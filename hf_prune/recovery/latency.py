@@ -65,14 +65,14 @@ Costs = tuple[tuple[float, ...], ...]
 def width_budget(job: Any) -> tuple[Costs, float | None]:
     """What every level of every half costs (attentions, then MLPs), and the most of the sum; None for a free size."""
     depth, levels, parent = job.parent.depth, job.library(), job.parent
-    if job.recipe.latency is not None:
+    if job.recipe.size.latency is not None:
         table = latencies(job).request
         layers = depth * (table.attention[0] + table.mlp[0])
-        limit = layers - (1 - job.recipe.latency) * table.dense
+        limit = layers - (1 - job.recipe.size.latency) * table.dense
         if limit < 0:
             least = 1 - layers / table.dense
             raise InvalidRecipe(f"Without its layers the model still takes {least:.0%} of its time on this device; ask "
-                                f"for more than that with --latency, not {job.recipe.latency:g}.")  # fmt: skip
+                                f"for more than that with --latency, not {job.recipe.size.latency:g}.")  # fmt: skip
         return (table.attention,) * depth + (table.mlp,) * depth, limit
     sizes = [levels.sizes(parent, i) for i in range(depth)]
     costs = tuple(tuple(map(float, s[half])) for half in HALVES for s in sizes)
@@ -83,11 +83,11 @@ def width_budget(job: Any) -> tuple[Costs, float | None]:
 def latency_report(job: Any, winner: Blueprint, measured: Mapping[str, Any]) -> dict[str, Any] | None:
     """Shares of the dense model's time: asked, and by phase predicted from the table and measured on the finished
     model."""
-    if job.recipe.latency is None:
+    if job.recipe.size.latency is None:
         return None
     table, depth = latencies(job), job.parent.depth
     predicted = {phase: getattr(table, phase).predicted(winner, depth) for phase in PHASES}
-    return retimed({"asked": job.recipe.latency, "predicted": predicted, "table": asdict(table)}, measured)
+    return retimed({"asked": job.recipe.size.latency, "predicted": predicted, "table": asdict(table)}, measured)
 
 
 def retimed(latency: Mapping[str, Any] | None, measured: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -19,7 +19,7 @@ from hf_prune.blueprint import Blueprint, LayerSpec, Outcome, Part, Trial
 from hf_prune.events import Event, unwatched
 from hf_prune.models.auto_classes import FILE
 from hf_prune.plan import asked
-from hf_prune.recipe import flagged
+from hf_prune.recipe import flagged, nest
 from hf_prune.recovery.latency import latency_report, retimed
 from hf_prune.report import card, figures, statistics
 from hf_prune.report.measure import measured
@@ -99,7 +99,7 @@ def describe(
     result = plain(result)
     if found.front:
         write_text(folder / "front.json", json.dumps(plain({"version": 1, "front": found.front}), indent=1) + "\n")
-    write_text(folder / "recipe.yaml", yaml.safe_dump(result["recipe"], sort_keys=False))
+    write_text(folder / "recipe.yaml", yaml.safe_dump(nest(result["recipe"]), sort_keys=False))
     publish(result, folder, _figures(job, journal, found, result, folder), parents_of(job))
     shutil.copyfile(journal.path, folder / "journal.jsonl")
     if job.items.is_file():
@@ -216,7 +216,7 @@ def _lineage(job: Job, found: Found) -> dict[str, Any]:
 def _identity(job: Job, found: Found) -> dict[str, Any]:
     recipe = job.recipe
     local = [s.repo for s in job.sources if s.is_local]
-    public = public_recipe(recipe.model_dump(mode="json", exclude_defaults=True), local)
+    public = public_recipe(recipe.changed(), local)
     left_out = ("base", "push_to", "public", "create_pr")
     flags = [w for k, v in public.items() if k not in left_out for w in flagged(k, v)]
     return {
@@ -228,8 +228,8 @@ def _identity(job: Job, found: Found) -> dict[str, Any]:
         "digest": found.winner.digest,
         "sources": statistics.sources(found.winner.over(job.sources), job.cards),
         "method": recipe.method,
-        "search": "by hand" if recipe.drop else recipe.search,
-        "objective": recipe.objective,
+        "search": "by hand" if recipe.size.drop else recipe.search.searcher,
+        "objective": recipe.search.objective,
         "seed": recipe.seed,
     }
 
@@ -237,7 +237,7 @@ def _identity(job: Job, found: Found) -> dict[str, Any]:
 def _size(job: Job, winner: Blueprint, stored: tuple[int, int]) -> dict[str, Any]:
     itemsize = job.parent.checkpoint.itemsize(next(iter(job.parent.shapes)))
     size = statistics.sizes(job.parent, winner, job.evaluator.parameters(winner), stored, itemsize)
-    ratio = job.recipe.ratio
+    ratio = job.recipe.size.ratio
     if ratio is None and asked(job.recipe).startswith("ratio"):
         ratio = float(asked(job.recipe).split()[1])
     return {
@@ -327,7 +327,7 @@ def _correlations(job: Job, journal: Journal) -> dict[str, Any]:
     return {
         name: {"spearman": statistics.spearman([v[i] for v, _ in candidates], unseen), "n": len(candidates)}
         for i, name in enumerate(job.columns)
-        if name != "params" or job.recipe.search == "nsga2"
+        if name != "params" or job.recipe.search.searcher == "nsga2"
     }
 
 
@@ -335,7 +335,7 @@ def _figures(job: Job, journal: Journal, found: Found, result: Mapping[str, Any]
     """Draw what this run can show; name -> file relative to the folder."""
     (folder / "figures").mkdir(exist_ok=True)
     paths = {name: folder / "figures" / file for name, file in FIGURES.items()}
-    objective = job.recipe.objective
+    objective = job.recipe.search.objective
     drawn = {"layer_strip": figures.layer_strip(result, paths["layer_strip"])}
     if "origins" in result:
         drawn["layer_map"] = figures.layer_map(result, paths["layer_map"])

@@ -25,7 +25,7 @@ from hf_prune.session.restore import ADAPTER
 
 def _loaded(job: Job, folder: Path) -> PreTrainedModel:
     """The finished folder as a user gets it, in the precision of the search so that all columns are alike."""
-    code = job.recipe.trust_remote_code
+    code = job.recipe.trust.remote_code
     with quiet():
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=job.dtype, local_files_only=True, trust_remote_code=code
@@ -100,7 +100,7 @@ def _observed(
             model = job.assembled(blueprints[stage])
         text = texts[stage] if stage in texts else evaluator.live_scores(model)
         digest = blueprints[stage].digest if stage in blueprints else f"{found.winner.digest}-{recipe.digest}"
-        harness = scores_of(model, job, digest) if recipe.lm_eval else {}
+        harness = scores_of(model, job, digest) if recipe.report.lm_eval else {}
         if known and stage != last:
             answers = known.answers(blueprints[stage])
         else:
@@ -118,4 +118,6 @@ def scores_of(model: PreTrainedModel, job: Job, digest: str) -> dict[str, Harnes
     """lm_eval's tasks of the recipe on a live model, each run once per model."""
     recipe, cache = job.recipe, Path("~/.cache/hf_prune/lm_eval").expanduser()
     key = f"{digest}-{str(job.dtype).removeprefix('torch.')}"
-    return lm_eval.scores(model, job.tokenizer, recipe.lm_eval, digest=key, limit=recipe.lm_eval_limit, cache=cache)
+    return lm_eval.scores(
+        model, job.tokenizer, recipe.report.lm_eval, digest=key, limit=recipe.report.lm_eval_limit, cache=cache
+    )

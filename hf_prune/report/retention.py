@@ -51,7 +51,7 @@ def standings(
         corpora=[names.index(c) for c in windows.corpora],
         exam=lambda dense: Exam(dense, job.reported, job.tokenizer, job.recipe.seed),
     )
-    evidence = Fidelity(len(windows.tokens), items=job.recipe.task_items)
+    evidence = Fidelity(len(windows.tokens), items=job.recipe.tasks.items)
     measures = evaluator.evaluate([blueprint for _, _, blueprint in rows], evidence, progress)
     return Standings(tuple(rows), measures, tuple(names), tuple(evaluator.exam.tasks))
 
@@ -81,7 +81,7 @@ def retention(job: Job, found: Found, known: Standings) -> dict[str, Any]:
         **{f"reference{suffix}": known.rows[best[how]][1] for how, suffix in ACCURACIES.items()},
         "corpora": list(known.corpora),
         "tasks": [t.name for t in known.tasks],
-        "items": job.recipe.task_items,
+        "items": job.recipe.tasks.items,
         "rows": rows,
     }
 

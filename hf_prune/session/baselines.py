@@ -27,7 +27,7 @@ SHARES = (0.25, 0.5, 0.75, 1.0)
 
 def stitched(job: Job, journal: Journal, remove: int, clock: Clock) -> Generator[Event, None, tuple[Rival, ...]]:
     """All of them; the recipe's `baselines` say which kinds."""
-    kinds = job.recipe.baselines
+    kinds = job.recipe.search.baselines
     cuts = [k for k in ("shortgpt", "greedy") if k in kinds]
     ablations = [k for k in ("removal", "selection") if k in kinds]
     if not remove or not cuts + ablations:
@@ -95,7 +95,7 @@ def _cut(job: Job, journal: Journal, scorer: Scorer, kind: str) -> Searching:
     scores = None
     if kind == "shortgpt":
         whole = scorer.blueprint(scorer.space.dense())
-        scores = Scores(influence(job.evaluator.states(whole, job.recipe.sequences)))
+        scores = Scores(influence(job.evaluator.states(whole, job.recipe.data.sequences)))
     schedule = Schedule((job.text,), 1 << 30, finalists=1, scores=scores)
     search = SEARCHERS[kind](scorer.space, schedule, np.random.default_rng(job.recipe.seed))
     ranked = yield from drive(focused(search, (job.columns.index("perplexity"),)), scorer.evaluate, journal, scorer.key)
@@ -128,9 +128,9 @@ def _ablation(job: Job, journal: Journal, kind: str, remove: int, found: Sequenc
         scorer = Scorer(job, job.stitches(("linear",), blend=False))
         seeds = [scorer.space.of(r.removed, mix) for r in found for mix in alone]
     trials = evaluations(recipe, job.parent.depth, remove)
-    stages = sorted({job.fidelity(max(1, recipe.sequences // 2)), job.full})
+    stages = sorted({job.fidelity(max(1, recipe.data.sequences // 2)), job.full})
     schedule = Schedule(
-        tuple(stages), trials, recipe.population, recipe.offspring, tuple(dict.fromkeys(seeds)), FINALISTS
+        tuple(stages), trials, recipe.search.population, recipe.search.offspring, tuple(dict.fromkeys(seeds)), FINALISTS
     )
     search = SEARCHERS["staged"](scorer.space, schedule, np.random.default_rng(recipe.seed))
     ranked = yield from drive(focused(search, (0,)), scorer.evaluate, journal, scorer.key, total=trials)

@@ -14,7 +14,7 @@ from hf_prune.session.journal import Journal
 
 def front_of(job: Job, finalists: Sequence[Outcome]) -> list[dict[str, Any]]:
     """Members of a front from dense to small, knee marked; each carries its blueprint, ready to be assembled."""
-    objective = job.recipe.objective
+    objective = job.recipe.search.objective
     rows = []
     for outcome in finalists:
         blueprint = job.scorer.blueprint(outcome.trial.genome)
@@ -62,7 +62,7 @@ def public(member: Mapping[str, Any]) -> dict[str, Any]:
 def points(job: Job, journal: Journal) -> list[dict[str, Any]]:
     """Every candidate that saw all search evidence and did not break: share removed and its values by column."""
     total, where = job.parent.parameters, job.columns.index("params")
-    full = Fidelity(job.recipe.sequences)
+    full = Fidelity(job.recipe.data.sequences)
     return [
         {"removed_ratio": 1 - r.values[where] / total, **dict(zip(job.columns, r.values, strict=True))}
         for r in journal.rows()
@@ -72,7 +72,7 @@ def points(job: Job, journal: Journal) -> list[dict[str, Any]]:
 
 def hypervolume(job: Job, journal: Journal) -> list[list[float]]:
     """History of the area that the front cuts from (nothing removed, worst finite quality seen)."""
-    seen = [(-p["removed_ratio"], p[job.recipe.objective]) for p in points(job, journal)]
-    batches = [seen[i : i + job.recipe.offspring] for i in range(0, len(seen), job.recipe.offspring)]
+    seen = [(-p["removed_ratio"], p[job.recipe.search.objective]) for p in points(job, journal)]
+    batches = [seen[i : i + job.recipe.search.offspring] for i in range(0, len(seen), job.recipe.search.offspring)]
     worst = max((v for _, v in seen), default=1.0)
     return [list(p) for p in hypervolume_history(batches, (0.0, worst))]

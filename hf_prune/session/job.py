@@ -71,8 +71,8 @@ class Job:
         """What the search is after, in words."""
         if not self.target.remove:
             return "every size"
-        if self.recipe.latency is not None:
-            return f"keep {self.recipe.latency:.0%} of the time"
+        if self.recipe.size.latency is not None:
+            return f"keep {self.recipe.size.latency:.0%} of the time"
         if self.recipe.method.startswith("width"):
             return f"remove {self.target.removed_ratio:.0%} of all parameters"
         return f"remove {self.target.remove} of {self.parent.depth} layers"
@@ -107,23 +107,27 @@ class Job:
     @cached_property
     def evidence(self) -> dict[str, Windows]:
         """The three disjoint splits."""
-        r = self.recipe
-        counts = {"search": r.sequences, "selection": r.selection_sequences, "report": r.report_sequences}
+        data, force = self.recipe.data, self.recipe.tasks.force_test_split
+        counts = {
+            "search": data.sequences,
+            "selection": data.selection_sequences,
+            "report": self.recipe.report.sequences,
+        }
         limit = getattr(self.parent.config, "max_position_embeddings", None)
-        if limit and r.length > limit:
+        if limit and data.length > limit:
             raise InvalidData(
-                f"length is {r.length}, but {self.parent.source.repo} reads at most {limit} tokens; lower --length."
+                f"length is {data.length}, but {self.parent.source.repo} reads at most {limit} tokens; lower --length."
             )
         rows = self.parent.skeleton.get_input_embeddings().weight.shape[0]
         return {
-            split: windows(r.data or (DEFAULT_DATA,), self.tokenizer, split, n, r.length, r.force_test_split, rows)
+            split: windows(data.text or (DEFAULT_DATA,), self.tokenizer, split, n, data.length, force, rows)
             for split, n in counts.items()
         }
 
     @property
     def lessons(self) -> int:
         """Windows that finalists may be trained on before the best is chosen."""
-        return -(-self.recipe.search_heal * 2 ** (FINAL_STAGES - 1) // self.recipe.length)
+        return -(-self.recipe.heal.finalist_tokens * 2 ** (FINAL_STAGES - 1) // self.recipe.data.length)
 
     def training(self, count: int) -> Windows:
         """At most `count` windows to fit and train on: the search split's, and behind them what is given for healing.
@@ -132,21 +136,21 @@ class Job:
             InvalidData: as `windows`.
         """
         r, rows = self.recipe, self.parent.skeleton.get_input_embeddings().weight.shape[0]
-        data = r.data or (DEFAULT_DATA,)
-        return windows(data, self.tokenizer, "heal", count, r.length, r.force_test_split, rows, at_most=True)
+        data = r.data.text or (DEFAULT_DATA,)
+        return windows(data, self.tokenizer, "heal", count, r.data.length, r.tasks.force_test_split, rows, at_most=True)
 
     @cached_property
     def device(self) -> torch.device:
         """Where the search runs."""
-        if self.recipe.device != "auto":
-            return torch.device(self.recipe.device)
+        if self.recipe.machine.device != "auto":
+            return torch.device(self.recipe.machine.device)
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     @cached_property
     def dtype(self) -> torch.dtype:
         """Precision of the search: the checkpoint's own where the device computes in it, else float32."""
-        if self.recipe.dtype != "auto":
-            return getattr(torch, self.recipe.dtype)
+        if self.recipe.machine.dtype != "auto":
+            return getattr(torch, self.recipe.machine.dtype)
         stored = self.parent.dtype
         native = self.device.type != "cpu" or stored == torch.bfloat16 and computes_bfloat16()
         return stored if native else torch.float32
@@ -160,7 +164,7 @@ class Job:
 
     def _capacity(self) -> int:
         """Merged layers kept beside the base."""
-        memory = self.recipe.memory
+        memory = self.recipe.machine.memory
         if memory is None:
             return CAPACITY
         layer = self.parent.layer_parameters * self.dtype.itemsize
@@ -187,7 +191,7 @@ class Job:
         return Evaluator(
             self.bank,
             torch.cat([s.tokens for s in splits]),
-            with_modules=OBJECTIVES[self.recipe.objective].needs_modules,
+            with_modules=OBJECTIVES[self.recipe.search.objective].needs_modules,
             corpora=[self.corpora.index(c) for s in splits for c in s.corpora],
             exam=(lambda dense: Exam(dense, self.searched, self.tokenizer, self.recipe.seed))
             if self.searched
@@ -197,12 +201,12 @@ class Job:
     @cached_property
     def searched(self) -> tuple[Task, ...]:
         """The tasks of the search; no item of theirs is in the report."""
-        if self.over or not self.recipe.search_tasks:
+        if self.over or not self.recipe.tasks.search:
             return ()
         r = self.recipe
-        found = load_tasks(r.search_tasks, "search", force=r.force_test_split)
-        need = r.learned_items + r.selection_items
-        learning = "tune_items" if r.learned_items > r.search_items else "search_items"
+        found = load_tasks(r.tasks.search, "search", force=r.tasks.force_test_split)
+        need = r.learned_items + r.tasks.selection_items
+        learning = "tune_items" if r.learned_items > r.tasks.search_items else "search_items"
         if short := next((t for t in found if len(t.items) < need), None):
             raise InvalidData(
                 f"The task {short.name} has {len(short.items)} items, but {learning} and selection_items ask for "
@@ -214,11 +218,11 @@ class Job:
     @cached_property
     def reported(self) -> tuple[Task, ...]:
         """The tasks of the report: all its tables show the same `task_items` items of each, spread over the answers."""
-        return tuple(t.spread(self.recipe.task_items) for t in self._report_tasks)
+        return tuple(t.spread(self.recipe.tasks.items) for t in self._report_tasks)
 
     @cached_property
     def _report_tasks(self) -> tuple[Task, ...]:
-        return load_tasks(self.recipe.tasks)
+        return load_tasks(self.recipe.tasks.names)
 
     @cached_property
     def corpora(self) -> tuple[str, ...]:
@@ -248,7 +252,7 @@ class Job:
     @property
     def full(self) -> Fidelity:
         """All the search evidence."""
-        return self.fidelity(self.recipe.sequences)
+        return self.fidelity(self.recipe.data.sequences)
 
     @property
     def text(self) -> Fidelity:
@@ -259,12 +263,12 @@ class Job:
     def learning(self) -> Fidelity:
         """What gradient descent on weights learns from: tasks, too, where the objective looks at them."""
         r = self.recipe
-        asks = self.searched and r.objective in TASK_OBJECTIVES
-        return replace(self.full, items=(r.tune_items or r.search_items) if asks else 0)
+        asks = self.searched and r.search.objective in TASK_OBJECTIVES
+        return replace(self.full, items=(r.tune.items or r.tasks.search_items) if asks else 0)
 
     def fidelity(self, sequences: int) -> Fidelity:
         """So many windows of search text, and the same share of the items of every task."""
-        share = self.recipe.search_items * sequences // self.recipe.sequences
+        share = self.recipe.tasks.search_items * sequences // self.recipe.data.sequences
         return Fidelity(sequences, items=max(1, share) if self.searched else 0)
 
     def repaired(
@@ -279,7 +283,7 @@ class Job:
             return Repaired.from_json(path.read_text(encoding="utf-8"))
         held = self.evidence["selection"]
         whose = [self.teacher(c) for windows in (fit, held) for c in windows.corpora]
-        done = repair(self.bank, cut, fit.tokens, held.tokens, reach=self.recipe.reach, teachers=whose,
+        done = repair(self.bank, cut, fit.tokens, held.tokens, reach=self.recipe.repair.reach, teachers=whose,
                       progress=progress)  # fmt: skip
         save_patches(self.bank.named(done.blueprint), patches)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -302,8 +306,8 @@ class Job:
     def selection(self) -> Fidelity:
         """The windows that choose among finalists."""
         r = self.recipe
-        tasks = {"items": r.selection_items, "first_item": r.learned_items} if self.searched else {}
-        return Fidelity(r.selection_sequences, start=r.sequences, **tasks)
+        tasks = {"items": r.tasks.selection_items, "first_item": r.learned_items} if self.searched else {}
+        return Fidelity(r.data.selection_sequences, start=r.data.sequences, **tasks)
 
     @cached_property
     def columns(self) -> tuple[str, ...]:
@@ -311,18 +315,18 @@ class Job:
         each = [f"task:{t.name}" for t in self.searched]
         tasks = ("tasks", "tasks_norm", "doubt", *each) if each else ()
         text = ("text",) if len(self.parents) > 1 else ()
-        return tuple(dict.fromkeys((self.recipe.objective, *ALWAYS, *tasks, *text)))
+        return tuple(dict.fromkeys((self.recipe.search.objective, *ALWAYS, *tasks, *text)))
 
     @cached_property
     def scorer(self) -> Scorer:
         """Over the genomes of the recipe's method at this run's budget (free for a front)."""
         depth, remove, method = self.parent.depth, self.target.remove or None, METHODS[self.recipe.method]
         if self.recipe.method == "stitch":
-            return Scorer(self, self.stitches(self.recipe.merges))
+            return Scorer(self, self.stitches(self.recipe.stitch.merges))
         if self.recipe.method.startswith("width"):
             return Scorer(self, self.widths)
         if self.recipe.method == "collapse":
-            return Scorer(self, method(depth, remove, self.recipe.rules, self.recipe.norms))
+            return Scorer(self, method(depth, remove, self.recipe.collapse.rules, self.recipe.collapse.norms))
         return Scorer(self, method(depth, 2 * remove if remove and self.recipe.method == "halves" else remove))
 
     def stitches(self, merges: tuple[str, ...], blend: bool = True) -> Any:
@@ -332,16 +336,17 @@ class Job:
         behind = [n for n in names if n.startswith((family.norm + ".", "lm_head."))]
         ends = [self._first_alike([n for n in names if n not in behind]), self._first_alike(behind)]
         return METHODS["stitch"](self.parent.depth, self.target.remove or None, len(self.parents), merges,
-                                 self.recipe.mix_halves, blend, *ends)  # fmt: skip
+                                 self.recipe.stitch.mix_halves, blend, *ends)  # fmt: skip
 
     def library(self, kind: Kind = "obs", progress: Progress = lambda done, total: None) -> Levels:
         """The level library of a kind, made when it is first asked for; layers of this run may name it from then on."""
         if kind not in self._libraries:
-            r = self.recipe
-            text = self.training(r.library_sequences)
-            multiple = r.multiple_of or (8 if self.device.type == "cpu" else 64)
-            found = made(self.evaluator.dense, self.parent, text, Options(kind, r.levels, multiple, r.damping),
-                         r.library and Path(r.library), progress)  # fmt: skip
+            width = self.recipe.width
+            text = self.training(width.sequences)
+            multiple = width.multiple_of or (8 if self.device.type == "cpu" else 64)
+            options = Options(kind, width.levels, multiple, width.damping)
+            folder = width.library and Path(width.library)
+            found = made(self.evaluator.dense, self.parent, text, options, folder, progress)
             self.parent.levels[found.digest] = found
             self._libraries[kind] = found
         return self._libraries[kind]
@@ -370,7 +375,7 @@ class Job:
     def header(self) -> dict[str, Any]:
         """What a journal must agree on to be resumed."""
         # Scores of repaired or trained candidates depend on the text of that, too.
-        changing = max(self.lessons, self.recipe.repair_sequences if self.recipe.repair else 0)
+        changing = max(self.lessons, self.recipe.repair.sequences if self.recipe.repair.enabled else 0)
         return {
             "recipe": self.recipe.search_digest,
             "base": str(self.parent.source),
@@ -391,7 +396,7 @@ def open_job(recipe: Recipe) -> Job:
         SourceError, UnsupportedArchitecture, IncompatibleSources: the base cannot be used, or not by this method.
         InvalidRecipe: the target cannot be met.
     """
-    trust = recipe.trust
+    trust = recipe.trust.arguments
     check_variants(recipe.base, recipe.variants, **trust)
     pulled = [hub.pull(recipe.base, **trust), *(pull_variant(recipe.base, v, **trust) for v in recipe.variants)]
     parent, *others = (Parent.open(p.source, p.folder, p.adapter, **trust) for p in pulled)

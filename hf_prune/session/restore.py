@@ -40,7 +40,7 @@ def tuned(job: Job, found: Found) -> Generator[Event, None, Found]:
         job: the run.
         found: its winner is a bare cut as the search found it, which becomes one of those it is compared with.
     """
-    yield Stage("tune", f"{job.recipe.tune} steps on {job.recipe.sequences} windows")
+    yield Stage("tune", f"{job.recipe.tune.steps} steps on {job.recipe.data.sequences} windows")
     blueprint, summary = yield from watched(lambda tell: _tune(job, found.cut, tell))
     yield Tuned(summary["before"], summary["after"], summary["kept"])
     if not summary["kept"]:
@@ -51,12 +51,12 @@ def tuned(job: Job, found: Found) -> Generator[Event, None, Found]:
 
 def _tune(job: Job, cut: Blueprint, tell: Tell) -> tuple[Blueprint, dict[str, Any]]:
     recipe, evaluator, evidence = job.recipe, job.evaluator, job.learning
-    path = job.home / "tuned" / f"{recipe.search_digest}-{cut.digest}-{recipe.tune}-{evidence.items}.json"
+    path = job.home / "tuned" / f"{recipe.search_digest}-{cut.digest}-{recipe.tune.steps}-{evidence.items}.json"
     if path.is_file():
         done = Blueprint.from_json(path.read_text(encoding="utf-8"))
     else:
         path.parent.mkdir(parents=True, exist_ok=True)
-        done = tune(evaluator, cut, evidence, recipe.tune,
+        done = tune(evaluator, cut, evidence, recipe.tune.steps,
                     lambda done, total, loss: tell(Advanced("tune", done, total, loss)),
                     path.with_suffix(".safetensors")).blueprint  # fmt: skip
         write_text(path, done.to_json())
@@ -70,10 +70,10 @@ def _learning(job: Job, before: float, after: float) -> dict[str, Any]:
     """What gradient descent learned from, and what the selection split says to it."""
     recipe, evidence = job.recipe, job.learning
     return {
-        "steps": recipe.tune,
+        "steps": recipe.tune.steps,
         "windows": evidence.sequences,
         "items": evidence.items,
-        "objective": recipe.objective,
+        "objective": recipe.search.objective,
         "before": before,
         "after": after,
         "kept": after < before,
@@ -90,7 +90,7 @@ def repaired(job: Job, found: Found) -> Generator[Event, None, Found]:
     recipe = job.recipe
     if found.winner != found.cut:
         return found
-    yield Stage("repair", f"{recipe.reach}, on at most {recipe.repair_sequences} windows")
+    yield Stage("repair", f"{recipe.repair.reach}, on at most {recipe.repair.sequences} windows")
     blueprint, summary = yield from watched(lambda tell: _repair(job, found.cut, tell))
     yield Repaired(summary["kl_before"], summary["kl_after"], summary["kept"])
     return replace(found, winner=blueprint if summary["kept"] else found.cut, repair=summary)
@@ -98,14 +98,14 @@ def repaired(job: Job, found: Found) -> Generator[Event, None, Found]:
 
 def _repair(job: Job, cut: Blueprint, tell: Tell) -> tuple[Blueprint, dict[str, Any]]:
     """Refitted; where the search asks tasks, as far as its objective is best on the selection split."""
-    windows = job.recipe.repair_sequences
+    windows = job.recipe.repair.sequences
     done = job.repaired(cut, windows, lambda done, total: tell(Advanced("repair", done, total)))
     whole = done.blueprint
     strengths = STRENGTHS if job.searched else STRENGTHS[-1:]
     bare, *ways = _judged(job, [cut, *(weakened(job.bank, whole, evenly(whole, s)) for s in strengths)])
     best = min(ways, key=lambda way: way.worth)
     strength, learning = strengths[ways.index(best)], None
-    if job.recipe.tune and job.learning.items:
+    if job.recipe.tune.steps and job.learning.items:
         shares = _shares(job, whole, strength, tell)
         ways += _judged(job, [weakened(job.bank, whole, shares)])
         taken = [list(pair) if spec.repair else None for spec, pair in zip(whole.layers, shares, strict=True)]
@@ -113,7 +113,7 @@ def _repair(job: Job, cut: Blueprint, tell: Tell) -> tuple[Blueprint, dict[str, 
         best = min(best, ways[-1], key=lambda way: way.worth)
     _let_go(job, [whole, *(way.blueprint for way in ways)], best.blueprint)
     return best.blueprint, {
-        "reach": job.recipe.reach,
+        "reach": job.recipe.repair.reach,
         "windows": len(job.training(windows).tokens),
         "strength": strength,
         "learning": learning,
@@ -143,8 +143,8 @@ def _judged(job: Job, blueprints: Sequence[Blueprint]) -> list[_Way]:
 def _shares(job: Job, whole: Blueprint, strength: float, tell: Tell) -> Shares:
     """How much of each correction to take, learned as the mixes are."""
     recipe, evidence = job.recipe, job.learning
-    name = f"{recipe.search_digest}-{whole.digest}-{recipe.tune}-{evidence.items}-{strength}.safetensors"
-    return tune_repair(job.evaluator, whole, strength, evidence, recipe.tune,
+    name = f"{recipe.search_digest}-{whole.digest}-{recipe.tune.steps}-{evidence.items}-{strength}.safetensors"
+    return tune_repair(job.evaluator, whole, strength, evidence, recipe.tune.steps,
                        lambda done, total, loss: tell(Advanced("repair", done, total, loss)),
                        job.home / "repairs" / name)  # fmt: skip
 
@@ -174,13 +174,13 @@ def healed(job: Job, folder: Path) -> Generator[Event, None, Training]:
         folder: holds the assembled model.
     """
     recipe = job.recipe
-    yield Stage("heal", f"{recipe.heal:,} tokens, {recipe.heal_method}")
+    yield Stage("heal", f"{recipe.heal.tokens:,} tokens, {recipe.heal.method}")
     done = yield from watched(lambda tell: _heal(job, folder, job.home / f"heal-{recipe.digest}", tell))
     yield Healed(done.before, done.after, done.tokens, done.kept)
     stored = _stored(job, folder, done) if done.kept else None
     summary = {
-        "method": recipe.heal_method,
-        "objective": {"kl": recipe.heal_kl, "ce": recipe.heal_ce, "top_k": recipe.heal_top_k},
+        "method": recipe.heal.method,
+        "objective": {"kl": recipe.heal.kl, "ce": recipe.heal.ce, "top_k": recipe.heal.top_k},
         "before": done.before,
         "after": done.after,
         "kept": done.kept,
@@ -196,35 +196,35 @@ def healed(job: Job, folder: Path) -> Generator[Event, None, Training]:
 def course(recipe: Recipe) -> Course:
     """The recipe's fields that say how to train."""
     return Course(
-        tokens=recipe.heal,
-        method=recipe.heal_method,
-        rank=recipe.heal_rank,
-        alpha=recipe.heal_alpha,
-        kl=recipe.heal_kl,
-        ce=recipe.heal_ce,
-        top_k=recipe.heal_top_k,
-        rate=recipe.heal_lr,
-        batch=recipe.heal_batch,
-        checks=recipe.heal_checks,
-        patience=recipe.heal_patience,
+        tokens=recipe.heal.tokens,
+        method=recipe.heal.method,
+        rank=recipe.heal.rank,
+        alpha=recipe.heal.alpha,
+        kl=recipe.heal.kl,
+        ce=recipe.heal.ce,
+        top_k=recipe.heal.top_k,
+        rate=recipe.heal.lr,
+        batch=recipe.heal.batch,
+        checks=recipe.heal.checks,
+        patience=recipe.heal.patience,
         seed=recipe.seed,
-        checkpointing=recipe.gradient_checkpointing,
+        checkpointing=recipe.heal.gradient_checkpointing,
     )
 
 
 def _windows(recipe: Recipe) -> int:
-    return -(-recipe.heal // recipe.length)
+    return -(-recipe.heal.tokens // recipe.data.length)
 
 
 def _heal(job: Job, folder: Path, home: Path, tell: Tell) -> Healing:
     recipe = job.recipe
     # All weights are trained in float32, a LoRA is float32 beside weights as they are.
-    dtype = torch.float32 if recipe.heal_method == "full" else job.dtype
+    dtype = torch.float32 if recipe.heal.method == "full" else job.dtype
     with quiet(), warnings.catch_warnings():
         # Of peft, about transformers' names for what it uses.
         warnings.simplefilter("ignore", FutureWarning)
         student = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, trust_remote_code=recipe.trust_remote_code
+            folder, dtype=dtype, local_files_only=True, trust_remote_code=recipe.trust.remote_code
         ).to(job.device)
         train, held = job.training(_windows(recipe)), job.evidence["selection"]
         teacher, whose = job.bank.model, None
@@ -250,22 +250,22 @@ def _heal(job: Job, folder: Path, home: Path, tell: Tell) -> Healing:
 def _stored(job: Job, folder: Path, done: Healing) -> tuple[int, int] | None:
     """Merge into the folder's weights, tensor by tensor for a LoRA; or lay the adapter beside them."""
     recipe = job.recipe
-    if recipe.heal_method != "full":
+    if recipe.heal.method != "full":
         done.model.save_pretrained(folder / ADAPTER)
         (folder / ADAPTER / "README.md").unlink(missing_ok=True)
-        if recipe.keep_adapter:
-            _named_base(folder / ADAPTER / "adapter_config.json", recipe.push_to)
+        if recipe.heal.keep_adapter:
+            _named_base(folder / ADAPTER / "adapter_config.json", recipe.publish.repo)
             return None
     merged = folder / "merged"
     merged.mkdir()
     # Tensor by tensor, no adapter of stacked experts is merged.
-    plain = recipe.heal_method == "lora" and not stacked(job.bank.model)
+    plain = recipe.heal.method == "lora" and not stacked(job.bank.model)
     adapter = folder / ADAPTER if plain else None
-    parent = Parent.open(job.parent.source, folder, adapter, trust_remote_code=recipe.trust_remote_code)
+    parent = Parent.open(job.parent.source, folder, adapter, trust_remote_code=recipe.trust.remote_code)
     if adapter:
         stored = write(Blueprint.identity(parent.source, parent.depth), [parent], merged)
     else:
-        model = done.model.merge_and_unload() if recipe.heal_method != "full" else done.model
+        model = done.model.merge_and_unload() if recipe.heal.method != "full" else done.model
         stored = write_live(model, parent, merged)
     del parent
     for old in folder.glob("model*.safetensors*"):

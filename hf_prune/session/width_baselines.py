@@ -28,7 +28,7 @@ KINDS: dict[str, Kind] = {"wanda": "wanda", "magnitude": "magnitude"}
 
 def libraries(job: Job) -> Generator[Event, None, None]:
     """Make the level library of the search and those that baselines have of their own; time it where time counts."""
-    kinds: list[Kind] = ["obs", *(KINDS[n] for n in job.recipe.baselines if n in KINDS and job.target.remove)]
+    kinds: list[Kind] = ["obs", *(KINDS[n] for n in job.recipe.search.baselines if n in KINDS and job.target.remove)]
     steps = job.parent.depth * len(kinds)
 
     def work(tell: Tell) -> None:
@@ -37,14 +37,14 @@ def libraries(job: Job) -> Generator[Event, None, None]:
             job.library(kind, lambda done, total, before=before: tell(Advanced("library", before + done, steps)))
 
     yield from watched(work)
-    if job.recipe.latency is not None:
+    if job.recipe.size.latency is not None:
         yield Stage("latency", "prefill and decode at every level, on this device")
         latencies(job)
 
 
 def narrowed(job: Job, journal: Journal, remove: int, clock: Clock) -> Generator[Event, None, tuple[Rival, ...]]:
     """The baselines that the recipe names, each a single model; none beside a front."""
-    names = [n for n in LABELS if n in job.recipe.baselines]
+    names = [n for n in LABELS if n in job.recipe.search.baselines]
     if not remove or not names:
         return ()
     yield Stage("baselines", ", ".join(names))

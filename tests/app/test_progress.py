@@ -9,7 +9,7 @@ from hf_prune.recipe import Recipe
 from hf_prune.report.text import event_dict
 
 RECIPE = Recipe.of(base="ns/model", drop_layers=2)
-SPACE = METHODS["collapse"](6, 2, RECIPE.rules, RECIPE.norms)
+SPACE = METHODS["collapse"](6, 2, RECIPE.collapse.rules, RECIPE.collapse.norms)
 
 
 def scored(genome: tuple[int, ...], value: float, windows: int, params: float = 600.0) -> dict:

@@ -57,7 +57,7 @@ def test_every_corpus_has_the_teacher_that_knows_it_best(home):
 def test_block_influence_of_a_parent_is_that_of_its_own_run(home):
     job = open_job(stitching(home))
     alone = open_job(recipe(home, base=str(home / "tuned"), data=(str(home / "text.txt"),), output=str(home / "x")))
-    ours = influence(job.evaluator.states(job.identity(1), job.recipe.sequences))
+    ours = influence(job.evaluator.states(job.identity(1), job.recipe.data.sequences))
     assert ours == pytest.approx(block_influence(alone.evaluator.dense.run(alone.evidence["search"].tokens)), abs=1e-3)
 
 

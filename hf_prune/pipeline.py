@@ -106,14 +106,14 @@ def compress(recipe: Recipe) -> Iterator[Event]:
     else:
         yield Stage("done", f"{output} already holds the result of this recipe")
     url = None
-    if recipe.push_to:
-        yield Stage("push", recipe.push_to)
+    if recipe.publish.repo:
+        yield Stage("push", recipe.publish.repo)
         pushed = hub.push(
             output,
-            recipe.push_to,
-            private=not recipe.public,
-            create_pr=recipe.create_pr,
-            commit_message=recipe.commit_message,
+            recipe.publish.repo,
+            private=not recipe.publish.public,
+            create_pr=recipe.publish.create_pr,
+            commit_message=recipe.publish.commit_message,
         )
         url = pushed.url
         yield Pushed(pushed.url, pushed.commit, pushed.changed)
@@ -161,11 +161,11 @@ def _search(session: Session, journal: Journal, trials: int) -> Generator[Event,
     """Comparisons first (they seed the search), then the search, then the choice on the selection windows."""
     recipe, remove = session.recipe, session.inputs.target.remove
     baselines = (yield from play(session, journal, remove)) if remove else ()
-    if recipe.drop:
+    if recipe.size.drop:
         scorer = session.deletions(remove)
-        cut = scorer.blueprint(scorer.space.from_removed(recipe.dropped()))
+        cut = scorer.blueprint(scorer.space.from_removed(recipe.size.dropped()))
         return Winner(cut, cut, (), baselines)
-    yield Stage("search", f"{recipe.search} on {recipe.objective}")
+    yield Stage("search", f"{recipe.search.searcher} on {recipe.search.objective}")
     before = session.evaluator.cost.layer_tokens
     finalists = yield from _searched(session, journal, trials, [b.removed for b in baselines])
     layer_tokens = session.evaluator.cost.layer_tokens - before
@@ -175,12 +175,12 @@ def _search(session: Session, journal: Journal, trials: int) -> Generator[Event,
         knee, _ = front.pick_member(members, "knee")
         baselines = yield from play(session, journal, session.inputs.depth - len(knee.layers))
         return Winner(knee, knee, finalists, baselines, members, layer_tokens)
-    windows = recipe.selection_sequences
+    windows = recipe.data.selection_sequences
     yield Stage("select", f"{len(finalists)} finalists on {windows} windows the search has not seen")
     cut, selection = yield from best_unseen(session, journal, finalists)
     session.clock.lap("select")
     winner = Winner(cut, cut, finalists, baselines, None, layer_tokens, selection=selection)
-    if recipe.tune:
+    if recipe.tune.steps:
         winner = yield from tune_mixes(session, winner)
         session.clock.lap("tune")
     return winner
@@ -192,7 +192,7 @@ def _searched(
     """The recipe's search in its method's space, from the method's starts; its finalists."""
     recipe, scorer, facts = session.recipe, session.scorer, session.facts()
     starts = session.inputs.method.starts(scorer.space, facts, cuts)
-    searcher = SEARCHERS[recipe.search]
+    searcher = SEARCHERS[recipe.search.searcher]
     rng = np.random.default_rng(recipe.seed)
     searching = searcher.propose(scorer.space, session.schedule(trials, starts), rng)
     seen = (0, session.columns.index("params")) if searcher.every_size else (0,)
@@ -215,7 +215,7 @@ def finish(
         document: writes the report and all that lies beside the weights.
     """
     recipe, inputs, clock = session.recipe, session.inputs, session.clock
-    if recipe.repair:
+    if recipe.repair.enabled:
         winner = yield from repair_cut(session, winner)
         clock.lap("repair")
     yield Stage("assemble", f"{len(winner.blueprint.layers)} layers")
@@ -228,13 +228,13 @@ def finish(
         clock.lap("assemble")
         yield Assembled(winner.blueprint, str(partial), stored[0])
         training = None
-        if recipe.heal:
+        if recipe.heal.tokens:
             training = yield from heal_model(session, partial)
             if training.stored:
                 stored, said = training.stored, _logits(session, training.model)
                 certificate = _certificate(session, said, partial, inputs.base.dtype)
             clock.lap("heal")
-        yield Stage("report", f"{recipe.report_sequences} windows")
+        yield Stage("report", f"{recipe.report.sequences} windows")
         report = yield from document(session, winner, partial, stored, certificate, training and training.summary)
         yield Reported(report)
     return report
@@ -253,7 +253,7 @@ def _certificate(
         device=str(session.device),
         stored=rounded,
         # A model of several widths is loaded by the file beside its weights, which is our own.
-        trust_remote_code=session.recipe.trust_remote_code or (folder / FILE).is_file(),
+        trust_remote_code=session.recipe.trust.remote_code or (folder / FILE).is_file(),
     )
 
 

@@ -97,12 +97,12 @@ def plan(recipe: Recipe, peek: "Peek", variants: "Sequence[Peek]" = ()) -> Plan:
     download = sum(_download(peek, p) for p in (peek, *variants))
     trials = evaluations(recipe, facts)
     compared = baseline_evaluations(recipe, facts)
-    tokens = recipe.sequences * recipe.length
+    tokens = recipe.data.sequences * recipe.data.length
     return Plan(
         base=str(peek.source),
         model_type=str(peek.config.get("model_type", "unknown")),
         method=recipe.method,
-        search="none" if recipe.drop else recipe.search,
+        search="none" if recipe.size.drop else recipe.search.searcher,
         asked=asked(recipe),
         depth=depth,
         parameters=weights.total,
@@ -121,10 +121,16 @@ def plan(recipe: Recipe, peek: "Peek", variants: "Sequence[Peek]" = ()) -> Plan:
         candidates=candidates(recipe, facts),
         forward_tokens=(1 + trials + compared) * tokens,
         layer_tokens=layer_passes(recipe, facts) * tokens,
-        repair_tokens=repairs(recipe) * recipe.repair_sequences * recipe.length,
-        # Finalists that are trained: 8, then 4 and 2, each round for twice as long as all before it.
-        train_tokens=recipe.heal + 16 * recipe.search_heal + tunings(recipe) * recipe.tune * tokens,
+        repair_tokens=repairs(recipe) * recipe.repair.sequences * recipe.data.length,
+        train_tokens=trained_tokens(recipe, tokens),
     )
+
+
+def trained_tokens(recipe: Recipe, search_tokens: int) -> int:
+    """What the training of the result, of finalists and of mixes reads."""
+    # Finalists that are trained: 8, then 4 and 2, each round for twice as long as all before it.
+    finalists = 16 * recipe.heal.finalist_tokens
+    return recipe.heal.tokens + finalists + tunings(recipe) * recipe.tune.steps * search_tokens
 
 
 def facts_of(recipe: Recipe, depth: int, remove: int) -> Facts:
@@ -135,29 +141,29 @@ def facts_of(recipe: Recipe, depth: int, remove: int) -> Facts:
 
 def tunings(recipe: Recipe) -> int:
     """What gradient descent learns: the mixes and, where it learns from tasks, how far a repair goes."""
-    return 1 + (recipe.repair and recipe.objective in TASK_OBJECTIVES)
+    return 1 + (recipe.repair.enabled and recipe.search.objective in TASK_OBJECTIVES)
 
 
 def repairs(recipe: Recipe) -> int:
     """Candidates that are repaired; the winner is one of them."""
-    if not recipe.repair:
+    if not recipe.repair.enabled:
         return 0
-    if recipe.drop or recipe.every_size:
+    if recipe.size.drop or recipe.every_size:
         return 1
-    return 8 if recipe.search_heal else recipe.repair_finalists
+    return 8 if recipe.heal.finalist_tokens else recipe.repair.finalists
 
 
 def asked(recipe: Recipe) -> str:
     """The target in the user's words: "ratio 0.25", "keep 12", "drop 3,6,7" or "every size"."""
-    if recipe.drop:
-        return "drop " + ",".join(recipe.drop)
-    if recipe.keep_layers is not None:
-        return f"keep {recipe.keep_layers}"
-    if recipe.drop_layers is not None:
-        return f"drop {recipe.drop_layers} layers"
-    if recipe.latency is not None:
-        return f"latency {recipe.latency:g}"
-    return "every size" if recipe.every_size else f"ratio {recipe.ratio or DEFAULT_RATIO:g}"
+    if recipe.size.drop:
+        return "drop " + ",".join(recipe.size.drop)
+    if recipe.size.keep_layers is not None:
+        return f"keep {recipe.size.keep_layers}"
+    if recipe.size.drop_layers is not None:
+        return f"drop {recipe.size.drop_layers} layers"
+    if recipe.size.latency is not None:
+        return f"latency {recipe.size.latency:g}"
+    return "every size" if recipe.every_size else f"ratio {recipe.size.ratio or DEFAULT_RATIO:g}"
 
 
 def target_of(recipe: Recipe, sizes: Sizes) -> Target:
@@ -175,7 +181,7 @@ def target_of(recipe: Recipe, sizes: Sizes) -> Target:
 
 def candidates(recipe: Recipe, facts: Facts) -> int:
     """Models the search can choose among, at most (some merges are deletions in disguise); 1 with `drop`."""
-    return 1 if recipe.drop else METHODS[recipe.method].space(recipe, facts).count()
+    return 1 if recipe.size.drop else METHODS[recipe.method].space(recipe, facts).count()
 
 
 def evaluations(recipe: Recipe, facts: Facts) -> int:
@@ -185,14 +191,14 @@ def evaluations(recipe: Recipe, facts: Facts) -> int:
     moves a candidate has: the number of generations that EvoPress takes (arXiv 2410.14649) grows the same way.
     examples/benchmarks/search_quality.py shows what it buys.
     """
-    if recipe.drop:
+    if recipe.size.drop:
         return 0
     method = METHODS[recipe.method]
-    rounds = _rounds(recipe, facts, recipe.search)
+    rounds = _rounds(recipe, facts, recipe.search.searcher)
     if rounds is None:
-        return recipe.evaluations or recipe.population + TRIALS_PER_MOVE * method.moves(recipe, facts)
+        return recipe.search.evaluations or recipe.search.population + TRIALS_PER_MOVE * method.moves(recipe, facts)
     needed = sum(count for count, _ in rounds)
-    return min(needed, recipe.evaluations or needed)
+    return min(needed, recipe.search.evaluations or needed)
 
 
 def baseline_evaluations(recipe: Recipe, facts: Facts) -> int:
@@ -205,7 +211,7 @@ def layer_passes(recipe: Recipe, facts: Facts) -> int:
     most."""
     compared = sum(count * (facts.depth - gone) for count, gone in _compared(recipe, facts))
     units = METHODS[recipe.method].units
-    rounds = None if recipe.drop or units > 1 else _rounds(recipe, facts, recipe.search)
+    rounds = None if recipe.size.drop or units > 1 else _rounds(recipe, facts, recipe.search.searcher)
     if rounds is None:
         # A layer that has lost a part is still passed.
         rounds = [(evaluations(recipe, facts), 0 if units > 1 else facts.remove or 1)]
@@ -252,23 +258,23 @@ def peak_memory(recipe: Recipe, peek: "Peek", weights: Weights) -> int:
 
     with b the bytes of the search precision (auto: at most four on the CPU, else two).
     """
-    cpu = _on_cpu(recipe.device)
-    width = WIDTH.get(recipe.dtype) or (4 if cpu else 2)
+    cpu = _on_cpu(recipe.machine.device)
+    width = WIDTH.get(recipe.machine.dtype) or (4 if cpu else 2)
     hidden, vocabulary = number(peek, "hidden_size", "n_embd", "d_model"), number(peek, "vocab_size")
-    layers, tokens = len(weights.layers), (recipe.sequences + recipe.selection_sequences) * recipe.length
-    larger = max(recipe.sequences, recipe.selection_sequences) * recipe.length
+    layers, tokens = len(weights.layers), (recipe.data.sequences + recipe.data.selection_sequences) * recipe.data.length
+    larger = max(recipe.data.sequences, recipe.data.selection_sequences) * recipe.data.length
     state = tokens * hidden * width
     reference = (layers + 1) * state + tokens * min(TOP_K, vocabulary) * 12
-    modules = 2 * layers * state if recipe.objective == "gelaco_v1" else 0
-    frontier = min(2 * recipe.offspring * larger * hidden * width, STATE_BYTES)
-    tile = max(recipe.length, min(tokens, TILE_TOKENS * 2 // width if cpu else GPU_TILE_TOKENS))
+    modules = 2 * layers * state if recipe.search.objective == "gelaco_v1" else 0
+    frontier = min(2 * recipe.search.offspring * larger * hidden * width, STATE_BYTES)
+    tile = max(recipe.data.length, min(tokens, TILE_TOKENS * 2 // width if cpu else GPU_TILE_TOKENS))
     merged = 0
     if METHODS[recipe.method].several:
-        room = recipe.memory * 2**30 - weights.total * width if recipe.memory else math.inf
+        room = recipe.machine.memory * 2**30 - weights.total * width if recipe.machine.memory else math.inf
         merged = max(0, min(MERGED_LAYERS * max(weights.layers) * width, room))
-    asked = len(recipe.search_tasks) * (recipe.learned_items + recipe.selection_items) * recipe.length
+    asked = len(recipe.tasks.search) * (recipe.learned_items + recipe.tasks.selection_items) * recipe.data.length
     exam = min((layers + 1) * asked * hidden * width, EXAM_BYTES)
-    passing = max(frontier, weights.total * 4 if recipe.tune else 0)
+    passing = max(frontier, weights.total * 4 if recipe.tune.steps else 0)
     return round(weights.total * width + merged) + reference + modules + exam + passing + 2 * tile * vocabulary * 4
 
 

@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -19,7 +19,8 @@ from hf_prune.errors import IncompatibleSources, InvalidBlueprint, InvalidRecipe
 from hf_prune.events import Event, Finished, Reported, Stage, Started
 from hf_prune.models.variants import beside, pull_variant
 from hf_prune.pipeline import finish, finished
-from hf_prune.recipe import Recipe
+from hf_prune.recipe import OPTIONS, Recipe, flatten
+from hf_prune.recipe.fields import Size
 from hf_prune.recovery.levels import Kind, cached
 from hf_prune.report.compose import measured_again
 from hf_prune.session.front import pick_member
@@ -123,7 +124,7 @@ def report_folder(
     output = Path(output or (here if Path(source).is_dir() else Path(str(source).partition("@")[0]).name))
     with nullcontext(here) if output == here else copying(here, output) as folder:
         session, winner, before = _reopened(here, base, {**changes, "output": str(output)})
-        yield Stage("report", f"{session.recipe.report_sequences} windows")
+        yield Stage("report", f"{session.recipe.report.sequences} windows")
         report = yield from measured_again(before, session, winner, folder)
         yield Reported(report)
     yield Finished(str(output), report, None)
@@ -206,12 +207,12 @@ def _reopened(folder: Path, base: str | None, changes: dict[str, Any]) -> tuple[
     variants = tuple(changes.pop("variants", ()))
     given = (base or str(blueprint.sources[0]), *variants) if base or variants else ()
     parents = open_parents(blueprint, given)
-    kept = {k: v for k, v in before["recipe"].items() if k in Recipe.model_fields and k not in NEVER_KEPT}
-    if any(name in changes for name in ("ratio", "keep_layers", "drop_layers", "drop")):
+    if {"size", *Size.model_fields} & changes.keys():
         raise InvalidRecipe("The size of a finished result is what it is; compress its base again for another one.")
-    _check_files({k: v for k, v in kept.items() if k not in changes})
     named = {"base": base or str(blueprint.sources[0]), "variants": variants or tuple(map(str, blueprint.sources[1:]))}
-    recipe = Recipe.of(**{**kept, **changes, **named})
+    kept = Recipe.of(**{**_kept(before["recipe"]), **named})
+    recipe = kept.replace(**changes)
+    _check_files(kept, flatten(changes))
     session = open_session(recipe, parents, over=True)
     session.bank.patches.update(load_patches(folder / PATCH_FILE))
     _with_libraries(session, blueprint, before)
@@ -219,10 +220,15 @@ def _reopened(folder: Path, base: str | None, changes: dict[str, Any]) -> tuple[
     return session, Winner(cut.canonical(), blueprint.canonical()), before
 
 
-def _check_files(kept: dict[str, Any]) -> None:
-    """Refuse to read files that a report names: it may be a stranger's, and cards quote what was read."""
-    for name in ("data", "tasks"):
-        for entry in map(str, kept.get(name) or ()):
+def _kept(told: dict[str, Any]) -> dict[str, Any]:
+    """What a report says of its recipe, as far as it may; a mapping would stand for a group, and hide what may not."""
+    return {k: v for k, v in told.items() if k in OPTIONS and k not in NEVER_KEPT and not isinstance(v, dict)}
+
+
+def _check_files(kept: Recipe, changes: Mapping[str, Any]) -> None:
+    """Refuse to read files that only a report names: it may be a stranger's, and cards quote what was read."""
+    for name, entries in {"data": kept.data.text, "tasks": kept.tasks.names}.items():
+        for entry in () if name in changes else entries:
             if entry.endswith(FILES) or os.path.exists(os.path.expanduser(entry)):
                 raise InvalidRecipe(
                     f"This result was made with the local file {entry!r}; say where it is with --{name}."

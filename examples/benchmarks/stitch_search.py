@@ -139,7 +139,7 @@ def warm_starts(session: Session) -> tuple[Genome, ...]:
 
 def searched(session: Session, name: str, most: int, seed: int) -> Ledger:
     """Until the evidence is spent."""
-    full, scorer = session.recipe.sequences, session.scorer
+    full, scorer = session.recipe.data.sequences, session.scorer
     stages = {
         "staged": (full // 4, full),
         "smac": (max(1, full // 9), full // 3, full),

@@ -82,7 +82,7 @@ def arguments() -> argparse.Namespace:
 
 def tokens(text: str) -> int:
     """10k as a number."""
-    return Recipe.of(base="x", heal=text).heal
+    return Recipe.of(base="x", heal=text).heal.tokens
 
 
 @dataclass(eq=False)
@@ -162,7 +162,7 @@ class Bench:
     def trained(self, student: torch.nn.Module, course: Course, checkpoints: Path) -> torch.nn.Module:
         """Taught by the dense model, as `hf-prune compress --heal` does it."""
         session, evidence = self.session, self.session.evidence
-        train = evidence.training(-(-course.tokens // session.recipe.length)).tokens
+        train = evidence.training(-(-course.tokens // session.recipe.data.length)).tokens
         held, family = evidence.windows["selection"].tokens, session.inputs.base.family
         with quiet(), warnings.catch_warnings():
             # Of peft, about transformers' names for what it uses.
@@ -235,8 +235,8 @@ def selection_flops(bench: Bench, blueprint: Blueprint, seed: int) -> float:
     """Matrix FLOPs of training-aware selection: those of one finalist, all of which are of one size."""
     session, first = bench.session, bench.a.aware
     evaluator, r = session.evaluator, session.recipe
-    rows = slice(r.sequences, r.sequences + r.selection_sequences)
-    text = session.evidence.training(-(-first * 2 ** (FINAL_STAGES - 1) // r.length)).tokens
+    rows = slice(r.data.sequences, r.data.sequences + r.data.selection_sequences)
+    text = session.evidence.training(-(-first * 2 ** (FINAL_STAGES - 1) // r.data.length)).tokens
     with tempfile.TemporaryDirectory() as home:
         with FlopCounterMode(display=False) as once:
             aware = TrainingAware(evaluator, Lesson.of(evaluator.dense, text), Path(home), seed)
@@ -254,7 +254,7 @@ def selection_flops(bench: Bench, blueprint: Blueprint, seed: int) -> float:
 def healing_flops(bench: Bench, blueprint: Blueprint, seed: int) -> float:
     """Matrix FLOPs of training per token, teacher included: what a second step adds to one."""
     totals, usual = [], course(bench.session.recipe)
-    size = usual.batch * bench.session.recipe.length
+    size = usual.batch * bench.session.recipe.data.length
     for steps in (1, 2):
         short = replace(usual, tokens=steps * size, checks=1, seed=seed)
         student = bench.session.assembled(blueprint)

@@ -51,7 +51,7 @@ def _history(points: list[Point], recipe: Recipe, path: Path) -> None:
     step = 1 + len(points) // MOST
     first = points[0].number - 1
     rows = [(p.number - first, p.value, p.windows) for p in points[::step]]
-    search_history(rows, path, objective=recipe.objective)
+    search_history(rows, path, objective=recipe.search.objective)
 
 
 def _front(points: list[Point], recipe: Recipe, path: Path) -> None:
@@ -59,9 +59,15 @@ def _front(points: list[Point], recipe: Recipe, path: Path) -> None:
 
     alive = [p for p in points if math.isfinite(p.value) and math.isfinite(p.removed)]
     best = set(non_dominated([(-p.removed, p.value) for p in alive]))
-    rows = [{"removed_ratio": p.removed, recipe.objective: p.value} for p in alive]
+    rows = [{"removed_ratio": p.removed, recipe.search.objective: p.value} for p in alive]
     front = [row for i, row in enumerate(rows) if i in best]
-    pareto(front, [row for i, row in enumerate(rows) if i not in best][-MOST:], None, path, objective=recipe.objective)
+    pareto(
+        front,
+        [row for i, row in enumerate(rows) if i not in best][-MOST:],
+        None,
+        path,
+        objective=recipe.search.objective,
+    )
 
 
 def front(members: Sequence[Mapping[str, Any]], objective: str) -> str:

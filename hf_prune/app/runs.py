@@ -23,8 +23,6 @@ from multiprocessing import Process
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from hf_prune.app.workers import started, stop
 from hf_prune.errors import HfPruneError, InvalidRecipe
 from hf_prune.recipe import Recipe
@@ -182,8 +180,8 @@ class Runs:
     def _prepare(self, run: Run, recipe: Recipe, owner: str) -> None:
         run.folder.mkdir(exist_ok=True)
         (run.folder / "owner").write_text(owner, encoding="utf-8")
-        asked = recipe.model_dump(mode="json", exclude_defaults=True) | {"output": str(run.result)}
-        (run.folder / "recipe.yaml").write_text(yaml.safe_dump(asked, sort_keys=False), encoding="utf-8")
+        asked = recipe.replace(output=str(run.result))
+        (run.folder / "recipe.yaml").write_text(asked.to_yaml(), encoding="utf-8")
         (run.folder / "events.jsonl").unlink(missing_ok=True)
 
     def _serve(self) -> None:

@@ -15,6 +15,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from hf_prune.blueprint import LOCAL
 from hf_prune.data.bundled import bundled_folder
+from hf_prune.recipe import nest
 from hf_prune.report import tables, verdicts
 from hf_prune.report.licence import inherited_licence, listed
 from hf_prune.report.redaction import public_command, public_recipe, public_source, without_paths, without_tokens
@@ -145,7 +146,7 @@ def _context(report: Report, figures: Mapping[str, str], parents: Sequence[Paren
         "remote_code": bool(recipe.get("trust_remote_code")) or bool(report.get("own_code")),
         "load_note": _load_note(report),
         "certificate": _certificate(report), "command": _commands(report, local),
-        "recipe": yaml.safe_dump(public_recipe(recipe, local), sort_keys=False, allow_unicode=True),
+        "recipe": yaml.safe_dump(nest(public_recipe(recipe, local)), sort_keys=False, allow_unicode=True),
         "sources": "; ".join(_parent_link(p) for p in parents), "licence_note": inherited_licence(parents)[1],
         "retention": report.get("retention"), "retention_verdict": verdicts.retention_verdict(report),
         "origins": report.get("origins"), "teachers": report.get("teachers"),

@@ -19,7 +19,7 @@ from hf_prune.blueprint import Blueprint
 from hf_prune.events import Event
 from hf_prune.models.auto_classes import FILE
 from hf_prune.plan import asked
-from hf_prune.recipe import flagged
+from hf_prune.recipe import flagged, nest
 from hf_prune.recovery.latency import foretold, retimed
 from hf_prune.report import card, figures, statistics
 from hf_prune.report.measure import measured
@@ -93,7 +93,7 @@ def describe(
     result = plain(result)
     if winner.front:
         write_text(folder / "front.json", json.dumps(plain({"version": 1, "front": winner.front}), indent=1) + "\n")
-    write_text(folder / "recipe.yaml", yaml.safe_dump(result["recipe"], sort_keys=False))
+    write_text(folder / "recipe.yaml", yaml.safe_dump(nest(result["recipe"]), sort_keys=False))
     publish(result, folder, _figures(session, journal, winner, result, folder), parents_of(session))
     shutil.copyfile(journal.path, folder / "journal.jsonl")
     if session.workdir.items.is_file():
@@ -158,7 +158,7 @@ def measured_again(
 
 def _foretold(session: Session, blueprint: Blueprint) -> dict[str, Any] | None:
     """Shares of the dense time, where time was what is asked for."""
-    asked_time = session.recipe.latency
+    asked_time = session.recipe.size.latency
     return None if asked_time is None else foretold(session.latencies, asked_time, blueprint, session.inputs.depth)
 
 
@@ -214,7 +214,7 @@ def _lineage(session: Session, winner: Winner) -> dict[str, Any]:
 def _identity(session: Session, winner: Winner) -> dict[str, Any]:
     recipe = session.recipe
     local = [s.repo for s in session.inputs.sources if s.is_local]
-    public = public_recipe(recipe.model_dump(mode="json", exclude_defaults=True), local)
+    public = public_recipe(recipe.changed(), local)
     left_out = ("base", "push_to", "public", "create_pr")
     flags = [w for k, v in public.items() if k not in left_out for w in flagged(k, v)]
     return {
@@ -226,8 +226,8 @@ def _identity(session: Session, winner: Winner) -> dict[str, Any]:
         "digest": winner.blueprint.digest,
         "sources": statistics.sources(winner.blueprint.over(session.inputs.sources), session.inputs.cards),
         "method": recipe.method,
-        "search": "by hand" if recipe.drop else recipe.search,
-        "objective": recipe.objective,
+        "search": "by hand" if recipe.size.drop else recipe.search.searcher,
+        "objective": recipe.search.objective,
         "seed": recipe.seed,
     }
 
@@ -235,7 +235,7 @@ def _identity(session: Session, winner: Winner) -> dict[str, Any]:
 def _size(session: Session, winner: Blueprint, stored: tuple[int, int]) -> dict[str, Any]:
     itemsize = session.inputs.base.checkpoint.itemsize(next(iter(session.inputs.base.shapes)))
     size = statistics.sizes(session.inputs.base, winner, session.evaluator.parameters(winner), stored, itemsize)
-    ratio = session.recipe.ratio
+    ratio = session.recipe.size.ratio
     if ratio is None and asked(session.recipe).startswith("ratio"):
         ratio = float(asked(session.recipe).split()[1])
     return {
@@ -252,7 +252,7 @@ def _figures(
     """Draw what this run can show; name -> file relative to the folder."""
     (folder / "figures").mkdir(exist_ok=True)
     paths = {name: folder / "figures" / file for name, file in FIGURES.items()}
-    objective = session.recipe.objective
+    objective = session.recipe.search.objective
     drawn = {"layer_strip": figures.layer_strip(result, paths["layer_strip"])}
     if "origins" in result:
         drawn["layer_map"] = figures.layer_map(result, paths["layer_map"])

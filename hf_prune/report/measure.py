@@ -25,7 +25,7 @@ from hf_prune.session.session import Session
 
 def _loaded(session: Session, folder: Path) -> PreTrainedModel:
     """The finished folder as a user gets it, in the precision of the search so that all columns are alike."""
-    code = session.recipe.trust_remote_code
+    code = session.recipe.trust.remote_code
     with quiet():
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=session.dtype, local_files_only=True, trust_remote_code=code
@@ -100,7 +100,7 @@ def _observed(
             model = session.assembled(blueprints[stage])
         text = texts[stage] if stage in texts else evaluator.live_scores(model)
         digest = blueprints[stage].digest if stage in blueprints else f"{winner.blueprint.digest}-{recipe.digest}"
-        harness = scores_of(model, session, digest) if recipe.lm_eval else {}
+        harness = scores_of(model, session, digest) if recipe.report.lm_eval else {}
         if known and stage != last:
             answers = known.answers(blueprints[stage])
         else:
@@ -119,5 +119,10 @@ def scores_of(model: PreTrainedModel, session: Session, digest: str) -> dict[str
     recipe, cache = session.recipe, Path("~/.cache/hf_prune/lm_eval").expanduser()
     key = f"{digest}-{str(session.dtype).removeprefix('torch.')}"
     return lm_eval.scores(
-        model, session.inputs.tokenizer, recipe.lm_eval, digest=key, limit=recipe.lm_eval_limit, cache=cache
+        model,
+        session.inputs.tokenizer,
+        recipe.report.lm_eval,
+        digest=key,
+        limit=recipe.report.lm_eval_limit,
+        cache=cache,
     )

@@ -50,7 +50,7 @@ def standings(
         corpora=[names.index(c) for c in windows.corpora],
         exam=lambda dense: Exam(dense, session.evidence.reported, session.inputs.tokenizer, session.recipe.seed),
     )
-    evidence = Fidelity(len(windows.tokens), items=session.recipe.task_items)
+    evidence = Fidelity(len(windows.tokens), items=session.recipe.tasks.items)
     measures = evaluator.evaluate([blueprint for _, _, blueprint in rows], evidence, progress)
     return Standings(tuple(rows), measures, tuple(names), tuple(evaluator.exam.tasks))
 
@@ -80,7 +80,7 @@ def retention(session: Session, winner: Winner, known: Standings) -> dict[str, A
         **{f"reference{suffix}": known.rows[best[how]][1] for how, suffix in ACCURACIES.items()},
         "corpora": list(known.corpora),
         "tasks": [t.name for t in known.tasks],
-        "items": session.recipe.task_items,
+        "items": session.recipe.tasks.items,
         "rows": rows,
     }
 

@@ -5,8 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel
-
+from hf_prune.recipe import Recipe
 from hf_prune.report import verdicts
 from hf_prune.report.verdicts import amount, percent
 
@@ -22,8 +21,8 @@ def event_dict(event: "Event") -> dict[str, Any]:
 
 def plain(value: Any) -> Any:
     """JSON values all the way down; infinities and NaN, which JSON lacks, become "inf", "-inf" and "nan"."""
-    if isinstance(value, BaseModel):
-        return plain(value.model_dump(mode="json"))
+    if isinstance(value, Recipe):
+        return plain(value.flat())
     if is_dataclass(value):
         return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, Mapping):

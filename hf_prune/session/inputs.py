@@ -91,7 +91,7 @@ def open_inputs(recipe: Recipe, parents: Sequence[Parent] = ()) -> Inputs:
         SourceError, UnsupportedArchitecture, IncompatibleSources: a source cannot be used, or not by this method.
         InvalidRecipe: the target cannot be met.
     """
-    trust = recipe.trust
+    trust = recipe.trust.arguments
     check_variants(recipe.base, recipe.variants, **trust)
     pulled = [hub.pull(recipe.base, **trust), *(pull_variant(recipe.base, v, **trust) for v in recipe.variants)]
     if not parents:

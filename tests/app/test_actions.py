@@ -31,7 +31,7 @@ def test_the_plan_of_a_repo_and_where_else_it_can_run(do, hub_server):
     looked, planned, command, recipe, job, tabs = do.look(None, "ns/model", *FORM)
     assert looked == planned and "remove 3 layers" in planned and tabs.selected == "size"
     assert command == "hf-prune compress ns/model --ratio 0.4"
-    assert recipe == "base: ns/model\nratio: 0.4\n"
+    assert recipe == "base: ns/model\nsize:\n  ratio: 0.4\n"
     assert job.startswith("hf jobs run --flavor cpu-upgrade") and "--push-to NAMESPACE/NAME" in job
     assert not hub_server.seen("/resolve/main/model.safetensors"), "no weights before a run"
 

@@ -285,7 +285,7 @@ def test_loading_needs_no_extra_package_and_names_the_repo(report, tmp_path):
 
 def test_the_recipe_on_the_card_is_yaml(report, tmp_path):
     recipe = re.search(r"```yaml\n(.*?)```", render(report, tmp_path), re.S)[1]
-    assert yaml.safe_load(recipe) == {"base": "storymath-16l", "ratio": 0.25, "data": ["data"]}
+    assert yaml.safe_load(recipe) == {"base": "storymath-16l", "size": {"ratio": 0.25}, "data": {"text": ["data"]}}
 
 
 def test_infinite_perplexity_is_said_and_kept_out_of_the_metadata(report, tmp_path):

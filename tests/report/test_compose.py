@@ -39,8 +39,11 @@ def done(tmp_path_factory):
 def test_the_recipe_beside_the_weights_is_what_was_asked_without_paths(done):
     _, result = done
     stored = yaml.safe_load((result.folder / "recipe.yaml").read_text())
-    assert stored["ratio"] == 0.3 and stored["seed"] == 5 and stored["base"] == "base" and "output" not in stored
-    assert Recipe.of(**stored).evaluations == 24
+    assert (
+        stored["size"] == {"ratio": 0.3} and stored["seed"] == 5 and stored["base"] == "base" and "output" not in stored
+    )
+    assert Recipe.of(**stored).search.evaluations == 24
+    assert result.report["recipe"] == Recipe.of(**stored).changed(), "a report keeps flat names"
 
 
 def test_the_report_names_its_command_seed_and_dense_reference(done):

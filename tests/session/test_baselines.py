@@ -56,7 +56,7 @@ def test_every_corpus_has_the_teacher_that_knows_it_best(home):
 def test_block_influence_of_a_parent_is_that_of_its_own_run(home):
     session = open_session(stitching(home))
     alone = open_session(recipe(home, base=str(home / "tuned"), data=(str(home / "text.txt"),), output=str(home / "x")))
-    ours = influence(session.evaluator.states(session.inputs.identity(1), session.recipe.sequences))
+    ours = influence(session.evaluator.states(session.inputs.identity(1), session.recipe.data.sequences))
     theirs = block_influence(alone.evaluator.dense.run(alone.evidence.windows["search"].tokens))
     assert ours == pytest.approx(theirs, abs=1e-3)
 

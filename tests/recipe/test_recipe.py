@@ -12,15 +12,18 @@ from hf_prune.errors import InvalidRecipe
 from hf_prune.recipe import (
     AFTER_SEARCH,
     NOT_IDENTITY,
+    OPTIONS,
     RULES,
     TASK_OBJECTIVES,
     Baseline,
     Method,
     Objective,
     Recipe,
-    Search,
-    spelled,
+    Searcher,
 )
+from hf_prune.recipe.recipe import ORDER
+
+ROOT = Path(__file__).parents[2]
 
 CHANGED = {
     "base": "other",
@@ -71,7 +74,7 @@ BESIDE = {"latency": {"method": "width"}, "variants": STITCH, "tune": STITCH}
     ],
 )
 def test_drop_reads_numbers_and_closed_ranges(drop, layers):
-    assert Recipe.of(base="m", drop=drop).dropped() == layers
+    assert Recipe.of(base="m", drop=drop).size.dropped() == layers
 
 
 @pytest.mark.parametrize("drop", ["28-21", "a", "-3", "1.5", "3;4"])
@@ -87,7 +90,7 @@ def test_a_backward_range_shows_the_right_way_round():
 
 @given(st.sets(st.integers(0, 99), min_size=1))
 def test_any_set_of_layers_survives_being_written_as_a_list(layers):
-    assert Recipe.of(base="m", drop=(",".join(map(str, layers)),)).dropped() == tuple(sorted(layers))
+    assert Recipe.of(base="m", drop=(",".join(map(str, layers)),)).size.dropped() == tuple(sorted(layers))
 
 
 @pytest.mark.parametrize(
@@ -107,7 +110,7 @@ def test_any_set_of_layers_survives_being_written_as_a_list(layers):
         ({"method": "stitch", "variants": ("v",), "search_heal": "1k"}, ("search_heal", "--heal")),
         ({"tune": 3}, ("tune", "variants")),
         ({"method": "stitch", "variants": ("v",), "tune": 3, "search": "nsga2"}, ("tune", "nsga2")),
-        ({"method": "stitch", "variants": ("v",), "tune": -1}, ("tune", "greater than or equal to 0")),
+        ({"method": "stitch", "variants": ("v",), "tune": -1}, ("tune", "at least 0")),
         ({"merges": ("average",)}, ("average", "task-arithmetic")),
         ({"objective": "tasks"}, ("tasks", "--search-tasks")),
         ({"drop_layers": 2, "ratio": 0.5}, ("drop_layers", "ratio")),
@@ -134,7 +137,7 @@ def test_yaml_must_exist_parse_and_be_a_mapping(tmp_path):
 def test_overrides_win_over_the_file(tmp_path):
     (tmp_path / "r.yaml").write_text("base: m\nseed: 1\nratio: 0.5\n")
     recipe = Recipe.load(tmp_path / "r.yaml", seed=2)
-    assert (recipe.base, recipe.seed, recipe.ratio) == ("m", 2, 0.5)
+    assert (recipe.base, recipe.seed, recipe.size.ratio) == ("m", 2, 0.5)
 
 
 words = st.text(min_size=1, max_size=20)
@@ -145,7 +148,7 @@ recipes = st.builds(
     base=words,
     output=words,
     method=st.sampled_from([m for m in get_args(Method) if m != "stitch" and not m.startswith("width")]),
-    search=st.sampled_from([s for s in get_args(Search) if s not in ("nsga2", "smac")]),
+    search=st.sampled_from([s for s in get_args(Searcher) if s not in ("nsga2", "smac")]),
     objective=st.sampled_from([o for o in get_args(Objective) if o not in TASK_OBJECTIVES]),
     rules=st.lists(st.sampled_from(RULES), min_size=1).map(tuple),
     baselines=st.lists(st.sampled_from(get_args(Baseline))).map(tuple),
@@ -153,6 +156,14 @@ recipes = st.builds(
     evaluations=st.none() | st.integers(1, 10**6),
     seed=st.integers(0, 2**32),
     length=st.integers(8, 4096),
+    heal=st.integers(0, 10**12) | st.sampled_from(["1M", "1.5k"]),
+    heal_rank=st.integers(1, 512),
+    heal_lr=st.none() | st.floats(1e-12, 1e12),
+    repair=st.booleans(),
+    damping=st.floats(1e-300, 1e300),
+    allow_pickle=st.booleans(),
+    device=words,
+    search_tasks=st.lists(words, max_size=2),
     push_to=st.none() | words,
     public=st.booleans(),
 )
@@ -164,10 +175,11 @@ def test_yaml_round_trip(tmp_path_factory, recipe):
     path.write_text(recipe.to_yaml(), encoding="utf-8")
     back = Recipe.load(path)
     assert back == recipe and back.digest == recipe.digest
+    assert Recipe.of(**recipe.changed()) == Recipe.of(**recipe.flat()) == recipe
 
 
 def test_yaml_holds_only_what_was_changed():
-    assert yaml.safe_load(Recipe.of(base="m", ratio=0.3).to_yaml()) == {"base": "m", "ratio": 0.3}
+    assert yaml.safe_load(Recipe.of(base="m", ratio=0.3).to_yaml()) == {"base": "m", "size": {"ratio": 0.3}}
 
 
 def another(name, default):
@@ -177,20 +189,18 @@ def another(name, default):
     return not default if isinstance(default, bool) else (default or 0) + 1000
 
 
-@pytest.mark.parametrize("name", list(Recipe.model_fields))
+@pytest.mark.parametrize("name", OPTIONS)
 def test_the_digest_follows_exactly_the_fields_that_decide_the_result(name):
     plain = Recipe.of(base="m", **BESIDE.get(name, {}))
-    other = Recipe.of(**{"base": "m", **BESIDE.get(name, {}), name: another(name, getattr(plain, name))})
-    assert getattr(other, name) != getattr(plain, name)
+    other = Recipe.of(**{"base": "m", **BESIDE.get(name, {}), name: another(name, OPTIONS[name].of(plain))})
+    assert OPTIONS[name].of(other) != OPTIONS[name].of(plain)
     assert (other.digest == plain.digest) is (name in NOT_IDENTITY)
 
 
-@pytest.mark.parametrize(
-    "path", sorted((Path(__file__).parents[1] / "examples" / "recipes").glob("*.yaml")), ids=lambda p: p.name
-)
+@pytest.mark.parametrize("path", sorted((ROOT / "examples" / "recipes").glob("*.yaml")), ids=lambda p: p.name)
 def test_the_example_recipes_are_valid(path):
     recipe = Recipe.load(path)
-    assert (Path(__file__).parents[1] / recipe.base).is_dir()
+    assert (ROOT / recipe.base).is_dir()
 
 
 @pytest.mark.parametrize(
@@ -207,14 +217,17 @@ def test_the_example_recipes_are_valid(path):
 def test_yaml_lists_may_be_written_the_way_people_write_them(tmp_path, text, field, value):
     path = tmp_path / "recipe.yaml"
     path.write_text(f"base: m\n{text}\n")
-    assert getattr(Recipe.load(path), field) == value
+    assert Recipe.load(path).flat()[field] == value
 
 
 @pytest.mark.parametrize(
     ("text", "tokens"), [("1M", 10**6), ("500k", 500_000), ("1.5M", 1_500_000), (2000, 2000), ("2_000", 2000), (0, 0)]
 )
 def test_tokens_are_counted_the_way_people_write_them(text, tokens):
-    assert Recipe.of(base="m", heal=text).heal == tokens and Recipe.of(base="m", search_heal=text).search_heal == tokens
+    assert (
+        Recipe.of(base="m", heal=text).heal.tokens == tokens
+        and Recipe.of(base="m", search_heal=text).heal.finalist_tokens == tokens
+    )
 
 
 @pytest.mark.parametrize("text", ["1MB", "many", "-5", "", True, None])
@@ -223,10 +236,10 @@ def test_other_counts_of_tokens_are_refused(text):
         Recipe.of(base="m", heal=text)
 
 
-@pytest.mark.parametrize("name", list(Recipe.model_fields))
+@pytest.mark.parametrize("name", OPTIONS)
 def test_a_journal_outlives_every_change_of_what_comes_after_the_search(name):
     plain = Recipe.of(base="m", **BESIDE.get(name, {}))
-    other = Recipe.of(**{"base": "m", **BESIDE.get(name, {}), name: another(name, getattr(plain, name))})
+    other = Recipe.of(**{"base": "m", **BESIDE.get(name, {}), name: another(name, OPTIONS[name].of(plain))})
     assert (other.search_digest == plain.search_digest) is (name in NOT_IDENTITY | AFTER_SEARCH)
 
 
@@ -234,8 +247,8 @@ def test_a_journal_outlives_every_change_of_what_comes_after_the_search(name):
     ("fields", "message"),
     [
         ({"heal": 1, "heal_kl": 0, "heal_ce": 0}, "something to learn"),
-        ({"heal_ce": -1.0}, "must not be negative"),
-        ({"heal_lr": -1.0}, "must not be negative"),
+        ({"heal_ce": -1.0}, "must be at least 0, not -1"),
+        ({"heal_lr": -1.0}, "must be above 0, not -1"),
         ({"keep_adapter": True, "heal_method": "full"}, "no adapter to keep"),
     ],
 )
@@ -246,9 +259,193 @@ def test_a_training_that_makes_no_sense_is_refused(fields, message):
 
 @pytest.mark.parametrize("name", ["evaluations", "population", "task_items", "repair_sequences", "heal_batch"])
 def test_a_count_below_one_is_refused(name):
-    with pytest.raises(InvalidRecipe, match=f"{name} must be at least 1"):
+    with pytest.raises(InvalidRecipe, match=f"{'.'.join(OPTIONS[name].path)}: must be at least 1"):
         Recipe.of(base="m", **{name: 0})
 
 
-def test_a_field_is_spelled_with_dashes_and_a_variant_one_by_one():
-    assert (spelled("heal_lr"), spelled("variants")) == ("--heal-lr", "--variant")
+BEFORE_GROUPS = [
+    ({"base": "m"}, "93a32a9a7262cf16", "ffec27dc807d4e70"),
+    (
+        {
+            "base": "ns/model@main+ns/lora",
+            "ratio": 0.3,
+            "output": "elsewhere",
+            "device": "cuda:1",
+            "push_to": "me/x",
+            "public": True,
+            "create_pr": True,
+            "commit_message": "m",
+            "overwrite": True,
+        },
+        "b20f708d95b1ab6f",
+        "9af36b8d73b179fb",
+    ),
+    (
+        {"base": "m", "keep_layers": 12, "method": "halves", "search": "greedy", "objective": "perplexity", "seed": 7},
+        "eab12414f13a7266",
+        "59b7375b25bafa51",
+    ),
+    (
+        {"base": "m", "drop": ["3,6", "21-28"], "baselines": ["last", "window"], "data": "folder"},
+        "f0e08ab78137f19f",
+        "60b1252d908fe514",
+    ),
+    (
+        {"base": "m", "drop_layers": 4, "method": "intervals", "rules": "mean", "norms": "follow", "dtype": "bfloat16"},
+        "ae2bb0ab63345533",
+        "b29ef4da1e30c2a7",
+    ),
+    (
+        {"base": "m", "search": "nsga2", "population": 24, "offspring": 24, "evaluations": 600},
+        "2318abc1bc053286",
+        "1ece58ce1ed3793f",
+    ),
+    (
+        {
+            "base": "m",
+            "method": "stitch",
+            "variants": ["ns/a", "ns/b+ns/lora@v1"],
+            "merges": ["slerp", "ties:0.5"],
+            "mix_halves": True,
+            "tune": 16,
+            "tune_items": 9,
+            "memory": 2.5,
+        },
+        "f89c94e149c12f0a",
+        "99f2b8829d7d313f",
+    ),
+    (
+        {
+            "base": "m",
+            "method": "stitch",
+            "variants": ["ns/a", "ns/b+ns/lora@v1"],
+            "drop_layers": 2,
+            "search": "smac",
+            "search_tasks": "ns/quiz:all",
+            "objective": "doubt",
+            "search_items": 6,
+            "selection_items": 7,
+        },
+        "5d238e5cc4805e40",
+        "87b8adc53aca5395",
+    ),
+    (
+        {
+            "base": "m",
+            "method": "width",
+            "latency": 0.6,
+            "levels": 8,
+            "multiple_of": 16,
+            "damping": 0.02,
+            "library_sequences": 64,
+            "library": "levels",
+        },
+        "7a581a245ee31efb",
+        "36af3681534bcb47",
+    ),
+    (
+        {"base": "m", "method": "width+depth", "ratio": 0.4, "search": "evopress", "heal": "250k"},
+        "1ce1ba122b0fb61e",
+        "5a97bc8f3f86e3d5",
+    ),
+    (
+        {
+            "base": "m",
+            "repair": True,
+            "reach": "gap",
+            "repair_sequences": 96,
+            "repair_finalists": 2,
+            "search_heal": "1.5M",
+        },
+        "b27f6d0e6a1d47ad",
+        "58590cec563cd51d",
+    ),
+    (
+        {
+            "base": "m",
+            "heal": "1M",
+            "heal_method": "dora",
+            "heal_rank": 8,
+            "heal_alpha": 16,
+            "heal_kl": 0,
+            "heal_ce": 1,
+            "heal_top_k": 64,
+            "heal_lr": 0.0001,
+            "heal_batch": 4,
+            "heal_checks": 3,
+            "heal_patience": 2,
+            "gradient_checkpointing": True,
+            "keep_adapter": True,
+        },
+        "19cf312ca63a7525",
+        "ffec27dc807d4e70",
+    ),
+    (
+        {"base": "m", "heal": 2000, "heal_method": "full", "heal_lr": 5e-06, "heal_alpha": 1e16},
+        "b596a5fcd59b97bf",
+        "ffec27dc807d4e70",
+    ),
+    (
+        {
+            "base": "m",
+            "tasks": ["quiz.jsonl", "arc_easy"],
+            "task_items": 12,
+            "lm_eval": "arc_easy",
+            "lm_eval_limit": 50,
+            "report_sequences": 24,
+        },
+        "9848d0b00d6df169",
+        "ffec27dc807d4e70",
+    ),
+    (
+        {
+            "base": "m",
+            "sequences": 24,
+            "selection_sequences": 18,
+            "length": 512,
+            "data": ["ns/text:config:column", "a.txt"],
+            "allow_pickle": True,
+            "trust_remote_code": True,
+            "force_test_split": True,
+        },
+        "db1c2a6fe8d9c44f",
+        "424557b95b80d186",
+    ),
+    (
+        {
+            "base": "modèle/日本",
+            "ratio": 0.3333333333333333,
+            "heal_kl": 1e-07,
+            "rules": ["keep", "difference:0.5"],
+            "commit_message": '"quoted"\n',
+        },
+        "159b047ae28ffb8d",
+        "e910655b162b8f47",
+    ),
+]
+"""Fields, digest and search digest of recipes as they were when all fields lay flat, taken from that code."""
+
+
+@pytest.mark.parametrize(("fields", "digest", "search_digest"), BEFORE_GROUPS)
+def test_results_and_journals_of_before_are_known_again(fields, digest, search_digest):
+    recipe = Recipe.of(**fields)
+    assert (recipe.digest, recipe.search_digest) == (digest, search_digest)
+
+
+def test_every_field_has_its_place_in_the_digest():
+    assert sorted(ORDER) == sorted(OPTIONS) and len(set(ORDER)) == len(ORDER)
+
+
+def test_a_report_keeps_what_was_changed_by_flat_names():
+    recipe = Recipe.of(base="m", heal={"rank": 8, "tokens": "1M"}, size=0.3, drop=[], data="folder")
+    assert recipe.changed() == {"base": "m", "ratio": 0.3, "data": ["folder"], "heal": 10**6, "heal_rank": 8}
+    assert list(recipe.changed()) == ["base", "ratio", "data", "heal", "heal_rank"]
+
+
+def test_a_recipe_with_other_values():
+    recipe = Recipe.of(base="m", ratio=0.3, heal_rank=8)
+    other = recipe.replace(output="there", heal={"tokens": 5}, size={"ratio": None, "keep_layers": 3})
+    assert other == Recipe.of(base="m", output="there", heal=5, heal_rank=8, keep_layers=3)
+    assert recipe.size.ratio == 0.3
+    with pytest.raises(InvalidRecipe, match="heal.rank: must be at least 1"):
+        recipe.replace(heal_rank=0)

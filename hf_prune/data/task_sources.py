@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from hf_prune.data.corpora import dataset_rows, explained, split_names
 from hf_prune.data.lm_eval_tasks import (
     check_request,
     installed,
@@ -20,7 +21,6 @@ from hf_prune.data.lm_eval_tasks import (
     task_manager,
 )
 from hf_prune.data.tasks import Item, Task, bundled_tasks, load_file
-from hf_prune.data.windows import dataset_rows, explained, split_names
 from hf_prune.errors import InvalidData, InvalidRecipe
 
 Use = Literal["search", "report"]

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from hf_prune.blueprint import LOCAL
+from hf_prune.data import corpora, task_sources
+from hf_prune.data.lm_eval_tasks import YAML
 from hf_prune.errors import InvalidRecipe
 from hf_prune.methods import METHODS
 from hf_prune.models.headers import BYTES, Weights, number, weigh
@@ -96,13 +98,17 @@ class Plan:
 
 
 def plan(recipe: Recipe, peek: "Peek", variants: "Sequence[Peek]" = ()) -> Plan:
-    """Work out what `compress(recipe)` would do to the model behind `peek` and its variants; reads and writes nothing.
+    """Work out what `compress(recipe)` would do to the model behind `peek` and its variants.
+
+    Reads the text and the tasks that lie on this disk, and writes nothing.
 
     Raises:
+        InvalidData, UnsafeSource: as `check_files`.
         InvalidRecipe: the target leaves no layer, removes none, or names layers that do not exist.
         SourceError: the repo has no safetensors, so there are no headers to count from.
         UnsupportedArchitecture: no numbered layers among the tensor names.
     """
+    check_files(recipe)
     weights = weigh(peek)
     depth = len(weights.layers)
     target = layers_to_remove(recipe, depth, weights.layers, weights.total)
@@ -141,6 +147,18 @@ def plan(recipe: Recipe, peek: "Peek", variants: "Sequence[Peek]" = ()) -> Plan:
         # Finalists that are trained: 8, then 4 and 2, each round for twice as long as all before it.
         train_tokens=recipe.heal + 16 * recipe.search_heal + tunings(recipe) * recipe.tune * tokens,
     )
+
+
+def check_files(recipe: Recipe) -> None:
+    """Read the text and the tasks that lie on this disk, so that their faults are told before a model is pulled.
+
+    Raises:
+        InvalidData: a file is missing or malformed, or two splits share a document.
+        UnsafeSource: the file of a task would run code.
+    """
+    corpora.check_local(recipe.data)
+    harness = (t for t in recipe.lm_eval if t.endswith(YAML))
+    task_sources.check_local((*recipe.search_tasks, *recipe.tasks, *harness))
 
 
 def tunings(recipe: Recipe) -> int:

@@ -337,8 +337,10 @@ class Recipe(BaseModel):
         """Read YAML; `overrides` (CLI flags) win."""
         try:
             raw = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-        except (OSError, yaml.YAMLError) as e:
-            raise InvalidRecipe(f"Cannot read the recipe {path}: {e}.") from None
+        except FileNotFoundError:
+            raise InvalidRecipe(f"There is no recipe file {path} here; check the path given as --recipe.") from None
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
+            raise InvalidRecipe(f"Cannot read the recipe {path}: {' '.join(str(e).split())}.") from None
         if not isinstance(raw, dict):
             raise InvalidRecipe(f"The recipe {path} must be a mapping of keys to values.")
         return cls.of(**{**raw, **overrides})

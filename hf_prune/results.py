@@ -19,6 +19,7 @@ from hf_prune.errors import IncompatibleSources, InvalidBlueprint, InvalidRecipe
 from hf_prune.events import Event, Finished, Reported, Stage, Started
 from hf_prune.models.variants import beside, pull_variant
 from hf_prune.pipeline import finish, finished
+from hf_prune.plan import check_files
 from hf_prune.recipe import Recipe
 from hf_prune.recovery.levels import Kind, cached
 from hf_prune.report.compose import measured_again
@@ -169,7 +170,7 @@ NEVER_KEPT = {
     "overwrite", "output", "device", "lm_eval", "library",
 }  # fmt: skip
 """Fields that a report, perhaps a stranger's, may not decide: what is trusted, run, published or written."""
-FILES = (".jsonl", ".txt", ".yaml", ".yml")
+FILES = (".jsonl", ".json", ".txt", ".yaml", ".yml")
 """What entries of data and tasks end with that are files, or were where the result was made."""
 CARRIED = (
     "journal.jsonl",
@@ -207,13 +208,15 @@ def _reopened(folder: Path, base: str | None, changes: dict[str, Any]) -> tuple[
     before = json.loads(_read(folder / "report.json"))
     variants = tuple(changes.pop("variants", ()))
     given = (base or str(blueprint.sources[0]), *variants) if base or variants else ()
-    parents = open_parents(blueprint, given)
     kept = {k: v for k, v in before["recipe"].items() if k in Recipe.model_fields and k not in NEVER_KEPT}
     if any(name in changes for name in ("ratio", "keep_layers", "drop_layers", "drop")):
         raise InvalidRecipe("The size of a finished result is what it is; compress its base again for another one.")
     _check_files({k: v for k, v in kept.items() if k not in changes})
     named = {"base": base or str(blueprint.sources[0]), "variants": variants or tuple(map(str, blueprint.sources[1:]))}
     recipe = Recipe.of(**{**kept, **changes, **named})
+    # What the search read is not read again, and the report that names it may be a stranger's.
+    check_files(recipe.model_copy(update={"search_tasks": ()}))
+    parents = open_parents(blueprint, given)
     job = replace(open_job(recipe), parents=tuple(parents), over=True)
     job.bank.patches.update(load_patches(folder / PATCH_FILE))
     _with_libraries(job, blueprint, before)
@@ -249,5 +252,6 @@ def _with_libraries(job: Job, blueprint: Blueprint, before: dict[str, Any]) -> N
 def _read(path: Path) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
-    except OSError as e:
-        raise InvalidBlueprint(f"Cannot read {path}: {e.strerror or e}.") from None
+    except (OSError, UnicodeDecodeError) as e:
+        reason = "there is no such file here" if isinstance(e, FileNotFoundError) else getattr(e, "strerror", None) or e
+        raise InvalidBlueprint(f"Cannot read {path}: {reason}; name what hf-prune wrote.") from None

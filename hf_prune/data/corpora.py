@@ -1,21 +1,22 @@
 """Bodies of text in three disjoint splits: search, selection, report.
 
-A data entry is a folder of NAME.{search,selection,report}.jsonl, a single .jsonl or .txt file, or a dataset of the Hub
-(`repo[:config[:column[:split]]]`). Files that come cut into splits must not share a document; all else is cut here.
-What is fitted or trained reads `heal`: the search split, and behind it NAME.heal.jsonl where a folder has one.
-A document is a text, or a chat ({"messages": [...]}).
+A data entry is a folder of NAME.{search,selection,report}.jsonl, a single .jsonl, .json or .txt file, or a dataset of
+the Hub (`repo[:config[:column[:split]]]`). Files that come cut into splits must not share a document; all else is cut
+here. What is fitted or trained reads `heal`: the search split, and behind it NAME.heal.jsonl where a folder has one.
 """
 
 import hashlib
 import itertools
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from hf_prune.data.documents import BESIDE, EXPECTED, TURNS, document, is_exchange
+from hf_prune.data.hub_datasets import dataset_rows, explained, split_names
+from hf_prune.data.local_files import here, looks_local, read_text
+from hf_prune.data.records import ENDINGS, records
 from hf_prune.errors import InvalidData
 
 Split = Literal["search", "selection", "report", "heal"]
@@ -26,18 +27,13 @@ SHARES = (0.6, 0.2, 0.2)
 TRAIN_SHARES = (0.75, 0.25)
 """Search and selection, where a dataset has a validation split of its own for the report."""
 MAX_DOCUMENTS = 50_000
-"""Only the first so many documents of a file or dataset split are looked at."""
-STREAM_ABOVE = 2**29
-"""Datasets of more bytes than this (or of unknown size) are streamed, not downloaded."""
+"""Only the first so many documents of a file are looked at."""
+TEXT = ".txt"
 TEXT_DOCUMENT = 1000
 """Paragraphs of a .txt file are gathered into documents of at least so many characters."""
 FOLDER_HINT = "expected files named NAME.search.jsonl, NAME.selection.jsonl and NAME.report.jsonl"
 
 Documents = tuple[str, ...]
-
-
-class Chat(str):
-    """A conversation, kept as the JSON of its messages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +61,16 @@ def load_corpora(data: Sequence[str], allow_test_split: bool = False) -> tuple[C
     return found
 
 
+def check_local(data: Sequence[str]) -> None:
+    """Read the files and folders among data entries, as `windows` will.
+
+    Raises:
+        InvalidData: one is missing or malformed, or two splits share a document.
+    """
+    if local := [entry for entry in data if here(entry) or looks_local(entry, (*ENDINGS, TEXT))]:
+        check_disjoint(load_corpora(local))
+
+
 def check_disjoint(corpora: Iterable[Corpus]) -> None:
     """Raise InvalidData when a document (letter case and white space aside) occurs in two of the three splits."""
     seen: dict[bytes, tuple[Split, str]] = {}
@@ -80,18 +86,21 @@ def check_disjoint(corpora: Iterable[Corpus]) -> None:
 
 
 def _entry(entry: str, allow_test_split: bool) -> tuple[Corpus, ...]:
-    path = Path(entry).expanduser()
-    if path.is_dir():
+    path = here(entry)
+    if path and path.is_dir():
         return _folder(path)
-    if path.is_file():
+    if path and path.is_file():
         return (_file(path),)
-    if path.suffix in (".jsonl", ".txt") or entry.startswith(("/", ".", "~")):
-        raise InvalidData(f"There is no data file or folder {entry}; check the path given as --data.")
+    if path or looks_local(entry, (*ENDINGS, TEXT)):
+        raise InvalidData(f"There is no data file or folder {entry} here; check the path given as --data.")
     return (_dataset(entry, allow_test_split),)
 
 
 def _folder(folder: Path) -> tuple[Corpus, ...]:
-    present = {p.name for p in folder.iterdir()}
+    try:
+        present = {p.name for p in folder.iterdir()}
+    except OSError as e:
+        raise InvalidData(f"Cannot read the data folder {folder}: {e.strerror}; check its permissions.") from None
     names = sorted({n.rsplit(".", 2)[0] for n in present if n.endswith(tuple(f".{s}.jsonl" for s in SPLITS))})
     if not names:
         raise InvalidData(f"The data folder {folder} has no text: {FOLDER_HINT}.")
@@ -117,38 +126,21 @@ def _corpus(name: str, documents: dict[Split, Documents], origins: dict[Split, s
 
 
 def _file(path: Path) -> Corpus:
-    if path.suffix not in (".jsonl", ".txt"):
-        raise InvalidData(f"The data file {path} is neither .jsonl nor .txt; give one of the two.")
-    documents = tuple(_lines(path) if path.suffix == ".jsonl" else _paragraphs(path))
+    if path.suffix not in (*ENDINGS, TEXT):
+        raise InvalidData(f"The data file {path} is neither .jsonl nor .txt nor .json; give one of the three.")
+    documents = tuple(_paragraphs(path) if path.suffix == TEXT else _lines(path))
     origins = {s: f"{path.name} ({share:.0%})" for s, share in zip(SPLITS, SHARES, strict=True)}
     return _corpus(path.stem, dict(zip(SPLITS, _divide(documents, SHARES), strict=True)), origins)
 
 
 def _lines(path: Path) -> Iterator[str]:
-    lines = enumerate(_read(path).split("\n"), 1)
-    for number, line in itertools.islice((pair for pair in lines if pair[1].strip()), MAX_DOCUMENTS):
-        try:
-            raw = json.loads(line)
-            text = _chat(raw["messages"]) if "messages" in raw and "text" not in raw else raw["text"]
-        except (ValueError, KeyError, TypeError):
-            text = None
-        if not isinstance(text, str):
-            raise InvalidData(
-                f'Line {number} of {path} is not {{"text": "..."}}, nor {{"messages": [...]}} with role and content; '
-                "make it one such JSON object."
-            )
-        if text.strip():
+    for where, record in itertools.islice(records(path, "data", EXPECTED), MAX_DOCUMENTS):
+        if (text := document(record, where)).strip():
             yield text
 
 
-def _chat(messages: Any) -> Chat:
-    if not messages or any(not isinstance(m[k], str) for m in messages for k in ("role", "content")):
-        raise ValueError("not a list of messages")
-    return Chat(json.dumps([{"role": m["role"], "content": m["content"]} for m in messages]))
-
-
 def _paragraphs(path: Path) -> Iterator[str]:
-    text = _read(path).strip()
+    text = read_text(path, "data").strip()
     pieces = re.split(r"\n\s*\n", text)
     joint = "\n\n" if len(pieces) > 1 else "\n"
     gathered: list[str] = []
@@ -159,13 +151,6 @@ def _paragraphs(path: Path) -> Iterator[str]:
             gathered = []
     if joint.join(gathered).strip():
         yield joint.join(gathered)
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8").replace("\r\n", "\n")
-    except (OSError, UnicodeDecodeError) as e:
-        raise InvalidData(f"Cannot read the data file {path}: {e}; it must be readable UTF-8 text.") from None
 
 
 def _key(text: str) -> bytes:
@@ -184,7 +169,7 @@ def _divide(documents: Documents, shares: Sequence[float]) -> list[Documents]:
 
 def _dataset(entry: str, allow_test_split: bool) -> Corpus:
     repo, config, column, split = (entry.split(":", 3) + [""] * 3)[:4]
-    public = Path(repo).name if Path(repo).exists() else repo
+    public = Path(repo).name if here(repo) else repo
     name = config if config and config != "default" else repo.rstrip("/").rsplit("/", 1)[-1]
     if any(part.strip().lower().startswith("test") for part in split.split("+")) and not allow_test_split:
         raise InvalidData(
@@ -214,58 +199,24 @@ def _training(available: Sequence[str], entry: str) -> str:
     return "train"
 
 
-def split_names(repo: str, config: str, entry: str) -> list[str]:
-    """Splits of a dataset.
-
-    Raises:
-        InvalidData: it cannot be read.
-    """
-    datasets = _datasets()
-    with explained(entry):
-        return list(datasets.get_dataset_split_names(repo, config or None))
-
-
 def _rows(repo: str, config: str, column: str, split: str, entry: str) -> Documents:
     with explained(entry):
         columns, rows = dataset_rows(repo, config, split)
-        usual = [c for c in ("text", "messages") if c in columns]
+        usual = [c for c in ("text", *TURNS) if c in columns]
         chosen = column or (usual[0] if usual else columns[0] if len(columns) == 1 else None)
-        if chosen not in columns:
+        if chosen not in columns and (column or not is_exchange(columns)):
             asked = f"has no column {chosen!r}" if chosen else "has several columns"
             raise InvalidData(f"The dataset {entry} {asked}; name one of {', '.join(columns)}: repo:config:column.")
-        values = (row[chosen] for row in rows)
-        texts = (_chat(v) if isinstance(v, list) else v for v in values)
-        return tuple(t for t in texts if isinstance(t, str) and t.strip())
+        documents = (_row(row, chosen, f"Row {n} of the dataset {entry} ({split})") for n, row in enumerate(rows))
+        return tuple(d for d in documents if d and d.strip())
 
 
-def dataset_rows(repo: str, config: str, split: str) -> tuple[list[str], Iterator[Mapping[str, Any]]]:
-    """Columns and the first rows of a dataset; large ones are streamed."""
-    datasets = _datasets()
-    builder = datasets.load_dataset_builder(repo, config or None)
-    streaming = (builder.info.download_size or STREAM_ABOVE + 1) > STREAM_ABOVE and not Path(repo).exists()
-    rows = datasets.load_dataset(repo, config or None, split=split, streaming=streaming)
-    return rows.column_names or list(next(iter(rows))), itertools.islice(rows, MAX_DOCUMENTS)
-
-
-def _datasets() -> Any:
-    try:
-        import datasets
-    except ImportError:
-        raise InvalidData("Reading a dataset of the Hub needs the package datasets: pip install datasets.") from None
-    datasets.disable_progress_bars()
-    return datasets
-
-
-@contextmanager
-def explained(entry: str) -> Iterator[None]:
-    """Turns whatever the datasets library raises into one sentence."""
-    try:
-        yield
-    except InvalidData:
-        raise
-    except Exception as e:
-        reason = (str(e).strip().splitlines() or [type(e).__name__])[0].rstrip(".")
-        raise InvalidData(
-            f"Cannot read the dataset {entry} ({reason}); check its name (repo:config:column) and the network, "
-            "or give a local file or folder."
-        ) from None
+def _row(row: Mapping[str, Any], column: str | None, where: str) -> str | None:
+    """The document in one column, or of a row whose columns belong together; None where there is none."""
+    if column is None:
+        return document(row, where)
+    value = row[column]
+    if column in TURNS or isinstance(value, dict):
+        beside = {k: row[k] for k in BESIDE if row.get(k)}
+        return document({column if column in TURNS else TURNS[0]: value, **beside}, where) if value else None
+    return None if value is None else document(value, where)

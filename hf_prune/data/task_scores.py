@@ -137,7 +137,7 @@ def encode_pair(
 
     `joint` separates the two, by default a space unless one has white space there; white space at the end of the
     context goes to the option, where most tokenizers glue it to the word. An empty context becomes the start (or
-    end-of-text) token alone.
+    end-of-text) token alone; one that begins with the start token gets no second one.
     """
     kept = context.rstrip()
     if joint is None:
@@ -145,7 +145,7 @@ def encode_pair(
     tail = context[len(kept) :] + joint + choice
     head = tokenizer(kept, add_special_tokens=False, verbose=False)["input_ids"]
     whole = tokenizer(kept + tail, add_special_tokens=False, verbose=False)["input_ids"]
-    start = [tokenizer.bos_token_id] if bos else []
+    start = [tokenizer.bos_token_id] if bos and head[:1] != [tokenizer.bos_token_id] else []
     if not head and not start:
         start = [tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id]
     cut = min(len(head), len(whole) - 1)

@@ -1,17 +1,21 @@
 """Tasks: items with their options, and which of them is right; or a context and the answer to be generated."""
 
 import hashlib
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from hf_prune.data.bundled import demo_folder
+from hf_prune.data.records import HALF, is_cut, kind_of, records, unclear
 from hf_prune.errors import InvalidData
 
 Kind = Literal["choice", "exact"]
+EXPECTED = (
+    '{"context": "...", "choices": [two or more], "answer": 0}, nor {"context": "...", "answer": "..."} for a text '
+    "to be generated"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,16 +76,12 @@ def order(task: Task, seed: int) -> list[int]:
 
 
 def load_file(path: Path) -> Task:
-    """Read a JSONL file of {"context", "choices", "answer"}.
+    """Read a file of {"context", "choices", "answer"}, one a line or in an array.
 
     Raises:
         InvalidData: it is missing, empty or malformed; the message names file and line.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as e:
-        raise InvalidData(f"Cannot read the task file {path}: {e}; it must be readable UTF-8 text.") from None
-    items = tuple(_item(line, f"Line {n} of {path}") for n, line in enumerate(lines, 1) if line.strip())
+    items = tuple(_item(record, where) for where, record in records(path, "task", EXPECTED))
     if not items:
         raise InvalidData(f"The task file {path} is empty; give one JSON object of context, choices, answer a line.")
     kinds = {len(i.choices) > 1 for i in items}
@@ -91,22 +91,35 @@ def load_file(path: Path) -> Task:
     return Task(name, items, "choice" if kinds.pop() else "exact")
 
 
-def _item(line: str, where: str) -> Item:
-    try:
-        raw = json.loads(line)
-        if "choices" not in raw and isinstance(raw["answer"], str):
-            item = Item(raw["context"], (raw["answer"],), 0)
-        else:
-            item = Item(raw["context"], tuple(raw["choices"]), raw["answer"])
-    except (ValueError, KeyError, TypeError):
-        raise InvalidData(
-            f'{where} is not {{"context": "...", "choices": [two or more], "answer": 0}}, nor '
-            '{"context": "...", "answer": "..."} for a text to be generated; correct it.'
-        ) from None
+def _item(record: Any, where: str) -> Item:
+    if not isinstance(record, dict):
+        raise unclear(where, EXPECTED, f"it is {kind_of(record)}")
+    if missing := next((key for key in ("context", "answer") if key not in record), None):
+        raise unclear(where, EXPECTED, f"it has no {missing}")
+    if "choices" not in record and isinstance(record["answer"], str):
+        return checked(Item(record["context"], (record["answer"],), 0), where, 1)
+    choices = record.get("choices")
+    if not isinstance(choices, list):
+        raise unclear(where, EXPECTED, f"its choices are {kind_of(choices)}" if choices else "it has no choices")
+    return checked(Item(record["context"], tuple(choices), record["answer"]), where)
+
+
+def checked(item: Item, where: str, least: int = 2) -> Item:
+    """An item whose texts are texts and whose answer is one of its options.
+
+    Args:
+        item: as it was read.
+        where: its place, for the message.
+        least: options it must have.
+
+    Raises:
+        InvalidData: what is wrong with it.
+    """
     texts = [item.context, *item.choices]
-    enough = len(item.choices) > 1 or "choices" not in raw
-    if not all(isinstance(t, str) for t in texts) or not enough or not all(c.strip() for c in item.choices):
+    if not all(isinstance(t, str) for t in texts) or len(item.choices) < least or not all(map(str.strip, texts[1:])):
         raise InvalidData(f"{where} needs a context string and at least two options that are not empty; correct it.")
+    if any(map(is_cut, texts)):
+        raise InvalidData(f"{where} holds {HALF}; correct it.")
     if type(item.answer) is not int or not 0 <= item.answer < len(item.choices):
         raise InvalidData(f"{where} has answer {item.answer!r}, not one of 0 to {len(item.choices) - 1}; correct it.")
     return item

@@ -1,7 +1,4 @@
-"""Token windows in a fixed order, cut out of one split of every corpus.
-
-The tokenizer's own template turns chats into tokens.
-"""
+"""Token windows in a fixed order, cut out of one split of every corpus."""
 
 import hashlib
 import json
@@ -11,7 +8,8 @@ from typing import Any
 
 import torch
 
-from hf_prune.data.corpora import Chat, Corpus, Documents, Split, check_disjoint, load_corpora
+from hf_prune.data.chat_templates import rendered
+from hf_prune.data.corpora import Corpus, Documents, Split, check_disjoint, load_corpora
 from hf_prune.errors import InvalidData
 
 FIELDS = {"search": "sequences", "selection": "selection_sequences", "report": "report_sequences", "heal": "heal"}
@@ -52,12 +50,13 @@ def windows(
     """Cut `count` windows of exactly `length` tokens out of the `split` side of every data entry.
 
     Documents are taken in file order and joined with the end-of-text token; where the tokenizer would prepend a start
-    token, every window begins with it. `count` is shared over the corpora as evenly as possible; with `at_most` one
-    that is too short for its share gives what it has.
+    token, every window begins with it, and a document that brings its own loses that. `count` is shared over the
+    corpora as evenly as possible; with `at_most` one that is too short for its share gives what it has.
 
     Raises:
-        InvalidData: an entry is missing, malformed or too short; two splits share a document; a public test split
-            would be searched on without `force_test_split`; a token is not below `vocabulary` (rows of the embedding).
+        InvalidData: an entry is missing, malformed or too short; the tokenizer's template does not take a chat; two
+            splits share a document; a public test split would be searched on without `force_test_split`; a token is
+            not below `vocabulary` (rows of the embedding).
     """
     corpora = load_corpora(data, force_test_split or split == "report")
     check_disjoint(corpora)
@@ -72,6 +71,17 @@ def windows(
     if vocabulary is not None:
         check_vocabulary(result, vocabulary)
     return result
+
+
+def check_chats(data: Sequence[str], tokenizer: Any, force_test_split: bool = False) -> None:
+    """Render every chat that healing may come to, which is long after the first windows are cut.
+
+    Raises:
+        InvalidData: as `windows`.
+    """
+    for corpus in load_corpora(data, force_test_split):
+        for document in corpus.documents["heal"]:
+            rendered(document, tokenizer)
 
 
 def check_vocabulary(evidence: Windows, vocabulary: int) -> None:
@@ -96,7 +106,7 @@ def _cut(
     """The first `count` windows of one corpus."""
     body = length - bos
     stream: list[int] = []
-    for ids in _encoded(corpus.documents[split], tokenizer) if count else ():
+    for ids in _encoded(corpus.documents[split], tokenizer, bos) if count else ():
         stream += ids
         if len(stream) >= count * body:
             break
@@ -112,19 +122,19 @@ def _cut(
     return [torch.tensor(start + stream[i * body : (i + 1) * body]) for i in range(count)]
 
 
-def _encoded(documents: Documents, tokenizer: Any, batch: int = 64) -> Iterator[list[int]]:
-    end = tokenizer.eos_token_id
+def _encoded(documents: Documents, tokenizer: Any, bos: bool, batch: int = 64) -> Iterator[list[int]]:
+    """Tokens of every document, with what ends it."""
+    start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
     joint = [end] if end is not None else tokenizer("\n\n", add_special_tokens=False)["input_ids"]
+    begun = bos
     for first in range(0, len(documents), batch):
-        texts = [_rendered(d, tokenizer) for d in documents[first : first + batch]]
+        texts = [rendered(d, tokenizer) for d in documents[first : first + batch]]
         for ids in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]:
-            yield ids + joint
+            yield (without_start(ids, start) if begun else ids) + joint
+            # Some models end a text with the token that starts the next one.
+            begun = bos or joint[-1:] == [start]
 
 
-def _rendered(document: str, tokenizer: Any) -> str:
-    """A chat as the model was taught to read it; a text as it is."""
-    if not isinstance(document, Chat):
-        return document
-    if not getattr(tokenizer, "chat_template", None):
-        raise InvalidData("The data hold chats, but the base's tokenizer has no chat template; give plain text.")
-    return tokenizer.apply_chat_template(json.loads(document), tokenize=False)
+def without_start(ids: list[int], start: int | None) -> list[int]:
+    """Tokens of a text that has been started already: templates, and some texts, bring a start token of their own."""
+    return ids[next((i for i, token in enumerate(ids) if token != start), len(ids)) :]

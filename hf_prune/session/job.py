@@ -18,7 +18,7 @@ from hf_prune.atomic_files import write_text
 from hf_prune.blueprint import Blueprint, Fidelity, LayerSpec, Part, Source
 from hf_prune.data.task_sources import check_apart, load_tasks
 from hf_prune.data.tasks import Task
-from hf_prune.data.windows import Windows, windows
+from hf_prune.data.windows import Windows, check_chats, windows
 from hf_prune.errors import InvalidData, InvalidRecipe
 from hf_prune.evaluation.evaluator import Evaluator
 from hf_prune.evaluation.objectives import OBJECTIVES, REVISION, Measures
@@ -114,9 +114,11 @@ class Job:
             raise InvalidData(
                 f"length is {r.length}, but {self.parent.source.repo} reads at most {limit} tokens; lower --length."
             )
-        rows = self.parent.skeleton.get_input_embeddings().weight.shape[0]
+        rows, data = self.parent.skeleton.get_input_embeddings().weight.shape[0], r.data or (DEFAULT_DATA,)
+        if r.heal:
+            check_chats(data, self.tokenizer, r.force_test_split)
         return {
-            split: windows(r.data or (DEFAULT_DATA,), self.tokenizer, split, n, r.length, r.force_test_split, rows)
+            split: windows(data, self.tokenizer, split, n, r.length, r.force_test_split, rows)
             for split, n in counts.items()
         }
 

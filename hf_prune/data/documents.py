@@ -29,6 +29,8 @@ SPEAKERS = {
 """Roles of ShareGPT's `from`."""
 CALLERS = ("function_call", "tool_call")
 """Those whose value is a call, as JSON."""
+LONGEST_NAME = 40
+"""Characters of a stranger's name for something that a message shows."""
 TEXT_PARTS = (None, "text", "input_text", "output_text")
 
 
@@ -91,7 +93,8 @@ def _said(record: Any) -> Any:
         return _passages(record)
     if pair := next((pair for pair in EXCHANGES if set(pair) <= set(record)), None):
         return _exchange(record, *pair)
-    raise ValueError(f"it has {', '.join(map(repr, list(record)[:5])) or 'nothing'} and no text")
+    keys = ", ".join(repr(str(key)[:LONGEST_NAME]) for key in list(record)[:5])
+    raise ValueError(f"it has {keys or 'nothing'} and no text")
 
 
 def _text(record: Mapping[str, Any], key: str) -> str:
@@ -125,9 +128,10 @@ def _exchange(record: Mapping[str, Any], asked: str, said: str) -> list[dict[str
     """A question with what it is about, behind the exchanges before it."""
     more = next((key for key in ("input", "context") if record.get(key)), None)
     question = _text(record, asked) + (f"\n\n{_text(record, more)}" if more else "")
-    pairs = [*(record.get("history") or ()), (question, _text(record, said))]
-    if not all(isinstance(p, list | tuple) and len(p) == 2 for p in pairs):
+    before = record.get("history") or []
+    if not isinstance(before, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in before):
         raise ValueError("its history is not a list of pairs")
+    pairs = [*before, (question, _text(record, said))]
     roles = itertools.cycle(("user", "assistant"))
     turns = [{"role": next(roles), "content": text} for pair in pairs for text in pair]
     return _chat([*_system(record), *turns], {})
@@ -148,18 +152,13 @@ def _message(turn: Any) -> dict[str, Any]:
     """Role and content, and what calls of tools and their results need besides."""
     if not isinstance(turn, Mapping):
         raise ValueError(f"a message is {kind_of(turn)}")
-    role, content = turn.get("role"), turn.get("content")
-    content = turn.get("value") if content is None else content
+    content = turn.get("value") if turn.get("content") is None else turn["content"]
     calls = turn.get("tool_calls") or ([turn["function_call"]] if turn.get("function_call") else [])
+    role = turn.get("role")
     if role is None and turn.get("from") is not None:
-        speaker = str(turn.get("from")).lower()
-        if speaker in CALLERS:
-            called = _parsed(content, f"a {speaker}")
-            role, content, calls = "assistant", None, called if isinstance(called, list) else [called]
-        elif (role := SPEAKERS.get(speaker)) is None:
-            raise ValueError(f"a message is from {turn.get('from')!r}, which is none of {', '.join(SPEAKERS)}")
-    if not isinstance(role, str):
-        raise ValueError("a message has no role")
+        role, content, calls = _spoken(str(turn["from"]), content)
+    if not isinstance(role, str) or not isinstance(calls, list):
+        raise ValueError("a message has no role" if isinstance(calls, list) else "the calls of a message are no list")
     role = "tool" if role == "function" else role
     said = _content(content, role)
     if said is None and not calls:
@@ -172,6 +171,16 @@ def _message(turn: Any) -> dict[str, Any]:
     return message
 
 
+def _spoken(who: str, content: Any) -> tuple[str, Any, list[Any]]:
+    """Role, content and calls of a turn of ShareGPT's."""
+    if who.lower() in CALLERS:
+        called = _parsed(content, f"a {who}")
+        return "assistant", None, called if isinstance(called, list) else [called]
+    if who.lower() not in SPEAKERS:
+        raise ValueError(f"a message is from {who[:LONGEST_NAME]!r}, which is none of {', '.join(SPEAKERS)}")
+    return SPEAKERS[who.lower()], content, []
+
+
 def _content(content: Any, role: str) -> str | None:
     if content is None or isinstance(content, str):
         return content
@@ -182,7 +191,7 @@ def _content(content: Any, role: str) -> str | None:
         return json.dumps(content, ensure_ascii=False)
     if isinstance(content, list):
         kinds = [part.get("type") if isinstance(part, Mapping) else kind_of(part) for part in content]
-        other = next((k for k in kinds if k not in TEXT_PARTS), "something")
+        other = str(next((k for k in kinds if k not in TEXT_PARTS), "something"))[:LONGEST_NAME]
         raise ValueError(f"the content of a message holds {other!r}, and only text is read")
     raise ValueError(f"the content of a message is {kind_of(content)}")
 

@@ -9,9 +9,27 @@ from hf_prune.data.bundled import demo_folder
 from hf_prune.data.corpora import load_corpora
 from hf_prune.data.windows import check_vocabulary, windows
 from hf_prune.errors import InvalidData
-from tests.data.texts import folder, jsonl, words
+from tests.data.texts import CASES, TEMPLATE, folder, jsonl, words
 
 TEXT = str(demo_folder() / "text")
+DIGESTS = {
+    "texts": ("277556f2b188f194", "55cdf7c36e5cfd63", "7d6b75631ac1d0f7", "9ce75d803bc27173"),
+    "windows line ends": ("277556f2b188f194", "55cdf7c36e5cfd63", "7d6b75631ac1d0f7", "9ce75d803bc27173"),
+    "blank lines": ("277556f2b188f194", "55cdf7c36e5cfd63", "7d6b75631ac1d0f7", "9ce75d803bc27173"),
+    "empty texts": ("af12c9dba8805d0f", "9d3a46ed9c9d1e37", "6e699acd0bd17642", "bdccb89447580416"),
+    "other keys": ("277556f2b188f194", "55cdf7c36e5cfd63", "7d6b75631ac1d0f7", "9ce75d803bc27173"),
+    "not a number": ("277556f2b188f194", "55cdf7c36e5cfd63", "7d6b75631ac1d0f7", "9ce75d803bc27173"),
+    "text beside chats": ("277556f2b188f194", "55cdf7c36e5cfd63", "7d6b75631ac1d0f7", "9ce75d803bc27173"),
+    "chats": ("3ac847c57d9b53ab", "93a15e79592751a2", "004187af0f5ea26f", "8a8052121e30c017"),
+    "chats with keys": ("3ac847c57d9b53ab", "93a15e79592751a2", "004187af0f5ea26f", "8a8052121e30c017"),
+    "chats with keys in turns": ("3ac847c57d9b53ab", "93a15e79592751a2", "004187af0f5ea26f", "8a8052121e30c017"),
+    "separators": ("c8cb3c8e9428fa41", "d5c6a3069296d6b0", "284f8ee2cdcc8f81", "346b4de32168bbe5"),
+    "paragraphs": ("b7a63a3c8e0b1263", "f4ef83549e4ce1d8", "55b1186948680b08", "565c9669b08f5a04"),
+    "paragraphs of windows": ("b7a63a3c8e0b1263", "f4ef83549e4ce1d8", "55b1186948680b08", "565c9669b08f5a04"),
+    "lines of a mac": ("b7a63a3c8e0b1263", "f4ef83549e4ce1d8", "55b1186948680b08", "565c9669b08f5a04"),
+    "a folder": ("8dd38180a447f01c", "e6b0d07621da832d", "d3ec13cf1de6083e", "e09a0353753e7086"),
+}
+"""Of windows of search and report, without and with a start token, as they always were."""
 
 
 @pytest.fixture
@@ -109,3 +127,14 @@ def test_chats_are_read_as_the_model_was_taught_to(tmp_path, tokenizer):
     taught.chat_template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
     text = taught.decode(windows([data], taught, "search", 4, 64).tokens.flatten())
     assert "[user]" in text and "[assistant] on the mat" in text and "messages" not in text
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_windows_of_what_was_always_read_stay_as_they_are(tmp_path, bos_tokenizer, case):
+    data = [str(CASES[case](tmp_path))]
+    plain = AutoTokenizer.from_pretrained(demo_folder() / "storymath-16l")
+    found = []
+    for made in (plain, bos_tokenizer):
+        made.chat_template = TEMPLATE
+        found += [windows(data, made, split, 3, 32).digest for split in ("search", "report")]
+    assert tuple(found) == DIGESTS[case]

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from hf_prune.blueprint import LOCAL
+from hf_prune.data import corpora, task_sources
+from hf_prune.data.lm_eval_tasks import YAML
 from hf_prune.limits import (
     DEFAULT_RATIO,
     EXAM_BYTES,
@@ -81,13 +83,17 @@ class Plan:
 
 
 def plan(recipe: Recipe, peek: "Peek", variants: "Sequence[Peek]" = ()) -> Plan:
-    """Work out what `compress(recipe)` would do to the model behind `peek` and its variants; reads and writes nothing.
+    """Work out what `compress(recipe)` would do to the model behind `peek` and its variants.
+
+    Reads the text and the tasks that lie on this disk, and writes nothing.
 
     Raises:
         InvalidRecipe: the target leaves no layer, removes none, or names layers that do not exist.
         SourceError: the repo has no safetensors, so there are no headers to count from.
         UnsupportedArchitecture: no numbered layers among the tensor names.
+        InvalidData, UnsafeSource: as `check_files`.
     """
+    check_files(recipe)
     weights = weigh(peek)
     depth, method = len(weights.layers), METHODS[recipe.method]
     target = target_of(recipe, Sizes(weights.layers, weights.total))
@@ -131,6 +137,18 @@ def trained_tokens(recipe: Recipe, search_tokens: int) -> int:
     # Finalists that are trained: 8, then 4 and 2, each round for twice as long as all before it.
     finalists = 16 * recipe.heal.finalist_tokens
     return recipe.heal.tokens + finalists + tunings(recipe) * recipe.tune.steps * search_tokens
+
+
+def check_files(recipe: Recipe) -> None:
+    """Read the text and the tasks that lie on this disk, so that their faults are told before a model is pulled.
+
+    Raises:
+        InvalidData: a file is missing or malformed, or two splits share a document.
+        UnsafeSource: the file of a task would run code.
+    """
+    corpora.check_local(recipe.data.text)
+    harness = (t for t in recipe.report.lm_eval if t.endswith(YAML))
+    task_sources.check_local((*recipe.tasks.search, *recipe.tasks.names, *harness))
 
 
 def facts_of(recipe: Recipe, depth: int, remove: int) -> Facts:

@@ -19,6 +19,7 @@ from hf_prune.errors import IncompatibleSources, InvalidBlueprint, InvalidRecipe
 from hf_prune.events import Event, Finished, Reported, Stage, Started
 from hf_prune.models.variants import beside, pull_variant
 from hf_prune.pipeline import finish, finished
+from hf_prune.plan import check_files
 from hf_prune.recipe import OPTIONS, Recipe, flatten
 from hf_prune.recipe.fields import Size
 from hf_prune.recovery.levels import Kind, cached
@@ -168,7 +169,7 @@ NEVER_KEPT = {
     "overwrite", "output", "device", "lm_eval", "library",
 }  # fmt: skip
 """Fields that a report, perhaps a stranger's, may not decide: what is trusted, run, published or written."""
-FILES = (".jsonl", ".txt", ".yaml", ".yml")
+FILES = (".jsonl", ".json", ".txt", ".yaml", ".yml")
 """What entries of data and tasks end with that are files, or were where the result was made."""
 CARRIED = (
     "journal.jsonl",
@@ -205,14 +206,16 @@ def _reopened(folder: Path, base: str | None, changes: dict[str, Any]) -> tuple[
     blueprint = Blueprint.from_json(_read(folder / "blueprint.json"))
     before = json.loads(_read(folder / "report.json"))
     variants = tuple(changes.pop("variants", ()))
-    given = (base or str(blueprint.sources[0]), *variants) if base or variants else ()
-    parents = open_parents(blueprint, given)
     if {"size", *Size.model_fields} & changes.keys():
         raise InvalidRecipe("The size of a finished result is what it is; compress its base again for another one.")
     named = {"base": base or str(blueprint.sources[0]), "variants": variants or tuple(map(str, blueprint.sources[1:]))}
     kept = Recipe.of(**{**_kept(before["recipe"]), **named})
     recipe = kept.replace(**changes)
     _check_files(kept, flatten(changes))
+    # What the search read is not read again, and the report that names it may be a stranger's.
+    check_files(recipe.replace(search_tasks=(), objective="kl"))
+    given = (base or str(blueprint.sources[0]), *variants) if base or variants else ()
+    parents = open_parents(blueprint, given)
     session = open_session(recipe, parents, over=True)
     session.bank.patches.update(load_patches(folder / PATCH_FILE))
     _with_libraries(session, blueprint, before)
@@ -253,5 +256,6 @@ def _with_libraries(session: Session, blueprint: Blueprint, before: dict[str, An
 def _read(path: Path) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
-    except OSError as e:
-        raise InvalidBlueprint(f"Cannot read {path}: {e.strerror or e}.") from None
+    except (OSError, UnicodeDecodeError) as e:
+        reason = "there is no such file here" if isinstance(e, FileNotFoundError) else getattr(e, "strerror", None) or e
+        raise InvalidBlueprint(f"Cannot read {path}: {reason}; name what hf-prune wrote.") from None

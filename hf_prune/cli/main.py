@@ -211,6 +211,8 @@ def push_command(
     Doing it twice changes nothing.
     """
     form = format_of(format, quiet)
+    if not folder.is_dir():
+        raise InvalidRecipe(f"There is no folder {folder} here; name what compress or assemble wrote.")
     if not (folder / "config.json").is_file():
         raise InvalidRecipe(f"{folder} is not a finished model folder (no config.json); run compress first.")
     if dry_run:

@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from hf_prune.data.hub_datasets import dataset_rows, explained, split_names
 from hf_prune.data.lm_eval_tasks import (
+    YAML,
     check_request,
     installed,
     open_task,
@@ -19,8 +21,9 @@ from hf_prune.data.lm_eval_tasks import (
     sandbox,
     task_manager,
 )
+from hf_prune.data.local_files import here, looks_local
+from hf_prune.data.records import ENDINGS, kind_of
 from hf_prune.data.tasks import Item, Task, bundled_tasks, load_file
-from hf_prune.data.windows import dataset_rows, explained, split_names
 from hf_prune.errors import InvalidData, InvalidRecipe
 
 Use = Literal["search", "report"]
@@ -68,15 +71,36 @@ def check_apart(searched: Sequence[Task], reported: Sequence[Task]) -> None:
             )
 
 
+def check_local(entries: Sequence[str]) -> None:
+    """Read the files among entries of tasks, as `load_tasks` will.
+
+    Raises:
+        InvalidData: one is missing, empty or malformed.
+        UnsafeSource: one would run code.
+    """
+    for entry in entries:
+        if entry.endswith(YAML):
+            request_of(entry, (), False)
+        else:
+            _of_file(entry)
+
+
 def _task(entry: str, use: Use, force: bool) -> Task:
-    path = Path(entry).expanduser()
-    if path.suffix in (".yaml", ".yml"):
-        return _of_harness(entry, use, force)
-    if path.is_file() or path.suffix == ".jsonl":
-        return load_file(path)
-    if path.is_dir() or "/" in entry:
-        return _of_dataset(entry, use, force)
+    if not entry.endswith(YAML):
+        if (task := _of_file(entry)) is not None:
+            return task
+        if here(entry) or "/" in entry:
+            return _of_dataset(entry, use, force)
     return _of_harness(entry, use, force)
+
+
+def _of_file(entry: str) -> Task | None:
+    path = here(entry)
+    if path and path.is_file() or entry.endswith(ENDINGS):
+        return load_file(path or Path(entry))
+    if path is None and looks_local(entry):
+        raise InvalidData(f"There is no task file or folder {entry} here; check the path given as --tasks.")
+    return None
 
 
 # Datasets -------------------------------------------------------------------------------------------------------------
@@ -150,11 +174,15 @@ def _whole(layout: Callable[[Mapping[str, Any]], Item], row: Mapping[str, Any], 
         item = layout(row)
         if not 0 <= item.answer < len(item.choices) or len(item.choices) < 2:
             raise ValueError
-        return item
     except (ValueError, TypeError, KeyError):
         raise InvalidData(
             f"Row {number} of the dataset {entry} has no answer among its options; choose a split with answers."
         ) from None
+    if (other := next((t for t in (item.context, *item.choices) if not isinstance(t, str)), "")) != "":
+        raise InvalidData(
+            f"Row {number} of the dataset {entry} has {kind_of(other)} where a text belongs; choose another dataset."
+        )
+    return item
 
 
 def _thinned(items: Sequence[Item]) -> Iterator[Item]:
@@ -166,7 +194,7 @@ def _thinned(items: Sequence[Item]) -> Iterator[Item]:
 
 
 def _of_harness(name: str, use: Use, force: bool) -> Task:
-    installed()
+    installed(None if name.endswith(YAML) else name)
     request = request_of(name, (), False)
     with quiet():
         manager = task_manager(request.config is None)

@@ -42,19 +42,31 @@ def parse(base: str) -> tuple[Name, Name | None]:
         return whole, None
     splits = [(base[: m.start()], base[m.end() :]) for m in re.finditer(r"\+", base)]
     splits.sort(key=lambda sides: -sum(_folder(side) is not None for side in sides))
-    for left, right in splits:
-        if all(_folder(side) is not None or _is_reference(side) for side in (left, right)):
-            return _name(left), _name(right)
+    for enough in (all, any):
+        # Where one side is a name, the other one is meant as a name of its own.
+        pair = next((sides for sides in splits if enough(map(_is_name, sides))), None)
+        if pair and (enough is all or not _is_name(base)):
+            return _name(pair[0], base), _name(pair[1], base)
     return _name(base), None
 
 
+def _is_name(text: str) -> bool:
+    return _folder(text) is not None or _is_reference(text)
+
+
 def _folder(text: str) -> Name | None:
-    path = Path(text).expanduser()
+    path = _path(text)
+    return Name(path.resolve().name, folder=path) if path and path.is_dir() else None
+
+
+def _path(text: str) -> Path | None:
+    """What is here under this name."""
     try:
-        found = bool(text) and path.is_dir()
-    except OSError:
-        found = False
-    return Name(path.resolve().name, folder=path) if found else None
+        path = Path(text).expanduser()
+        return path if text and path.exists() else None
+    except (OSError, ValueError, RuntimeError):
+        # Too long for a name, or the home of somebody unknown.
+        return None
 
 
 def _is_reference(text: str) -> bool:
@@ -66,17 +78,20 @@ def _is_reference(text: str) -> bool:
     return match is not None and match["repo"] not in (".", "..")
 
 
-def _name(text: str) -> Name:
+def _name(text: str, within: str = "") -> Name:
     if (folder := _folder(text)) is not None:
         return folder
+    if _path(text) is not None:
+        raise SourceNotFound(f"{scrub(text)!r} is a file, not a model's folder; name the folder that it lies in.")
     if (match := REFERENCE.fullmatch(text)) and _is_reference(text):
         return Name(match["repo"], match["revision"])
     shown = scrub(text)
+    part = f" (of {scrub(within)!r})" if within not in ("", text) else ""
     if "@" in text and _folder(text.rsplit("@", 1)[0]) is not None:
         raise SourceNotFound(f"{shown!r} names a revision, but a local folder has none; leave out what follows @.")
     if "://" in text:
         raise SourceNotFound(f"{shown!r} is an address; write the repo name as NAMESPACE/NAME, or @REVISION after it.")
     raise SourceNotFound(
-        f"{shown!r} is neither a folder here nor a repo name; write a folder, NAMESPACE/NAME, "
+        f"{shown!r}{part} is neither a folder here nor a repo name; write a folder, NAMESPACE/NAME, "
         "NAMESPACE/NAME@REVISION, or BASE+ADAPTER."
     )

@@ -127,7 +127,7 @@ def resolve(name: Name, retry: Retry) -> Folder | Repo:
     except Exception as e:
         if (unreachable(e) or (name.pinned and passing(e))) and (cached := _cached(name, retry)):
             return cached
-        raise explain(e, name.repo, name.revision) from e
+        raise explain(e, name.repo, name.revision, typed=not Path(name.repo).exists()) from e
     files = {s.rfilename: s.size or 0 for s in info.siblings}
     blobs = {s.rfilename: s.lfs.sha256 if s.lfs else s.blob_id for s in info.siblings}
     known = about(info.card_data.to_dict() if info.card_data else {}, info.pipeline_tag)

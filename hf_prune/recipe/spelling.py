@@ -172,6 +172,8 @@ def read(path: str | Path) -> Mapping[Any, Any]:
     """
     try:
         raw = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader) or {}
+    except FileNotFoundError:
+        raise InvalidRecipe(f"There is no recipe file {path} here; check the path given as --recipe.") from None
     except Exception as e:
         # Whatever PyYAML's constructors raise: dates without such a day, numbers without end, nesting without end.
         problem = " ".join(str(e).split()) or type(e).__name__

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hf_prune.assembly.assemble import quiet
 from hf_prune.blueprint import Fidelity
-from hf_prune.data import tasks
+from hf_prune.data.task_scores import score
 from hf_prune.evaluation import speed
 from hf_prune.evaluation.evaluator import Evaluator
 from hf_prune.events import Advanced, Event, watched
@@ -104,7 +104,7 @@ def _observed(
         if known and stage != last:
             answers = known.answers(blueprints[stage])
         else:
-            answers = {t.name: tasks.score(model, session.inputs.tokenizer, t) for t in questions}
+            answers = {t.name: score(model, session.inputs.tokenizer, t) for t in questions}
         seen[stage] = observe(model, text, session.inputs.tokenizer, windows, answers, harness)
     return seen
 

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from hf_prune.blueprint import Blueprint, Fidelity
-from hf_prune.data.tasks import ACCURACIES, Z95, Task, TaskScores
+from hf_prune.data.task_scores import ACCURACIES, TaskScores
+from hf_prune.data.tasks import Task
 from hf_prune.evaluation.evaluator import Evaluator
 from hf_prune.evaluation.objectives import Measures
 from hf_prune.evaluation.packed_tasks import Exam
+from hf_prune.report.statistics import Z95
 from hf_prune.session.selection import Winner
 from hf_prune.session.session import Session
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel
 
-from hf_prune.data import tasks
+from hf_prune.data.task_scores import TaskScores, longest
 from hf_prune.data.windows import Windows
 from hf_prune.metrics import text_scores
 from hf_prune.report import samples, statistics
@@ -28,7 +28,7 @@ class Observed:
     """
 
     text: statistics.TokenScores
-    tasks: Mapping[str, tasks.TaskScores]
+    tasks: Mapping[str, TaskScores]
     said: tuple[tuple[int, ...], ...]
     closeness: Mapping[str, np.ndarray]
     harness: Mapping[str, HarnessScores]
@@ -39,12 +39,12 @@ def observe(
     text: statistics.TokenScores,
     tokenizer: Any,
     windows: Windows,
-    answers: Mapping[str, tasks.TaskScores],
+    answers: Mapping[str, TaskScores],
     harness: Mapping[str, HarnessScores],
 ) -> Observed:
     """Let a live model go on with the first tokens of report windows; the rest is known of it."""
     rows = windows.tokens[:PROMPTS]
-    room = max(1, min(NEW_TOKENS, tasks.longest(model.config) - PROMPT_TOKENS))
+    room = max(1, min(NEW_TOKENS, longest(model.config) - PROMPT_TOKENS))
     said = samples.greedy(model, list(rows[:, :PROMPT_TOKENS]), room)
     wanted = rows[:, PROMPT_TOKENS : PROMPT_TOKENS + NEW_TOKENS].tolist()
     close = text_scores([_speech(tokenizer, ids) for ids in said], [_speech(tokenizer, ids) for ids in wanted])

@@ -15,7 +15,7 @@ import torch
 
 from hf_prune.assembly.assemble import Parent
 from hf_prune.blueprint import GONE, Blueprint, Fidelity, LayerSpec, Part
-from hf_prune.data import tasks
+from hf_prune.data.task_scores import ACCURACIES, TaskScores
 from hf_prune.data.windows import Windows
 from hf_prune.evaluation import speed
 from hf_prune.evaluation.evaluator import Evaluator
@@ -31,6 +31,35 @@ def interval(values: np.ndarray) -> tuple[float, list[float]]:
         return mean, [mean, mean]
     half = Z95 * float(values.std(ddof=1)) / math.sqrt(len(values))
     return mean, [mean - half, mean + half]
+
+
+def wilson(successes: int, trials: int, z: float = Z95) -> tuple[float, float]:
+    """Wilson's score interval for a proportion (JASA 22, 1927); 95 % by default."""
+    share = successes / trials
+    scale = 1 + z * z / trials
+    middle = (share + z * z / (2 * trials)) / scale
+    half = z / scale * (share * (1 - share) / trials + z * z / (4 * trials * trials)) ** 0.5
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def paired_difference(
+    ours: np.ndarray, theirs: np.ndarray, rng: np.random.Generator, draws: int = 10_000
+) -> tuple[float, tuple[float, float]]:
+    """Difference in accuracy (ours - theirs) on the same items, with a 95 % interval by paired bootstrap.
+
+    Only the items on which the two disagree matter, so a resample of the items is one multinomial draw of three counts.
+
+    Args:
+        ours: bool [items].
+        theirs: bool [items], the same items in the same order.
+        rng: decides the resamples.
+        draws: number of resamples.
+    """
+    n = len(ours)
+    won, lost = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
+    counts = rng.multinomial(n, [won / n, lost / n, (n - won - lost) / n], size=draws)
+    low, high = np.quantile((counts[:, 0] - counts[:, 1]) / n, [0.025, 0.975])
+    return (won - lost) / n, (float(low), float(high))
 
 
 def text(dense: TokenScores, pruned: TokenScores, windows: Windows) -> dict[str, Any]:
@@ -73,19 +102,19 @@ def _exp(x: float) -> float:
 
 
 def task_scores(
-    dense: Mapping[str, tasks.TaskScores], pruned: Mapping[str, tasks.TaskScores], rng: np.random.Generator
+    dense: Mapping[str, TaskScores], pruned: Mapping[str, TaskScores], rng: np.random.Generator
 ) -> dict[str, Any]:
     """Accuracy of both on the same items, with the paired difference; what ends in `_norm` is of acc_norm."""
     section = {}
     for name, theirs in dense.items():
         ours = pruned[name]
         row: dict[str, Any] = {"items": len(theirs.correct), "chance": theirs.chance, "dense": {}, "pruned": {}}
-        for how, suffix in tasks.ACCURACIES.items():
+        for how, suffix in ACCURACIES.items():
             for who, scores in (("dense", theirs), ("pruned", ours)):
                 right = getattr(scores, how)
                 row[who][f"accuracy{suffix}"] = float(right.mean())
-                row[who][f"ci{suffix}"] = list(tasks.wilson(int(right.sum()), len(right)))
-            difference, ci = tasks.difference(getattr(ours, how), getattr(theirs, how), rng)
+                row[who][f"ci{suffix}"] = list(wilson(int(right.sum()), len(right)))
+            difference, ci = paired_difference(getattr(ours, how), getattr(theirs, how), rng)
             row |= {f"difference{suffix}": difference, f"difference_ci{suffix}": list(ci)}
         section[name] = row
     return section

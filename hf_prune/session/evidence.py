@@ -7,7 +7,7 @@ from typing import Any
 from hf_prune.blueprint import Fidelity
 from hf_prune.data.task_sources import check_apart, load_tasks
 from hf_prune.data.tasks import Task
-from hf_prune.data.windows import Windows, windows
+from hf_prune.data.windows import Windows, check_chats, windows
 from hf_prune.errors import InvalidData
 from hf_prune.limits import FINAL_STAGES
 from hf_prune.recipe import DEFAULT_DATA, TASK_OBJECTIVES, Recipe
@@ -56,6 +56,8 @@ class Evidence:
             raise InvalidData(
                 f"length is {r.data.length}, but {self.repo} reads at most {self.positions} tokens; lower --length."
             )
+        if r.heal.tokens:
+            check_chats(r.data.text or (DEFAULT_DATA,), self.tokenizer, r.tasks.force_test_split)
         return {split: self._read(split, n) for split, n in counts.items()}
 
     def training(self, count: int) -> Windows:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_prune.data.tasks import TaskScores
+from hf_prune.data.task_scores import TaskScores
 from hf_prune.data.windows import Windows
 from hf_prune.report import stages, tables, verdicts
 from hf_prune.report.lm_eval import HarnessScores

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_prune.blueprint import GONE, Blueprint, LayerSpec, Part, Source
-from hf_prune.data.tasks import TaskScores, wilson
+from hf_prune.data.task_scores import TaskScores
 from hf_prune.data.windows import Windows
 from hf_prune.report import statistics
 
@@ -38,12 +38,35 @@ def test_one_window_or_an_infinite_one_has_no_spread():
     assert statistics.interval(np.array([3.0, math.inf]))[1] == [math.inf, math.inf]
 
 
+@given(st.integers(1, 2000), st.floats(0, 1))
+def test_wilson_bounds_solve_its_equation(n, share):
+    k = round(share * n)
+    low, high = statistics.wilson(k, n)
+    assert 0 <= low <= k / n + 1e-12 and k / n - 1e-12 <= high <= 1
+    for p in (low, high):
+        if 0 < p < 1:
+            assert (p - k / n) ** 2 == pytest.approx(statistics.Z95**2 * p * (1 - p) / n, rel=1e-6, abs=1e-12)
+
+
+def test_difference_resamples_pairs():
+    rng = np.random.default_rng(1)
+    ours, theirs = rng.random(200) < 0.6, rng.random(200) < 0.4
+    value, (low, high) = statistics.paired_difference(ours, theirs, np.random.default_rng(0))
+    assert value == pytest.approx(ours.mean() - theirs.mean())
+    picks = rng.integers(0, 200, (4000, 200))
+    plain = np.quantile(ours[picks].mean(1) - theirs[picks].mean(1), [0.025, 0.975])
+    np.testing.assert_allclose([low, high], plain, atol=0.012)
+    assert statistics.paired_difference(ours, theirs, np.random.default_rng(0)) == (value, (low, high))
+    assert statistics.paired_difference(ours, ours, np.random.default_rng(0)) == (0.0, (0.0, 0.0))
+
+
 def test_both_accuracies_of_a_task_come_with_their_intervals_and_paired_differences():
     right = np.array([True] * 30 + [False] * 10)
     dense, pruned = (TaskScores("t", 0.25, np.zeros((40, 4)), *pair) for pair in ((right, ~right), (~right, ~right)))
     row = statistics.task_scores({"t": dense}, {"t": pruned}, np.random.default_rng(0))["t"]
     assert (row["dense"]["accuracy"], row["dense"]["accuracy_norm"]) == (0.75, 0.25)
-    assert row["dense"]["ci"] == list(wilson(30, 40)) and row["pruned"]["ci_norm"] == list(wilson(10, 40))
+    assert row["dense"]["ci"] == list(statistics.wilson(30, 40))
+    assert row["pruned"]["ci_norm"] == list(statistics.wilson(10, 40))
     assert row["difference"] == -0.5 and row["difference_ci"][0] < -0.5 < row["difference_ci"][1] < 0
     assert row["difference_norm"] == 0.0 and row["difference_ci_norm"] == [0.0, 0.0]
 

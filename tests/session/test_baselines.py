@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from hf_prune import compress, run
 from hf_prune.blueprint import Blueprint
-from hf_prune.data.tasks import score
+from hf_prune.data.task_scores import score
 from hf_prune.errors import IncompatibleSources, SourceError
 from hf_prune.evaluation.comparison import block_influence, influence
 from hf_prune.evaluation.objectives import values

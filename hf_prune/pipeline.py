@@ -27,7 +27,7 @@ from hf_prune.errors import HfPruneError, InvalidRecipe
 from hf_prune.evaluation.dense import block_distance, block_influence
 from hf_prune.events import Assembled, Event, Finished, Pushed, Reported, Stage, Started
 from hf_prune.models.auto_classes import FILE
-from hf_prune.plan import check_files, evaluations
+from hf_prune.plan import check_evidence, evaluations
 from hf_prune.recipe import Recipe
 from hf_prune.report.compose import describe, scored
 from hf_prune.report.statistics import spearman
@@ -147,7 +147,7 @@ def finished(recipe: Recipe, output: Path) -> dict[str, Any] | None:
 
 def _make(recipe: Recipe, output: Path) -> Generator[Event, None, dict[str, Any]]:
     clock = Clock()
-    check_files(recipe)
+    check_evidence(recipe, names=True)
     yield Stage("pull", recipe.base)
     job = open_job(recipe)
     clock.lap("pull")

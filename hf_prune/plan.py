@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from hf_prune.blueprint import LOCAL
 from hf_prune.data import corpora, task_sources
-from hf_prune.data.lm_eval_tasks import YAML
 from hf_prune.errors import InvalidRecipe
 from hf_prune.methods import METHODS
 from hf_prune.models.headers import BYTES, Weights, number, weigh
@@ -103,12 +102,12 @@ def plan(recipe: Recipe, peek: "Peek", variants: "Sequence[Peek]" = ()) -> Plan:
     Reads the text and the tasks that lie on this disk, and writes nothing.
 
     Raises:
-        InvalidData, UnsafeSource: as `check_files`.
+        InvalidData, UnsafeSource: as `check_evidence`.
         InvalidRecipe: the target leaves no layer, removes none, or names layers that do not exist.
         SourceError: the repo has no safetensors, so there are no headers to count from.
         UnsupportedArchitecture: no numbered layers among the tensor names.
     """
-    check_files(recipe)
+    check_evidence(recipe)
     weights = weigh(peek)
     depth = len(weights.layers)
     target = layers_to_remove(recipe, depth, weights.layers, weights.total)
@@ -149,16 +148,23 @@ def plan(recipe: Recipe, peek: "Peek", variants: "Sequence[Peek]" = ()) -> Plan:
     )
 
 
-def check_files(recipe: Recipe) -> None:
-    """Read the text and the tasks that lie on this disk, so that their faults are told before a model is pulled.
+def check_evidence(recipe: Recipe, *, names: bool = False) -> None:
+    """Read text and tasks of this disk, and look for those of the Hub, so that what is wrong is told before a model is
+    pulled.
+
+    Args:
+        recipe: what is asked for.
+        names: look for tasks of lm_eval as well, whose list takes seconds to read.
 
     Raises:
-        InvalidData: a file is missing or malformed, or two splits share a document.
-        UnsafeSource: the file of a task would run code.
+        HfPruneError: as `load_corpora` and `load_tasks`.
     """
-    corpora.check_local(recipe.data)
-    harness = (t for t in recipe.lm_eval if t.endswith(YAML))
-    task_sources.check_local((*recipe.search_tasks, *recipe.tasks, *harness))
+    force = recipe.force_test_split
+    corpora.check_entries(recipe.data, force)
+    task_sources.check_entries(recipe.search_tasks, "search", force=force, names=names)
+    task_sources.check_entries(recipe.tasks, names=names)
+    for task in recipe.lm_eval:
+        task_sources.check_harness(task, names=names)
 
 
 def tunings(recipe: Recipe) -> int:

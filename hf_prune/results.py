@@ -19,7 +19,7 @@ from hf_prune.errors import IncompatibleSources, InvalidBlueprint, InvalidRecipe
 from hf_prune.events import Event, Finished, Reported, Stage, Started
 from hf_prune.models.variants import beside, pull_variant
 from hf_prune.pipeline import finish, finished
-from hf_prune.plan import check_files
+from hf_prune.plan import check_evidence
 from hf_prune.recipe import Recipe
 from hf_prune.recovery.levels import Kind, cached
 from hf_prune.report.compose import measured_again
@@ -215,7 +215,7 @@ def _reopened(folder: Path, base: str | None, changes: dict[str, Any]) -> tuple[
     named = {"base": base or str(blueprint.sources[0]), "variants": variants or tuple(map(str, blueprint.sources[1:]))}
     recipe = Recipe.of(**{**kept, **changes, **named})
     # What the search read is not read again, and the report that names it may be a stranger's.
-    check_files(recipe.model_copy(update={"search_tasks": ()}))
+    check_evidence(recipe.model_copy(update={"search_tasks": ()}), names=True)
     parents = open_parents(blueprint, given)
     job = replace(open_job(recipe), parents=tuple(parents), over=True)
     job.bank.patches.update(load_patches(folder / PATCH_FILE))

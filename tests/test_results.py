@@ -76,7 +76,10 @@ def test_a_blueprint_rebuilds_the_weights_bit_for_bit(plain, home, tmp_path):
     wrong(IncompatibleSources, "weights would differ", source=str(tmp_path / "b"))
     wrong(InvalidBlueprint, "no meaning", source=source, pick="knee")
     wrong(InvalidRecipe, "choose another --output", source=source, output="again")
-    refused(InvalidBlueprint, "Cannot read", lambda: assemble_blueprint(tmp_path / "none.json", tmp_path / "x"))
+    gone = "there is no such file here"
+    refused(InvalidBlueprint, gone, lambda: assemble_blueprint(tmp_path / "none.json", tmp_path / "x"))
+    (tmp_path / "b" / "latin.json").write_bytes(b'{"caf\xe9": 1}')
+    refused(InvalidBlueprint, "Cannot read", lambda: assemble_blueprint(tmp_path / "b" / "latin.json", tmp_path / "x"))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["again", "b"]
 
 

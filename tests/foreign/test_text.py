@@ -379,6 +379,14 @@ def test_a_chat_that_some_templates_refuse_is_read_where_one_takes_it(tmp_path, 
         assert len(windows([str(make(tmp_path))], tokenizer, "search", 3, 64).tokens) == 3
 
 
+@pytest.mark.parametrize("name", ["ns/typo", "typo"])
+def test_a_mistyped_dataset_is_found_out_by_plan_and_compress_before_the_base_is_pulled(hub_server, tmp_path, name):
+    wanted = recipe(tmp_path, base=str(base(tmp_path / "base")), data=(name,))
+    said, stages = compressed(wanted)
+    assert said.startswith(f"There is no file or folder {name} here, and the dataset") and stages == []
+    assert planned(wanted) == one_sentence(said)
+
+
 # One start token
 
 WITH_START = {"{{ bos_token }}" + CHATML, "{{ bos_token }}{{ bos_token }}" + CHATML, CHATML}

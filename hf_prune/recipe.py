@@ -336,7 +336,7 @@ class Recipe(BaseModel):
     def load(cls, path: str | Path, **overrides: Any) -> "Recipe":
         """Read YAML; `overrides` (CLI flags) win."""
         try:
-            raw = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+            raw = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig")) or {}
         except FileNotFoundError:
             raise InvalidRecipe(f"There is no recipe file {path} here; check the path given as --recipe.") from None
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:

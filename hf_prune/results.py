@@ -251,7 +251,7 @@ def _with_libraries(job: Job, blueprint: Blueprint, before: dict[str, Any]) -> N
 
 def _read(path: Path) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as e:
         reason = "there is no such file here" if isinstance(e, FileNotFoundError) else getattr(e, "strerror", None) or e
         raise InvalidBlueprint(f"Cannot read {path}: {reason}; name what hf-prune wrote.") from None

@@ -74,6 +74,7 @@ def spoilt(line, number=3):
 PLAIN, CHATS = rows(text_records()), rows(chat_records())
 READ = {
     "a byte order mark": (rows(text_records(), mark=codecs.BOM_UTF8), PLAIN),
+    "a mark before prose": (raw("\ufeff" + "\n\n".join(TEXTS), "mine.txt"), raw("\n\n".join(TEXTS), "mine.txt")),
     "marks in the middle": (raw("\n".join("\ufeff" + json.dumps(r) for r in text_records())), PLAIN),
     "line ends of Windows and empty lines": (rows(text_records(), end="\r\n\r\n  \r\n"), PLAIN),
     "an array": (array(text_records()), PLAIN),

@@ -26,7 +26,7 @@ from hf_prune.blueprint import Outcome
 from hf_prune.errors import InvalidRecipe
 from hf_prune.events import Assembled, Event, Finished, Pushed, Reported, Stage, Started
 from hf_prune.models.auto_classes import FILE
-from hf_prune.plan import check_files, evaluations, facts_of
+from hf_prune.plan import check_evidence, evaluations, facts_of
 from hf_prune.recipe import Recipe
 from hf_prune.report.compose import describe
 from hf_prune.search import SEARCHERS, drive, focused
@@ -137,7 +137,7 @@ def finished(recipe: Recipe, output: Path) -> dict[str, Any] | None:
 
 
 def _make(recipe: Recipe, output: Path) -> Generator[Event, None, dict[str, Any]]:
-    check_files(recipe)
+    check_evidence(recipe, names=True)
     yield Stage("pull", recipe.base)
     session = open_session(recipe)
     session.clock.lap("pull")

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from hf_prune.blueprint import LOCAL
 from hf_prune.data import corpora, task_sources
-from hf_prune.data.lm_eval_tasks import YAML
 from hf_prune.limits import (
     DEFAULT_RATIO,
     EXAM_BYTES,
@@ -91,9 +90,9 @@ def plan(recipe: Recipe, peek: "Peek", variants: "Sequence[Peek]" = ()) -> Plan:
         InvalidRecipe: the target leaves no layer, removes none, or names layers that do not exist.
         SourceError: the repo has no safetensors, so there are no headers to count from.
         UnsupportedArchitecture: no numbered layers among the tensor names.
-        InvalidData, UnsafeSource: as `check_files`.
+        HfPruneError: as `check_evidence`.
     """
-    check_files(recipe)
+    check_evidence(recipe)
     weights = weigh(peek)
     depth, method = len(weights.layers), METHODS[recipe.method]
     target = target_of(recipe, Sizes(weights.layers, weights.total))
@@ -139,16 +138,23 @@ def trained_tokens(recipe: Recipe, search_tokens: int) -> int:
     return recipe.heal.tokens + finalists + tunings(recipe) * recipe.tune.steps * search_tokens
 
 
-def check_files(recipe: Recipe) -> None:
-    """Read the text and the tasks that lie on this disk, so that their faults are told before a model is pulled.
+def check_evidence(recipe: Recipe, *, names: bool = False) -> None:
+    """Read text and tasks of this disk, and look for those of the Hub, so that what is wrong is told before a model is
+    pulled.
+
+    Args:
+        recipe: what is asked for.
+        names: look for tasks of lm_eval as well, whose list takes seconds to read.
 
     Raises:
-        InvalidData: a file is missing or malformed, or two splits share a document.
-        UnsafeSource: the file of a task would run code.
+        HfPruneError: as `load_corpora` and `load_tasks`.
     """
-    corpora.check_local(recipe.data.text)
-    harness = (t for t in recipe.report.lm_eval if t.endswith(YAML))
-    task_sources.check_local((*recipe.tasks.search, *recipe.tasks.names, *harness))
+    tasks = recipe.tasks
+    corpora.check_entries(recipe.data.text, tasks.force_test_split)
+    task_sources.check_entries(tasks.search, "search", force=tasks.force_test_split, names=names)
+    task_sources.check_entries(tasks.names, names=names)
+    for task in recipe.report.lm_eval:
+        task_sources.check_harness(task, names=names)
 
 
 def facts_of(recipe: Recipe, depth: int, remove: int) -> Facts:

@@ -19,7 +19,7 @@ from hf_prune.errors import IncompatibleSources, InvalidBlueprint, InvalidRecipe
 from hf_prune.events import Event, Finished, Reported, Stage, Started
 from hf_prune.models.variants import beside, pull_variant
 from hf_prune.pipeline import finish, finished
-from hf_prune.plan import check_files
+from hf_prune.plan import check_evidence
 from hf_prune.recipe import OPTIONS, Recipe, flatten
 from hf_prune.recipe.fields import Size
 from hf_prune.recovery.levels import Kind, cached
@@ -213,7 +213,7 @@ def _reopened(folder: Path, base: str | None, changes: dict[str, Any]) -> tuple[
     recipe = kept.replace(**changes)
     _check_files(kept, flatten(changes))
     # What the search read is not read again, and the report that names it may be a stranger's.
-    check_files(recipe.replace(search_tasks=(), objective="kl"))
+    check_evidence(recipe.replace(search_tasks=(), objective="kl"), names=True)
     given = (base or str(blueprint.sources[0]), *variants) if base or variants else ()
     parents = open_parents(blueprint, given)
     session = open_session(recipe, parents, over=True)
@@ -255,7 +255,7 @@ def _with_libraries(session: Session, blueprint: Blueprint, before: dict[str, An
 
 def _read(path: Path) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as e:
         reason = "there is no such file here" if isinstance(e, FileNotFoundError) else getattr(e, "strerror", None) or e
         raise InvalidBlueprint(f"Cannot read {path}: {reason}; name what hf-prune wrote.") from None

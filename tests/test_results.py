@@ -76,7 +76,10 @@ def test_a_blueprint_rebuilds_the_weights_bit_for_bit(plain, home, tmp_path):
     wrong(IncompatibleSources, "weights would differ", source=str(tmp_path / "b"))
     wrong(InvalidBlueprint, "no meaning", source=source, pick="knee")
     wrong(InvalidRecipe, "choose another --output", source=source, output="again")
-    refused(InvalidBlueprint, "Cannot read", lambda: assemble_blueprint(tmp_path / "none.json", tmp_path / "x"))
+    gone = "there is no such file here"
+    refused(InvalidBlueprint, gone, lambda: assemble_blueprint(tmp_path / "none.json", tmp_path / "x"))
+    (tmp_path / "b" / "latin.json").write_bytes(b'{"caf\xe9": 1}')
+    refused(InvalidBlueprint, "Cannot read", lambda: assemble_blueprint(tmp_path / "b" / "latin.json", tmp_path / "x"))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["again", "b"]
 
 
@@ -133,6 +136,12 @@ def test_what_cannot_be_measured_is_refused_in_one_sentence(plain, home, tmp_pat
         given = {"base": str(home / "base"), **({"data": where(home)["data"]} if name == "tasks" else {})}
         refused(InvalidRecipe, f"say where it is with --{name}", lambda t=theirs, g=given: list(report_folder(t, **g)))
         shutil.rmtree(theirs)
+    theirs = Path(shutil.copytree(plain.folder, tmp_path / "theirs"))
+    report = strict(theirs / "report.json")
+    report["recipe"]["search_tasks"] = [str(home / "text.txt"), str(tmp_path / "gone.jsonl")]
+    (theirs / "report.json").write_text(json.dumps(report))
+    wrong(SourceError, "neither a folder", source=theirs, base=str(tmp_path / "gone"))
+    shutil.rmtree(theirs)
     wrong(InvalidRecipe, f"{home / 'base'} is not a result of hf_prune", source=home / "base", output=tmp_path / "x")
     assert not (tmp_path / "x").exists()
     wrong(SourceError, "--source or --base", base=None)

@@ -211,8 +211,7 @@ def push_command(
     Doing it twice changes nothing.
     """
     form = format_of(format, quiet)
-    if not folder.is_dir():
-        raise InvalidRecipe(f"There is no folder {folder} here; name what compress or assemble wrote.")
+    _check_here(folder)
     if not (folder / "config.json").is_file():
         raise InvalidRecipe(f"{folder} is not a finished model folder (no config.json); run compress first.")
     if dry_run:
@@ -259,6 +258,7 @@ def export_command(
     """
     if source and format != "mergekit" or pad and format != "nemotron-nas":
         raise InvalidRecipe(f"{'--source' if source else '--pad'} has no meaning for --format {format}; leave it out.")
+    _check_here(folder)
     if format == "mergekit":
         from hf_prune.assembly.mergekit import export_mergekit
 
@@ -356,6 +356,11 @@ def _root(
     if version:
         print(__version__)
         raise typer.Exit()
+
+
+def _check_here(folder: Path) -> None:
+    if not folder.is_dir():
+        raise InvalidRecipe(f"There is no folder {folder} here; name what compress or assemble wrote.")
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:

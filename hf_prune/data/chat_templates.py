@@ -1,6 +1,5 @@
 """A chat as the base was taught to read it: rendered by its tokenizer's template, or refused by file and line."""
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -73,10 +72,12 @@ def _takes(tokenizer: Any, messages: Messages) -> bool:
 
 def _leaves_out_tools(tokenizer: Any, messages: Messages, tools: Any, text: str) -> bool:
     """Whether the rendered text would be the same without any tool call, or with other results of tools."""
-    uncalled = [{"content": "", **{k: v for k, v in m.items() if k != "tool_calls"}} for m in messages]
-    unanswered = [{**m, "content": f"{m.get('content')}."} if m["role"] == "tool" else m for m in messages]
-    there = any("tool_calls" in m for m in messages), any(m["role"] == "tool" for m in messages)
-    for other in itertools.compress((uncalled, unanswered), there):
+    others = []
+    if any("tool_calls" in m for m in messages):
+        others.append([{"content": "", **{k: v for k, v in m.items() if k != "tool_calls"}} for m in messages])
+    if any(m["role"] == "tool" for m in messages):
+        others.append([{**m, "content": f"{m.get('content')}."} if m["role"] == "tool" else m for m in messages])
+    for other in others:
         try:
             if _render(tokenizer, other, tools) == text:
                 return True

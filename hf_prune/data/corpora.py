@@ -61,14 +61,18 @@ def load_corpora(data: Sequence[str], allow_test_split: bool = False) -> tuple[C
     return found
 
 
-def check_local(data: Sequence[str]) -> None:
-    """Read the files and folders among data entries, as `windows` will.
+def check_entries(data: Sequence[str], allow_test_split: bool = False) -> None:
+    """Read the files and folders among data entries, and look for the datasets, of which nothing is read yet.
 
     Raises:
-        InvalidData: one is missing or malformed, or two splits share a document.
+        InvalidData: as `load_corpora` and `check_disjoint`.
     """
-    if local := [entry for entry in data if here(entry) or looks_local(entry, (*ENDINGS, TEXT))]:
+    local = [entry for entry in data if here(entry) or looks_local(entry, (*ENDINGS, TEXT))]
+    if local:
         check_disjoint(load_corpora(local))
+    for entry in data:
+        if entry not in local:
+            _named(entry, allow_test_split)
 
 
 def check_disjoint(corpora: Iterable[Corpus]) -> None:
@@ -167,16 +171,21 @@ def _divide(documents: Documents, shares: Sequence[float]) -> list[Documents]:
     return [tuple(d for d, k in zip(documents, keys, strict=True) if side[k] == i) for i in range(len(shares))]
 
 
-def _dataset(entry: str, allow_test_split: bool) -> Corpus:
+def _named(entry: str, allow_test_split: bool) -> tuple[list[str], str, str, str, str]:
+    """The splits of a dataset, and what an entry says: repo, config, column and split."""
     repo, config, column, split = (entry.split(":", 3) + [""] * 3)[:4]
-    public = Path(repo).name if here(repo) else repo
-    name = config if config and config != "default" else repo.rstrip("/").rsplit("/", 1)[-1]
     if any(part.strip().lower().startswith("test") for part in split.split("+")) and not allow_test_split:
         raise InvalidData(
             f"{entry} is a public test split: searching on it spoils every figure reported on it; "
             "take the train split, or insist with --force-test-split."
         )
-    available = split_names(repo, config, entry)
+    return split_names(repo, config, entry), repo, config, column, split
+
+
+def _dataset(entry: str, allow_test_split: bool) -> Corpus:
+    available, repo, config, column, split = _named(entry, allow_test_split)
+    public = Path(repo).name if here(repo) else repo
+    name = config if config and config != "default" else repo.rstrip("/").rsplit("/", 1)[-1]
     if split or "validation" not in available:
         source = split or _training(available, entry)
         cut = _divide(_rows(repo, config, column, source, entry), SHARES)

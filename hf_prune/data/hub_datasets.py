@@ -51,7 +51,9 @@ def explained(entry: str) -> Iterator[None]:
     except InvalidData:
         raise
     except Exception as e:
-        reason = (str(e).strip().splitlines() or [type(e).__name__])[0].rstrip(".")
+        # What is raised while a table is made says no more than that.
+        told = e.__cause__ if type(e).__name__ == "DatasetGenerationError" and e.__cause__ else e
+        reason = (str(told).strip().splitlines() or [type(told).__name__])[0].rstrip(".")
         name = entry.partition(":")[0]
         missing = f"There is no file or folder {name} here, and the dataset {entry} cannot be read"
         raise InvalidData(

@@ -71,18 +71,43 @@ def check_apart(searched: Sequence[Task], reported: Sequence[Task]) -> None:
             )
 
 
-def check_local(entries: Sequence[str]) -> None:
-    """Read the files among entries of tasks, as `load_tasks` will.
+def check_entries(entries: Sequence[str], use: Use = "report", *, force: bool = False, names: bool = True) -> None:
+    """Read the files among entries of tasks, and look for the datasets and tasks that others name.
+
+    Args:
+        entries: as `load_tasks` takes them.
+        use: as there.
+        force: as there.
+        names: look for tasks of lm_eval, whose list takes seconds to read.
 
     Raises:
-        InvalidData: one is missing, empty or malformed.
-        UnsafeSource: one would run code.
+        HfPruneError: as `load_tasks`.
     """
     for entry in entries:
         if entry.endswith(YAML):
-            request_of(entry, (), False)
-        else:
-            _of_file(entry)
+            check_harness(entry, names=names)
+        elif _of_file(entry) is None:
+            if here(entry) or "/" in entry:
+                _side(entry, use, force)
+            else:
+                check_harness(entry, names=names)
+
+
+def check_harness(name: str, *, names: bool = True) -> None:
+    """Read the file of a task of lm_eval, which is not run; look for its name among those of lm_eval.
+
+    Args:
+        name: a name or a file (.yaml).
+        names: look at more than files.
+
+    Raises:
+        HfPruneError: as `load_tasks`.
+    """
+    request = request_of(name, (), False)
+    if names:
+        installed(None if request.path else name)
+        with quiet():
+            check_request(request, task_manager(request.config is None), False)
 
 
 def _task(entry: str, use: Use, force: bool) -> Task:
@@ -141,7 +166,8 @@ LAYOUTS: Mapping[frozenset[str], Callable[[Mapping[str, Any]], Item]] = {
 SIDES: Mapping[Use, tuple[str, ...]] = {"search": ("train",), "report": ("validation", "test")}
 
 
-def _of_dataset(entry: str, use: Use, force: bool) -> Task:
+def _side(entry: str, use: Use, force: bool) -> tuple[str, str, str]:
+    """What an entry says of a dataset: repo, config, and the split for a use."""
     repo, config, split = (entry.split(":", 2) + [""] * 2)[:3]
     available = split_names(repo, config, entry)
     side = split or next((s for s in SIDES[use] if s in available), "")
@@ -154,6 +180,11 @@ def _of_dataset(entry: str, use: Use, force: bool) -> Task:
         raise InvalidData(
             f"{entry} is a public test split: {SPOILS}; take the train split, or insist with --force-test-split."
         )
+    return repo, config, side
+
+
+def _of_dataset(entry: str, use: Use, force: bool) -> Task:
+    repo, config, side = _side(entry, use, force)
     name = config if config and config != "default" else repo.rstrip("/").rsplit("/", 1)[-1]
     with explained(entry):
         columns, rows = dataset_rows(repo, config, side)
@@ -172,6 +203,8 @@ def _of_dataset(entry: str, use: Use, force: bool) -> Task:
 def _whole(layout: Callable[[Mapping[str, Any]], Item], row: Mapping[str, Any], entry: str, number: int) -> Item:
     try:
         item = layout(row)
+        if any(isinstance(row.get(options), str) for options in ("choices", "endings")):
+            raise TypeError
         if not 0 <= item.answer < len(item.choices) or len(item.choices) < 2:
             raise ValueError
     except (ValueError, TypeError, KeyError):

@@ -11,6 +11,8 @@ from hf_prune.hub.calls import scrub
 
 REFERENCE = re.compile(r"(?P<repo>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[^\s@+]+))?")
 
+LONGEST_SHOWN = 100
+"""Characters of a name that an error repeats."""
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -85,8 +87,8 @@ def _name(text: str, within: str = "") -> Name:
         raise SourceNotFound(f"{scrub(text)!r} is a file, not a model's folder; name the folder that it lies in.")
     if (match := REFERENCE.fullmatch(text)) and _is_reference(text):
         return Name(match["repo"], match["revision"])
-    shown = scrub(text)
-    part = f" (of {scrub(within)!r})" if within not in ("", text) else ""
+    shown = scrub(text)[:LONGEST_SHOWN]
+    part = f" (of {scrub(within)[:LONGEST_SHOWN]!r})" if within not in ("", text) else ""
     if "@" in text and _folder(text.rsplit("@", 1)[0]) is not None:
         raise SourceNotFound(f"{shown!r} names a revision, but a local folder has none; leave out what follows @.")
     if "://" in text:

@@ -171,7 +171,7 @@ def read(path: str | Path) -> Mapping[Any, Any]:
         InvalidRecipe: no such file, no YAML, or no mapping.
     """
     try:
-        raw = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader) or {}
+        raw = yaml.load(Path(path).read_text(encoding="utf-8-sig"), _Loader) or {}
     except FileNotFoundError:
         raise InvalidRecipe(f"There is no recipe file {path} here; check the path given as --recipe.") from None
     except Exception as e:

@@ -176,6 +176,14 @@ def test_two_sizes_on_the_command_line_still_contradict(pipeline):
     assert result.exit_code == 2 and "ratio and keep_layers" in result.stderr and not pipeline.recipes
 
 
+@pytest.mark.parametrize("content", ["base: [", b"\xff\xfeb\x00", b"\x80"])
+def test_a_recipe_that_is_no_yaml_is_refused_in_a_line(pipeline, tmp_path, content):
+    (tmp_path / "r.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
+    result = hf_prune("compress", "--recipe", tmp_path / "r.yaml")
+    assert result.exit_code == 2 and result.stderr.startswith("Error: Cannot read the recipe ")
+    assert result.stderr.count("\n") == 1 and not pipeline.recipes
+
+
 def test_an_unknown_key_gets_the_nearest_name(pipeline, tmp_path):
     (tmp_path / "r.yaml").write_text("base: ns/m\nobjectiv: kl\n")
     result = hf_prune("compress", "--recipe", tmp_path / "r.yaml")
@@ -191,7 +199,10 @@ def test_an_unknown_key_gets_the_nearest_name(pipeline, tmp_path):
         (["compress", "ns/m", "--baselines", "first"], "shortgpt"),
         (["compress", "ns/m", "--ratio", "much"], "--ratio"),
         (["compress", "ns/m", "--recipe", "missing.yaml"], "missing.yaml"),
-        (["push", "nowhere", "me/small"], "nowhere"),
+        (["compress", "--recipe", "typo.yaml"], "There is no recipe file typo.yaml here"),
+        (["push", "nowhere", "me/small"], "There is no folder nowhere here"),
+        (["export", "folder/typo"], "There is no folder folder/typo here"),
+        (["export", "typo", "--format", "nemotron-nas"], "There is no folder typo here"),
     ],
 )
 def test_bad_usage_exits_with_2(pipeline, args, words):

@@ -8,7 +8,7 @@ from hf_prune.data.bundled import demo_folder
 from hf_prune.data.corpora import SHARES, SPLITS, _divide, _key, check_disjoint, load_corpora
 from hf_prune.data.windows import windows
 from hf_prune.errors import InvalidData
-from tests.data.texts import folder, jsonl, words
+from tests.data.texts import folder, jsonl, lines, words
 
 TEXT = str(demo_folder() / "text")
 
@@ -167,3 +167,77 @@ def test_what_is_no_chat_is_refused_by_its_line(tmp_path, tokenizer, messages):
     path.write_text(json.dumps({"messages": messages}) + "\n")
     with pytest.raises(InvalidData, match="Line 1 of .* with role and content"):
         windows([str(path)], tokenizer, "search", 1, 32)
+
+
+def turns(number, **more):
+    asked, said = words(number, 8), words(number + 500, 8)
+    return [{"role": "user", "content": asked, **more}, {"role": "assistant", "content": said}]
+
+
+ROWS = {
+    "messages": ("messages", [{"messages": turns(k), "id": k} for k in range(40)]),
+    "conversations": (
+        "",
+        [{"conversations": [{"from": "human", "value": a["content"]}, {"from": "gpt", "value": b["content"]}], "id": k}
+         for k in range(40) for a, b in [turns(k)]],
+    ),
+    "an exchange": (
+        "",
+        [{"instruction": a["content"], "input": "", "output": b["content"], "id": k}
+         for k in range(40) for a, b in [turns(k)]],
+    ),
+    "another name": ("talk", [{"talk": turns(k), "id": k} for k in range(40)]),
+    "keys of other rows": ("", [{"messages": turns(k, name="kim" if k % 2 else None), "id": k} for k in range(40)]),
+    "rows without": ("", [{"messages": turns(k) if k < 40 else None, "id": k} for k in range(50)]),
+    "parts": (
+        "",
+        [{"messages": [{**t, "content": [{"type": "text", "text": t["content"]}]} for t in turns(k)], "id": k}
+         for k in range(40)],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ROWS)
+def test_chats_of_a_dataset_are_those_of_a_file(dataset, case):
+    column, records = ROWS[case]
+    (dataset / "validation.jsonl").unlink()
+    (dataset / "test.jsonl").unlink()
+    lines(dataset / "train.jsonl", records)
+    (found,) = load_corpora([f"set:default:{column}"])
+    (wanted,) = load_corpora([str(lines(dataset.parent / "a.jsonl", [{"messages": turns(k)} for k in range(40)]))])
+    for split in SPLITS:
+        assert sorted(found.documents[split]) == sorted(wanted.documents[split])
+
+
+@pytest.mark.parametrize(
+    ("records", "says"),
+    [
+        ([{"messages": turns(0)}, {"messages": [{"role": "user", "content": None}]}], "content of a message is null"),
+        ([{"conversations": [{"from": "zoe", "value": "a"}]}] * 2, "a message is from 'zoe'"),
+        ([{"text": 1}, {"text": 2}], r"\(it is a number\)"),
+        ([{"instruction": "a", "output": "b"}, {"instruction": "a", "output": None}], "its output is null"),
+        ("no JSON at all", "Cannot read the dataset set:default .*JSON"),
+        ([{"a": "x", "b": "y"}], "has several columns; name one of a, b: repo:config:column"),
+    ],
+)
+def test_rows_that_say_nothing_are_named(dataset, records, says):
+    for name in ("validation", "test"):
+        (dataset / f"{name}.jsonl").unlink()
+    if isinstance(records, str):
+        (dataset / "train.jsonl").write_text(records)
+    else:
+        lines(dataset / "train.jsonl", records)
+    with pytest.raises(InvalidData, match=says) as caught:
+        load_corpora(["set:default"])
+    assert "set:default" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_tools_that_a_dataset_offers_belong_to_its_chats(dataset):
+    tools = [{"type": "function", "function": {"name": "hammer"}}]
+    for name in ("validation", "test"):
+        (dataset / f"{name}.jsonl").unlink()
+    for offer in (tools, json.dumps(tools)):
+        lines(dataset / "train.jsonl", [{"conversations": turns(k), "tools": offer, "system": "s"} for k in range(40)])
+        (found,) = load_corpora(["set:default::train"])
+        messages, offered = found.documents["search"][0].parts
+        assert messages[0] == {"role": "system", "content": "s"} and offered[0]["function"]["name"] == "hammer"

@@ -125,6 +125,13 @@ def test_encode_pair_moves_spaces_to_the_option(tokenizer):
     assert encode_pair(tokenizer, "", "sat", False)[0] == [tokenizer.bos_token_id]
 
 
+def test_a_context_that_brings_its_start_token_gets_no_second_one(tokenizer):
+    plain = encode_pair(tokenizer, "the cat", "sat", True)
+    assert plain == encode_pair(tokenizer, "<|endoftext|>the cat", "sat", True) and plain[0].count(0) == 1
+    # Where the tokenizer adds none, a text says itself that it begins.
+    assert encode_pair(tokenizer, "<|endoftext|>the cat", "sat", False) == plain
+
+
 def test_start_token_where_the_tokenizer_adds_one():
     tokenizer = AutoTokenizer.from_pretrained(demo_folder() / "storymath-16l")
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(

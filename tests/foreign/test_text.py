@@ -74,6 +74,7 @@ def spoilt(line, number=3):
 PLAIN, CHATS = rows(text_records()), rows(chat_records())
 READ = {
     "a byte order mark": (rows(text_records(), mark=codecs.BOM_UTF8), PLAIN),
+    "a mark before prose": (raw("\ufeff" + "\n\n".join(TEXTS), "mine.txt"), raw("\n\n".join(TEXTS), "mine.txt")),
     "marks in the middle": (raw("\n".join("\ufeff" + json.dumps(r) for r in text_records())), PLAIN),
     "line ends of Windows and empty lines": (rows(text_records(), end="\r\n\r\n  \r\n"), PLAIN),
     "an array": (array(text_records()), PLAIN),
@@ -377,6 +378,14 @@ def test_tools_that_are_offered_are_handed_to_the_template(tmp_path):
 def test_a_chat_that_some_templates_refuse_is_read_where_one_takes_it(tmp_path, tokenizer):
     for make in (system, two_answers):
         assert len(windows([str(make(tmp_path))], tokenizer, "search", 3, 64).tokens) == 3
+
+
+@pytest.mark.parametrize("name", ["ns/typo", "typo"])
+def test_a_mistyped_dataset_is_found_out_by_plan_and_compress_before_the_base_is_pulled(hub_server, tmp_path, name):
+    wanted = recipe(tmp_path, base=str(base(tmp_path / "base")), data=(name,))
+    said, stages = compressed(wanted)
+    assert said.startswith(f"There is no file or folder {name} here, and the dataset") and stages == []
+    assert planned(wanted) == one_sentence(said)
 
 
 # One start token

@@ -22,6 +22,7 @@ from hf_prune.pipeline import finish, finished
 from hf_prune.recipe import Recipe
 from hf_prune.recovery.levels import Kind, cached
 from hf_prune.report.compose import measured_again
+from hf_prune.report.schema.report import Report
 from hf_prune.session.clock import Clock
 from hf_prune.session.found import Found
 from hf_prune.session.front import picked
@@ -126,8 +127,8 @@ def report_folder(
         job, found, before = _reopened(here, base, {**changes, "output": str(output)})
         yield Stage("report", f"{job.recipe.report_sequences} windows")
         report = yield from measured_again(before, job, found, folder)
-        yield Reported(report)
-    yield Finished(str(output), report, None)
+        yield Reported(report.to_dict())
+    yield Finished(str(output), report.to_dict(), None)
 
 
 def heal_folder(
@@ -154,20 +155,20 @@ def heal_folder(
     job, found, before = _reopened(here, base, {"overwrite": False, **changes, "output": str(output)})
     result = finished(job.recipe, output)
     if result is None:
-        goal = f"train {before['size']['pruned']['layers']} layers"
+        goal = f"train {before.size.pruned.layers} layers"
         yield Started(job.recipe, str(job.parent.source), job.parent.depth, goal, 0)
         job.home.mkdir(parents=True, exist_ok=True)
         result = yield from finish(job, found, output, clock, partial(_carried, here, before))
         shutil.rmtree(job.home, ignore_errors=True)
     else:
         yield Stage("done", f"{output} already holds the result of this recipe")
-    yield Finished(str(output), result, None)
+    yield Finished(str(output), result.to_dict(), None)
 
 
-NEVER_KEPT = {
-    "allow_pickle", "trust_remote_code", "force_test_split", "push_to", "public", "create_pr", "commit_message",
-    "overwrite", "output", "device", "lm_eval", "library",
-}  # fmt: skip
+NEVER_KEPT = frozenset(
+    "allow_pickle trust_remote_code force_test_split push_to public create_pr commit_message overwrite output device "
+    "lm_eval library".split()
+)
 """Fields that a report, perhaps a stranger's, may not decide: what is trusted, run, published or written."""
 FILES = (".jsonl", ".txt", ".yaml", ".yml")
 """What entries of data and tasks end with that are files, or were where the result was made."""
@@ -185,8 +186,8 @@ CARRIED = (
 
 
 def _carried(
-    here: Path, before: dict[str, Any], job: Job, found: Found, folder: Path, *built: Any
-) -> Generator[Event, None, dict[str, Any]]:
+    here: Path, before: Report, job: Job, found: Found, folder: Path, *built: Any
+) -> Generator[Event, None, Report]:
     (folder / "figures").mkdir(exist_ok=True)
     for name in CARRIED:
         if (here / name).is_file():
@@ -199,16 +200,16 @@ def _here(source: str | Path) -> Path:
     return Path(source) if Path(source).is_dir() else hub.fetch_result(str(source))
 
 
-def _reopened(folder: Path, base: str | None, changes: dict[str, Any]) -> tuple[Job, Found, dict[str, Any]]:
+def _reopened(folder: Path, base: str | None, changes: dict[str, Any]) -> tuple[Job, Found, Report]:
     """The run that made a folder, as far as it is needed to build and measure its result again."""
     if not (folder / "report.json").is_file():
         raise InvalidRecipe(f"{folder} is not a result of hf_prune (no report.json); name what compress wrote.")
     blueprint = Blueprint.from_json(_read(folder / "blueprint.json"))
-    before = json.loads(_read(folder / "report.json"))
+    before = Report.load(folder / "report.json")
     variants = tuple(changes.pop("variants", ()))
     given = (base or str(blueprint.sources[0]), *variants) if base or variants else ()
     parents = open_parents(blueprint, given)
-    kept = {k: v for k, v in before["recipe"].items() if k in Recipe.model_fields and k not in NEVER_KEPT}
+    kept = {k: v for k, v in before.recipe.items() if k in Recipe.model_fields and k not in NEVER_KEPT}
     if any(name in changes for name in ("ratio", "keep_layers", "drop_layers", "drop")):
         raise InvalidRecipe("The size of a finished result is what it is; compress its base again for another one.")
     _check_files({k: v for k, v in kept.items() if k not in changes})
@@ -231,9 +232,9 @@ def _check_files(kept: dict[str, Any]) -> None:
                 )
 
 
-def _with_libraries(job: Job, blueprint: Blueprint, before: dict[str, Any]) -> None:
+def _with_libraries(job: Job, blueprint: Blueprint, before: Report) -> None:
     """Open the level libraries that the result and its baselines name, or make them again from the same text."""
-    rivals = [Blueprint.from_json(b["blueprint"]) for b in before["baselines"] if b.get("blueprint")]
+    rivals = [Blueprint.from_json(b.blueprint) for b in before.baselines if b.blueprint]
     wanted = {s.library for b in (blueprint, *rivals) for s in b.layers if s.library}
     job.parent.levels.update(cached(wanted))
     for kind in get_args(Kind):

@@ -157,7 +157,7 @@ class Handlers:
         front = results.front(run.result)
         place = _link("Published", run.url) if run.url else gr.skip()
         shown, card = gr.update(visible=True), gr.update(value=results.card(run.result), visible=True)
-        points = gr.update(visible=bool(front)), charts.front(front, report["objective"])
+        points = gr.update(visible=bool(front)), charts.front(front, report.objective)
         return [results.html(report), *points, shown, shown, results.pictures(run.result), place, shown, card]
 
     def member(self, visitor: str, id: str, point: gr.SelectData, profile: Profile = None) -> str:
@@ -230,7 +230,7 @@ class Handlers:
         run = self.runs.begin(recipe, owner)
         state = self.runs.state(run)
         found = progress.Progress.of(run.events())
-        more = {"report": run.report()["text"]["all"]} if state == "done" else {}
+        more = {"report": run.report().text["all"].to_dict()} if state == "done" else {}
         return {"run": run.id, "state": state, "stage": found.stage, "message": found.message, **more}
 
     def _tool(self, base: str, method: str, ratio: float) -> Recipe:

@@ -1,4 +1,4 @@
-"""What lies beside the weights of a finished folder: statistics.json, recipe.yaml, front.json, figures and the card."""
+"""What lies beside the weights of a finished folder: report.json, recipe.yaml, front.json, figures and the card."""
 
 import json
 import math
@@ -22,8 +22,15 @@ from hf_prune.plan import asked
 from hf_prune.recipe import flagged
 from hf_prune.recovery.latency import latency_report, retimed
 from hf_prune.report import card, figures, statistics
+from hf_prune.report.fates import fates
+from hf_prune.report.figures import FrontPoint
 from hf_prune.report.measure import measured
 from hf_prune.report.redaction import public_recipe
+from hf_prune.report.schema.course import Correlation, Healing, Merging, SearchSummary
+from hf_prune.report.schema.model import Front, Size, SourceCard
+from hf_prune.report.schema.report import VERSION, Report
+from hf_prune.report.schema.scores import Baseline
+from hf_prune.report.schema.section import jsonable
 from hf_prune.search import drive, once
 from hf_prune.session import front
 from hf_prune.session.baselines import label
@@ -56,7 +63,7 @@ def describe(
     certificate: Mapping[str, Any],
     clock: Clock,
     healing: Mapping[str, Any] | None = None,
-) -> Generator[Event, None, dict[str, Any]]:
+) -> Generator[Event, None, Report]:
     """Measure the folder on the report split and write every document into it.
 
     Args:
@@ -70,45 +77,45 @@ def describe(
         healing: figures of the training that followed, if one did.
 
     Returns:
-        The content of statistics.json.
+        What report.json holds.
     """
-    result = {
+    trained = Healing(**healing) if healing else None
+    report = Report(
         **_identity(job, found),
-        "size": _size(job, found.winner, stored),
-        "layers": statistics.fates(found.winner, job.parent.depth),
-        "widths": statistics.widths(job.parent, found.winner),
-        "own_code": (folder / FILE).is_file(),
+        size=_size(job, found.winner, stored),
+        layers=fates(found.winner.layers, job.parent.depth),
+        widths=statistics.widths(job.parent, found.winner),
+        own_code=(folder / FILE).is_file(),
         **_lineage(job, found),
-        "splits": statistics.splits(job.evidence),
-        **(yield from measured(job, found, folder, healing)),
-        "tuning": found.tuning,
-        "repair": found.repair,
-        "healing": healing,
-        "selection": found.selection,
-        "merging": merging(job, journal, found),
-        "search_summary": _summary(job, journal, found),
-        "certificate": dict(certificate),
-        "front": [front.public(member) for member in found.front] if found.front else None,
-        "hypervolume": front.hypervolume(job, journal) if found.front else None,
-        "hardware": statistics.hardware(job.device),
-        "versions": {p: version(p) for p in ("torch", "transformers", "huggingface_hub", "safetensors", "numpy")},
-    }
-    result["latency"] = latency_report(job, found.winner, result["speed"])
+        splits=statistics.splits(job.evidence),
+        **(yield from measured(job, found, folder, trained)),
+        tuning=found.tuning,
+        repair=found.repair,
+        healing=trained,
+        selection=found.selection,
+        merging=merging(job, journal, found),
+        search_summary=_summary(job, journal, found),
+        certificate=certificate,
+        front=[front.public(member) for member in found.front] if found.front else None,
+        hypervolume=front.hypervolume(job, journal) if found.front else None,
+        hardware=statistics.hardware(job.device),
+        versions={p: version(p) for p in ("torch", "transformers", "huggingface_hub", "safetensors", "numpy")},
+    )
+    latency = latency_report(job, found.winner, report.speed.to_dict())
     clock.lap("report")
-    result["seconds"] = clock.seconds
-    result = plain(result)
+    report = report.replace(latency=latency, seconds=clock.seconds)
     if found.front:
-        write_text(folder / "front.json", json.dumps(plain({"version": 1, "front": found.front}), indent=1) + "\n")
-    write_text(folder / "recipe.yaml", yaml.safe_dump(result["recipe"], sort_keys=False))
-    publish(result, folder, _figures(job, journal, found, result, folder), parents_of(job))
+        write_text(folder / "front.json", json.dumps(Front(version=1, front=found.front).to_dict(), indent=1) + "\n")
+    write_text(folder / "recipe.yaml", yaml.safe_dump(jsonable(report.recipe), sort_keys=False))
+    publish(report, folder, _figures(job, journal, found, report, folder), parents_of(job))
     shutil.copyfile(journal.path, folder / "journal.jsonl")
     if job.items.is_file():
         shutil.copyfile(job.items, folder / "items.jsonl")
-    return result
+    return report
 
 
 def measured_again(
-    before: Mapping[str, Any],
+    before: Report,
     job: Job,
     found: Found,
     folder: Path,
@@ -116,11 +123,11 @@ def measured_again(
     certificate: Mapping[str, Any] | None = None,
     clock: Clock | None = None,
     healing: Mapping[str, Any] | None = None,
-) -> Generator[Event, None, dict[str, Any]]:
+) -> Generator[Event, None, Report]:
     """A folder measured under the job's report windows: figures of the search stay, what is measured is new.
 
     Args:
-        before: the report of the folder it was, or was made from.
+        before: the report of the folder it was, or was made from; what this version does not know of it stays, too.
         job: with the evidence to use.
         found: the folder's blueprint; its baselines are read from `before`.
         folder: holds the weights.
@@ -130,72 +137,65 @@ def measured_again(
         healing: figures of a training that was not there before.
 
     Returns:
-        The new content of statistics.json.
+        What the new report.json holds.
     """
     rivals = tuple(
-        Rival(b["name"], _rebuilt(job, b), tuple(b["removed"]), (), b["label"])
-        for b in before["baselines"]
-        if b["name"] != "hf_prune"
+        Rival(b.name, _rebuilt(job, b), b.removed or (), (), b.label) for b in before.baselines if b.name != "hf_prune"
     )
-    found = replace(found, rivals=rivals, repair=found.repair or before.get("repair"))
-    healing = healing or before.get("healing")
-    result = {
-        **before,
-        **(yield from measured(job, found, folder, healing)),
-        "repair": found.repair,
-        "healing": healing,
-        "layers": statistics.fates(found.winner, job.parent.depth),
-        "splits": {**before["splits"], **statistics.splits({"report": job.evidence["report"]})},
-        "hardware": statistics.hardware(job.device),
-    }
-    result["latency"] = retimed(before.get("latency"), result["speed"])
+    found = replace(found, rivals=rivals)
+    trained = Healing(**healing) if healing else before.healing
+    report = before.replace(
+        **(yield from measured(job, found, folder, trained)),
+        repair=found.repair or before.repair,
+        healing=trained,
+        layers=fates(found.winner.layers, job.parent.depth),
+        splits={**before.splits, **statistics.splits({"report": job.evidence["report"]})},
+        hardware=statistics.hardware(job.device),
+    )
+    before_latency = before.latency and before.latency.to_dict()
+    report = report.replace(latency=retimed(before_latency, report.speed.to_dict()))
     if stored:
         again = _identity(job, found)
-        result |= {k: again[k] for k in ("hf_prune", "recipe", "recipe_digest", "digest")}
-        result |= {"command": _then(before, again), "size": _size(job, found.winner, stored)}
-        result |= {"certificate": dict(certificate or {}), "seconds": {**before["seconds"], **clock.seconds}}
-    result = plain(result)
+        report = report.replace(
+            **{name: again[name] for name in ("hf_prune", "recipe", "recipe_digest", "digest")},
+            command=_then(before, again["recipe"]),
+            size=_size(job, found.winner, stored),
+            certificate=certificate,
+            seconds={**before.seconds, **clock.seconds},
+        )
     (folder / "figures").mkdir(exist_ok=True)
     if rivals:
-        figures.comparison(result, folder / "figures" / FIGURES["comparison"])
-    _stage_figures(result, folder)
+        figures.comparison(report, folder / "figures" / FIGURES["comparison"])
+    _stage_figures(report, folder)
     drawn = {n: f"figures/{f}" for n, f in FIGURES.items() if (folder / "figures" / f).is_file()}
-    publish(result, folder, drawn, parents_of(job))
-    return result
+    publish(report, folder, drawn, parents_of(job))
+    return report
 
 
-def _then(before: Mapping[str, Any], again: Mapping[str, Any]) -> str:
+def _then(before: Report, recipe: Mapping[str, Any]) -> str:
     """The commands that made it, one a line."""
-    fresh = {k: v for k, v in again["recipe"].items() if before["recipe"].get(k) != v and k != "base"}
+    fresh = {k: v for k, v in recipe.items() if before.recipe.get(k) != v and k != "base"}
     flags = [w for k, v in fresh.items() if k not in ("push_to", "public", "create_pr") for w in flagged(k, v)]
-    return f"{before['command']}\nhf-prune heal FOLDER {shlex.join(flags)}".strip()
+    return f"{before.command or ''}\nhf-prune heal FOLDER {shlex.join(flags)}".strip()
 
 
-def _rebuilt(job: Job, row: Mapping[str, Any]) -> Blueprint:
+def _rebuilt(job: Job, row: Baseline) -> Blueprint:
     """A baseline's blueprint."""
-    if row.get("blueprint"):
-        return Blueprint.from_json(row["blueprint"])
-    removed = row["removed"]
-    scorer = job.deletions(len(removed))
-    return scorer.blueprint(scorer.space.from_removed(removed))
+    if row.blueprint:
+        return Blueprint.from_json(row.blueprint)
+    scorer = job.deletions(len(row.removed or ()))
+    return scorer.blueprint(scorer.space.from_removed(row.removed or ()))
 
 
-def publish(
-    result: Mapping[str, Any], folder: Path, drawn: Mapping[str, str], parents: Sequence[Mapping[str, Any]]
-) -> None:
-    """Write statistics.json and the card, each whole or not at all."""
-    write_text(folder / "report.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
-    card.write_card(result, folder, drawn, parents)
+def publish(report: Report, folder: Path, drawn: Mapping[str, str], parents: Sequence[SourceCard]) -> None:
+    """Write report.json and the card, each whole or not at all."""
+    write_text(folder / "report.json", report.to_json())
+    card.write_card(report, folder, drawn, parents)
 
 
-def parents_of(job: Job) -> list[dict[str, Any]]:
+def parents_of(job: Job) -> list[SourceCard]:
     """What the card inherits from."""
-    fields = ("license", "language", "pipeline_tag")
-    return [
-        {"repo": s.repo, "revision": s.revision, "adapter": s.adapter, **{k: card.get(k) for k in fields},
-         "is_local": s.is_local}
-        for s, card in zip(job.sources, job.cards, strict=True)
-    ]  # fmt: skip
+    return statistics.sources(job.sources, job.cards)
 
 
 def _lineage(job: Job, found: Found) -> dict[str, Any]:
@@ -220,13 +220,13 @@ def _identity(job: Job, found: Found) -> dict[str, Any]:
     left_out = ("base", "push_to", "public", "create_pr")
     flags = [w for k, v in public.items() if k not in left_out for w in flagged(k, v)]
     return {
-        "version": 1,
+        "version": VERSION,
         "hf_prune": __version__,
         "command": shlex.join(["hf-prune", "compress", str(public["base"]), *flags]),
-        "recipe": public,
+        "recipe": jsonable(public),
         "recipe_digest": recipe.digest,
         "digest": found.winner.digest,
-        "sources": statistics.sources(found.winner.over(job.sources), job.cards),
+        "sources": statistics.sources(job.sources, job.cards),
         "method": recipe.method,
         "search": "by hand" if recipe.drop else recipe.search,
         "objective": recipe.objective,
@@ -234,18 +234,14 @@ def _identity(job: Job, found: Found) -> dict[str, Any]:
     }
 
 
-def _size(job: Job, winner: Blueprint, stored: tuple[int, int]) -> dict[str, Any]:
+def _size(job: Job, winner: Blueprint, stored: tuple[int, int]) -> Size:
     itemsize = job.parent.checkpoint.itemsize(next(iter(job.parent.shapes)))
     size = statistics.sizes(job.parent, winner, job.evaluator.parameters(winner), stored, itemsize)
     ratio = job.recipe.ratio
     if ratio is None and asked(job.recipe).startswith("ratio"):
         ratio = float(asked(job.recipe).split()[1])
-    return {
-        **size,
-        "asked": asked(job.recipe),
-        "asked_ratio": ratio,
-        "miss": None if ratio is None else size["removed_ratio"] - ratio,
-    }
+    ratio = math.nan if ratio is None else ratio
+    return size.replace(asked=asked(job.recipe), asked_ratio=ratio, miss=size.removed_ratio - ratio)
 
 
 def scored(scorer: Scorer, journal: Journal, trials: Sequence[Trial]) -> tuple[Outcome, ...]:
@@ -253,7 +249,7 @@ def scored(scorer: Scorer, journal: Journal, trials: Sequence[Trial]) -> tuple[O
     return unwatched(drive(once(trials), scorer.evaluate, journal, scorer.key, total=len(trials)))
 
 
-def merging(job: Job, journal: Journal, found: Found) -> dict[str, Any] | None:
+def merging(job: Job, journal: Journal, found: Found) -> Merging | None:
     """Does merging beat deletion at the same partition?
 
     KL on the selection windows of the winner, or of the best candidate that merges where the winner does not, and of
@@ -269,7 +265,7 @@ def merging(job: Job, journal: Journal, found: Found) -> dict[str, Any] | None:
             options = [_with(b, i, LayerSpec((Part(p.source, p.layer),))) for b in options for p in spec.parts][:256]
     measures = job.evaluator.evaluate([best, *options], job.selection)
     ours, deletion = measures[0].kl, min(m.kl for m in measures[1:])
-    return {"ours": ours, "deletion": deletion, "helps": ours < deletion, "won": best.digest == found.cut.digest}
+    return Merging(ours=ours, deletion=deletion, helps=ours < deletion, won=best.digest == found.cut.digest)
 
 
 def _mixed(spec: LayerSpec) -> bool:
@@ -300,22 +296,22 @@ def _full(job: Job, journal: Journal) -> list[tuple[tuple[float, ...], Blueprint
     return [(r.values, job.scorer.blueprint(r.genome)) for r in rows]
 
 
-def _summary(job: Job, journal: Journal, found: Found) -> dict[str, Any]:
+def _summary(job: Job, journal: Journal, found: Found) -> SearchSummary:
     rows = _own(job, journal)
     full = [r.values[0] for r in rows if r.fidelity == job.full]
     best = np.minimum.accumulate(full) if full else np.array([])
-    return {
-        "evaluations": len(rows),
-        "distinct": len({r.digest for r in rows}),
-        "layer_tokens": found.layer_tokens,
-        "best": float(best[-1]) if len(best) else None,
-        "history": [[i + 1, float(b)] for i, b in enumerate(best) if i == 0 or b < best[i - 1]],
-        "finalists": len(found.finalists),
-        "rank_correlation": _correlations(job, journal),
-    }
+    return SearchSummary(
+        evaluations=len(rows),
+        distinct=len({r.digest for r in rows}),
+        layer_tokens=found.layer_tokens,
+        best=best[-1] if len(best) else math.nan,
+        history=tuple((i + 1, b) for i, b in enumerate(best) if i == 0 or b < best[i - 1]),
+        finalists=len(found.finalists),
+        rank_correlation=_correlations(job, journal),
+    )
 
 
-def _correlations(job: Job, journal: Journal) -> dict[str, Any]:
+def _correlations(job: Job, journal: Journal) -> dict[str, Correlation]:
     """Spearman correlation of every fitness on the search windows with KL on the selection windows."""
     candidates = sorted(_full(job, journal), key=lambda pair: pair[0])
     candidates = [(v, b) for v, b in candidates if all(map(math.isfinite, v))]
@@ -325,51 +321,40 @@ def _correlations(job: Job, journal: Journal) -> dict[str, Any]:
         return {}
     unseen = [m.kl for m in job.evaluator.evaluate([b for _, b in candidates], job.selection)]
     return {
-        name: {"spearman": statistics.spearman([v[i] for v, _ in candidates], unseen), "n": len(candidates)}
+        name: Correlation(spearman=statistics.spearman([v[i] for v, _ in candidates], unseen), n=len(candidates))
         for i, name in enumerate(job.columns)
         if name != "params" or job.recipe.search == "nsga2"
     }
 
 
-def _figures(job: Job, journal: Journal, found: Found, result: Mapping[str, Any], folder: Path) -> dict[str, str]:
+def _figures(job: Job, journal: Journal, found: Found, report: Report, folder: Path) -> dict[str, str]:
     """Draw what this run can show; name -> file relative to the folder."""
     (folder / "figures").mkdir(exist_ok=True)
     paths = {name: folder / "figures" / file for name, file in FIGURES.items()}
     objective = job.recipe.objective
-    drawn = {"layer_strip": figures.layer_strip(result, paths["layer_strip"])}
-    if "origins" in result:
-        drawn["layer_map"] = figures.layer_map(result, paths["layer_map"])
-    if result["widths"]:
-        drawn["layer_widths"] = figures.layer_widths(result, paths["layer_widths"])
+    drawn = {"layer_strip": figures.layer_strip(report, paths["layer_strip"])}
+    if report.origins:
+        drawn["layer_map"] = figures.layer_map(report, paths["layer_map"])
+    if report.widths:
+        drawn["layer_widths"] = figures.layer_widths(report, paths["layer_widths"])
     if found.finalists and not found.front:
         points = [(i + 1, r.values[0], r.fidelity.sequences) for i, r in enumerate(_own(job, journal))]
         rivals = {r.label: r.values[0] for r in found.rivals if r.values}
         drawn["search_history"] = figures.search_history(
             points, paths["search_history"], objective=objective, baselines=rivals
         )
-    if found.front:
-        drawn["pareto"] = figures.pareto(
-            result["front"], front.points(job, journal), result["hypervolume"], paths["pareto"], objective=objective
-        )
-    if result["baselines"]:
-        drawn["comparison"] = figures.comparison(result, paths["comparison"])
-    return {n: str(path.relative_to(folder)) for n, path in drawn.items()} | _stage_figures(result, folder)
+    if report.front:
+        members = [FrontPoint(m.removed_ratio, m.value(objective), m.layers, m.knee) for m in report.front]
+        others = [FrontPoint(p["removed_ratio"], p[objective]) for p in front.points(job, journal)]
+        drawn["pareto"] = figures.pareto(members, others, report.hypervolume, paths["pareto"], objective=objective)
+    if report.baselines:
+        drawn["comparison"] = figures.comparison(report, paths["comparison"])
+    return {n: str(path.relative_to(folder)) for n, path in drawn.items()} | _stage_figures(report, folder)
 
 
-def _stage_figures(result: Mapping[str, Any], folder: Path) -> dict[str, str]:
+def _stage_figures(report: Report, folder: Path) -> dict[str, str]:
     """What the cut cost and what came back; and the course of the training, if there was one."""
-    drawn = {"capabilities": figures.capabilities(result, folder / "figures" / FIGURES["capabilities"])}
-    if result.get("healing"):
-        drawn["healing"] = figures.healing(result, folder / "figures" / FIGURES["healing"])
+    drawn = {"capabilities": figures.capabilities(report.stages, folder / "figures" / FIGURES["capabilities"])}
+    if report.healing and report.healing.curve:
+        drawn["healing"] = figures.healing(report.healing, folder / "figures" / FIGURES["healing"])
     return {n: str(path.relative_to(folder)) for n, path in drawn.items()}
-
-
-def plain(value: Any) -> Any:
-    """JSON types only; infinities become the text "inf", NaN null."""
-    if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    if isinstance(value, float | np.floating):
-        return float(value) if math.isfinite(value) else None if math.isnan(value) else "inf" if value > 0 else "-inf"
-    return int(value) if isinstance(value, np.integer) else value

@@ -1,6 +1,6 @@
 """A finished folder measured beside its dense parent, its bare cut and the baselines."""
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from hf_prune.events import Advanced, Event, watched
 from hf_prune.report import lm_eval, stages, statistics
 from hf_prune.report.lm_eval import HarnessScores
 from hf_prune.report.retention import Standings, retention, standings
+from hf_prune.report.schema.course import Healing
+from hf_prune.report.schema.scores import Speed
 from hf_prune.report.stages import Observed, observe
 from hf_prune.session.found import Found
 from hf_prune.session.job import Job
@@ -35,10 +37,8 @@ def _loaded(job: Job, folder: Path) -> PreTrainedModel:
     return model.to(job.device).eval()
 
 
-def measured(
-    job: Job, found: Found, folder: Path, healing: Mapping[str, Any] | None
-) -> Generator[Event, None, dict[str, Any]]:
-    """Every figure of the report that needs the finished folder, on the report split.
+def measured(job: Job, found: Found, folder: Path, healing: Healing | None) -> Generator[Event, None, dict[str, Any]]:
+    """Every section of the report that needs the finished folder, by its name, on the report split.
 
     Args:
         job: the run.
@@ -64,7 +64,7 @@ def measured(
         "tasks": statistics.task_scores(dense.tasks, ours.tasks, rng),
         "stages": stages.stages(seen, windows, rng),
         "generation": stages.spoken(seen, job.tokenizer, windows),
-        "speed": speed.measure(models, rng),
+        "speed": Speed(**speed.measure(models, rng)),
         "retention": known and retention(job, found, known),
     }
 
@@ -74,7 +74,7 @@ def _observed(
     evaluator: Evaluator,
     found: Found,
     folder: Path,
-    healing: Mapping[str, Any] | None,
+    healing: Healing | None,
     known: Standings | None,
 ) -> dict[str, Observed]:
     """Every stage that this run has, dense first; one model at a time beside the dense one.
@@ -88,7 +88,7 @@ def _observed(
         blueprints["repaired"] = found.winner
     scores = evaluator.token_scores(list(blueprints.values()), Fidelity(len(windows.tokens)))
     texts = dict(zip(blueprints, scores, strict=True))
-    trained = bool(healing and healing["kept"])
+    trained = healing is not None and healing.kept
     last = "healed" if trained else list(blueprints)[-1]
     seen = {}
     for stage in [*blueprints, *(["healed"] if trained else [])]:

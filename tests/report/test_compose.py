@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from hf_prune.blueprint import Blueprint, LayerSpec, Part
 from hf_prune.pipeline import run
 from hf_prune.recipe import Recipe
-from hf_prune.report.compose import Found, merging, plain, scored
+from hf_prune.report.compose import Found, merging, scored
+from hf_prune.report.schema.section import jsonable
 from hf_prune.session.job import open_job
 from hf_prune.session.journal import Journal
 from tests.runs import recipe
@@ -25,11 +26,11 @@ VALUES = st.recursive(
 
 @given(VALUES)
 def test_whatever_is_measured_becomes_strict_json(value):
-    json.loads(json.dumps(plain(value), allow_nan=False))
+    json.loads(json.dumps(jsonable(value), allow_nan=False))
 
 
 def test_infinities_stay_readable_and_numpy_numbers_are_numbers():
-    found = plain({"a": math.inf, "b": -math.inf, "c": math.nan, "d": np.float32(0.5), "e": np.int64(3), 4: (1, 2)})
+    found = jsonable({"a": math.inf, "b": -math.inf, "c": math.nan, "d": np.float32(0.5), "e": np.int64(3), 4: (1, 2)})
     assert found == {"a": "inf", "b": "-inf", "c": None, "d": 0.5, "e": 3, "4": [1, 2]}
 
 
@@ -82,5 +83,5 @@ def test_merging_compares_a_merged_model_with_its_own_deletions(tmp_path):
     merged = [job.scorer.blueprint(o.trial.genome) for o in told]
     winner = next(b for b in merged if any(len(s.parts) > 1 for s in b.layers))
     found = merging(job, journal, Found(winner, (), (), None, 0))
-    assert found["won"] and found["helps"] == (found["ours"] < found["deletion"])
-    assert found["ours"] == pytest.approx(job.evaluator.evaluate([winner], job.selection)[0].kl, rel=1e-4)
+    assert found.won and found.helps == (found.ours < found.deletion)
+    assert found.ours == pytest.approx(job.evaluator.evaluate([winner], job.selection)[0].kl, rel=1e-4)

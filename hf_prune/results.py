@@ -1,6 +1,5 @@
 """What can be done with a finished folder: rebuild it, measure it again, train it."""
 
-import json
 import os
 import shutil
 from collections.abc import Generator, Iterator, Sequence
@@ -22,6 +21,7 @@ from hf_prune.pipeline import finish, finished
 from hf_prune.recipe import Recipe
 from hf_prune.recovery.levels import Kind, cached
 from hf_prune.report.compose import measured_again
+from hf_prune.report.schema.model import Front
 from hf_prune.report.schema.report import Report
 from hf_prune.session.clock import Clock
 from hf_prune.session.found import Found
@@ -48,13 +48,15 @@ def assemble_blueprint(
         library: folder of the level library that its run was given; default: the user's cache.
 
     Raises:
-        InvalidBlueprint: not a blueprint or front, `pick` names nobody, or its level library is not there.
+        InvalidBlueprint: not a blueprint, `pick` names nobody, or its level library is not there.
+        InvalidReport: not a front.
         IncompatibleSources: the source is not the one the blueprint was made from.
         SourceError: the source cannot be read.
     """
     text = _read(path)
     if '"front"' in text:
-        blueprint, _ = picked(json.loads(text)["front"], pick or "knee")
+        members = Front.from_json(text, path.name).front
+        blueprint, _ = picked([member.to_dict() for member in members], pick or "knee")
     elif pick:
         raise InvalidBlueprint(f"{path.name} is one blueprint, not a front, so --pick {pick} has no meaning.")
     else:
@@ -225,7 +227,8 @@ def _reopened(folder: Path, base: str | None, changes: dict[str, Any]) -> tuple[
 def _check_files(kept: dict[str, Any]) -> None:
     """Refuse to read files that a report names: it may be a stranger's, and cards quote what was read."""
     for name in ("data", "tasks"):
-        for entry in map(str, kept.get(name) or ()):
+        entries = kept.get(name) or ()
+        for entry in map(str, entries if isinstance(entries, list) else [entries]):
             if entry.endswith(FILES) or os.path.exists(os.path.expanduser(entry)):
                 raise InvalidRecipe(
                     f"This result was made with the local file {entry!r}; say where it is with --{name}."

@@ -15,6 +15,7 @@ from hf_prune.app.runs import LOCAL, Run, Runs, owner_of, public
 from hf_prune.app.workers import asked
 from hf_prune.errors import HfPruneError, InvalidRecipe
 from hf_prune.recipe import Recipe
+from hf_prune.report.schema.scores import total
 
 Profile = gr.OAuthProfile | None
 Token = gr.OAuthToken | None
@@ -230,7 +231,7 @@ class Handlers:
         run = self.runs.begin(recipe, owner)
         state = self.runs.state(run)
         found = progress.Progress.of(run.events())
-        more = {"report": run.report().text["all"].to_dict()} if state == "done" else {}
+        more = {"report": total(run.report().text).to_dict()} if state == "done" else {}
         return {"run": run.id, "state": state, "stage": found.stage, "message": found.message, **more}
 
     def _tool(self, base: str, method: str, ratio: float) -> Recipe:

@@ -53,7 +53,7 @@ def pictures(folder: Path) -> str:
 def front(folder: Path) -> tuple[Member, ...]:
     """Models of the Pareto front of a finished folder; none without one."""
     path = folder / "front.json"
-    return Front.model_validate_json(path.read_text(encoding="utf-8")).front if path.is_file() else ()
+    return Front.load(path).front if path.is_file() else ()
 
 
 def card(folder: Path) -> str:

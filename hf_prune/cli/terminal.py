@@ -92,7 +92,7 @@ def show_report(raw: dict[str, Any]) -> None:
     from hf_prune.report.schema.report import Report
     from hf_prune.report.text import report_lines
 
-    report = Report.from_dict(raw)
+    report = Report.from_dict(raw, "The run")
     show(report_table(report))
     for line in report_lines(report):
         print(line)

@@ -1,6 +1,5 @@
 """What lies beside the weights of a finished folder: report.json, recipe.yaml, front.json, figures and the card."""
 
-import json
 import math
 import shlex
 import shutil
@@ -14,8 +13,10 @@ import numpy as np
 import yaml
 
 from hf_prune import __version__
+from hf_prune.assembly.assemble import check
 from hf_prune.atomic_files import write_text
 from hf_prune.blueprint import Blueprint, LayerSpec, Outcome, Part, Trial
+from hf_prune.errors import InvalidBlueprint
 from hf_prune.events import Event, unwatched
 from hf_prune.models.auto_classes import FILE
 from hf_prune.plan import asked
@@ -27,8 +28,9 @@ from hf_prune.report.figures import FrontPoint
 from hf_prune.report.measure import measured
 from hf_prune.report.redaction import public_recipe
 from hf_prune.report.schema.course import Correlation, Healing, Merging, SearchSummary
+from hf_prune.report.schema.document import VERSION
 from hf_prune.report.schema.model import Front, Size, SourceCard
-from hf_prune.report.schema.report import VERSION, Report
+from hf_prune.report.schema.report import Report
 from hf_prune.report.schema.scores import Baseline
 from hf_prune.report.schema.section import jsonable
 from hf_prune.search import drive, once
@@ -105,7 +107,7 @@ def describe(
     clock.lap("report")
     report = report.replace(latency=latency, seconds=clock.seconds)
     if found.front:
-        write_text(folder / "front.json", json.dumps(Front(version=1, front=found.front).to_dict(), indent=1) + "\n")
+        write_text(folder / "front.json", Front(version=VERSION, front=found.front).to_json())
     write_text(folder / "recipe.yaml", yaml.safe_dump(jsonable(report.recipe), sort_keys=False))
     publish(report, folder, _figures(job, journal, found, report, folder), parents_of(job))
     shutil.copyfile(journal.path, folder / "journal.jsonl")
@@ -155,10 +157,13 @@ def measured_again(
     before_latency = before.latency and before.latency.to_dict()
     report = report.replace(latency=retimed(before_latency, report.speed.to_dict()))
     if stored:
-        again = _identity(job, found)
+        recipe = _public(job)
         report = report.replace(
-            **{name: again[name] for name in ("hf_prune", "recipe", "recipe_digest", "digest")},
-            command=_then(before, again["recipe"]),
+            hf_prune=__version__,
+            command=_then(before, recipe),
+            recipe=recipe,
+            recipe_digest=job.recipe.digest,
+            digest=found.winner.digest,
             size=_size(job, found.winner, stored),
             certificate=certificate,
             seconds={**before.seconds, **clock.seconds},
@@ -180,9 +185,20 @@ def _then(before: Report, recipe: Mapping[str, Any]) -> str:
 
 
 def _rebuilt(job: Job, row: Baseline) -> Blueprint:
-    """A baseline's blueprint."""
+    """A baseline's blueprint, which may be a stranger's.
+
+    Raises:
+        InvalidBlueprint: it is not one that the parents of the result can serve.
+    """
     if row.blueprint:
-        return Blueprint.from_json(row.blueprint)
+        found = Blueprint.from_json(row.blueprint)
+        if not set(found.sources) <= set(job.sources):
+            raise InvalidBlueprint(
+                f"The baseline {row.label[:40]!r} was made from other sources than this result; measure a folder that "
+                "compress wrote."
+            )
+        check(found.over(job.sources), job.parents)
+        return found
     scorer = job.deletions(len(row.removed or ()))
     return scorer.blueprint(scorer.space.from_removed(row.removed or ()))
 
@@ -213,17 +229,21 @@ def _lineage(job: Job, found: Found) -> dict[str, Any]:
     }
 
 
-def _identity(job: Job, found: Found) -> dict[str, Any]:
-    recipe = job.recipe
+def _public(job: Job) -> dict[str, Any]:
+    """What was asked for, without paths."""
     local = [s.repo for s in job.sources if s.is_local]
-    public = public_recipe(recipe.model_dump(mode="json", exclude_defaults=True), local)
+    return jsonable(public_recipe(job.recipe.model_dump(mode="json", exclude_defaults=True), local))
+
+
+def _identity(job: Job, found: Found) -> dict[str, Any]:
+    recipe, public = job.recipe, _public(job)
     left_out = ("base", "push_to", "public", "create_pr")
     flags = [w for k, v in public.items() if k not in left_out for w in flagged(k, v)]
     return {
         "version": VERSION,
         "hf_prune": __version__,
         "command": shlex.join(["hf-prune", "compress", str(public["base"]), *flags]),
-        "recipe": jsonable(public),
+        "recipe": public,
         "recipe_digest": recipe.digest,
         "digest": found.winner.digest,
         "sources": statistics.sources(job.sources, job.cards),
@@ -345,7 +365,7 @@ def _figures(job: Job, journal: Journal, found: Found, report: Report, folder: P
         )
     if report.front:
         members = [FrontPoint(m.removed_ratio, m.value(objective), m.layers, m.knee) for m in report.front]
-        others = [FrontPoint(p["removed_ratio"], p[objective]) for p in front.points(job, journal)]
+        others = [FrontPoint(point["removed_ratio"], point[objective]) for point in front.points(job, journal)]
         drawn["pareto"] = figures.pareto(members, others, report.hypervolume, paths["pareto"], objective=objective)
     if report.baselines:
         drawn["comparison"] = figures.comparison(report, paths["comparison"])

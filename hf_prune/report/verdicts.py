@@ -177,11 +177,13 @@ def retention_verdict(report: Report) -> list[str]:
 
     What is judged is this model before any training, repaired if it was; the others are bare cuts.
     """
-    rows = {row.name: row for row in report.retention.rows} if report.retention else {}
-    ours, repaired = rows.get("repaired") or rows.get("hf_prune"), ", repaired," if "repaired" in rows else ""
-    rivals = [row for row in report.retention.rows if row.name not in ("parent", *OURS)] if ours else []
-    found = []
-    for what in report.retention.references if rivals else ():
+    section = report.retention
+    ours = section and (section.row("repaired") or section.row("hf_prune"))
+    rivals = [row for row in section.rows if row.name not in ("parent", *OURS)] if ours else []
+    if not rivals:
+        return []
+    repaired, found = ", repaired," if ours.name == "repaired" else "", []
+    for what in section.references:
         label, best = max(((row.label, row.kept(what)) for row in rivals), key=lambda pair: pair[1].mean_accuracy)
         if ours.kept(what).difference_ci is None or best.difference_ci is None:
             continue

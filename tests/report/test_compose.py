@@ -13,9 +13,11 @@ from hf_prune.blueprint import Blueprint, LayerSpec, Part
 from hf_prune.pipeline import run
 from hf_prune.recipe import Recipe
 from hf_prune.report.compose import Found, merging, scored
+from hf_prune.report.schema.report import Report
 from hf_prune.report.schema.section import jsonable
 from hf_prune.session.job import open_job
 from hf_prune.session.journal import Journal
+from tests.report.test_schema import sections
 from tests.runs import recipe
 
 VALUES = st.recursive(
@@ -56,6 +58,15 @@ def test_the_report_names_its_command_seed_and_dense_reference(done):
     assert {"pull", "calibrate", "baselines", "search", "select", "assemble", "report", "total"} == set(
         report["seconds"]
     )
+
+
+def test_a_run_writes_every_field_and_no_other(done):
+    _, result = done
+    written = Report.load(result.folder / "report.json")
+    assert written.to_dict() == result.report
+    of_several_parents = {"parents", "dense_parent", "teachers", "origins", "ends"}
+    assert set(result.report) == set(Report.model_fields) - of_several_parents
+    assert not [section for section in sections(written) if section.model_extra]
 
 
 def test_the_summary_of_the_search_is_that_of_its_journal(done):

@@ -32,6 +32,7 @@ from hf_prune.report.figures.canvas import (
 )
 from hf_prune.report.schema.model import LayerFate
 from hf_prune.report.schema.report import Report
+from hf_prune.report.schema.scores import total
 from hf_prune.report.schema.section import Interval
 
 DASHED = {"ec": GREY, "lw": 0.8, "ls": (0, (2, 2))}
@@ -208,7 +209,7 @@ def comparison(report: Report, path: str | Path) -> Path:
         report: uses the text `all`, the stages and the baselines.
         path: PNG to write.
     """
-    dense = height(report.text["all"].dense.perplexity)
+    dense = height(total(report.text).dense.perplexity)
     rows = _bars(report)
     finite = [r.perplexity for r in rows if math.isfinite(r.perplexity)] + [dense]
     figure = canvas(1.35 + 0.42 * len(rows))
@@ -363,10 +364,10 @@ class Bar(NamedTuple):
 
 
 def _bars(report: Report) -> list[Bar]:
-    ours, stages = report.text["all"].pruned, report.stages
+    ours, stages = total(report.text).pruned, report.stages
     own = [Bar("this model", height(ours.perplexity), ours.ci, True)]
     if stages and len(stages.names) > 2:
-        cut = stages.text["all"].cut
+        cut = total(stages.text).cut
         own = [own[0]._replace(label=f"this model, {stages.names[-1]}")]
         own.append(Bar("its bare cut", height(cut.perplexity), cut.ci, True))
     rivals = [Bar(b.label, height(b.perplexity), b.ci, False) for b in report.baselines if b.name != "hf_prune"]

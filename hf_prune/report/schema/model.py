@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from hf_prune.blueprint import LOCAL
+from hf_prune.report.schema.document import Document
 from hf_prune.report.schema.section import Count, Number, Section, Total
 
 Fate = Literal["kept", "merged", "narrowed", "norms_only", "attn_removed", "mlp_removed", "removed"]
@@ -143,10 +144,9 @@ class Member(Section):
         return found
 
 
-class Front(Section):
+class Front(Document):
     """What front.json holds: members from dense to small, with their blueprints."""
 
-    version: int = 1
     front: tuple[Member, ...]
 
 

@@ -1,12 +1,7 @@
 """What report.json holds: everything the card says, for programs."""
 
-import json
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-from pydantic import Field, ValidationError, field_validator
-
-from hf_prune.errors import InvalidReport
 from hf_prune.report.schema.course import (
     Certificate,
     Hardware,
@@ -19,15 +14,13 @@ from hf_prune.report.schema.course import (
     Selection,
     Split,
 )
+from hf_prune.report.schema.document import Document
 from hf_prune.report.schema.model import Ends, LayerFate, LayerOrigin, LayerWidth, Member, Size, SourceCard
 from hf_prune.report.schema.scores import Baseline, Generation, Retention, Speed, Stages, Task, Text
-from hf_prune.report.schema.section import Count, Number, Section
-
-VERSION = 1
-"""Of the layout: keys and nesting. A reader of another version could not know what they mean."""
+from hf_prune.report.schema.section import Count, Number
 
 
-class Report(Section):
+class Report(Document):
     """What was asked for, how the model was made, what it is, and what was measured; corpora and tasks by name.
 
     The corpus `all` stands for all text, and what is absent in an old report was not measured then.
@@ -37,7 +30,6 @@ class Report(Section):
     the front). `seconds` by stage of the run.
     """
 
-    version: int = Field(VERSION, ge=1)
     hf_prune: str | None = None
     command: str | None = None
     recipe: dict[str, Any] = {}
@@ -88,61 +80,3 @@ class Report(Section):
     def trusts_code(self) -> bool:
         """Whether the base brings code of its own."""
         return bool(self.recipe.get("trust_remote_code"))
-
-    @classmethod
-    def load(cls, path: Path, name: str | None = None) -> Self:
-        """Read a report.json, perhaps a stranger's.
-
-        Args:
-            path: of the file.
-            name: what an error calls it; default: its path.
-
-        Raises:
-            InvalidReport: it cannot be read; the message names the file and the field.
-        """
-        name = name or str(path)
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as e:
-            raise InvalidReport(_complaint(name, getattr(e, "strerror", None) or "it is no text")) from None
-        return cls.from_json(text, name)
-
-    @classmethod
-    def from_json(cls, text: str, name: str = "report.json") -> Self:
-        """Read what `to_json` wrote; `name` is what an error calls it. Raises as `load` does."""
-        try:
-            return cls.model_validate_json(text)
-        except ValidationError as e:
-            raise InvalidReport(_complaint(name, _wrong(e))) from None
-
-    @classmethod
-    def from_dict(cls, raw: Any, name: str = "report.json") -> Self:
-        """The same for JSON that is read already."""
-        try:
-            return cls.model_validate(raw)
-        except ValidationError as e:
-            raise InvalidReport(_complaint(name, _wrong(e))) from None
-
-    def to_json(self) -> str:
-        """JSON text as the standard has it."""
-        return json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n"
-
-    @field_validator("version")
-    @classmethod
-    def _known(cls, version: int) -> int:
-        if version > VERSION:
-            raise ValueError(f"this hf_prune reads version {VERSION}, not {version}; upgrade it")
-        return version
-
-
-def _complaint(name: str, what: str) -> str:
-    return f"{name} holds no report of hf_prune ({what}); name one that compress wrote."
-
-
-def _wrong(error: ValidationError) -> str:
-    """The first field that is wrong and how; a later version explains all else."""
-    found = error.errors(include_url=False, include_input=False)
-    first = next((e for e in found if e["loc"] == ("version",)), found[0])
-    field = ".".join(str(step)[:40] for step in first["loc"])
-    what = first["msg"].removeprefix("Value error, ")
-    return f"{field}: {what}" if field else what

@@ -306,6 +306,10 @@ class Retention(Section):
     items: Count = 0
     rows: tuple[RetentionRow, ...] = ()
 
+    def row(self, name: str) -> RetentionRow | None:
+        """The row of that name, if there is one."""
+        return next((row for row in self.rows if row.name == name), None)
+
     @property
     def references(self) -> dict[AccuracyName, str]:
         """The best parent by every accuracy that was taken."""

@@ -6,9 +6,9 @@ same call and never evaluates a candidate twice.
 """
 
 import functools
-import json
 import shutil
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,12 +23,13 @@ from hf_prune.assembly.assemble import quiet, write
 from hf_prune.assembly.certificate import certify
 from hf_prune.atomic_files import copied, staged
 from hf_prune.blueprint import Outcome
-from hf_prune.errors import InvalidRecipe
+from hf_prune.errors import InvalidRecipe, InvalidReport
 from hf_prune.events import Assembled, Event, Finished, Pushed, Reported, Stage, Started
 from hf_prune.models.auto_classes import FILE
 from hf_prune.plan import check_evidence, evaluations, facts_of
 from hf_prune.recipe import Recipe
 from hf_prune.report.compose import describe
+from hf_prune.report.schema.report import Report
 from hf_prune.search import SEARCHERS, drive, focused
 from hf_prune.session import front
 from hf_prune.session.baselines import play
@@ -45,7 +46,7 @@ BATCH = 2048
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """A finished run."""
+    """A finished run; `report` is report.json as it is (hf_prune.report.schema says what it holds)."""
 
     folder: Path
     report: dict[str, Any]
@@ -117,18 +118,18 @@ def compress(recipe: Recipe) -> Iterator[Event]:
         )
         url = pushed.url
         yield Pushed(pushed.url, pushed.commit, pushed.changed)
-    yield Finished(str(output), report, url)
+    yield Finished(str(output), report.to_dict(), url)
 
 
-def finished(recipe: Recipe, output: Path) -> dict[str, Any] | None:
+def finished(recipe: Recipe, output: Path) -> Report | None:
     """The report of a result of this very recipe; None when there is nothing yet."""
     if not output.exists():
         return None
-    report = output / "report.json"
-    if report.is_file():
-        found = json.loads(report.read_text(encoding="utf-8"))
-        if found.get("recipe_digest") == recipe.digest:
-            return found
+    # What cannot be read is the result of no recipe, and may be overwritten.
+    with suppress(InvalidReport):
+        report = Report.load(output / "report.json")
+        if report.recipe_digest == recipe.digest:
+            return report
     if not recipe.overwrite:
         raise InvalidRecipe(
             f"{output} exists and is not the result of this recipe; choose another --output or pass --overwrite."
@@ -136,7 +137,7 @@ def finished(recipe: Recipe, output: Path) -> dict[str, Any] | None:
     return None
 
 
-def _make(recipe: Recipe, output: Path) -> Generator[Event, None, dict[str, Any]]:
+def _make(recipe: Recipe, output: Path) -> Generator[Event, None, Report]:
     check_evidence(recipe, names=True)
     yield Stage("pull", recipe.base)
     session = open_session(recipe)
@@ -205,8 +206,8 @@ def finish(
     session: Session,
     winner: Winner,
     output: Path,
-    document: Callable[..., Generator[Event, None, dict[str, Any]]],
-) -> Generator[Event, None, dict[str, Any]]:
+    document: Callable[..., Generator[Event, None, Report]],
+) -> Generator[Event, None, Report]:
     """From a cut to a folder: repair, write, certify, heal, measure and describe; the final name appears last.
 
     Args:
@@ -237,7 +238,7 @@ def finish(
             clock.lap("heal")
         yield Stage("report", f"{recipe.report.sequences} windows")
         report = yield from document(session, winner, partial, stored, certificate, training and training.summary)
-        yield Reported(report)
+        yield Reported(report.to_dict())
     return report
 
 

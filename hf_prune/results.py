@@ -1,6 +1,5 @@
 """What can be done with a finished folder: rebuild it, measure it again, train it."""
 
-import json
 import os
 import shutil
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -24,6 +23,8 @@ from hf_prune.recipe import OPTIONS, Recipe, flatten
 from hf_prune.recipe.fields import Size
 from hf_prune.recovery.levels import Kind, cached
 from hf_prune.report.compose import measured_again
+from hf_prune.report.schema.model import Front
+from hf_prune.report.schema.report import Report
 from hf_prune.session.front import pick_member
 from hf_prune.session.selection import Winner
 from hf_prune.session.session import Session, open_session
@@ -48,13 +49,15 @@ def assemble_blueprint(
         library: folder of the level library that its run was given; default: the user's cache.
 
     Raises:
-        InvalidBlueprint: not a blueprint or front, `pick` names nobody, or its level library is not there.
+        InvalidBlueprint: not a blueprint, `pick` names nobody, or its level library is not there.
+        InvalidReport: not a front.
         IncompatibleSources: the source is not the one the blueprint was made from.
         SourceError: the source cannot be read.
     """
     text = _read(path)
     if '"front"' in text:
-        blueprint, _ = pick_member(json.loads(text)["front"], pick or "knee")
+        members = Front.from_json(text, path.name).front
+        blueprint, _ = pick_member([member.to_dict() for member in members], pick or "knee")
     elif pick:
         raise InvalidBlueprint(f"{path.name} is one blueprint, not a front, so --pick {pick} has no meaning.")
     else:
@@ -127,8 +130,8 @@ def report_folder(
         session, winner, before = _reopened(here, base, {**changes, "output": str(output)})
         yield Stage("report", f"{session.recipe.report.sequences} windows")
         report = yield from measured_again(before, session, winner, folder)
-        yield Reported(report)
-    yield Finished(str(output), report, None)
+        yield Reported(report.to_dict())
+    yield Finished(str(output), report.to_dict(), None)
 
 
 def heal_folder(
@@ -154,20 +157,20 @@ def heal_folder(
     session, winner, before = _reopened(here, base, {"overwrite": False, **changes, "output": str(output)})
     result = finished(session.recipe, output)
     if result is None:
-        goal = f"train {before['size']['pruned']['layers']} layers"
+        goal = f"train {before.size.pruned.layers} layers"
         yield Started(session.recipe, str(session.inputs.base.source), session.inputs.base.depth, goal, 0)
         session.workdir.folder.mkdir(parents=True, exist_ok=True)
         result = yield from finish(session, winner, output, partial(_carried, here, before))
         shutil.rmtree(session.workdir.folder, ignore_errors=True)
     else:
         yield Stage("done", f"{output} already holds the result of this recipe")
-    yield Finished(str(output), result, None)
+    yield Finished(str(output), result.to_dict(), None)
 
 
-NEVER_KEPT = {
-    "allow_pickle", "trust_remote_code", "force_test_split", "push_to", "public", "create_pr", "commit_message",
-    "overwrite", "output", "device", "lm_eval", "library",
-}  # fmt: skip
+NEVER_KEPT = frozenset(
+    "allow_pickle trust_remote_code force_test_split push_to public create_pr commit_message overwrite output device "
+    "lm_eval library".split()
+)
 """Fields that a report, perhaps a stranger's, may not decide: what is trusted, run, published or written."""
 FILES = (".jsonl", ".json", ".txt", ".yaml", ".yml")
 """What entries of data and tasks end with that are files, or were where the result was made."""
@@ -185,8 +188,8 @@ CARRIED = (
 
 
 def _carried(
-    here: Path, before: dict[str, Any], session: Session, winner: Winner, folder: Path, *built: Any
-) -> Generator[Event, None, dict[str, Any]]:
+    here: Path, before: Report, session: Session, winner: Winner, folder: Path, *built: Any
+) -> Generator[Event, None, Report]:
     (folder / "figures").mkdir(exist_ok=True)
     for name in CARRIED:
         if (here / name).is_file():
@@ -199,17 +202,17 @@ def _here(source: str | Path) -> Path:
     return Path(source) if Path(source).is_dir() else hub.fetch_result(str(source))
 
 
-def _reopened(folder: Path, base: str | None, changes: dict[str, Any]) -> tuple[Session, Winner, dict[str, Any]]:
+def _reopened(folder: Path, base: str | None, changes: dict[str, Any]) -> tuple[Session, Winner, Report]:
     """The run that made a folder, as far as it is needed to build and measure its result again."""
     if not (folder / "report.json").is_file():
         raise InvalidRecipe(f"{folder} is not a result of hf_prune (no report.json); name what compress wrote.")
     blueprint = Blueprint.from_json(_read(folder / "blueprint.json"))
-    before = json.loads(_read(folder / "report.json"))
+    before = Report.load(folder / "report.json")
     variants = tuple(changes.pop("variants", ()))
     if {"size", *Size.model_fields} & changes.keys():
         raise InvalidRecipe("The size of a finished result is what it is; compress its base again for another one.")
     named = {"base": base or str(blueprint.sources[0]), "variants": variants or tuple(map(str, blueprint.sources[1:]))}
-    kept = Recipe.of(**{**_kept(before["recipe"]), **named})
+    kept = Recipe.of(**{**_kept(before.recipe), **named})
     recipe = kept.replace(**changes)
     _check_files(kept, flatten(changes))
     # What the search read is not read again, and the report that names it may be a stranger's.
@@ -223,7 +226,7 @@ def _reopened(folder: Path, base: str | None, changes: dict[str, Any]) -> tuple[
     return session, Winner(cut.canonical(), blueprint.canonical()), before
 
 
-def _kept(told: dict[str, Any]) -> dict[str, Any]:
+def _kept(told: Mapping[str, Any]) -> dict[str, Any]:
     """What a report says of its recipe, as far as it may; a mapping would stand for a group, and hide what may not."""
     return {k: v for k, v in told.items() if k in OPTIONS and k not in NEVER_KEPT and not isinstance(v, dict)}
 
@@ -238,9 +241,9 @@ def _check_files(kept: Recipe, changes: Mapping[str, Any]) -> None:
                 )
 
 
-def _with_libraries(session: Session, blueprint: Blueprint, before: dict[str, Any]) -> None:
+def _with_libraries(session: Session, blueprint: Blueprint, before: Report) -> None:
     """Open the level libraries that the result and its baselines name, or make them again from the same text."""
-    baselines = [Blueprint.from_json(b["blueprint"]) for b in before["baselines"] if b.get("blueprint")]
+    baselines = [Blueprint.from_json(b.blueprint) for b in before.baselines if b.blueprint]
     wanted = {s.library for b in (blueprint, *baselines) for s in b.layers if s.library}
     session.inputs.base.levels.update(cached(wanted))
     for kind in get_args(Kind):

@@ -16,6 +16,7 @@ from hf_prune.app.workers import asked
 from hf_prune.errors import HfPruneError, InvalidRecipe
 from hf_prune.methods import METHODS
 from hf_prune.recipe import Recipe
+from hf_prune.report.schema.scores import total
 
 Profile = gr.OAuthProfile | None
 Token = gr.OAuthToken | None
@@ -159,7 +160,7 @@ class Actions:
         front = results.front(run.result)
         place = _link("Published", run.url) if run.url else gr.skip()
         shown, card = gr.update(visible=True), gr.update(value=results.card(run.result), visible=True)
-        points = gr.update(visible=bool(front)), charts.front(front, report["objective"])
+        points = gr.update(visible=bool(front)), charts.front(front, report.objective)
         return [results.html(report), *points, shown, shown, results.pictures(run.result), place, shown, card]
 
     def member(self, visitor: str, id: str, point: gr.SelectData, profile: Profile = None) -> str:
@@ -232,7 +233,7 @@ class Actions:
         run = self.runs.begin(recipe, owner)
         state = self.runs.state(run)
         found = progress.Progress.of(run.events())
-        more = {"report": run.report()["text"]["all"]} if state == "done" else {}
+        more = {"report": total(run.report().text).to_dict()} if state == "done" else {}
         return {"run": run.id, "state": state, "stage": found.stage, "message": found.message, **more}
 
     def _tool(self, base: str, method: str, ratio: float) -> Recipe:

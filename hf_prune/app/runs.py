@@ -27,6 +27,7 @@ from hf_prune.app.workers import started, stop
 from hf_prune.errors import HfPruneError, InvalidRecipe
 from hf_prune.recipe import Recipe
 from hf_prune.report.redaction import without_paths, without_tokens
+from hf_prune.report.schema.report import Report
 
 State = Literal["queued", "running", "stopped", "failed", "done"]
 LOCAL = "local"
@@ -89,9 +90,9 @@ class Run:
         found = deque(self.events(), maxlen=1)
         return found[0]["event"] if found else ""
 
-    def report(self) -> dict[str, Any]:
-        """report.json of the finished folder."""
-        return json.loads((self.result / "report.json").read_text(encoding="utf-8"))
+    def report(self) -> Report:
+        """Of the finished folder."""
+        return Report.load(self.result / "report.json")
 
 
 class Runs:

@@ -1,6 +1,6 @@
 """A finished folder measured beside its dense parent, its bare cut and the baselines."""
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from hf_prune.events import Advanced, Event, watched
 from hf_prune.report import lm_eval, stages, statistics
 from hf_prune.report.lm_eval import HarnessScores
 from hf_prune.report.retention import Standings, retention, standings
+from hf_prune.report.schema.course import Healing
+from hf_prune.report.schema.scores import Speed
 from hf_prune.report.stages import Observed, observe
 from hf_prune.session.restore import ADAPTER
 from hf_prune.session.selection import Winner
@@ -36,13 +38,13 @@ def _loaded(session: Session, folder: Path) -> PreTrainedModel:
 
 
 def measured(
-    session: Session, winner: Winner, folder: Path, healing: Mapping[str, Any] | None
+    session: Session, winner: Winner, folder: Path, healing: Healing | None
 ) -> Generator[Event, None, dict[str, Any]]:
-    """Every figure of the report that needs the finished folder, on the report split.
+    """Every section of the report that needs the finished folder, by its name, on the report split.
 
     Args:
         session: the run.
-        winner: the model and what it is compared with.
+        found: the winner and what it is compared with.
         folder: holds the weights.
         healing: figures of the training that followed, if one did.
     """
@@ -64,7 +66,7 @@ def measured(
         "tasks": statistics.task_scores(dense.tasks, ours.tasks, rng),
         "stages": stages.stages(seen, windows, rng),
         "generation": stages.spoken(seen, session.inputs.tokenizer, windows),
-        "speed": speed.measure(models, rng),
+        "speed": Speed(**speed.measure(models, rng)),
         "retention": known and retention(session, winner, known),
     }
 
@@ -74,7 +76,7 @@ def _observed(
     evaluator: Evaluator,
     winner: Winner,
     folder: Path,
-    healing: Mapping[str, Any] | None,
+    healing: Healing | None,
     known: Standings | None,
 ) -> dict[str, Observed]:
     """Every stage that this run has, dense first; one model at a time beside the dense one.
@@ -88,7 +90,7 @@ def _observed(
         blueprints["repaired"] = winner.blueprint
     scores = evaluator.token_scores(list(blueprints.values()), Fidelity(len(windows.tokens)))
     texts = dict(zip(blueprints, scores, strict=True))
-    trained = bool(healing and healing["kept"])
+    trained = healing is not None and healing.kept
     last = "healed" if trained else list(blueprints)[-1]
     seen = {}
     for stage in [*blueprints, *(["healed"] if trained else [])]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_prune.recipe import Recipe
 from hf_prune.report import verdicts
+from hf_prune.report.schema.report import Report
 from hf_prune.report.verdicts import amount, percent
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def plan_rows(plan: "Plan") -> dict[str, str]:
     return rows
 
 
-def report_lines(report: Mapping[str, Any]) -> list[str]:
+def report_lines(report: Report) -> list[str]:
     """The card's warnings and verdicts, one sentence or two each."""
     found = (verdicts.size_miss(report), verdicts.baseline_verdict(report), verdicts.merging_verdict(report))
     warned = [f"Warning: {w}" for w in verdicts.warnings(report)]

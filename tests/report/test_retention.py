@@ -48,4 +48,4 @@ def test_the_interval_is_that_of_resampled_items() -> None:
 
 def test_a_model_is_not_ahead_of_itself() -> None:
     same = measured([[True, False, True]])
-    assert difference(same, same, "correct") == (0.0, [0.0, 0.0])
+    assert difference(same, same, "correct") == (0.0, (0.0, 0.0))

@@ -39,7 +39,10 @@ ORDER = (
     "allow_pickle", "trust_remote_code", "force_test_split", "push_to", "public", "create_pr", "commit_message",
     "overwrite",
 )  # fmt: skip
-"""Flat names in the order that digests are taken over: another one, and no journal or result is known again."""
+"""Flat names in the order that digests are taken over: another one, and no journal or result is known again.
+
+A field that is not among them counts where it differs from its default, so that a new one leaves old digests alone.
+"""
 
 
 class Recipe(Fields):
@@ -78,12 +81,13 @@ class Recipe(Fields):
         return self._digest(NOT_IDENTITY | AFTER_SEARCH)
 
     def _digest(self, left_out: set[str]) -> str:
-        fields = {name: value for name, value in self.flat().items() if name not in left_out}
+        counted = {*ORDER, *self.changed()} - left_out
+        fields = {name: value for name, value in self.flat().items() if name in counted}
         return hashlib.sha256(to_json(fields)).hexdigest()[:16]
 
     def flat(self) -> dict[str, Any]:
         """Every field by its flat name."""
-        return {name: OPTIONS[name].of(self) for name in ORDER}
+        return {name: OPTIONS[name].of(self) for name in dict.fromkeys((*ORDER, *OPTIONS))}
 
     def changed(self) -> dict[str, Any]:
         """Fields that differ from their defaults by their flat names, as JSON knows them: what a report keeps."""

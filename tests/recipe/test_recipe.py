@@ -432,8 +432,14 @@ def test_results_and_journals_of_before_are_known_again(fields, digest, search_d
     assert (recipe.digest, recipe.search_digest) == (digest, search_digest)
 
 
-def test_every_field_has_its_place_in_the_digest():
-    assert sorted(ORDER) == sorted(OPTIONS) and len(set(ORDER)) == len(ORDER)
+def test_a_field_that_is_newer_than_the_digests_counts_where_it_is_used(monkeypatch):
+    plain, used = Recipe.of(base="m"), Recipe.of(base="m", norms="follow")
+    assert set(ORDER) <= set(OPTIONS) and len(set(ORDER)) == len(ORDER)
+    monkeypatch.setattr("hf_prune.recipe.recipe.ORDER", tuple(name for name in ORDER if name != "norms"))
+    assert list(used.flat())[-1] == "norms" and len(used.flat()) == len(OPTIONS)
+    without = used.digest, plain.digest
+    monkeypatch.setattr("hf_prune.recipe.recipe.NOT_IDENTITY", NOT_IDENTITY | {"norms"})
+    assert used.digest == plain.digest == without[1] != without[0]
 
 
 def test_a_report_keeps_what_was_changed_by_flat_names():

@@ -1,7 +1,7 @@
 """What a run would do, from a config and safetensors headers alone: sizes, memory, disk, forward tokens."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from hf_prune.models.headers import BYTES, Weights, number, weigh
 from hf_prune.recipe import DEFAULT_RATIO, TASK_OBJECTIVES, Recipe
 
 if TYPE_CHECKING:
-    from hf_prune.hub import Peek
+    from hf_prune.hub import Peek, TensorInfo
 
 SEARCH_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 TOP_K = 512
@@ -51,7 +51,7 @@ class Plan:
     `forward_tokens` counts tokens through whole candidates, `layer_tokens` tokens through single layers without any
     sharing of prefixes; both for the dense model, the baselines and the search on the search windows. `repair_tokens`
     and `train_tokens` are what all repairs and all trainings read. `candidates` counts the models the search can choose
-    among.
+    among. `notes` say what is done to base and variants before anything else.
     """
 
     base: str
@@ -78,6 +78,7 @@ class Plan:
     layer_tokens: int
     repair_tokens: int
     train_tokens: int
+    notes: tuple[str, ...] = ()
 
     @property
     def search_operations(self) -> float:
@@ -130,7 +131,7 @@ def plan(recipe: Recipe, peek: "Peek", variants: "Sequence[Peek]" = ()) -> Plan:
         result_parameters=result,
         result_bytes=size,
         download_bytes=download,
-        disk_bytes=download + size,
+        disk_bytes=download + size + sum(_bytes(p.tensors) for p in (peek, *variants) if p.prepared),
         memory_bytes=peak_memory(recipe, peek, weights),
         evaluations=trials,
         baseline_evaluations=rivals,
@@ -140,6 +141,7 @@ def plan(recipe: Recipe, peek: "Peek", variants: "Sequence[Peek]" = ()) -> Plan:
         repair_tokens=repairs(recipe) * recipe.repair_sequences * recipe.length,
         # Finalists that are trained: 8, then 4 and 2, each round for twice as long as all before it.
         train_tokens=recipe.heal + 16 * recipe.search_heal + tunings(recipe) * recipe.tune * tokens,
+        notes=tuple(dict.fromkeys(note for p in (peek, *variants) for note in p.notes)),
     )
 
 
@@ -346,7 +348,7 @@ def _download(base: "Peek", peek: "Peek") -> int:
     """Bytes to fetch for one parent: of an adapter its tensors alone, since the base is there."""
     if peek.adapter and peek is not base:
         local = LOCAL in (peek.source.adapter or "")
-        return 0 if local else sum(math.prod(t.shape) * BYTES.get(t.dtype, 1) for t in peek.adapter.values())
+        return 0 if local else _bytes(peek.adapter)
     return 0 if peek.source.is_local else _needed_files(peek)
 
 
@@ -354,3 +356,7 @@ def _needed_files(peek: "Peek") -> int:
     shards = {t.file for t in peek.tensors.values()}
     small = (".json", ".txt", ".model", ".jinja")
     return sum(size for name, size in peek.files.items() if name in shards or name.endswith(small))
+
+
+def _bytes(tensors: "Mapping[str, TensorInfo]") -> int:
+    return sum(math.prod(t.shape) * BYTES.get(t.dtype, 1) for t in tensors.values())

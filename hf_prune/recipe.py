@@ -36,6 +36,8 @@ NOT_IDENTITY = {
     "commit_message",
     "overwrite",
     "device",
+    # A quantised base is read dequantised or not at all, and any other stays as it is.
+    "dequantize",
 }
 """Fields that do not change which model comes out, so a changed value does not make a journal stale."""
 
@@ -180,6 +182,9 @@ class Recipe(BaseModel):
     )
     allow_pickle: bool = Field(False, description="Accept .bin weights (they can run code when read).")
     trust_remote_code: bool = Field(False, description="Accept models that ship their own code.")
+    dequantize: bool = Field(
+        False, description="Accept a quantised base (FP8, MXFP4, GGUF ...), which transformers turns into a plain one."
+    )
     force_test_split: bool = Field(False, description="Search on a public test split although that spoils its figures.")
     push_to: str | None = Field(None, description="Repo to publish to, ns/name.")
     public: bool = Field(False, description="Make a newly created repo public; private otherwise.")
@@ -299,7 +304,11 @@ class Recipe(BaseModel):
     @property
     def trust(self) -> dict[str, bool]:
         """What this run lets a model's files do."""
-        return {"allow_pickle": self.allow_pickle, "trust_remote_code": self.trust_remote_code}
+        return {
+            "allow_pickle": self.allow_pickle,
+            "trust_remote_code": self.trust_remote_code,
+            "dequantize": self.dequantize,
+        }
 
     @property
     def learned_items(self) -> int:

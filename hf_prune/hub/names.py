@@ -16,7 +16,7 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """A local folder (`folder` is set), or a repo and perhaps a branch, tag or commit."""
+    """A local folder or GGUF file (`folder` is set), or a repo and perhaps a branch, tag or commit."""
 
     repo: str
     revision: str | None = None
@@ -51,7 +51,7 @@ def parse(base: str) -> tuple[Name, Name | None]:
 def _folder(text: str) -> Name | None:
     path = Path(text).expanduser()
     try:
-        found = bool(text) and path.is_dir()
+        found = bool(text) and (path.is_dir() or (path.suffix == ".gguf" and path.is_file()))
     except OSError:
         found = False
     return Name(path.resolve().name, folder=path) if found else None
@@ -72,6 +72,8 @@ def _name(text: str) -> Name:
     if (match := REFERENCE.fullmatch(text)) and _is_reference(text):
         return Name(match["repo"], match["revision"])
     shown = scrub(text)
+    if Path(text).expanduser().is_file():
+        raise SourceNotFound(f"{shown!r} is a file; name the folder it lies in, with config.json and a tokenizer.")
     if "@" in text and _folder(text.rsplit("@", 1)[0]) is not None:
         raise SourceNotFound(f"{shown!r} names a revision, but a local folder has none; leave out what follows @.")
     if "://" in text:

@@ -221,7 +221,7 @@ def _parent_link(parent: Parent) -> str:
     adapter = (
         f" with the adapter {code(public_source(str(parent['adapter'])))} merged in" if parent.get("adapter") else ""
     )
-    return name + commit + adapter
+    return name + commit + adapter + "".join(f", {md(how)}" for how in parent.get("how") or ())
 
 
 def _is_local(parent: Parent) -> bool:

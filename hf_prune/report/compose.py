@@ -193,7 +193,7 @@ def parents_of(job: Job) -> list[dict[str, Any]]:
     fields = ("license", "language", "pipeline_tag")
     return [
         {"repo": s.repo, "revision": s.revision, "adapter": s.adapter, **{k: card.get(k) for k in fields},
-         "is_local": s.is_local}
+         "is_local": s.is_local, "how": card.get("how", ())}
         for s, card in zip(job.sources, job.cards, strict=True)
     ]  # fmt: skip
 

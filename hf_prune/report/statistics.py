@@ -273,6 +273,11 @@ def _processor() -> str:
 def sources(blueprint: Blueprint, cards: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Pinned parents with the licence and language their own cards state."""
     return [
-        {**asdict(s), "license": c.get("license"), "language": c.get("language")}
+        {
+            **asdict(s),
+            "license": c.get("license"),
+            "language": c.get("language"),
+            **({"how": list(c["how"])} if c.get("how") else {}),
+        }
         for s, c in zip(blueprint.sources, cards, strict=True)
     ]

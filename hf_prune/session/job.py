@@ -402,4 +402,5 @@ def open_job(recipe: Recipe) -> Job:
         Widths.of(parent.config)
     sizes = [parent.layer_parameters] * parent.depth
     target = layers_to_remove(recipe, parent.depth, sizes, parent.parameters)
-    return Job(recipe, parents, target, tuple(p.card for p in pulled))
+    cards = [{**p.card, "how": parent.how} for p, parent in zip(pulled, parents, strict=True)]
+    return Job(recipe, parents, target, tuple(cards))

@@ -114,6 +114,10 @@ def read_gguf(
     stored = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}[dtype]
     found = {n: TensorInfo(shape, stored, file) for n, shape, _ in shapes}
     config = {k: known[f"{kind}.{n}"] for k, n in KEYS.items() if f"{kind}.{n}" in known}
+    if extra := known.get(f"{kind}.nextn_predict_layers"):
+        # Layers that predict several tokens; transformers leaves them out.
+        config["num_hidden_layers"] -= extra
+        found = {n: t for n, t in found.items() if not _is_layer(n, config["num_hidden_layers"])}
     rows = found["token_embd.weight"].shape[0] if "token_embd.weight" in found else None
     return {
         "model_type": MODEL_TYPES.get(kind, kind),
@@ -131,3 +135,9 @@ def _tensor(reader: _Reader) -> tuple[str, tuple[int, ...], int]:
     kind = reader.number("<I")
     reader.take(8)
     return name, shape, kind
+
+
+def _is_layer(name: str, first: int) -> bool:
+    """Whether a tensor belongs to a layer from `first` on."""
+    parts = name.split(".")
+    return parts[0] == "blk" and int(parts[1]) >= first

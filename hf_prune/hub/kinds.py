@@ -64,7 +64,8 @@ def check_causal(what: str, config: Mapping[str, Any]) -> None:
         raise SourceError(f"config.json of {what} names no model_type, so it is no transformers model; choose another.")
     if config.get("is_encoder_decoder"):
         raise UnsupportedArchitecture(_sentence(what, kind, name, "an encoder with a decoder"))
-    if sense := next((SENSES[k] for k in SENSES if config.get(k)), None):
+    sense = next((SENSES[k] for k in SENSES if config.get(k)), None)
+    if sense and (not name or re.search(r"For(ConditionalGeneration|CausalLM)", name)):
         raise UnsupportedArchitecture(_several(what, config, name or kind, sense))
     if re.search(r"ForCausalLM|LMHead|Decoder$", name):
         return
@@ -100,8 +101,8 @@ def _several(what: str, config: Mapping[str, Any], name: str, sense: str) -> str
     tower = text.get("model_type") if isinstance(text, Mapping) else None
     tower = f"language tower, of type {tower}" if tower else "language tower"
     return (
-        f"{what} ({name}) is a {sense}-language model, of which hf_prune does not prune the parts yet; save its "
-        f"{tower}, as a causal language model of its own, and name that folder."
+        f"{what} ({name}) is {'an' if sense[0] in 'aeiou' else 'a'} {sense}-language model, whose parts hf_prune does "
+        f"not prune yet; save its {tower}, as a causal language model of its own, and name that folder."
     )
 
 

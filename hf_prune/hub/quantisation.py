@@ -108,20 +108,21 @@ def check_quantised(
 def allowed(what: str, found: Quantised, card: Mapping[str, Any], dequantize: bool) -> Quantised:
     """The same for a method that is known already; raises as `check_quantised`."""
     original = _original(card)
+    is_a = "is a GGUF file" if found.method == "gguf" else f"is quantised with {found}"
     if found.method not in PACKAGES:
         raise UnsupportedArchitecture(
-            f"{what} is quantised with {found}, which transformers cannot undo; "
+            f"{what} {is_a}, which transformers cannot undo; "
             + (f"name its original {original}." if original else "name the model it was made from.")
         )
     if not dequantize:
         raise SourceError(
-            f"{what} is quantised with {found}; pass {FLAG} to have transformers turn it into a plain model"
+            f"{what} {is_a}; pass {FLAG} to have transformers turn it into a plain model"
             + (f", or name its original {original}." if original else ", or name the model it was made from.")
         )
     package = PACKAGES[found.method]
     if package and find_spec(package) is None:
         raise SourceError(
-            f"{what} is quantised with {found}, and transformers needs the package {package} to undo that; "
+            f"{what} {is_a}, and transformers needs the package {package} to undo that; "
             f"install it with pip install {package.replace('_', '-')}."
         )
     return found

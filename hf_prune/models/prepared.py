@@ -30,7 +30,7 @@ from hf_prune.errors import BrokenCheckpoint, HfPruneError, IncompatibleSources,
 from hf_prune.hub import adapters, contents
 from hf_prune.hub.folders import Folder
 from hf_prune.hub.names import Name
-from hf_prune.hub.quantisation import Quantised, allowed, check_quantised, dtype_of
+from hf_prune.hub.quantisation import COMPANIONS, Quantised, allowed, check_numbers, check_quantised, dtype_of
 from hf_prune.models.adapter import Adapter
 from hf_prune.models.families import read_config, skeleton
 
@@ -75,7 +75,7 @@ def prepared(
         NotEnoughDisk: the plain checkpoint does not fit into the cache.
     """
     how: list[str] = []
-    found = _quantised(folder, dequantize)
+    found = _quantised(folder, allow_pickle, dequantize)
     if found:
         make = functools.partial(_dequantise, folder, found, trust_remote_code)
         how.append(f"dequantised from {found} by transformers {transformers.__version__}")
@@ -91,7 +91,8 @@ def prepared(
     return Prepared(folder, adapter, tuple(how))
 
 
-def _quantised(folder: Path, dequantize: bool) -> Quantised | None:
+def _quantised(folder: Path, allow_pickle: bool, dequantize: bool) -> Quantised | None:
+    """How a base is quantised, None for a plain one; raises where nobody may or can undo it."""
     if folder.is_file():
         return allowed(folder.name, Quantised("gguf"), {}, dequantize)
     try:
@@ -99,8 +100,15 @@ def _quantised(folder: Path, dequantize: bool) -> Quantised | None:
     except (OSError, ValueError):
         # The reader of configs has the sentence for that.
         return None
-    files = {p.name for p in folder.iterdir()}
-    return check_quantised(folder.name, raw, files, {}, dequantize) if isinstance(raw, dict) else None
+    if not isinstance(raw, dict):
+        return None
+    here = Folder.open(Name(folder.name, folder=folder), folder)
+    found = check_quantised(folder.name, raw, here.files, here.card, dequantize)
+    if found is None:
+        weights = contents.weights(folder.name, here.files, here.read, allow_pickle)
+        for name in (w for w in weights if w.endswith(".safetensors")):
+            check_numbers(folder.name, here.header(name), here.card)
+    return found
 
 
 def _is_read(folder: Path, adapter: Path, allow_pickle: bool, trust_remote_code: bool) -> bool:
@@ -160,6 +168,7 @@ def _dequantise(path: Path, found: Quantised, trust_remote_code: bool, out: Path
         )
         if found.method == "bitsandbytes":
             model = model.dequantize()
+    info["unexpected_keys"] = [n for n in info["unexpected_keys"] if not COMPANIONS.search(n)]
     wrong = {k: sorted(map(str, v))[:3] for k, v in info.items() if v and k != "error_msgs"}
     if wrong:
         raise BrokenCheckpoint(f"{path.name} does not hold the tensors of its config: {wrong}.")

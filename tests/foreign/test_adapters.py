@@ -19,6 +19,7 @@ from hf_prune.blueprint import Blueprint
 from hf_prune.hub import adapters, peek, pull
 from hf_prune.models import prepared
 from hf_prune.models.parent import Parent
+from hf_prune.models.variants import beside, check_variants, pull_variant
 from hf_prune.plan import plan
 from hf_prune.recipe import Recipe
 from tests.families import VOCABULARY, save_tiny
@@ -199,6 +200,27 @@ def test_a_resized_vocabulary_resizes_the_base_first(tmp_path, rows, tied, setti
     found = plan(Recipe.of(base=f"{on}+{folder}"), seen)
     assert (found.parameters, found.depth) == (parent.parameters, parent.depth)
     assert "PEFT merges" in found.notes[0] and seen.read("tokenizer.json") == own
+
+
+def test_variants_are_adapters_of_any_kind(tmp_path):
+    on = base(tmp_path / "base")
+    words = {f"<{i}>": i for i in range(VOCABULARY)}
+    more = words | {f"<new {i}>": VOCABULARY + i for i in range(3)}
+    adapter(tmp_path / "dora", on, **PROJECTIONS, use_dora=True)
+    adapter(tmp_path / "resized", on, rows=VOCABULARY + 3, **QUERY)
+    for folder, vocabulary in ((on, words), (tmp_path / "resized", more)):
+        (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocabulary}}))
+    variants = [str(tmp_path / n) for n in ("dora", "resized")]
+    check_variants(str(on), variants)
+    first = Parent.open((found := pull(str(on))).source, found.folder)
+    for name in variants:
+        pulled = pull_variant(str(on), name)
+        other = beside(first, Parent.open(pulled.source, pulled.folder, pulled.adapter))
+        assert other.shapes == first.shapes and other.how
+        theirs = merged(on, Path(name), VOCABULARY + 3 if "resized" in name else None).state_dict()
+        assert torch.equal(other.outside_tensor(EMBED), theirs[EMBED][:VOCABULARY])
+        assert torch.allclose(other.layer_tensor(1, "self_attn.q_proj.weight"),
+                              theirs["model.layers.1.self_attn.q_proj.weight"], atol=1e-6)  # fmt: skip
 
 
 def test_new_rows_that_nobody_saved_are_missed(tmp_path):

@@ -11,8 +11,7 @@ from safetensors.torch import load_file, save_file
 from hf_prune.assembly.assemble import assemble, write
 from hf_prune.blueprint import Blueprint
 from hf_prune.errors import BrokenCheckpoint, IncompatibleSources
-from hf_prune.models.adapter import Adapter
-from tests.families import SOURCE, VOCABULARY, blueprint, mean, opened, save_tiny
+from tests.families import SOURCE, blueprint, mean, opened, save_tiny
 from tests.oracle import logits, saved, stock, tokens
 
 QUERY = {"target_modules": ["q_proj"]}

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hf_prune.errors import BrokenCheckpoint, IncompatibleSources, UnsafeSource
+from hf_prune.hub.names import shown
 
 if TYPE_CHECKING:
     from hf_prune.hub.folders import TensorInfo
@@ -97,8 +98,8 @@ def parse_config(what: str, content: bytes) -> dict[str, Any]:
     if kind not in MERGED:
         why = UNMERGED.get(kind, "which this version of hf_prune does not know")
         raise IncompatibleSources(
-            f"{what} is an adapter of type {kind}, {why}; it cannot be merged into weights: choose a LoRA or another "
-            "type that PEFT merges."
+            f"{what} is an adapter of type {shown(kind)}, {why}; it cannot be merged into "
+            "weights: choose a LoRA or another type that PEFT merges."
         )
     if odd := next((k for k in UNMERGED_LORA if config.get(k)), None):
         raise IncompatibleSources(
@@ -108,18 +109,22 @@ def parse_config(what: str, content: bytes) -> dict[str, Any]:
         raise IncompatibleSources(
             f"{what} is an adapter for {task}, not for a causal language model; choose one of task CAUSAL_LM."
         )
-    _check_scale(what, config)
+    _check_values(what, config)
     return config
 
 
-def _check_scale(what: str, config: Mapping[str, Any]) -> None:
-    """Ranks and scales must be numbers, and the patterns that override them regular expressions."""
+def _check_values(what: str, config: Mapping[str, Any]) -> None:
+    """Ranks and scales must be numbers, the patterns that override them regular expressions, modules a list."""
+    if not isinstance(kept := config.get("modules_to_save") or [], list) or not all(isinstance(k, str) for k in kept):
+        raise BrokenCheckpoint(f"{what}/{CONFIG} is malformed: modules_to_save is no list; download it again.")
     ranks = [config.get("r", 8), *_values(what, config, "rank_pattern")]
     scales = [config.get("lora_alpha", 8), *_values(what, config, "alpha_pattern")]
     if config["peft_type"] != "LORA":
         return
     if bad := [n for n in ranks if not isinstance(n, int) or n < 1] + [n for n in scales if not _is_number(n)]:
-        raise BrokenCheckpoint(f"{what}/{CONFIG} is malformed: {bad[0]!r} is no rank or scale; download it again.")
+        raise BrokenCheckpoint(
+            f"{what}/{CONFIG} is malformed: {shown(repr(bad[0]))} is no rank or scale; download it again."
+        )
 
 
 def _values(what: str, config: Mapping[str, Any], name: str) -> list[Any]:
@@ -152,7 +157,7 @@ def reads_plainly(config: Mapping[str, Any], tensors: Collection[str]) -> bool:
 
 def public(name: str) -> str:
     """A base's name as an adapter spells it: of a path the last part."""
-    return name if re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name) else name.rstrip("/").rpartition("/")[2][:80]
+    return shown(name if re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name) else name.rstrip("/").rpartition("/")[2])
 
 
 def target(name: str) -> str:

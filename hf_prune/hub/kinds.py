@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from hf_prune.errors import AdapterAlone, SourceError, UnsupportedArchitecture
+from hf_prune.hub.names import shown
 
 LEFT_OUT = ("README.md", ".gitattributes", ".gitignore", "LICENSE")
 WITHOUT_CONFIG = (
@@ -59,14 +60,14 @@ def refuse_adapter(what: str, base: Any) -> AdapterAlone:
 def check_causal(what: str, config: Mapping[str, Any]) -> None:
     """Raise UnsupportedArchitecture for a config that is of no causal language model; it names what it is."""
     kind, named = config.get("model_type"), config.get("architectures")
-    name = named[0] if isinstance(named, list) and named and isinstance(named[0], str) else ""
+    name = shown(named[0]) if isinstance(named, list) and named and isinstance(named[0], str) else ""
     if not isinstance(kind, str) or not kind:
         raise SourceError(f"config.json of {what} names no model_type, so it is no transformers model; choose another.")
     if config.get("is_encoder_decoder"):
         raise UnsupportedArchitecture(_sentence(what, kind, name, "an encoder with a decoder"))
     sense = next((SENSES[k] for k in SENSES if config.get(k)), None)
     if sense and (not name or re.search(r"For(ConditionalGeneration|CausalLM)", name)):
-        raise UnsupportedArchitecture(_several(what, config, name or kind, sense))
+        raise UnsupportedArchitecture(_several(what, config, name or shown(kind), sense))
     if re.search(r"ForCausalLM|LMHead|Decoder$", name):
         return
     task = re.search(r"For(\w+)$", name)
@@ -93,13 +94,14 @@ def _is_causal(config: Mapping[str, Any], kind: str) -> bool:
 
 
 def _sentence(what: str, kind: str, name: str, is_a: str) -> str:
-    return f"{what} is {is_a} ({name or kind}); hf_prune makes causal language models smaller, so name one of those."
+    named = name or shown(kind)
+    return f"{what} is {is_a} ({named}); hf_prune makes causal language models smaller, so name one of those."
 
 
 def _several(what: str, config: Mapping[str, Any], name: str, sense: str) -> str:
     text = next((config[k] for k in ("text_config", "llm_config", "language_config") if config.get(k)), None)
     tower = text.get("model_type") if isinstance(text, Mapping) else None
-    tower = f"language tower, of type {tower}" if tower else "language tower"
+    tower = f"language tower, of type {shown(tower)}" if tower else "language tower"
     return (
         f"{what} ({name}) is {'an' if sense[0] in 'aeiou' else 'a'} {sense}-language model, whose parts hf_prune does "
         f"not prune yet; save its {tower}, as a causal language model of its own, and name that folder."

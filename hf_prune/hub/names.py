@@ -82,3 +82,8 @@ def _name(text: str) -> Name:
         f"{shown!r} is neither a folder here nor a repo name; write a folder, NAMESPACE/NAME, "
         "NAMESPACE/NAME@REVISION, or BASE+ADAPTER."
     )
+
+
+def shown(text: object) -> str:
+    """What a stranger's file says, short enough and plain enough for a sentence of ours."""
+    return re.sub(r"[^\w .:/+-]", "?", scrub(str(text)))[:60]

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from hf_prune.errors import SourceError, UnsupportedArchitecture
+from hf_prune.hub.names import shown
 
 if TYPE_CHECKING:
     from hf_prune.hub.folders import TensorInfo
@@ -68,7 +69,7 @@ def quantised(config: Mapping[str, Any], beside: Collection[str] = ()) -> Quanti
 
 
 def _read(found: Mapping[str, Any]) -> Quantised:
-    method = str(found.get("quant_method") or "")
+    method = shown(found.get("quant_method") or "")
     for bits, key in ((8, "load_in_8bit"), (4, "load_in_4bit")):
         if found.get(key):
             return Quantised("bitsandbytes", bits)
@@ -133,8 +134,8 @@ def check_gguf(what: str, config: Mapping[str, Any], card: Mapping[str, Any], de
     found = allowed(what, Quantised("gguf"), card, dequantize)
     if config["model_type"] not in READ_GGUF and find_spec("gguf") is None:
         raise SourceError(
-            f"{what} is a GGUF file of type {config['model_type']}, and transformers needs the package gguf to read "
-            "that; install it with pip install gguf."
+            f"{what} is a GGUF file of type {shown(config['model_type'])}, and transformers needs the package gguf to "
+            "read that; install it with pip install gguf."
         )
     return found
 
@@ -154,7 +155,7 @@ def check_numbers(what: str, tensors: "Mapping[str, TensorInfo]", card: Mapping[
         if PARTS.search(name) and (info.dtype.startswith("F8") or info.dtype in ("I8", "U8", "I32", "U32", "F4")):
             original = _original(card)
             raise UnsupportedArchitecture(
-                f"{what} stores {name} as {info.dtype}, and its config.json does not say how it was quantised; "
+                f"{what} stores {shown(name)} as {info.dtype}, and its config.json does not say how it was quantised; "
                 + (f"name its original {original}." if original else "name the model it was made from.")
             )
 

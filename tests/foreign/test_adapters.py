@@ -248,7 +248,7 @@ def test_a_merge_is_made_once_and_pinned_as_its_sources_are(tmp_path, monkeypatc
     folder = adapter(tmp_path / "extra", on, **PROJECTIONS, use_dora=True)
     first = opened(on, folder)
     assert first.source == pull(f"{on}+{folder}").source and first.source.adapter.startswith("extra@sha256-")
-    monkeypatch.setattr(prepared, "_merge", lambda *_: pytest.fail("it was merged again"))
+    monkeypatch.setattr(prepared, "merge_with_peft", lambda *_: pytest.fail("it was merged again"))
     assert opened(on, folder).checkpoint.folder == first.checkpoint.folder
     monkeypatch.undo()
     other = adapter(tmp_path / "other", on, **QUERY, use_dora=True)
@@ -258,7 +258,7 @@ def test_a_merge_is_made_once_and_pinned_as_its_sources_are(tmp_path, monkeypatc
 def test_an_interrupted_merge_leaves_nothing(tmp_path, monkeypatch):
     on = base(tmp_path / "base")
     folder = adapter(tmp_path / "extra", on, **PROJECTIONS, use_dora=True)
-    monkeypatch.setattr(prepared, "_copy_beside", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("hf_prune.models.peft_merge.copy_beside", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         opened(on, folder)
     assert not list(Path(prepared.CACHE).iterdir())
@@ -292,7 +292,7 @@ UNFIT = {
     "code by name": ({"megatron_config": {"a": 1}, "megatron_core": "antigravity"}, "megatron_config"),
     "classifier": ({"task_type": "SEQ_CLS"}, "an adapter for SEQ_CLS"),
     "rank 0": ({"r": 0}, "0 is no rank"),
-    "rank in words": ({"rank_pattern": {"q_proj": "4"}}, "'4' is no rank"),
+    "rank in words": ({"rank_pattern": {"q_proj": "4"}}, "?4? is no rank"),
     "no expression": ({"alpha_pattern": {"(": 4}}, "alpha_pattern cannot be read"),
     "no type": ({"peft_type": None}, "missing or malformed"),
 }

@@ -154,8 +154,8 @@ def _plain(
     dtype = quantisation.dtype_of(found.config)
     if kind.method != "gguf":
         tensors = quantisation.dequantised(tensors, kind, dtype)
-    name = f"{kind}, of {file}" if kind.method == "gguf" else str(kind)
-    return found.config, tensors, (f"quantised with {name}; transformers makes {dtype} of it",)
+    told = f"read from {file}" if kind.method == "gguf" else f"quantised with {kind}"
+    return found.config, tensors, (f"{told}; transformers makes {dtype} of it",)
 
 
 def _merging(found: _Checked, merged: bool) -> tuple[str, ...]:

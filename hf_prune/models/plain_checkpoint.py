@@ -19,8 +19,8 @@ def save_plain(model: PreTrainedModel, out: Path) -> None:
     size = sum(t.nbytes for t in {t.data_ptr(): t for t in model.state_dict().values()}.values())
     if size > (free := shutil.disk_usage(out).free):
         raise NotEnoughDisk(
-            f"The plain checkpoint needs {size / 1e9:.2f} GB in {out.parent.parent}, where {free / 1e9:.2f} GB are free; "
-            "free some space."
+            f"The plain checkpoint needs {size / 1e9:.2f} GB in {out.parent.parent}, where {free / 1e9:.2f} GB are "
+            "free; free some space."
         )
     model._weight_conversions = None
     with quietly():

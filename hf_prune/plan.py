@@ -1,7 +1,7 @@
 """What a run would do, from a config and safetensors headers alone: sizes, memory, disk, forward tokens."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ from hf_prune.recipe import TASK_OBJECTIVES, Recipe
 from hf_prune.search import SEARCHERS
 
 if TYPE_CHECKING:
-    from hf_prune.hub import Peek
+    from hf_prune.hub import Peek, TensorInfo
 
 TRIALS_PER_MOVE = 5
 """Of the default search, for every single move that a candidate has."""
@@ -37,7 +37,7 @@ class Plan:
     `forward_tokens` counts tokens through whole candidates, `layer_tokens` tokens through single layers without any
     sharing of prefixes; both for the dense model, the baselines and the search on the search windows. `repair_tokens`
     and `train_tokens` are what all repairs and all trainings read. `candidates` counts the models the search can choose
-    among.
+    among. `notes` say what is done to base and variants before anything else.
     """
 
     base: str
@@ -64,6 +64,7 @@ class Plan:
     layer_tokens: int
     repair_tokens: int
     train_tokens: int
+    notes: tuple[str, ...] = ()
 
     @property
     def search_operations(self) -> float:
@@ -119,7 +120,7 @@ def plan(recipe: Recipe, peek: "Peek", variants: "Sequence[Peek]" = ()) -> Plan:
         result_parameters=result,
         result_bytes=size,
         download_bytes=download,
-        disk_bytes=download + size,
+        disk_bytes=download + size + sum(_bytes(p.tensors) for p in (peek, *variants) if p.prepared),
         memory_bytes=peak_memory(recipe, peek, weights),
         evaluations=trials,
         baseline_evaluations=compared,
@@ -128,6 +129,7 @@ def plan(recipe: Recipe, peek: "Peek", variants: "Sequence[Peek]" = ()) -> Plan:
         layer_tokens=layer_passes(recipe, facts) * tokens,
         repair_tokens=repairs(recipe) * recipe.repair.sequences * recipe.data.length,
         train_tokens=trained_tokens(recipe, tokens),
+        notes=tuple(dict.fromkeys(note for p in (peek, *variants) for note in p.notes)),
     )
 
 
@@ -311,7 +313,7 @@ def _download(base: "Peek", peek: "Peek") -> int:
     """Bytes to fetch for one parent: of an adapter its tensors alone, since the base is there."""
     if peek.adapter and peek is not base:
         local = LOCAL in (peek.source.adapter or "")
-        return 0 if local else sum(math.prod(t.shape) * BYTES.get(t.dtype, 1) for t in peek.adapter.values())
+        return 0 if local else _bytes(peek.adapter)
     return 0 if peek.source.is_local else _needed_files(peek)
 
 
@@ -319,3 +321,7 @@ def _needed_files(peek: "Peek") -> int:
     shards = {t.file for t in peek.tensors.values()}
     small = (".json", ".txt", ".model", ".jinja")
     return sum(size for name, size in peek.files.items() if name in shards or name.endswith(small))
+
+
+def _bytes(tensors: "Mapping[str, TensorInfo]") -> int:
+    return sum(math.prod(t.shape) * BYTES.get(t.dtype, 1) for t in tensors.values())

@@ -80,7 +80,12 @@ def open_parents(blueprint: Blueprint, given: Sequence[str] = (), library: Path 
         IncompatibleSources: another revision than the blueprint's.
         SourceError: a local source whose folder is not given, or one that cannot be read.
     """
-    pulled = [pull_variant(given[0], name) if number else hub.pull(name) for number, name in enumerate(given)]
+    # A result of a quantised base was made by somebody who asked for that.
+    plain = {"dequantize": True}
+    pulled = [
+        pull_variant(given[0], name, **plain) if number else hub.pull(name, **plain)
+        for number, name in enumerate(given)
+    ]
     parents = []
     for pinned in blueprint.sources:
         found = next((p for p in pulled if _same(p.source, pinned)), None)
@@ -94,8 +99,8 @@ def open_parents(blueprint: Blueprint, given: Sequence[str] = (), library: Path 
                 f"The blueprint was made from the local folder {pinned.repo!r}; say where it is with "
                 "--source or --base."
             )
-        found = found or hub.pull(str(pinned))
-        parents.append(Parent.open(pinned, found.folder, found.adapter))
+        found = found or hub.pull(str(pinned), **plain)
+        parents.append(Parent.open(pinned, found.folder, found.adapter, **plain))
     parents[0].levels.update(cached({s.library for s in blueprint.layers if s.library}, library))
     return [parents[0], *(beside(parents[0], other) for other in parents[1:])]
 

@@ -38,7 +38,8 @@ def header(depth=16, layer=100, outside=400, revision="f" * 40, **config):
     tensors["model.embed_tokens.weight"] = tensor(outside)
     config = {"model_type": "llama", "num_hidden_layers": depth, "hidden_size": 8, "vocab_size": 50} | config
     files = {"model.safetensors": 2 * (depth * layer + outside) + 64, "config.json": 700, "pytorch_model.bin": 10**9}
-    return SimpleNamespace(source=Source("ns/m", revision), config=config, tensors=tensors, files=files, adapter={})
+    plain = {"adapter": {}, "notes": (), "prepared": False}
+    return SimpleNamespace(source=Source("ns/m", revision), config=config, tensors=tensors, files=files, **plain)
 
 
 def recipe(**fields):

@@ -18,7 +18,7 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """A local folder (`folder` is set), or a repo and perhaps a branch, tag or commit."""
+    """A local folder or GGUF file (`folder` is set), or a repo and perhaps a branch, tag or commit."""
 
     repo: str
     revision: str | None = None
@@ -58,7 +58,8 @@ def _is_name(text: str) -> bool:
 
 def _folder(text: str) -> Name | None:
     path = _path(text)
-    return Name(path.resolve().name, folder=path) if path and path.is_dir() else None
+    model = path is not None and (path.is_dir() or path.suffix == ".gguf" and path.is_file())
+    return Name(path.resolve().name, folder=path) if model else None
 
 
 def _path(text: str) -> Path | None:
@@ -84,16 +85,24 @@ def _name(text: str, within: str = "") -> Name:
     if (folder := _folder(text)) is not None:
         return folder
     if _path(text) is not None:
-        raise SourceNotFound(f"{scrub(text)!r} is a file, not a model's folder; name the folder that it lies in.")
+        raise SourceNotFound(
+            f"{scrub(text)!r} is a file, not a model's folder; name the folder it lies in, with config.json and a "
+            "tokenizer."
+        )
     if (match := REFERENCE.fullmatch(text)) and _is_reference(text):
         return Name(match["repo"], match["revision"])
-    shown = scrub(text)[:LONGEST_SHOWN]
+    said = scrub(text)[:LONGEST_SHOWN]
     part = f" (of {scrub(within)[:LONGEST_SHOWN]!r})" if within not in ("", text) else ""
     if "@" in text and _folder(text.rsplit("@", 1)[0]) is not None:
-        raise SourceNotFound(f"{shown!r} names a revision, but a local folder has none; leave out what follows @.")
+        raise SourceNotFound(f"{said!r} names a revision, but a local folder has none; leave out what follows @.")
     if "://" in text:
-        raise SourceNotFound(f"{shown!r} is an address; write the repo name as NAMESPACE/NAME, or @REVISION after it.")
+        raise SourceNotFound(f"{said!r} is an address; write the repo name as NAMESPACE/NAME, or @REVISION after it.")
     raise SourceNotFound(
-        f"{shown!r}{part} is neither a folder here nor a repo name; write a folder, NAMESPACE/NAME, "
+        f"{said!r}{part} is neither a folder here nor a repo name; write a folder, NAMESPACE/NAME, "
         "NAMESPACE/NAME@REVISION, or BASE+ADAPTER."
     )
+
+
+def shown(text: object) -> str:
+    """What a stranger's file says, short enough and plain enough for a sentence of ours."""
+    return re.sub(r"[^\w .:/+-]", "?", scrub(str(text)))[:60]

@@ -9,9 +9,9 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from hf_prune.blueprint import Source
-from hf_prune.errors import IncompatibleSources
 from hf_prune.models.checkpoint import Checkpoint
 from hf_prune.models.families import Family, depth_of, family_of, read_config, skeleton
+from hf_prune.models.prepared import prepared
 
 VOCABULARIES = ("embed_tokens.weight", "lm_head.weight", "wte.weight", "embed_in.weight")
 """Tensors with a row per token."""
@@ -19,7 +19,8 @@ VOCABULARIES = ("embed_tokens.weight", "lm_head.weight", "wte.weight", "embed_in
 
 @dataclass(frozen=True, eq=False)
 class Parent:
-    """One opened source: what `Blueprint.sources[i]` points to; `levels` are its level libraries by digest."""
+    """One opened source: what `Blueprint.sources[i]` points to; `levels` are its level libraries by digest, `how` says
+    in words what made a plain checkpoint of it."""
 
     source: Source
     config: PretrainedConfig
@@ -29,6 +30,7 @@ class Parent:
     base: "Parent | None" = None
     rows: tuple[int, ...] | None = None
     levels: dict[str, Any] = field(default_factory=dict)
+    how: tuple[str, ...] = ()
 
     @classmethod
     def open(
@@ -39,22 +41,32 @@ class Parent:
         *,
         allow_pickle: bool = False,
         trust_remote_code: bool = False,
+        dequantize: bool = False,
     ) -> "Parent":
-        """Open config and shard headers of a local folder; no weights are read.
+        """Open config and shard headers of a local folder; no weights are read, unless they must be prepared first.
 
         Raises:
             UnsupportedArchitecture, BrokenCheckpoint, UnsafeSource, IncompatibleSources: as the modules that read.
         """
+        plain = prepared(
+            source, folder, adapter, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code,
+            dequantize=dequantize,
+        )  # fmt: skip
+        folder, adapter = plain.folder, plain.adapter
         config = read_config(folder, trust_remote_code)
         parent = cls(
-            source, config, family_of(config), Checkpoint.open(folder, adapter, allow_pickle), trust_remote_code
+            source,
+            config,
+            family_of(config),
+            Checkpoint.open(folder, adapter, allow_pickle),
+            trust_remote_code,
+            how=plain.how,
         )
         skeleton = parent.skeleton
         transposed = [n for n, m in skeleton.named_modules() if type(m).__name__ == "Conv1D"]
         checkpoint = parent.checkpoint.named(
             parent.shapes, skeleton.base_model_prefix, parent.family.renames, transposed
         )
-        _refuse_untying(checkpoint, skeleton)
         return replace(parent, checkpoint=checkpoint)
 
     def beside(self, base: "Parent", rows: tuple[int, ...] | None = None) -> "Parent":
@@ -148,13 +160,3 @@ class Parent:
 def _tied(model: PreTrainedModel) -> dict[str, str]:
     keys = getattr(model, "_tied_weights_keys", None) or {}
     return dict(keys) if model.config.tie_word_embeddings else {}
-
-
-def _refuse_untying(checkpoint: Checkpoint, model: PreTrainedModel) -> None:
-    # PEFT replaces the embedding alone and leaves the head as it was; a tied model cannot hold both.
-    adapter = checkpoint.adapter
-    if adapter and (both := [name for name in _tied(model).values() if name in adapter.saved]):
-        raise IncompatibleSources(
-            f"The adapter {adapter.folder.name} replaces {both[0]}, which its base also uses as the head; "
-            "merge it with peft's merge_and_unload() and use the merged model."
-        )

@@ -303,11 +303,18 @@ class Trust(Group):
 
     pickle: bool = option(False, "Accept .bin weights (they can run code when read).", "allow_pickle")
     remote_code: bool = option(False, "Accept models that ship their own code.", "trust_remote_code")
+    dequantize: bool = option(
+        False, "Accept a quantised base (FP8, MXFP4, GGUF ...), which transformers turns into a plain one."
+    )
 
     @property
     def arguments(self) -> dict[str, bool]:
         """The same as functions that read models take it."""
-        return {"allow_pickle": self.pickle, "trust_remote_code": self.remote_code}
+        return {
+            "allow_pickle": self.pickle,
+            "trust_remote_code": self.remote_code,
+            "dequantize": self.dequantize,
+        }
 
 
 class Publish(Group):

@@ -177,7 +177,7 @@ def _parent_link(parent: SourceCard) -> str:
         name = code(repo)
     commit = f" at {'fingerprint' if revision.startswith(LOCAL) else 'commit'} {code(revision)}" if revision else ""
     adapter = f" with the adapter {code(public_source(parent.adapter))} merged in" if parent.adapter else ""
-    return name + commit + adapter
+    return name + commit + adapter + "".join(f", {md(how)}" for how in parent.how)
 
 
 def _relative(figure: str) -> str:

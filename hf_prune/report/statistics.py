@@ -290,6 +290,7 @@ def sources(pinned: Sequence[Source], cards: Sequence[Mapping[str, Any]]) -> lis
             adapter=source.adapter,
             license=card.get("license"),
             language=card.get("language"),
+            **({"how": tuple(card["how"])} if card.get("how") else {}),
         )
         for source, card in zip(pinned, cards, strict=True)
     ]

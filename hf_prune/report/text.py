@@ -42,6 +42,7 @@ def plan_rows(plan: "Plan") -> dict[str, str]:
         "model": f"{plan.base} ({plan.model_type})",
         "layers": f"{plan.depth} of {layer} parameters each; {amount(plan.outside_parameters)} outside the layers",
         "size": f"{amount(plan.parameters)} parameters, {amount(plan.bytes, 'B')}",
+        **({"before": "; ".join(plan.notes)} if plan.notes else {}),
         "asked": plan.asked,
         "result": _planned_result(plan),
         "disk": f"{amount(plan.disk_bytes, 'B')}, of which download {amount(plan.download_bytes, 'B')}",

@@ -103,4 +103,5 @@ def open_inputs(recipe: Recipe, parents: Sequence[Parent] = ()) -> Inputs:
         # Refused now, not once the dense model has read all its text.
         Widths.of(base.config)
     target = target_of(recipe, Sizes((base.layer_parameters,) * base.depth, base.parameters))
-    return Inputs(recipe, tuple(parents), target, tuple(p.card for p in pulled))
+    cards = tuple({**p.card, "how": parent.how} for p, parent in zip(pulled, parents, strict=True))
+    return Inputs(recipe, tuple(parents), target, cards)

@@ -91,6 +91,7 @@ VALUES = {
     "device": "cpu",
     "dtype": "float32",
     "allow_pickle": True,
+    "dequantize": True,
     "trust_remote_code": True,
     "force_test_split": True,
     "push_to": "me/small",

@@ -294,7 +294,7 @@ def test_a_folder_that_cannot_be_read(tmp_path, monkeypatch):
 
 ADAPTERS = {
     "none": (model(), errors.IncompatibleSources, "no adapter_config.json"),
-    "not LoRA": (adapter("LOHA"), errors.IncompatibleSources, "type LOHA"),
+    "in no weights": (adapter("PREFIX_TUNING"), errors.IncompatibleSources, "type PREFIX_TUNING"),
     "pickle": (
         without(adapter(), "adapter_model.safetensors") | {"adapter_model.bin": b"x"},
         errors.UnsafeSource,

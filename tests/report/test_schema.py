@@ -178,8 +178,10 @@ def test_whatever_a_stranger_writes_is_shown_or_refused(tmp_path_factory, path, 
     assert Report.from_json(found.to_json()).to_json() == found.to_json()
 
 
-OTHER = {"paths", "FIGURES", "seen", "texts", "event", "trial", "outcome", "card", "public", "point", "session.evidence.windows",
-         "report.seconds"}  # fmt: skip
+OTHER = {
+    *("paths FIGURES seen texts event trial outcome card public point report.seconds".split()),
+    "session.evidence.windows",
+}
 """Mappings beside reports that have keys of the same names: figures and their files, stages as they were observed,
 events, what a model card says, a recipe, candidates of a journal, windows by split, seconds by stage of a run."""
 

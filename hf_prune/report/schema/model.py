@@ -33,6 +33,8 @@ class SourceCard(Section):
     language: Stated = None
     license_name: str | None = None
     license_link: str | None = None
+    how: tuple[str, ...] = ()
+    """What was done to it before it was read, such as a dequantisation."""
 
     @property
     def is_local(self) -> bool:

@@ -38,7 +38,8 @@ class Peek:
 
     `tensors` is empty for pickles; `files` are sizes in bytes; `card` has license, language, pipeline_tag and tags as
     far as the source states them. `adapter` are the tensors of its LoRA. `read` fetches a small file, `span` bytes of a
-    large one; `read_adapter` and `span_adapter` do so in the LoRA's repo.
+    large one; `read_adapter` and `span_adapter` do so in the LoRA's repo. `weights` are the files that transformers
+    reads, of all that there are.
     """
 
     source: Source
@@ -53,6 +54,7 @@ class Peek:
     span: Callable[[str, int, int], bytes] = _nothing
     read_adapter: Callable[[str], bytes] = _nothing
     span_adapter: Callable[[str, int, int], bytes] = _nothing
+    weights: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def peek(
     adapter = found.adapter.header(contents.ADAPTER) if found.adapter else {}
     reads = (found.adapter.read, found.adapter.span) if found.adapter else ()
     return Peek(found.source, found.config, tensors, base_.files, base_.card, base_.gated, base_.private, adapter,
-                base_.read, base_.span, *reads)  # fmt: skip
+                base_.read, base_.span, *reads, weights=found.weights)  # fmt: skip
 
 
 def pull(
@@ -159,7 +161,7 @@ def _check(base: str, allow_pickle: bool, trust_remote_code: bool, retry: Retry)
 def _read(model: Name, extra: Name | None, allow_pickle: bool, trust_remote_code: bool, retry: Retry) -> _Checked:
     source, what = resolve(model, retry), str(model)
     raw = contents.config(what, source.files, source.read)
-    weights = contents.weights(what, source.files, source.read, allow_pickle)
+    weights = contents.weights(what, source.files, source.read, allow_pickle, raw.get("transformers_weights"))
     contents.check_model(what, source.files, raw, trust_remote_code)
     return _Checked(source, weights, raw, contents.needs_code(raw), _check_adapter(extra, retry))
 

@@ -10,8 +10,10 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from hf_prune.blueprint import Source
 from hf_prune.errors import IncompatibleSources
-from hf_prune.models.checkpoint import Checkpoint
-from hf_prune.models.families import Family, depth_of, family_of, read_config, skeleton
+from hf_prune.hub.contents import needs_code
+from hf_prune.models.checkpoint import Adapter, Checkpoint
+from hf_prune.models.families import Family, depth_of, read_config
+from hf_prune.models.loading import Fit, match_tensors, tied
 
 VOCABULARIES = ("embed_tokens.weight", "lm_head.weight", "wte.weight", "embed_in.weight")
 """Tensors with a row per token."""
@@ -22,8 +24,7 @@ class Parent:
     """One opened source: what `Blueprint.sources[i]` points to; `levels` are its level libraries by digest."""
 
     source: Source
-    config: PretrainedConfig
-    family: Family
+    fit: Fit
     checkpoint: Checkpoint
     trust_remote_code: bool = False
     base: "Parent | None" = None
@@ -45,17 +46,16 @@ class Parent:
         Raises:
             UnsupportedArchitecture, BrokenCheckpoint, UnsafeSource, IncompatibleSources: as the modules that read.
         """
-        config = read_config(folder, trust_remote_code)
-        parent = cls(
-            source, config, family_of(config), Checkpoint.open(folder, adapter, allow_pickle), trust_remote_code
-        )
-        skeleton = parent.skeleton
-        transposed = [n for n, m in skeleton.named_modules() if type(m).__name__ == "Conv1D"]
-        checkpoint = parent.checkpoint.named(
-            parent.shapes, skeleton.base_model_prefix, parent.family.renames, transposed
-        )
-        _refuse_untying(checkpoint, skeleton)
-        return replace(parent, checkpoint=checkpoint)
+        checkpoint = Checkpoint(folder, Adapter(adapter) if adapter else None, allow_pickle)
+        # Code beside the weights is run where transformers has no class of its own for them, and nowhere else.
+        trusted = trust_remote_code and needs_code(checkpoint.config)
+        config = read_config(folder, trusted)
+        shapes = {n: t.shape for n, t in checkpoint.opened().tensors.items()}
+        found = match_tensors(folder.name, config, shapes, checkpoint.same, trusted)
+        transposed = [n for n, m in found.model.named_modules() if type(m).__name__ == "Conv1D"]
+        checkpoint = checkpoint.named(found.shapes, found.aliases, transposed)
+        _refuse_untying(checkpoint, found.model)
+        return cls(source, found, checkpoint, trusted)
 
     def beside(self, base: "Parent", rows: tuple[int, ...] | None = None) -> "Parent":
         """This variant in the shape of its base: vocabulary rows matched by token, tied or untied as the base is.
@@ -67,32 +67,44 @@ class Parent:
         return replace(self, base=base, rows=rows)
 
     @property
+    def config(self) -> PretrainedConfig:
+        """Of the model."""
+        return self.fit.config
+
+    @property
+    def family(self) -> Family:
+        """Where its parts are."""
+        return self.fit.family
+
+    @property
+    def skeleton(self) -> PreTrainedModel:
+        """The model on the meta device: names and shapes without weights."""
+        return self.fit.model
+
+    @property
     def depth(self) -> int:
         """Number of layers."""
         return depth_of(self.config, self.family)
 
     @cached_property
     def dtype(self) -> torch.dtype:
-        """Of the checkpoint."""
-        return self.checkpoint.tensor(next(iter(self.shapes))).dtype
+        """That transformers loads the whole model in: the config's, else that of the first tensor."""
+        named = self.config.dtype
+        return getattr(torch, named) if isinstance(named, str) else named or self.checkpoint.first_dtype
 
-    @cached_property
-    def skeleton(self) -> PreTrainedModel:
-        """The model on the meta device: names and shapes without weights."""
-        return skeleton(self.config, self.trust_remote_code)
+    def tensor_dtype(self, name: str) -> torch.dtype:
+        """Of one tensor of `shapes` in the files; the wider one where rows are of this model and of the base."""
+        name = name if name in self.fit.shapes else tied(self.skeleton)[name]
+        own = self.checkpoint.dtype(name)
+        return torch.promote_types(own, self.base.tensor_dtype(name)) if self._mixes(name) else own
 
     @cached_property
     def shapes(self) -> dict[str, torch.Size]:
         """Shape of every tensor of the dense model, tied duplicates left out; beside a base as the base has them."""
         if self.base:
-            inside = {n: s for n, s in self._own_shapes.items() if n.startswith(self.family.prefix)}
+            inside = {n: s for n, s in self.fit.shapes.items() if n.startswith(self.family.prefix)}
             return {n: s for n, s in self.base.shapes.items() if not n.startswith(self.family.prefix)} | inside
-        return self._own_shapes
-
-    @cached_property
-    def _own_shapes(self) -> dict[str, torch.Size]:
-        tied = set(_tied(self.skeleton))
-        return {n: t.shape for n, t in self.skeleton.state_dict().items() if n not in tied}
+        return dict(self.fit.shapes)
 
     @cached_property
     def layer_suffixes(self) -> tuple[tuple[str, ...], ...]:
@@ -105,21 +117,34 @@ class Parent:
         return tuple(map(tuple, found))
 
     def outside_tensor(self, name: str) -> torch.Tensor:
-        """A tensor of the embeddings, the final norm or the head, in the checkpoint's dtype."""
+        """A tensor of the embeddings, the final norm or the head, in its own dtype."""
         if self.base is None:
             return self.checkpoint.tensor(name)
         # A tied head is the embedding.
-        tensor = self.checkpoint.tensor(name if name in self._own_shapes else _tied(self.skeleton)[name])
-        if self.rows is None or not name.endswith(VOCABULARIES) or tensor.dim() < 2:
+        tensor = self.checkpoint.tensor(name if name in self.fit.shapes else tied(self.skeleton)[name])
+        if not self._mixes(name):
             return tensor
         rows = torch.tensor(self.rows)
-        found = self.base.outside_tensor(name).to(tensor.dtype).clone()
-        found[rows >= 0] = tensor[rows[rows >= 0]]
+        found = self.base.outside_tensor(name).to(self.tensor_dtype(name), copy=True)
+        found[rows >= 0] = tensor[rows[rows >= 0]].to(found.dtype)
         return found
 
+    def _mixes(self, name: str) -> bool:
+        """Whether a tensor takes rows of the base where this model has none."""
+        return self.rows is not None and name.endswith(VOCABULARIES) and len(self.shapes[name]) > 1
+
     def layer_tensor(self, layer: int, suffix: str) -> torch.Tensor:
-        """One tensor of one source layer, in the checkpoint's dtype."""
+        """One tensor of one source layer, in its own dtype."""
         return self.checkpoint.tensor(f"{self.family.prefix}{layer}.{suffix}")
+
+    def layer_dtype(self, layer: int, suffix: str) -> torch.dtype:
+        """Of that tensor."""
+        return self.checkpoint.dtype(f"{self.family.prefix}{layer}.{suffix}")
+
+    @cached_property
+    def bytes(self) -> int:
+        """Of the dense model's tensors in its files, tied ones once."""
+        return sum(s.numel() * self.tensor_dtype(n).itemsize for n, s in self.shapes.items())
 
     @cached_property
     def layer_parameters(self) -> int:
@@ -145,15 +170,10 @@ class Parent:
         return sum(s.numel() for s in self.shapes.values())
 
 
-def _tied(model: PreTrainedModel) -> dict[str, str]:
-    keys = getattr(model, "_tied_weights_keys", None) or {}
-    return dict(keys) if model.config.tie_word_embeddings else {}
-
-
 def _refuse_untying(checkpoint: Checkpoint, model: PreTrainedModel) -> None:
     # PEFT replaces the embedding alone and leaves the head as it was; a tied model cannot hold both.
     adapter = checkpoint.adapter
-    if adapter and (both := [name for name in _tied(model).values() if name in adapter.saved]):
+    if adapter and (both := [name for name in tied(model).values() if name in adapter.saved]):
         raise IncompatibleSources(
             f"The adapter {adapter.folder.name} replaces {both[0]}, which its base also uses as the head; "
             "merge it with peft's merge_and_unload() and use the merged model."

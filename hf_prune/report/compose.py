@@ -235,8 +235,8 @@ def _identity(job: Job, found: Found) -> dict[str, Any]:
 
 
 def _size(job: Job, winner: Blueprint, stored: tuple[int, int]) -> dict[str, Any]:
-    itemsize = job.parent.checkpoint.itemsize(next(iter(job.parent.shapes)))
-    size = statistics.sizes(job.parent, winner, job.evaluator.parameters(winner), stored, itemsize)
+    live, cached = job.evaluator.parameters(winner), job.parent.dtype.itemsize
+    size = statistics.sizes(job.parent, winner, live, stored, cached)
     ratio = job.recipe.ratio
     if ratio is None and asked(job.recipe).startswith("ratio"):
         ratio = float(asked(job.recipe).split()[1])

@@ -103,11 +103,10 @@ def sizes(parent: Parent, blueprint: Blueprint, live: int, stored: tuple[int, in
     """
     layers = blueprint.canonical().layers
     caching = sum(s.attn_level != GONE for s in layers)
-    dense_bytes = sum(s.numel() * parent.checkpoint.itemsize(n) for n, s in parent.shapes.items())
     return {
         "dense": {
             "parameters": parent.parameters,
-            "bytes": dense_bytes,
+            "bytes": parent.bytes,
             "layers": parent.depth,
             "kv_bytes_per_token": speed.kv_bytes_per_token(parent.config, itemsize),
         },

@@ -1,0 +1,199 @@
+"""Which tensors of a source become which of its model's: what transformers loads, ignores, ties, or would make up.
+
+transformers fills what it does not find with random numbers and says so in a log; here that is an error, which names
+the entry of config.json that the files contradict.
+"""
+
+import copy
+import itertools
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+
+from hf_prune.errors import BrokenCheckpoint
+from hf_prune.models.experts import stack_of
+from hf_prune.models.families import Family, family_of, skeleton
+
+Shape = Sequence[int]
+BUFFERS = r"rotary_emb\.inv_freq$|(^|\.)position_ids$|\.masked_bias$|\.(attn|attention)\.bias$"
+"""Masks and tables that older files store; transformers makes them afresh, and nobody needs to be told."""
+SWITCHES = "bias|norm|tie"
+"""In the name of a yes or no that decides whether tensors are there."""
+TRIES = 40
+"""Changes of a config that are tried, at most, to name the entry that is wrong."""
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """How a source becomes a model.
+
+    config: as read; `tie_word_embeddings` is False where the files hold a head of their own.
+    family: where the parts are.
+    model: on the meta device.
+    shapes: of every tensor of the model, tied duplicates left out.
+    aliases: name in the files, where that differs.
+    ignored: tensors of the files that nothing is made of.
+    untied: the head of the files, where the config says that there is none.
+    """
+
+    config: PretrainedConfig
+    family: Family
+    model: PreTrainedModel
+    shapes: Mapping[str, torch.Size]
+    aliases: Mapping[str, str]
+    ignored: tuple[str, ...]
+    untied: str | None = None
+
+
+def match_tensors(
+    what: str,
+    config: PretrainedConfig,
+    stored: Mapping[str, Shape],
+    same: Callable[[str, str], bool],
+    trust_remote_code: bool = False,
+) -> Fit:
+    """Find every tensor of the model among those of the files.
+
+    Args:
+        what: the source, for errors.
+        config: of the model.
+        stored: shapes of the files' tensors; experts that have a matrix each also as stacks.
+        same: whether two of these tensors hold the same numbers.
+        trust_remote_code: run the code beside the weights.
+
+    Raises:
+        UnsupportedArchitecture: see `family_of`.
+        BrokenCheckpoint: a tensor is missing or has another shape than the config says.
+    """
+    family = family_of(config)
+    model = skeleton(config, trust_remote_code)
+    untied = None
+    for head, embedding in tied(model).items():
+        names = [_spelled(n, stored, model, family) for n in (head, embedding)]
+        if None not in names and not same(*names):
+            # Both are there and differ: transformers keeps both.
+            config, untied = _untied(config), head
+            model = skeleton(config, trust_remote_code)
+    found = _matched(model, family, stored)
+    if found.wrong:
+        raise _contradiction(what, config, found, stored, trust_remote_code)
+    return Fit(config, family, model, found.shapes, found.aliases, found.ignored, untied)
+
+
+def tied(model: PreTrainedModel) -> dict[str, str]:
+    """Tensors that are another one under a second name (the head -> the embedding)."""
+    # Patterns and nested models are spelled out there; code beside weights may know the plain list alone.
+    found = getattr(model, "all_tied_weights_keys", None)
+    if found is None:
+        found = getattr(model, "_tied_weights_keys", None) if model.config.tie_word_embeddings else None
+    return dict(found or {})
+
+
+@dataclass(frozen=True, eq=False)
+class _Match:
+    shapes: dict[str, torch.Size]
+    aliases: dict[str, str]
+    ignored: tuple[str, ...]
+    wrong: dict[str, Shape | None]
+
+
+def _matched(model: PreTrainedModel, family: Family, stored: Mapping[str, Shape]) -> _Match:
+    """`wrong` are the tensors that are missing (None) or of another shape."""
+    second = tied(model)
+    shapes = {n: t.shape for n, t in model.state_dict().items() if n not in second}
+    found = {n: _spelled(n, stored, model, family) for n in shapes}
+    for duplicate, name in second.items():
+        # Files may hold the one or the other.
+        found[name] = found.get(name) or _spelled(duplicate, stored, model, family)
+    wrong = {n: stored.get(s) for n, s in found.items() if s is None or tuple(stored[s]) != tuple(shapes[n])}
+    used = {*found.values(), *(_spelled(n, stored, model, family) for n in second)}
+    made = {stack_of(n) for n in stored}
+    ignored = (n for n in stored if not {n, stack_of(n)} & used and n not in made and not re.search(BUFFERS, n))
+    return _Match(shapes, {n: s for n, s in found.items() if s and s != n}, tuple(ignored), wrong)
+
+
+def _spelled(name: str, stored: Mapping[str, Shape], model: PreTrainedModel, family: Family) -> str | None:
+    """A tensor's name in the files: its own, without the trunk's prefix, or as the family spells it otherwise."""
+    if name in stored:
+        return name
+    others = [(model.base_model_prefix + ".", ""), *family.renames]
+    spelled = (old + name.removeprefix(new) for new, old in others if name.startswith(new))
+    return next((s for s in spelled if s in stored), None)
+
+
+def _untied(config: PretrainedConfig) -> PretrainedConfig:
+    config = copy.deepcopy(config)
+    config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
+    return config
+
+
+def _contradiction(
+    what: str, config: PretrainedConfig, found: _Match, stored: Mapping[str, Shape], trust_remote_code: bool
+) -> BrokenCheckpoint:
+    name, shape = next(iter(found.wrong.items()))
+    fact = f"{name} is missing, and transformers would fill it with random numbers"
+    if shape is not None:
+        fact = f"{name} has shape {list(shape)}, but must have {list(found.shapes[name])}"
+
+    for key, value in itertools.islice(_changes(config, found, stored), TRIES):
+        if _fits(config, key, value, stored, trust_remote_code):
+            return BrokenCheckpoint(
+                f"config.json of {what} says {key} {getattr(config, key)}, but its tensors fit {value}: {fact}; "
+                "correct the entry, or fetch the source afresh."
+            )
+    return BrokenCheckpoint(f"{what} is incomplete, or its config.json is another's: {fact}; fetch the source afresh.")
+
+
+def _fits(config: PretrainedConfig, key: str, value: Any, stored: Mapping[str, Shape], trust_remote_code: bool) -> bool:
+    changed = copy.deepcopy(config)
+    try:
+        setattr(changed, key, value)
+        return not _matched(skeleton(changed, trust_remote_code), family_of(changed), stored).wrong
+    # What transformers raises on a value that it does not expect derives from Exception alone.
+    except Exception:
+        return False
+
+
+def _changes(config: PretrainedConfig, found: _Match, stored: Mapping[str, Shape]) -> Iterator[tuple[str, Any]]:
+    """Entries of a config, and what they would have to be for one of the wrong tensors to be right."""
+    family = family_of(config)
+    layers = {int(m[1]) for n in stored if (m := re.search(rf"{re.escape(family.layers)}\.(\d+)\.", n))}
+    if layers and max(layers) + 1 < getattr(config, family.depth_key):
+        yield family.depth_key, max(layers) + 1
+    numbers = {k: v for k, v in config.to_dict().items() if isinstance(v, int) and hasattr(config, k)}
+    for key, value in numbers.items():
+        if isinstance(value, bool) and re.search(SWITCHES, key):
+            yield key, not value
+    pairs = dict.fromkeys(
+        pair
+        for name, shape in found.wrong.items()
+        for pair in zip(found.shapes[name], shape or (), strict=False)
+        if pair[0] != pair[1]
+    )
+    exact = [(k, has) for want, has in pairs for k, v in numbers.items() if v == want]
+    scaled = [(k, v * has // want) for want, has in pairs for k, v in numbers.items() if _divides(v, want, has)]
+    yield from dict.fromkeys([*exact, *scaled])
+
+
+def _divides(value: int, want: int, has: int) -> bool:
+    return not isinstance(value, bool) and 1 < value < want and want % value == 0 and value * has % want == 0
+
+
+def notes(found: Fit) -> tuple[str, ...]:
+    """What a reader of the config would not expect of the model that transformers makes of the files."""
+    said = []
+    if found.untied:
+        said.append(f"The files hold {found.untied} of their own, though the config ties it: it is kept, untied.")
+    if found.ignored:
+        said.append(f"{len(found.ignored)} tensors are left out, as transformers does: {_summary(found.ignored)}.")
+    return tuple(said)
+
+
+def _summary(names: Iterable[str]) -> str:
+    """Names up to their first number: `mtp.layers.0`, `model.layers.61`."""
+    stems = list(dict.fromkeys(m[0] if (m := re.match(r".*?\.\d+(?=\.)", n)) else n for n in names))
+    return ", ".join(stems[:3]) + (f" and {len(stems) - 3} more" if len(stems) > 3 else "")

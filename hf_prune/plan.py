@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_prune.blueprint import LOCAL
 from hf_prune.errors import InvalidRecipe
+from hf_prune.hub.contents import candidates as candidates_of
 from hf_prune.methods import METHODS
 from hf_prune.models.headers import BYTES, Weights, number, weigh
 from hf_prune.recipe import DEFAULT_RATIO, TASK_OBJECTIVES, Recipe
@@ -51,7 +52,7 @@ class Plan:
     `forward_tokens` counts tokens through whole candidates, `layer_tokens` tokens through single layers without any
     sharing of prefixes; both for the dense model, the baselines and the search on the search windows. `repair_tokens`
     and `train_tokens` are what all repairs and all trainings read. `candidates` counts the models the search can choose
-    among.
+    among. `weight_files` says which of the source's files are read, `notes` what else should be known of them.
     """
 
     base: str
@@ -78,6 +79,8 @@ class Plan:
     layer_tokens: int
     repair_tokens: int
     train_tokens: int
+    weight_files: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def search_operations(self) -> float:
@@ -104,12 +107,14 @@ def plan(recipe: Recipe, peek: "Peek", variants: "Sequence[Peek]" = ()) -> Plan:
         UnsupportedArchitecture: no numbered layers among the tensor names.
     """
     weights = weigh(peek)
+    stored = weights.beside(weigh(v) for v in variants if not v.adapter)
     depth = len(weights.layers)
     target = layers_to_remove(recipe, depth, weights.layers, weights.total)
     kept = depth if recipe.method.startswith("width") else depth - target.remove
     result = round(weights.total * (1 - target.removed_ratio))
     # A removed half stays in the file as zeros (stock classes have no layer without it), so halves save no bytes.
-    size = weights.bytes if recipe.method == "halves" else math.ceil(weights.bytes * result / weights.total)
+    gone = 0 if recipe.method == "halves" else target.removed_ratio * weights.total / sum(weights.layers)
+    size = math.ceil(stored.bytes - gone * stored.layer_bytes)
     download = sum(_download(peek, p) for p in (peek, *variants))
     trials = evaluations(recipe, depth, target.remove)
     rivals = baseline_evaluations(recipe, depth, target.remove)
@@ -140,7 +145,16 @@ def plan(recipe: Recipe, peek: "Peek", variants: "Sequence[Peek]" = ()) -> Plan:
         repair_tokens=repairs(recipe) * recipe.repair_sequences * recipe.length,
         # Finalists that are trained: 8, then 4 and 2, each round for twice as long as all before it.
         train_tokens=recipe.heal + 16 * recipe.search_heal + tunings(recipe) * recipe.tune * tokens,
+        weight_files=_weight_files(peek),
+        notes=weights.notes,
     )
+
+
+def _weight_files(peek: "Peek") -> str:
+    """The files that are read, and those that look like weights and are not."""
+    read = peek.weights[:1] if len(peek.weights) < 3 else (f"{len(peek.weights) - 1} shards of {peek.weights[0]}",)
+    others = [n for n in candidates_of(peek.files) if n not in peek.weights]
+    return ", ".join(read) + (f"; not read, as by transformers: {', '.join(others)}" if others else "")
 
 
 def tunings(recipe: Recipe) -> int:

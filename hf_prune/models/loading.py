@@ -7,7 +7,7 @@ the entry of config.json that the files contradict.
 import copy
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from hf_prune.errors import BrokenCheckpoint
 from hf_prune.models.experts import stack_of
-from hf_prune.models.families import Family, family_of, skeleton
+from hf_prune.models.families import Family, depth_of, family_of, skeleton
 
 Shape = Sequence[int]
 BUFFERS = r"rotary_emb\.inv_freq$|(^|\.)position_ids$|\.masked_bias$|\.(attn|attention)\.bias$"
@@ -187,13 +187,19 @@ def notes(found: Fit) -> tuple[str, ...]:
     """What a reader of the config would not expect of the model that transformers makes of the files."""
     said = []
     if found.untied:
-        said.append(f"The files hold {found.untied} of their own, though the config ties it: it is kept, untied.")
+        said.append(f"The files hold a {found.untied} of their own, which the config calls tied: it is kept, untied.")
     if found.ignored:
-        said.append(f"{len(found.ignored)} tensors are left out, as transformers does: {_summary(found.ignored)}.")
+        depth = depth_of(found.config, found.family)
+        names = dict.fromkeys(_summary(n, found.family.prefix, depth) for n in found.ignored)
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        left = f"{len(found.ignored)} tensors are left out, as transformers does"
+        said.append(f"{left}: {', '.join(list(names)[:3])}{more}.")
     return tuple(said)
 
 
-def _summary(names: Iterable[str]) -> str:
-    """Names up to their first number: `mtp.layers.0`, `model.layers.61`."""
-    stems = list(dict.fromkeys(m[0] if (m := re.match(r".*?\.\d+(?=\.)", n)) else n for n in names))
-    return ", ".join(stems[:3]) + (f" and {len(stems) - 3} more" if len(stems) > 3 else "")
+def _summary(name: str, prefix: str, depth: int) -> str:
+    """Of a layer that is not loaded its name alone, of tensors in several layers one for all."""
+    match = re.match(r"(.*?\.)(\d+)(?=\.)", name)
+    if match and (match[1] != prefix or int(match[2]) >= depth):
+        return match[0]
+    return re.sub(r"\.\d+\.", ".N.", name)

@@ -49,9 +49,9 @@ class Parent:
         checkpoint = Checkpoint(folder, Adapter(adapter) if adapter else None, allow_pickle)
         # Code beside the weights is run where transformers has no class of its own for them, and nowhere else.
         trusted = trust_remote_code and needs_code(checkpoint.config)
-        config = read_config(folder, trusted)
+        config = read_config(folder, trusted, source.repo)
         shapes = {n: t.shape for n, t in checkpoint.opened().tensors.items()}
-        found = match_tensors(folder.name, config, shapes, checkpoint.same, trusted)
+        found = match_tensors(source.repo, config, shapes, checkpoint.same, trusted)
         transposed = [n for n, m in found.model.named_modules() if type(m).__name__ == "Conv1D"]
         checkpoint = checkpoint.named(found.shapes, found.aliases, transposed)
         _refuse_untying(checkpoint, found.model)

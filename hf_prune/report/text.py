@@ -51,6 +51,10 @@ def plan_rows(plan: "Plan") -> dict[str, str]:
     }
     after = [f"repairs read {plan.repair_tokens:,}"] * bool(plan.repair_tokens)
     after += [f"trainings read {plan.train_tokens:,}"] * bool(plan.train_tokens)
+    if "not read" in plan.weight_files:
+        rows["files"] = plan.weight_files
+    if plan.notes:
+        rows["notes"] = " ".join(plan.notes)
     if after:
         rows["tokens"] += "; " + ", ".join(after)
     return rows

@@ -2,7 +2,6 @@
 
 import math
 from itertools import combinations
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import assume, given

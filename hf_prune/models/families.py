@@ -208,8 +208,10 @@ def read_config(folder: Any, trust_remote_code: bool = False, what: str | None =
 def _refusal(folder: Path, what: str, error: Exception, trusted: bool) -> HfPruneError:
     """Why a config.json cannot be read, whole, and what helps; trusting code only where that is what is missing."""
     try:
-        raw = dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, RecursionError):
+        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        raw = None
+    if not isinstance(raw, dict):
         return BrokenCheckpoint(f"config.json of {what} is missing or no JSON object; fetch the source afresh.")
     if raw.get("model_type") in CONFIG_MAPPING or raw.get("auto_map") and trusted:
         reason = _reason(error, raw)

@@ -1,48 +1,33 @@
 """What a run would do, from a config and safetensors headers alone: sizes, memory, disk, forward tokens."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from hf_prune.blueprint import LOCAL
-from hf_prune.errors import InvalidRecipe
-from hf_prune.hub.contents import candidates as candidates_of
+from hf_prune.hub.contents import candidates as weight_files
+from hf_prune.limits import (
+    DEFAULT_RATIO,
+    EXAM_BYTES,
+    GPU_TILE_TOKENS,
+    MERGED_LAYERS,
+    STATE_BYTES,
+    TILE_TOKENS,
+    TOP_K,
+    WIDTH,
+)
 from hf_prune.methods import METHODS
+from hf_prune.methods.method import EVERY_SIZE, Facts, Sizes, Target
 from hf_prune.models.headers import BYTES, Weights, number, weigh
-from hf_prune.recipe import DEFAULT_RATIO, TASK_OBJECTIVES, Recipe
+from hf_prune.recipe import TASK_OBJECTIVES, Recipe
+from hf_prune.search import SEARCHERS
 
 if TYPE_CHECKING:
     from hf_prune.hub import Peek
 
-SEARCH_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-TOP_K = 512
-FRONTIER_BYTES = EXAM_BYTES = 1 << 30
-TILE_TOKENS = {"cpu": 2048, "gpu": 1 << 15}
-"""These and `MERGED_LAYERS` are the evaluator's own numbers, repeated here because planning must not load torch."""
-MERGED_LAYERS = 64
-"""That the bank keeps."""
-RANDOM_DRAWS = 5
-"""Cuts the random baseline draws."""
-TRIALS_PER_SWAP = 5
-WIDTH_MOVES = 6
-"""Moves counted for each half of a layer whose width is searched."""
-SEARCHED = ("removal", "selection")
-"""Baselines of stitch that are searches of their own."""
-CUTS = ("random", "last", "shortgpt", "window", "greedy")
-"""Baselines that delete whole layers."""
-WIDTHS = ("uniform", "errors", "wanda", "magnitude")
-"""Baselines of width, a model each."""
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Whole layers to remove (0 = the search looks at every size; for width as many layers as that share is worth), the
-    share of all parameters that is, and by how much that misses the share asked for (None when no share was asked)."""
-
-    remove: int
-    removed_ratio: float
-    miss: float | None
+TRIALS_PER_MOVE = 5
+"""Of the default search, for every single move that a candidate has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,16 +93,15 @@ def plan(recipe: Recipe, peek: "Peek", variants: "Sequence[Peek]" = ()) -> Plan:
     """
     weights = weigh(peek)
     stored = weights.beside(weigh(v) for v in variants if not v.adapter)
-    depth = len(weights.layers)
-    target = layers_to_remove(recipe, depth, weights.layers, weights.total)
-    kept = depth if recipe.method.startswith("width") else depth - target.remove
+    depth, method = len(weights.layers), METHODS[recipe.method]
+    target = target_of(recipe, Sizes(weights.layers, weights.total))
+    facts = facts_of(recipe, depth, target.remove)
     result = round(weights.total * (1 - target.removed_ratio))
-    # A removed half stays in the file as zeros (stock classes have no layer without it), so halves save no bytes.
-    gone = 0 if recipe.method == "halves" else target.removed_ratio * weights.total / sum(weights.layers)
+    gone = target.removed_ratio * weights.total / sum(weights.layers) if method.shrinks else 0
     size = math.ceil(stored.bytes - gone * stored.layer_bytes)
     download = sum(_download(peek, p) for p in (peek, *variants))
-    trials = evaluations(recipe, depth, target.remove)
-    rivals = baseline_evaluations(recipe, depth, target.remove)
+    trials = evaluations(recipe, facts)
+    compared = baseline_evaluations(recipe, facts)
     tokens = recipe.sequences * recipe.length
     return Plan(
         base=str(peek.source),
@@ -131,17 +115,17 @@ def plan(recipe: Recipe, peek: "Peek", variants: "Sequence[Peek]" = ()) -> Plan:
         layer_parameters=weights.layers,
         outside_parameters=weights.outside,
         target=target,
-        result_layers=kept,
+        result_layers=depth - target.remove if target.whole else depth,
         result_parameters=result,
         result_bytes=size,
         download_bytes=download,
         disk_bytes=download + size,
         memory_bytes=peak_memory(recipe, peek, weights),
         evaluations=trials,
-        baseline_evaluations=rivals,
-        candidates=candidates(recipe, depth, target.remove),
-        forward_tokens=(1 + trials + rivals) * tokens,
-        layer_tokens=layer_passes(recipe, depth, target.remove) * tokens,
+        baseline_evaluations=compared,
+        candidates=candidates(recipe, facts),
+        forward_tokens=(1 + trials + compared) * tokens,
+        layer_tokens=layer_passes(recipe, facts) * tokens,
         repair_tokens=repairs(recipe) * recipe.repair_sequences * recipe.length,
         # Finalists that are trained: 8, then 4 and 2, each round for twice as long as all before it.
         train_tokens=recipe.heal + 16 * recipe.search_heal + tunings(recipe) * recipe.tune * tokens,
@@ -153,8 +137,14 @@ def plan(recipe: Recipe, peek: "Peek", variants: "Sequence[Peek]" = ()) -> Plan:
 def _weight_files(peek: "Peek") -> str:
     """The files that are read, and those that look like weights and are not."""
     read = peek.weights[:1] if len(peek.weights) < 3 else (f"{len(peek.weights) - 1} shards of {peek.weights[0]}",)
-    others = [n for n in candidates_of(peek.files) if n not in peek.weights]
+    others = [n for n in weight_files(peek.files) if n not in peek.weights]
     return ", ".join(read) + (f"; not read, as by transformers: {', '.join(others)}" if others else "")
+
+
+def facts_of(recipe: Recipe, depth: int, remove: int) -> Facts:
+    """What a plan knows."""
+    names = tuple(map(str, range(1 + len(recipe.variants))))
+    return Facts(depth, remove, recipe.every_size, len(names), names)
 
 
 def tunings(recipe: Recipe) -> int:
@@ -166,7 +156,7 @@ def repairs(recipe: Recipe) -> int:
     """Candidates that are repaired; the winner is one of them."""
     if not recipe.repair:
         return 0
-    if recipe.drop or recipe.search == "nsga2":
+    if recipe.drop or recipe.every_size:
         return 1
     return 8 if recipe.search_heal else recipe.repair_finalists
 
@@ -181,138 +171,83 @@ def asked(recipe: Recipe) -> str:
         return f"drop {recipe.drop_layers} layers"
     if recipe.latency is not None:
         return f"latency {recipe.latency:g}"
-    return "every size" if recipe.search == "nsga2" else f"ratio {recipe.ratio or DEFAULT_RATIO:g}"
+    return "every size" if recipe.every_size else f"ratio {recipe.ratio or DEFAULT_RATIO:g}"
 
 
-def layers_to_remove(recipe: Recipe, depth: int, layer_parameters: Sequence[int], total_parameters: int) -> Target:
-    """Turn the one dial into a number of layers.
-
-    A ratio becomes the number of (mean) layers that comes nearest to it, the smaller one at a tie.
+def target_of(recipe: Recipe, sizes: Sizes) -> Target:
+    """Turn the one dial into what is to go.
 
     Args:
-        recipe: at most one of ratio, keep_layers and drop is set; none means ratio 0.25, nsga2 means every size.
-        depth: layers of the source.
-        layer_parameters: parameters of each layer, [depth].
-        total_parameters: parameters of the whole model, tied ones counted once.
+        recipe: at most one way to say a size is set; none means `DEFAULT_RATIO`, or every size for a front.
+        sizes: of the source.
 
     Raises:
-        InvalidRecipe: the target would remove no layer, or all of them, or one that does not exist.
+        InvalidRecipe: the target would remove nothing, or everything, or a layer that does not exist.
     """
-    if recipe.search == "nsga2":
-        return Target(0, 0.0, None)
-    if recipe.drop:
-        return _by_hand(recipe.dropped(), depth, layer_parameters, total_parameters)
-    share = sum(layer_parameters) / depth / total_parameters
-    if recipe.method.startswith("width"):
-        # How many parameters a share of the time is, only the search will tell.
-        ratio = recipe.ratio or (1 - recipe.latency if recipe.latency else DEFAULT_RATIO)
-        if recipe.latency is None and ratio >= depth * share:
-            raise InvalidRecipe(f"ratio {ratio:g} is more than the layers hold; ask for less than {depth * share:.3f}.")
-        return Target(max(1, round(ratio / share)), ratio, None)
-    if recipe.keep_layers is not None:
-        if not 1 <= recipe.keep_layers < depth:
-            raise InvalidRecipe(
-                f"keep_layers is {recipe.keep_layers}, but the model has {depth} layers; "
-                f"keep between 1 and {depth - 1} of them."
-            )
-        return Target(depth - recipe.keep_layers, (depth - recipe.keep_layers) * share, None)
-    if recipe.drop_layers is not None:
-        if not 1 <= recipe.drop_layers < depth:
-            raise InvalidRecipe(
-                f"drop_layers is {recipe.drop_layers}, but the model has {depth} layers; "
-                f"remove between 1 and {depth - 1} of them."
-            )
-        return Target(recipe.drop_layers, recipe.drop_layers * share, None)
-    ratio = recipe.ratio or DEFAULT_RATIO
-    remove = math.ceil(ratio / share - 0.5)
-    if not 1 <= remove < depth:
-        raise InvalidRecipe(
-            f"ratio {ratio:g} means {ratio / share:.1f} of the {depth} layers, each {share:.1%} of all parameters; "
-            f"ask for between {share:.3f} and {(depth - 1) * share:.3f}."
-        )
-    return Target(remove, remove * share, remove * share - ratio)
+    return EVERY_SIZE if recipe.every_size else METHODS[recipe.method].target(recipe, sizes)
 
 
-def _by_hand(dropped: Sequence[int], depth: int, layer_parameters: Sequence[int], total: int) -> Target:
-    if beyond := [i for i in dropped if i >= depth]:
-        raise InvalidRecipe(f"drop names layer {beyond[0]}, but the model's layers are 0 to {depth - 1}.")
-    if len(dropped) >= depth:
-        raise InvalidRecipe(f"drop names all {depth} layers; leave at least one.")
-    if not dropped:
-        raise InvalidRecipe("drop names no layer; write for example 21-28 or 3,6,7.")
-    return Target(len(dropped), sum(layer_parameters[i] for i in dropped) / total, None)
-
-
-def candidates(recipe: Recipe, depth: int, remove: int) -> int:
+def candidates(recipe: Recipe, facts: Facts) -> int:
     """Models the search can choose among, at most (some merges are deletions in disguise); 1 with `drop`."""
-    if recipe.drop:
-        return 1
-    if recipe.method.startswith("width"):
-        return recipe.levels ** (2 * depth)
-    space, budget = METHODS[recipe.method], remove or None
-    if recipe.method == "stitch":
-        return space(depth, budget, 1 + len(recipe.variants), recipe.merges, recipe.mix_halves).count()
-    if recipe.method == "collapse":
-        return space(depth, budget, recipe.rules, recipe.norms).count()
-    return space(depth, 2 * remove if remove and recipe.method == "halves" else budget).count()
+    return 1 if recipe.drop else METHODS[recipe.method].space(recipe, facts).count()
 
 
-def evaluations(recipe: Recipe, depth: int, remove: int) -> int:
-    """Most trials the search will ask for: 0 with `drop`, 1 for the one-shot scores.
+def evaluations(recipe: Recipe, facts: Facts) -> int:
+    """Trials the search will ask for, at most: 0 with `drop`, 1 for the one-shot scores.
 
-    The default of the evolutionary and random searches is a population plus `TRIALS_PER_SWAP` for each of the
-    remove x (depth - remove) single swaps a candidate has: the number of generations that EvoPress takes (arXiv
-    2410.14649) grows the same way. examples/benchmarks/search_quality.py shows what it buys.
+    The default of the evolutionary and random searches is a population plus `TRIALS_PER_MOVE` for each of the single
+    moves a candidate has: the number of generations that EvoPress takes (arXiv 2410.14649) grows the same way.
+    examples/benchmarks/search_quality.py shows what it buys.
     """
     if recipe.drop:
         return 0
-    middle = remove or depth // 2
-    match recipe.search:
-        case "shortgpt" | "window" | "last":
-            needed = 1
-        case "greedy":
-            parts = 2 if recipe.method == "halves" else 1
-            needed = sum(parts * depth - i for i in range(parts * remove))
-        case "exhaustive":
-            needed = candidates(recipe, depth, remove)
-        case _:
-            # A kept layer may take any of the variants, or more or less of it.
-            moves = (middle + 4 * len(recipe.variants)) * (depth - middle)
-            if recipe.method.startswith("width"):
-                moves = WIDTH_MOVES * 2 * depth
-            return recipe.evaluations or recipe.population + TRIALS_PER_SWAP * moves
+    method = METHODS[recipe.method]
+    rounds = _rounds(recipe, facts, recipe.search)
+    if rounds is None:
+        return recipe.evaluations or recipe.population + TRIALS_PER_MOVE * method.moves(recipe, facts)
+    needed = sum(count for count, _ in rounds)
     return min(needed, recipe.evaluations or needed)
 
 
-def baseline_evaluations(recipe: Recipe, depth: int, remove: int) -> int:
-    """Trials of the baselines, which delete as many whole layers; none beside a front."""
-    if not remove:
-        return 0
-    if recipe.method != "stitch":
-        kinds = WIDTHS if recipe.method.startswith("width") else CUTS
-        return sum(_rival_trials(name, depth, remove) for name in recipe.baselines if name in kinds)
-    cuts = sum(_rival_trials(name, depth, remove) for name in ("shortgpt", "greedy") if name in recipe.baselines)
-    searched = sum(name in recipe.baselines for name in SEARCHED)
-    return (2 + len(recipe.variants)) * cuts + searched * evaluations(recipe, depth, remove)
+def baseline_evaluations(recipe: Recipe, facts: Facts) -> int:
+    """Trials of the comparisons; none beside a front."""
+    return sum(count for count, _ in _compared(recipe, facts))
 
 
-def _rival_trials(name: str, depth: int, remove: int) -> int:
-    return sum(depth - i for i in range(remove)) if name == "greedy" else RANDOM_DRAWS if name == "random" else 1
+def layer_passes(recipe: Recipe, facts: Facts) -> int:
+    """Layers that full evidence passes through without any prefix shared: dense model, comparisons and search at
+    most."""
+    compared = sum(count * (facts.depth - gone) for count, gone in _compared(recipe, facts))
+    units = METHODS[recipe.method].units
+    rounds = None if recipe.drop or units > 1 else _rounds(recipe, facts, recipe.search)
+    if rounds is None:
+        # A layer that has lost a part is still passed.
+        rounds = [(evaluations(recipe, facts), 0 if units > 1 else facts.remove or 1)]
+    return facts.depth + compared + sum(count * (facts.depth - gone) for count, gone in rounds)
 
 
-def layer_passes(recipe: Recipe, depth: int, remove: int) -> int:
-    """Layers that full evidence passes through without any prefix shared: dense model, baselines and search at most."""
-    greedy = sum((depth - i) * (depth - i - 1) for i in range(remove))
-    baselines = sum(
-        greedy if name == "greedy" else _rival_trials(name, depth, remove) * (depth - remove)
-        for name in (recipe.baselines if remove else ())
-        if name in CUTS and not recipe.method.startswith("width")
-    )
-    whole = recipe.method not in ("halves", "width", "width+depth")
-    if recipe.search == "greedy" and whole and not recipe.drop:
-        return depth + baselines + greedy
-    deepest = depth - (remove or 1) if whole else depth
-    return depth + baselines + evaluations(recipe, depth, remove) * deepest
+def _rounds(recipe: Recipe, facts: Facts, searcher: str) -> list[tuple[int, int]] | None:
+    """Candidates of every round and the units they are short of; None for a search that goes on as long as it may."""
+    rounds, units = SEARCHERS[searcher].rounds, METHODS[recipe.method].units
+    if rounds is None:
+        return None
+    return list(rounds(units * facts.depth, units * facts.remove, lambda: candidates(recipe, facts)))
+
+
+def _compared(recipe: Recipe, facts: Facts) -> Iterator[tuple[int, int]]:
+    """Candidates of every round of every comparison, and the layers they are short of."""
+    if not facts.remove:
+        return
+    method = METHODS[recipe.method]
+    for one in method.comparisons(recipe, facts):
+        if one.layers:
+            yield 1, facts.remove if method.units == 1 else 0
+        elif one.as_result:
+            yield evaluations(recipe, facts), facts.remove
+        elif rounds := SEARCHERS[one.searcher].rounds:
+            yield from rounds(facts.depth, facts.remove, lambda: 0)
+        else:
+            yield one.trials, facts.remove
 
 
 def peak_memory(recipe: Recipe, peek: "Peek", weights: Weights) -> int:
@@ -332,17 +267,17 @@ def peak_memory(recipe: Recipe, peek: "Peek", weights: Weights) -> int:
     with b the bytes of the search precision (auto: at most four on the CPU, else two).
     """
     cpu = _on_cpu(recipe.device)
-    width = SEARCH_BYTES.get(recipe.dtype) or (4 if cpu else 2)
+    width = WIDTH.get(recipe.dtype) or (4 if cpu else 2)
     hidden, vocabulary = number(peek, "hidden_size", "n_embd", "d_model"), number(peek, "vocab_size")
     layers, tokens = len(weights.layers), (recipe.sequences + recipe.selection_sequences) * recipe.length
     larger = max(recipe.sequences, recipe.selection_sequences) * recipe.length
     state = tokens * hidden * width
     reference = (layers + 1) * state + tokens * min(TOP_K, vocabulary) * 12
     modules = 2 * layers * state if recipe.objective == "gelaco_v1" else 0
-    frontier = min(2 * recipe.offspring * larger * hidden * width, FRONTIER_BYTES)
-    tile = max(recipe.length, min(tokens, TILE_TOKENS["cpu"] * 2 // width if cpu else TILE_TOKENS["gpu"]))
+    frontier = min(2 * recipe.offspring * larger * hidden * width, STATE_BYTES)
+    tile = max(recipe.length, min(tokens, TILE_TOKENS * 2 // width if cpu else GPU_TILE_TOKENS))
     merged = 0
-    if recipe.method == "stitch":
+    if METHODS[recipe.method].several:
         room = recipe.memory * 2**30 - weights.total * width if recipe.memory else math.inf
         merged = max(0, min(MERGED_LAYERS * max(weights.layers) * width, room))
     asked = len(recipe.search_tasks) * (recipe.learned_items + recipe.selection_items) * recipe.length

@@ -10,21 +10,18 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from hf_prune.errors import InvalidRecipe
+from hf_prune.methods import METHODS
+from hf_prune.search import SEARCHERS
 
-Method = Literal["collapse", "halves", "intervals", "stitch", "width", "width+depth"]
-Search = Literal[
-    "staged", "smac", "genetic", "nsga2", "evopress", "greedy", "exhaustive", "random", "shortgpt", "window", "last"
-]
+Method = Literal[*METHODS]
+Search = Literal[*SEARCHERS]
 Objective = Literal[
     "kl", "perplexity", "similarity", "kl_similarity", "gelaco_v1", "text", "tasks", "tasks_norm", "doubt", "abilities"
 ]
 TASK_OBJECTIVES = ("tasks", "tasks_norm", "doubt", "abilities")
-Baseline = Literal[
-    "random", "last", "shortgpt", "window", "greedy", "removal", "selection", "uniform", "errors", "wanda", "magnitude"
-]
+Baseline = Literal[*dict.fromkeys(name for method in METHODS.values() for name in method.baselines)]
 
 RULES = ("keep", "mean", "difference:0.5", "difference:1.0", "laco-released")
-DEFAULT_RATIO = 0.25
 DEFAULT_DATA = "Salesforce/wikitext:wikitext-2-raw-v1"
 NOT_IDENTITY = {
     "output",
@@ -81,9 +78,7 @@ class Recipe(BaseModel):
         json_schema_extra={"flag": "variant"},
     )
     output: str = Field("pruned", description="Folder for the result; must not exist unless --overwrite.")
-    method: Method = Field(
-        "collapse", description="What an integer means: collapse, halves, intervals, stitch, width or width+depth."
-    )
+    method: Method = Field("collapse", description=f"What an integer means: {', '.join(METHODS)}.")
     ratio: float | None = Field(None, description="Share of the whole model's parameters to remove, e.g. 0.25.")
     keep_layers: int | None = Field(None, description="Number of layers to keep, instead of --ratio.")
     drop_layers: int | None = Field(None, description="Number of layers to remove, instead of --ratio.")
@@ -217,8 +212,10 @@ class Recipe(BaseModel):
             )
         if self.ratio is not None and not 0 < self.ratio < 1:
             raise ValueError(f"ratio is the share of parameters to remove, between 0 and 1, not {self.ratio}")
-        if self.search == "nsga2" and asked:
-            raise ValueError(f"search nsga2 looks at every size, so {asked[0]} has no meaning; drop one of the two")
+        if self.every_size and asked:
+            raise ValueError(
+                f"search {self.search} looks at every size, so {asked[0]} has no meaning; drop one of the two"
+            )
         for name in AT_LEAST_ONE:
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
@@ -228,7 +225,7 @@ class Recipe(BaseModel):
             raise ValueError("heal_kl, heal_ce, heal_alpha and heal_lr must not be negative")
         if self.keep_adapter and self.heal_method == "full":
             raise ValueError("heal_method full trains the weights themselves, so there is no adapter to keep")
-        self._consistent_stitch()
+        self._consistent_method()
         if self.length < 8:
             raise ValueError(f"length must be at least 8 tokens, not {self.length}")
         self.dropped()
@@ -240,24 +237,29 @@ class Recipe(BaseModel):
                 )
         return self
 
-    def _consistent_stitch(self) -> None:
-        if (self.method == "stitch") != bool(self.variants):
+    def _consistent_method(self) -> None:
+        method = METHODS[self.method]
+        if method.several != bool(self.variants):
+            several = " or ".join(name for name, m in METHODS.items() if m.several)
             raise ValueError(
-                "method stitch takes layers from a base and its variants; name at least one with --variant"
-                if self.method == "stitch"
-                else f"method {self.method} knows one model; with variants choose --method stitch"
+                f"method {self.method} takes layers from a base and its variants; name at least one with --variant"
+                if method.several
+                else f"method {self.method} knows one model; with variants choose --method {several}"
             )
-        if self.tune and (not self.variants or self.search == "nsga2"):
-            raise ValueError("tune learns the mixes of one stitched model; leave it out without variants or with nsga2")
-        if self.variants and self.search_heal:
-            raise ValueError("search_heal has one teacher and stitch several; leave it out and train with --heal")
+        if self.tune and (not method.several or self.every_size):
+            raise ValueError(
+                f"tune learns the mixes of one model; leave it out without variants or with search {self.search}"
+            )
         if self.objective in TASK_OBJECTIVES and not self.search_tasks:
             raise ValueError(f"objective {self.objective} needs tasks to search on; name files with --search-tasks")
-        if self.variants and self.drop:
-            raise ValueError("drop names layers of one model; with variants say how many go with --drop-layers")
-        self._consistent_width()
-        if self.search == "smac" and self.method != "stitch":
-            raise ValueError("search smac knows the genes of method stitch only; choose --search staged")
+        if not SEARCHERS[self.search].needs <= method.genes:
+            fit = ", ".join(name for name, s in SEARCHERS.items() if s.needs <= method.genes)
+            raise ValueError(
+                f"search {self.search} does not know the genes of method {self.method}; choose one of {fit}"
+            )
+        if self.repair and method.refits:
+            raise ValueError(f"the levels of method {self.method} are repaired already; leave out --repair")
+        method.check(self)
         for merge in self.merges:
             if not re.fullmatch(MERGE, merge):
                 raise ValueError(
@@ -265,23 +267,10 @@ class Recipe(BaseModel):
                     "dare:DENSITY[:SEED], dare-ties:DENSITY[:SEED] and passthrough:SCALE"
                 )
 
-    def _consistent_width(self) -> None:
-        if not self.method.startswith("width"):
-            if self.latency is not None:
-                raise ValueError(f"latency is what widths are chosen by, and method is {self.method}; give a ratio")
-            return
-        if self.latency is not None and not 0 < self.latency < 1:
-            raise ValueError(f"latency is the share of the dense time to keep, between 0 and 1, not {self.latency}")
-        if other := next((n for n in ("keep_layers", "drop_layers") if getattr(self, n) is not None), None):
-            raise ValueError(f"method {self.method} removes heads and neurons, not {other}; say how much with --ratio")
-        if self.drop:
-            raise ValueError(f"drop names layers, and method {self.method} cuts inside them; choose --method collapse")
-        if self.repair:
-            raise ValueError("the levels of method width are repaired already; leave out --repair")
-        if self.search in ("smac", "exhaustive", "shortgpt", "window", "last"):
-            raise ValueError(f"search {self.search} knows whole layers, not widths; choose --search staged")
-        if self.levels < 2 or (self.multiple_of or 1) < 1 or self.damping <= 0:
-            raise ValueError("levels must be at least 2, multiple_of at least 1 and damping above 0")
+    @property
+    def every_size(self) -> bool:
+        """Whether the search looks for a front of sizes, and no size is asked for."""
+        return SEARCHERS[self.search].every_size
 
     def dropped(self) -> tuple[int, ...]:
         """`drop` as sorted layer numbers; ranges include both ends."""

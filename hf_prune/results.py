@@ -22,10 +22,9 @@ from hf_prune.pipeline import finish, finished
 from hf_prune.recipe import Recipe
 from hf_prune.recovery.levels import Kind, cached
 from hf_prune.report.compose import measured_again
-from hf_prune.session.clock import Clock
-from hf_prune.session.found import Found
-from hf_prune.session.front import picked
-from hf_prune.session.job import Job, open_job
+from hf_prune.session.front import pick_member
+from hf_prune.session.selection import Winner
+from hf_prune.session.session import Session, open_session
 
 
 def assemble_blueprint(
@@ -53,7 +52,7 @@ def assemble_blueprint(
     """
     text = _read(path)
     if '"front"' in text:
-        blueprint, _ = picked(json.loads(text)["front"], pick or "knee")
+        blueprint, _ = pick_member(json.loads(text)["front"], pick or "knee")
     elif pick:
         raise InvalidBlueprint(f"{path.name} is one blueprint, not a front, so --pick {pick} has no meaning.")
     else:
@@ -123,9 +122,9 @@ def report_folder(
     here = _here(source)
     output = Path(output or (here if Path(source).is_dir() else Path(str(source).partition("@")[0]).name))
     with nullcontext(here) if output == here else copying(here, output) as folder:
-        job, found, before = _reopened(here, base, {**changes, "output": str(output)})
-        yield Stage("report", f"{job.recipe.report_sequences} windows")
-        report = yield from measured_again(before, job, found, folder)
+        session, winner, before = _reopened(here, base, {**changes, "output": str(output)})
+        yield Stage("report", f"{session.recipe.report_sequences} windows")
+        report = yield from measured_again(before, session, winner, folder)
         yield Reported(report)
     yield Finished(str(output), report, None)
 
@@ -149,16 +148,15 @@ def heal_folder(
     """
     output = Path(output or f"{Path(str(source).partition('@')[0]).name}-healed")
     here = _here(source)
-    clock = Clock()
     yield Stage("pull", str(source))
-    job, found, before = _reopened(here, base, {"overwrite": False, **changes, "output": str(output)})
-    result = finished(job.recipe, output)
+    session, winner, before = _reopened(here, base, {"overwrite": False, **changes, "output": str(output)})
+    result = finished(session.recipe, output)
     if result is None:
         goal = f"train {before['size']['pruned']['layers']} layers"
-        yield Started(job.recipe, str(job.parent.source), job.parent.depth, goal, 0)
-        job.home.mkdir(parents=True, exist_ok=True)
-        result = yield from finish(job, found, output, clock, partial(_carried, here, before))
-        shutil.rmtree(job.home, ignore_errors=True)
+        yield Started(session.recipe, str(session.inputs.base.source), session.inputs.base.depth, goal, 0)
+        session.workdir.folder.mkdir(parents=True, exist_ok=True)
+        result = yield from finish(session, winner, output, partial(_carried, here, before))
+        shutil.rmtree(session.workdir.folder, ignore_errors=True)
     else:
         yield Stage("done", f"{output} already holds the result of this recipe")
     yield Finished(str(output), result, None)
@@ -185,13 +183,13 @@ CARRIED = (
 
 
 def _carried(
-    here: Path, before: dict[str, Any], job: Job, found: Found, folder: Path, *built: Any
+    here: Path, before: dict[str, Any], session: Session, winner: Winner, folder: Path, *built: Any
 ) -> Generator[Event, None, dict[str, Any]]:
     (folder / "figures").mkdir(exist_ok=True)
     for name in CARRIED:
         if (here / name).is_file():
             shutil.copyfile(here / name, folder / name)
-    return (yield from measured_again(before, job, found, folder, *built))
+    return (yield from measured_again(before, session, winner, folder, *built))
 
 
 def _here(source: str | Path) -> Path:
@@ -199,7 +197,7 @@ def _here(source: str | Path) -> Path:
     return Path(source) if Path(source).is_dir() else hub.fetch_result(str(source))
 
 
-def _reopened(folder: Path, base: str | None, changes: dict[str, Any]) -> tuple[Job, Found, dict[str, Any]]:
+def _reopened(folder: Path, base: str | None, changes: dict[str, Any]) -> tuple[Session, Winner, dict[str, Any]]:
     """The run that made a folder, as far as it is needed to build and measure its result again."""
     if not (folder / "report.json").is_file():
         raise InvalidRecipe(f"{folder} is not a result of hf_prune (no report.json); name what compress wrote.")
@@ -214,11 +212,11 @@ def _reopened(folder: Path, base: str | None, changes: dict[str, Any]) -> tuple[
     _check_files({k: v for k, v in kept.items() if k not in changes})
     named = {"base": base or str(blueprint.sources[0]), "variants": variants or tuple(map(str, blueprint.sources[1:]))}
     recipe = Recipe.of(**{**kept, **changes, **named})
-    job = replace(open_job(recipe), parents=tuple(parents), over=True)
-    job.bank.patches.update(load_patches(folder / PATCH_FILE))
-    _with_libraries(job, blueprint, before)
+    session = open_session(recipe, parents, over=True)
+    session.bank.patches.update(load_patches(folder / PATCH_FILE))
+    _with_libraries(session, blueprint, before)
     cut = replace(blueprint, layers=tuple(replace(s, repair=None) for s in blueprint.layers))
-    return job, Found(cut.canonical(), blueprint.canonical()), before
+    return session, Winner(cut.canonical(), blueprint.canonical()), before
 
 
 def _check_files(kept: dict[str, Any]) -> None:
@@ -231,15 +229,15 @@ def _check_files(kept: dict[str, Any]) -> None:
                 )
 
 
-def _with_libraries(job: Job, blueprint: Blueprint, before: dict[str, Any]) -> None:
+def _with_libraries(session: Session, blueprint: Blueprint, before: dict[str, Any]) -> None:
     """Open the level libraries that the result and its baselines name, or make them again from the same text."""
-    rivals = [Blueprint.from_json(b["blueprint"]) for b in before["baselines"] if b.get("blueprint")]
-    wanted = {s.library for b in (blueprint, *rivals) for s in b.layers if s.library}
-    job.parent.levels.update(cached(wanted))
+    baselines = [Blueprint.from_json(b["blueprint"]) for b in before["baselines"] if b.get("blueprint")]
+    wanted = {s.library for b in (blueprint, *baselines) for s in b.layers if s.library}
+    session.inputs.base.levels.update(cached(wanted))
     for kind in get_args(Kind):
-        if not wanted <= set(job.parent.levels):
-            job.library(kind)
-    if missing := wanted - set(job.parent.levels):
+        if not wanted <= set(session.inputs.base.levels):
+            session.library(kind)
+    if missing := wanted - set(session.inputs.base.levels):
         raise InvalidBlueprint(
             f"The level library {min(missing)} of this result cannot be made again from this text; name the text of "
             "its run with --data."

@@ -7,7 +7,8 @@ import pytest
 from hf_prune.data.bundled import demo_folder
 from hf_prune.data.task_sources import check_apart, load_tasks
 from hf_prune.demo import OUTPUTS, demo_recipe
-from hf_prune.plan import layers_to_remove
+from hf_prune.methods.method import Sizes
+from hf_prune.plan import target_of
 
 
 @pytest.mark.parametrize("act", OUTPUTS)
@@ -16,7 +17,7 @@ def test_every_act_needs_only_what_is_bundled(act):
     inside = [Path(p) for p in (recipe.base, *recipe.variants, *recipe.data, *recipe.tasks)]
     assert all(p.exists() and p.is_relative_to(demo_folder()) for p in inside)
     assert recipe.output == OUTPUTS[act] and demo_recipe(act, "elsewhere").output == "elsewhere"
-    assert layers_to_remove(recipe, 16, [200_000] * 16, 3_400_000).removed_ratio == pytest.approx(0.25, abs=0.03)
+    assert target_of(recipe, Sizes((200_000,) * 16, 3_400_000)).removed_ratio == pytest.approx(0.25, abs=0.03)
 
 
 def test_bundled_tasks_for_searching_and_reporting_share_no_item():

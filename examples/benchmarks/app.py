@@ -1,10 +1,9 @@
-"""How soon the app answers: first page, first candidate on the chart, and plans of many visitors beside a run.
+"""How soon the app answers: the first page, the first candidate on the chart, and plans of many visitors beside a run.
 
 python examples/benchmarks/app.py --visitors 20
 """
 
 import argparse
-import os
 import socket
 import statistics
 import subprocess
@@ -29,19 +28,29 @@ def main() -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
         probe.close()
-        command = [sys.executable, "-m", "hf_prune.cli", "ui", "--no-browser", "--home", home, "--port", str(port)]
         begin = time.perf_counter()
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ) as app:
+        with started(home, port) as app:
             try:
                 url = f"http://127.0.0.1:{port}"
                 print(f"first page after {served(url, begin):.1f} s")
-                time.sleep(20)  # the processes of runs have loaded torch by then, as when a person has read the page
-                print(f"first candidate {first_candidate(url, Path(home)):.1f} s behind the start of a run")
+                # The processes of runs have loaded torch by then, as when a person has read the page.
+                time.sleep(20)
+                waited = first_candidate(url, Path(home))
+                print(f"first candidate {waited:.1f} s behind the start of a run")
                 seconds, errors = plans(url, a.visitors)
-                print(f"{a.visitors} visitors planning at once beside it: median {statistics.median(seconds):.2f} s, "
-                      f"worst {max(seconds):.2f} s, {errors} errors")  # fmt: skip
+                print(
+                    f"{a.visitors} visitors planning at once beside it: "
+                    f"median {statistics.median(seconds):.2f} s, worst {max(seconds):.2f} s, {errors} errors"
+                )
             finally:
                 app.terminate()
+
+
+def started(home: str, port: int) -> subprocess.Popen:
+    """The app, silent, in a process of its own."""
+    command = [sys.executable, "-m", "hf_prune.cli", "ui", "--no-browser"]
+    command += ["--home", home, "--port", str(port)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def served(url: str, begin: float) -> float:

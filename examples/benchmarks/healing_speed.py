@@ -22,14 +22,13 @@ from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from hf_prune.assembly.assemble import assemble, quiet
+from hf_prune.assembly.assemble import quiet
 from hf_prune.blueprint import Blueprint
 from hf_prune.data.bundled import demo_folder
-from hf_prune.methods import METHODS
 from hf_prune.recipe import Recipe
 from hf_prune.recovery.heal import Course, heal, lora_targets
 from hf_prune.recovery.short_training import BATCH, Candidate, Lesson, TrainingAware
-from hf_prune.session.job import Job, open_job
+from hf_prune.session.session import Session, open_session
 
 CUTS = (
     (3, 6, 7, 11),
@@ -48,11 +47,15 @@ def main() -> None:
     """Measure and print two markdown tables."""
     a = arguments()
     demo = demo_folder()
-    job = open_job(Recipe.of(base=str(demo / "storymath-16l"), data=(str(demo / "text"),), device=a.device))
-    train = job.training(a.batch * a.steps).tokens
-    print(f"{job.dtype}, {job.device}, {torch.get_num_threads()} threads, batch {a.batch} x {train.shape[1]} tokens\n")
-    throughput(a, job, train)
-    selection(a, job)
+    named = {"base": str(demo / "storymath-16l"), "data": (str(demo / "text"),)}
+    session = open_session(Recipe.of(**named, device=a.device))
+    train = session.evidence.training(a.batch * a.steps).tokens
+    print(
+        f"{session.dtype}, {session.device}, {torch.get_num_threads()} threads, "
+        f"batch {a.batch} x {train.shape[1]} tokens\n"
+    )
+    throughput(a, session, train)
+    selection(a, session)
 
 
 def arguments() -> argparse.Namespace:
@@ -66,55 +69,70 @@ def arguments() -> argparse.Namespace:
     return p.parse_args()
 
 
-def cut(job: Job, dropped: tuple[int, ...]) -> Blueprint:
+def cut(session: Session, dropped: tuple[int, ...]) -> Blueprint:
     """The model without these layers."""
-    space = METHODS["collapse"](job.parent.depth, len(dropped), ("keep",))
-    return Blueprint((job.parent.source,), space.decode(space.from_removed(dropped))).canonical()
+    scorer = session.deletions(len(dropped))
+    return scorer.blueprint(scorer.space.from_removed(dropped))
 
 
-def throughput(a: argparse.Namespace, job: Job, train: torch.Tensor) -> None:
+def throughput(a: argparse.Namespace, session: Session, train: torch.Tensor) -> None:
     """Alternate the ways, print the ratios."""
-    ways = {"heal, cross-entropy": (ours, False), "bare Trainer, cross-entropy": (bare, False),
-            "heal, distillation": (ours, True), "bare Trainer, distillation": (bare, True)}  # fmt: skip
+    ways = {
+        "heal, cross-entropy": (ours, False),
+        "bare Trainer, cross-entropy": (bare, False),
+        "heal, distillation": (ours, True),
+        "bare Trainer, distillation": (bare, True),
+    }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(a.rounds + 1):
         for name, (way, teaches) in ways.items():
-            seconds[name].append(way(a, job, train, teaches))
+            seconds[name].append(way(a, session, train, teaches))
     # The first round warms up.
     medians = {name: statistics.median(s[1:]) for name, s in seconds.items()}
+    tokens = a.steps * a.batch * train.shape[1]
     print("| way | tokens per second (median) | of the bare Trainer's |\n|---|---:|---:|")
     for name, value in medians.items():
         other = medians["bare Trainer, " + name.partition(", ")[2]]
-        print(f"| {name} | {a.steps * a.batch * train.shape[1] / value:,.0f} | {other / value:.2f} x |")
+        print(f"| {name} | {tokens / value:,.0f} | {other / value:.2f} x |")
 
 
-def ours(a: argparse.Namespace, job: Job, train: torch.Tensor, teaches: bool) -> float:
+def ours(a: argparse.Namespace, session: Session, train: torch.Tensor, teaches: bool) -> float:
     """Seconds of `heal`, with one look at two windows at its end."""
-    student = assemble(cut(job, CUTS[0]), [job.parent], dtype=job.dtype, device=job.device)
-    course = Course(train.numel(), rank=32, kl=float(teaches), ce=float(not teaches), batch=a.batch, checks=1)
+    student, teacher, family = session.assembled(cut(session, CUTS[0])), session.bank.model, session.inputs.base.family
+    losses = {"kl": float(teaches), "ce": float(not teaches)}
+    course = Course(train.numel(), rank=32, **losses, batch=a.batch, checks=1)
     home = Path(tempfile.mkdtemp())
     with quiet():
-        done = heal(student, job.bank.model, job.parent.family, train, train[:2], course, home)
+        done = heal(student, teacher, family, train, train[:2], course, home)
     shutil.rmtree(home)
     return done.seconds
 
 
-def bare(a: argparse.Namespace, job: Job, train: torch.Tensor, teaches: bool) -> float:
+def bare(a: argparse.Namespace, session: Session, train: torch.Tensor, teaches: bool) -> float:
     """Seconds of the stock Trainer, nothing saved and nothing evaluated."""
-    student = assemble(cut(job, CUTS[0]), [job.parent], dtype=job.dtype, device=job.device)
+    student = session.assembled(cut(session, CUTS[0]))
     student.name_or_path = student.config.name_or_path = ""
-    config = LoraConfig(r=32, lora_alpha=64, target_modules=lora_targets(student, job.parent.family))
+    targets = lora_targets(student, session.inputs.base.family)
+    config = LoraConfig(r=32, lora_alpha=64, target_modules=targets)
     home = tempfile.mkdtemp()
     arguments = TrainingArguments(
-        output_dir=home, per_device_train_batch_size=a.batch, max_steps=a.steps, learning_rate=1e-3, save_strategy="no",
-        logging_strategy="no", report_to="none", disable_tqdm=True, use_cpu=job.device.type == "cpu",
-        remove_unused_columns=False, dataloader_pin_memory=False,
-    )  # fmt: skip
+        output_dir=home,
+        per_device_train_batch_size=a.batch,
+        max_steps=a.steps,
+        learning_rate=1e-3,
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=session.device.type == "cpu",
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+    )
     rows = [{"input_ids": row, "labels": row} for row in train]
     kind = Taught if teaches else Trainer
     with quiet():
         trainer = kind(model=get_peft_model(student, config), args=arguments, train_dataset=rows)
-        trainer.teacher = job.bank.model
+        trainer.teacher = session.bank.model
         trainer.remove_callback(PrinterCallback)
         started = time.monotonic()
         trainer.train()
@@ -127,19 +145,19 @@ class Taught(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, **_):
         """KL of full distributions."""
+        tokens = inputs["input_ids"]
         with torch.no_grad():
-            wanted = self.teacher(input_ids=inputs["input_ids"], use_cache=False).logits[:, :-1].float().log_softmax(-1)
-        said = model(input_ids=inputs["input_ids"], use_cache=False).logits[:, :-1].float().log_softmax(-1)
+            wanted = self.teacher(input_ids=tokens, use_cache=False).logits[:, :-1].float().log_softmax(-1)
+        said = model(input_ids=tokens, use_cache=False).logits[:, :-1].float().log_softmax(-1)
         return torch.nn.functional.kl_div(said, wanted, log_target=True, reduction="none").sum(-1).mean()
 
 
-def selection(a: argparse.Namespace, job: Job) -> None:
+def selection(a: argparse.Namespace, session: Session) -> None:
     """Count FLOPs of a round, and of the training in it."""
-    length = job.recipe.length
-    blueprints = [cut(job, c) for c in CUTS]
-    train = job.training(-(-a.tokens // length)).tokens
-    rows = slice(job.recipe.sequences, job.recipe.sequences + job.recipe.selection_sequences)
-    evaluator = job.evaluator
+    recipe, evaluator = session.recipe, session.evaluator
+    blueprints = [cut(session, c) for c in CUTS]
+    train = session.evidence.training(-(-a.tokens // recipe.length)).tokens
+    rows = slice(recipe.sequences, recipe.sequences + recipe.selection_sequences)
     with tempfile.TemporaryDirectory() as home:
         started = time.monotonic()
         with FlopCounterMode(display=False) as whole:
@@ -152,12 +170,14 @@ def selection(a: argparse.Namespace, job: Job) -> None:
     teacher = pure.get_total_flops()
     with FlopCounterMode(display=False) as pure:
         for blueprint in blueprints:
-            candidate = Candidate(evaluator.dense, evaluator.bank, blueprint, 0, everywhere=True)
-            with candidate:
-                for step in range(max(1, a.tokens // (BATCH * length))):
+            with Candidate(evaluator.dense, evaluator.bank, blueprint, 0, everywhere=True) as candidate:
+                for step in range(max(1, a.tokens // (BATCH * recipe.length))):
                     candidate.learn(lesson, step)
     total, plain = whole.get_total_flops(), pure.get_total_flops()
-    print(f"\n{len(blueprints)} candidates, {a.tokens:,} tokens each, measured on {rows.stop - rows.start} windows\n")
+    print(
+        f"\n{len(blueprints)} candidates, {a.tokens:,} tokens each, "
+        f"measured on {recipe.selection_sequences} windows\n"
+    )
     print("| | GFLOPs | of the training alone |\n|---|---:|---:|")
     print(f"| training alone, all layers | {plain / 1e9:,.0f} | 1.00 x |")
     print(f"| **the whole round** ({seconds:.0f} s) | {total / 1e9:,.0f} | **{total / plain:.2f} x** |")

@@ -30,17 +30,23 @@ def main() -> None:
     gram = timed(seconds, "W^T W", lambda: weight.T @ weight, a)
     order, _ = timed(seconds, "order of removal", lambda: _singles(gram.clone(), inverted.clone()), a)
     kept = [a.inputs * (10 - i) // 10 // 8 * 8 for i in range(1, 10)]
-    columns = torch.tensor(order)
-    steps = timed(seconds, "increments of 9 levels", lambda: increments(hessian, columns.to(a.device), kept), a)
-    timed(seconds, "weights of the narrowest level", lambda: compensated(weight, columns.to(a.device), steps), a)
+    columns = torch.tensor(order, device=a.device)
+    steps = timed(seconds, "increments of 9 levels", lambda: increments(hessian, columns, kept), a)
+    timed(seconds, "weights of the narrowest level", lambda: compensated(weight, columns, steps), a)
     plain = naive(weight.clone(), inverted.clone(), a.slice)[1] * a.inputs / a.slice
-    print(f"{a.outputs} x {a.inputs}, {a.samples:,} samples, float32, {a.device}, {torch.get_num_threads()} threads\n")
+    print(
+        f"{a.outputs} x {a.inputs}, {a.samples:,} samples, float32, {a.device}, "
+        f"{torch.get_num_threads()} threads\n"
+    )
     print("| | seconds |\n|---|---:|")
     for name, value in seconds.items():
         print(f"| {name} | {value:.1f} |")
     print(f"| one at a time, {a.slice} removals extrapolated to {a.inputs:,} | {plain:.0f} |")
     factor = plain / seconds["order of removal"]
-    print(f"\norder of removal: {factor:.0f} x as fast; on {a.check} inputs {same:.1%} of the places are the same")
+    print(
+        f"\norder of removal: {factor:.0f} x as fast; "
+        f"on {a.check} inputs {same:.1%} of the places are the same"
+    )
 
 
 def arguments() -> argparse.Namespace:
@@ -58,8 +64,10 @@ def arguments() -> argparse.Namespace:
 def made(outputs: int, inputs: int, samples: int, device: str) -> tuple[Tensor, Tensor]:
     """Weights, and inputs of which some are larger and some go together."""
     draw = torch.Generator().manual_seed(0)
-    factors = torch.randn(samples, inputs // 8, generator=draw) @ torch.randn(inputs // 8, inputs, generator=draw) / 16
-    x = (torch.randn(samples, inputs, generator=draw) + factors) * torch.rand(inputs, generator=draw).exp()
+    few = torch.randn(samples, inputs // 8, generator=draw)
+    factors = few @ torch.randn(inputs // 8, inputs, generator=draw) / 16
+    x = torch.randn(samples, inputs, generator=draw) + factors
+    x *= torch.rand(inputs, generator=draw).exp()
     return torch.randn(outputs, inputs, generator=draw).to(device), x.to(device)
 
 

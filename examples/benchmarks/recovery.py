@@ -16,7 +16,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -30,15 +30,15 @@ from hf_prune.pipeline import run
 from hf_prune.recipe import Recipe
 from hf_prune.recovery.heal import heal
 from hf_prune.recovery.repair import REACHES, repair
-from hf_prune.session.job import Job, open_job
 from hf_prune.session.restore import course
+from hf_prune.session.session import Session, open_session
 
 
 @dataclass(eq=False)
 class Subject:
     """One cut under measurement: mean negative log-likelihood per corpus of the report split."""
 
-    job: Job
+    session: Session
     cut: Blueprint
     evaluator: Evaluator
     names: tuple[str, ...]
@@ -48,8 +48,7 @@ class Subject:
 
     def __post_init__(self) -> None:
         """Measure the two ends of the gap."""
-        identity = Blueprint.identity(self.job.parent.source, self.job.parent.depth)
-        self.dense, self.bare = self.of(identity), self.of(self.cut)
+        self.dense, self.bare = self.of(self.session.inputs.identity(0)), self.of(self.cut)
 
     def of(self, blueprint: Blueprint) -> np.ndarray:
         """Of a blueprint, [corpora]."""
@@ -80,7 +79,8 @@ def main() -> None:
             found.setdefault(label, []).append((closed, seconds))
             print(f"  {label}: {closed.mean():.1%} in {seconds:.0f} s", flush=True)
     names = " | ".join(subject.names)
-    print(f"\n| | {names} | mean | least of the seeds | spent |\n|---|{'---:|' * (len(subject.names) + 3)}")
+    print(f"\n| | {names} | mean | least of the seeds | spent |")
+    print(f"|---|{'---:|' * (len(subject.names) + 3)}")
     for label, values in found.items():
         closed = np.array([c for c, _ in values])
         cells = " | ".join(f"{x:.1%}" for x in closed.mean(0))
@@ -97,7 +97,7 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--windows", type=int, default=192, help="that a repair is fitted on")
     p.add_argument("--grow", type=int, nargs="+", help="fit `all` on so many windows, in turn")
     p.add_argument("--heal", default="0", help="tokens to train on behind the repair")
-    p.add_argument("--short", default="0", help="tokens for the comparison of training with and without its parts")
+    p.add_argument("--short", default="0", help="tokens to compare training with and without its parts")
     p.add_argument("--methods", nargs="+", default=["lora"], choices=["lora", "dora", "full"])
     return p.parse_args()
 
@@ -111,21 +111,24 @@ def subject_of(a: argparse.Namespace, seed: int) -> Subject:
         few = {"report_sequences": 3, "task_items": 1, "output": f"{home}/cut"}
         found = run(Recipe.of(**fields, **few))
         cut = Blueprint.from_json((found.folder / "blueprint.json").read_text())
-    job = open_job(Recipe.of(**fields))
-    windows = job.evidence["report"]
+    session = open_session(Recipe.of(**fields))
+    windows = session.evidence.windows["report"]
     names = tuple(sorted(set(windows.corpora)))
     kept = {n: np.array([c == n for c in windows.corpora]) for n in names}
-    return Subject(job, cut, Evaluator(job.bank, windows.tokens), names, kept)
+    return Subject(session, cut, Evaluator(session.bank, windows.tokens), names, kept)
 
 
 def say(subject: Subject, seed: int) -> None:
     """What was cut, and what that costs."""
     kept = [sorted({p.layer for p in s.parts}) for s in subject.cut.layers]
-    gone = sorted(set(range(subject.job.parent.depth)) - {layer for spec in kept for layer in spec})
+    gone = sorted(set(range(subject.session.inputs.depth)) - {layer for spec in kept for layer in spec})
     ends = [np.exp(x.mean()) for x in (subject.dense, subject.bare)]
-    dtype, threads = str(subject.job.dtype).removeprefix("torch."), torch.get_num_threads()
-    print(f"seed {seed}: without layers {gone}; perplexity {ends[0]:.2f} -> {ends[1]:.2f} "
-          f"(geometric mean of the corpora); {dtype}, {threads} threads", flush=True)  # fmt: skip
+    dtype, threads = str(subject.session.dtype).removeprefix("torch."), torch.get_num_threads()
+    print(
+        f"seed {seed}: without layers {gone}; perplexity {ends[0]:.2f} -> {ends[1]:.2f} "
+        f"(geometric mean of the corpora); {dtype}, {threads} threads",
+        flush=True,
+    )
 
 
 def rows(a: argparse.Namespace, subject: Subject) -> Iterator[tuple[str, np.ndarray, float]]:
@@ -150,25 +153,27 @@ def rows(a: argparse.Namespace, subject: Subject) -> Iterator[tuple[str, np.ndar
 
 
 def repaired(subject: Subject, reach: str, windows: int) -> tuple[Blueprint, np.ndarray, float]:
-    """Repair with the job's own settings but this reach and amount of text."""
-    job = subject.job
-    fit, held = job.training(windows).tokens, job.evidence["selection"].tokens
+    """Repair with a run's own settings but this reach and amount of text."""
+    evidence = subject.session.evidence
+    fit, held = evidence.training(windows).tokens, evidence.windows["selection"].tokens
     started = time.monotonic()
-    blueprint = repair(job.bank, subject.cut, fit, held, reach=reach).blueprint
+    blueprint = repair(subject.session.bank, subject.cut, fit, held, reach=reach).blueprint
     return blueprint, subject.closed(subject.of(blueprint)), time.monotonic() - started
 
 
 def healed(subject: Subject, blueprint: Blueprint, **changes: object) -> tuple[np.ndarray, float]:
     """Train what the blueprint stands for."""
-    job = replace(subject.job, recipe=Recipe.of(**{**subject.job.recipe.model_dump(), **changes}))
-    dtype = torch.float32 if changes["heal_method"] == "full" else job.dtype
-    student = assemble(blueprint, [job.parent], subject.job.bank.named(blueprint), dtype=dtype, device=job.device)
-    train = subject.job.training(-(-job.recipe.heal // job.recipe.length)).tokens
-    held, family, teacher = job.evidence["selection"].tokens, job.parent.family, subject.job.bank.model
+    session, base = subject.session, subject.session.inputs.base
+    recipe = Recipe.of(**{**session.recipe.model_dump(), **changes})
+    dtype = torch.float32 if recipe.heal_method == "full" else session.dtype
+    patches, teacher = session.bank.named(blueprint), session.bank.model
+    student = assemble(blueprint, [base], patches, dtype=dtype, device=session.device)
+    train = session.evidence.training(-(-recipe.heal // recipe.length)).tokens
+    held = session.evidence.windows["selection"].tokens
     home = Path(tempfile.mkdtemp())
     started = time.monotonic()
     with quiet():
-        done = heal(student, teacher, family, train, held, course(job.recipe), home)
+        done = heal(student, teacher, base.family, train, held, course(recipe), home)
     shutil.rmtree(home)
     return subject.closed(subject.live(done.model)), time.monotonic() - started
 

@@ -32,8 +32,8 @@ from hf_prune.data.windows import windows
 from hf_prune.evaluation.evaluator import Evaluator
 from hf_prune.evaluation.speed import computes_bfloat16
 from hf_prune.methods import METHODS
+from hf_prune.metrics.rank_correlation import spearman
 from hf_prune.models.families import family_of
-from hf_prune.report.statistics import spearman
 
 SHAPES = {
     "demo": {

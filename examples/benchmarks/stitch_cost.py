@@ -23,22 +23,35 @@ from typing import Any
 
 import numpy as np
 import torch
+from stitch_memory import scorer_of
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from hf_prune.assembly.assemble import quiet, write
-from hf_prune.blueprint import Blueprint, Fidelity
+from hf_prune.blueprint import Blueprint, Fidelity, Genome
 from hf_prune.data.bundled import demo_folder
 from hf_prune.data.task_sources import load_tasks
 from hf_prune.evaluation.evaluator import Evaluator
 from hf_prune.evaluation.packed_tasks import Exam
 from hf_prune.recipe import Recipe
 from hf_prune.report import lm_eval
-from hf_prune.session.job import Job, open_job
+from hf_prune.session.scorer import Scorer
+from hf_prune.session.session import Session, open_session
 
 NAMES = ("plays_cloze", "code_cloze", "qa_choice")
 SPECIALISTS = demo_folder() / "specialists"
-SHAPES = {"7b": {"vocab_size": 2048, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
-                 "num_attention_heads": 32}}  # fmt: skip
+SHAPES = {
+    "7b": {
+        "vocab_size": 2048,
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+    }
+}
+Way = Callable[[], tuple[int, Any]]
+"""Scores candidates: how many, and what was found."""
+Seconds = dict[str, list[tuple[float, float]]]
+"""Of every way and round, per candidate: on the clock and of the processor."""
 YAML = """
 task: {name}
 dataset_path: json
@@ -58,24 +71,29 @@ def main() -> None:
     a = arguments()
     with tempfile.TemporaryDirectory() as home:
         files = written_tasks(Path(home), a.items, a.shots)
-        job = opened(a, Path(home), files)
-        rng = np.random.default_rng(a.seed)
-        space = job.scorer.space
-        parent = space.random(rng)
-        ways: dict[str, Callable[[], Any]] = {
-            "sweep, by itself": lambda: swept(job, files, [job.scorer.blueprint(space.random(rng))], a.items),
-            "sweep, in a generation": lambda: swept(job, files, offspring(job, parent, a.offspring, rng), a.items),
+        session = opened(a, Path(home))
+        scorer, rng = scorer_of(session), np.random.default_rng(a.seed)
+        parent = scorer.space.random(rng)
+
+        def alone() -> list[Blueprint]:
+            return [scorer.blueprint(scorer.space.random(rng))]
+
+        def generation() -> list[Blueprint]:
+            return offspring(scorer, parent, a.offspring, rng)
+
+        ways: dict[str, Way] = {
+            "sweep, by itself": lambda: swept(session, files, alone(), a.items),
+            "sweep, in a generation": lambda: swept(session, files, generation(), a.items),
         }
         if a.shape == "demo":
-            ways |= {
-                f"to disk, reload, lm_eval in batches of {n}": lambda n=n: plain(job, files, Path(home), n)
-                for n in a.batches
-            }
+            written = scorer.blueprint(scorer.space.random(np.random.default_rng(1)))
+            for n in a.batches:
+                name = f"to disk, reload, lm_eval in batches of {n}"
+                ways[name] = functools.partial(plain, session, files, Path(home), written, n)
         show(a, measured(ways, a))
         if a.shape == "demo":
-            print(
-                f"\nlargest difference of an accuracy between the two: {agreement(job, files, Path(home), parent):.4f}"
-            )
+            apart = agreement(session, files, Path(home), scorer.blueprint(parent))
+            print(f"\nlargest difference of an accuracy between the two: {apart:.4f}")
 
 
 def arguments() -> argparse.Namespace:
@@ -115,7 +133,8 @@ def written_tasks(home: Path, count: int, shots: int) -> list[Path]:
 def with_examples(items: Sequence[dict[str, Any]], examples: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The items behind as many of the examples as leave room for all of them."""
     folder = demo_folder() / "storymath-16l"
-    tokenizer, room = AutoTokenizer.from_pretrained(folder), AutoConfig.from_pretrained(folder).max_position_embeddings
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    room = AutoConfig.from_pretrained(folder).max_position_embeddings
     longest = max(len(tokenizer(i["context"] + c).input_ids) for i in items for c in i["choices"])
     begin = ""
     for example in examples:
@@ -126,17 +145,25 @@ def with_examples(items: Sequence[dict[str, Any]], examples: Sequence[dict[str, 
     return [{**item, "context": begin + item["context"]} for item in items]
 
 
-def opened(a: argparse.Namespace, home: Path, files: Sequence[Path]) -> Job:
+def opened(a: argparse.Namespace, home: Path) -> Session:
     """Base and three variants."""
-    base, variants = str(demo_folder() / "storymath-16l"), [str(SPECIALISTS / n) for n in ("plays", "code", "qa")]
+    base, variants = demo_folder() / "storymath-16l", [SPECIALISTS / n for n in ("plays", "code", "qa")]
     if a.shape != "demo":
         base, *variants = (made(home / f"m{k}", SHAPES[a.shape], k) for k in range(4))
-    return open_job(Recipe.of(base=base, variants=tuple(variants), method="stitch", drop_layers=4, device=a.device,
-                              data=(str(demo_folder() / "text"), str(SPECIALISTS / "text")),
-                              output=str(home / "out")))  # fmt: skip
+    return open_session(
+        Recipe.of(
+            base=str(base),
+            variants=tuple(map(str, variants)),
+            method="stitch",
+            drop_layers=4,
+            device=a.device,
+            data=(str(demo_folder() / "text"), str(SPECIALISTS / "text")),
+            output=str(home / "out"),
+        )
+    )
 
 
-def made(folder: Path, shape: dict[str, int], seed: int) -> str:
+def made(folder: Path, shape: dict[str, int], seed: int) -> Path:
     """A model of random weights in bfloat16, with the bundled tokenizer."""
     torch.manual_seed(seed)
     with torch.device("cpu"), quiet():
@@ -145,51 +172,55 @@ def made(folder: Path, shape: dict[str, int], seed: int) -> str:
         torch.set_default_dtype(torch.float32)
     for path in (demo_folder() / "storymath-16l").glob("tokenizer*"):
         (folder / path.name).write_bytes(path.read_bytes())
-    return str(folder)
+    return folder
 
 
-def offspring(job: Job, parent: tuple[int, ...], count: int, rng: np.random.Generator) -> list[Blueprint]:
+def offspring(scorer: Scorer, parent: Genome, count: int, rng: np.random.Generator) -> list[Blueprint]:
     """Distinct models near one."""
     found: dict[str, Blueprint] = {}
     while len(found) < count:
         genome = parent
         for _ in range(int(rng.integers(1, 4))):
-            genome = job.scorer.space.mutate(genome, rng)
-        blueprint = job.scorer.blueprint(genome)
+            genome = scorer.space.mutate(genome, rng)
+        blueprint = scorer.blueprint(genome)
         found.setdefault(blueprint.digest, blueprint)
     return list(found.values())
 
 
-def swept(job: Job, files: Sequence[Path], blueprints: Sequence[Blueprint], items: int) -> tuple[int, Any]:
+def swept(session: Session, files: Sequence[Path], blueprints: Sequence[Blueprint], items: int) -> tuple[int, Any]:
     """Candidates scored, and their measures; the items were laid out once, as in a run."""
-    return len(blueprints), evaluator_of(job, tuple(files)).evaluate(blueprints, Fidelity(1, items=items))
+    return len(blueprints), evaluator_of(session, tuple(files)).evaluate(blueprints, Fidelity(1, items=items))
 
 
 @functools.cache
-def evaluator_of(job: Job, files: tuple[Path, ...]) -> Evaluator:
+def evaluator_of(session: Session, files: tuple[Path, ...]) -> Evaluator:
     """Over the tasks alone."""
     tasks = load_tasks(files)
-    return Evaluator(job.bank, job.evidence["search"].tokens[:1], with_updates=False,
-                     exam=lambda dense: Exam(dense, tasks, job.tokenizer))  # fmt: skip
+    return Evaluator(
+        session.bank,
+        session.evidence.windows["search"].tokens[:1],
+        with_updates=False,
+        exam=lambda dense: Exam(dense, tasks, session.inputs.tokenizer),
+    )
 
 
 def plain(
-    job: Job, files: Sequence[Path], home: Path, batch: int, blueprint: Blueprint | None = None
+    session: Session, files: Sequence[Path], home: Path, blueprint: Blueprint, batch: int
 ) -> tuple[int, Any]:
     """One candidate: merged, written, loaded and scored."""
-    blueprint = blueprint or job.scorer.blueprint(job.scorer.space.random(np.random.default_rng(1)))
+    inputs, names = session.inputs, [str(f.with_suffix(".yaml")) for f in files]
     with tempfile.TemporaryDirectory(dir=home) as folder:
-        write(blueprint.over(job.sources), job.parents, Path(folder))
+        write(blueprint.over(inputs.sources), inputs.parents, Path(folder))
         with quiet():
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=job.dtype)
-        names = [str(f.with_suffix(".yaml")) for f in files]
-        return 1, lm_eval.scores(model, job.tokenizer, names, digest="", limit=None, cache=None, batch_size=batch)
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=session.dtype)
+        alone = {"digest": "", "limit": None, "cache": None}
+        return 1, lm_eval.scores(model, inputs.tokenizer, names, **alone, batch_size=batch)
 
 
-def measured(ways: dict[str, Callable[[], Any]], a: argparse.Namespace) -> dict[str, list[tuple[float, float]]]:
-    """Seconds and processor seconds per candidate, interleaved; a first sweep as a warm-up lays the items out."""
+def measured(ways: dict[str, Way], a: argparse.Namespace) -> Seconds:
+    """Interleaved; a first sweep as a warm-up lays the items out."""
     ways["sweep, by itself"]()
-    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    seconds: Seconds = {name: [] for name in ways}
     for _ in range(a.rounds):
         for name, way in ways.items():
             begin = time.perf_counter(), time.process_time()
@@ -201,23 +232,24 @@ def measured(ways: dict[str, Callable[[], Any]], a: argparse.Namespace) -> dict[
     return seconds
 
 
-def show(a: argparse.Namespace, seconds: dict[str, list[tuple[float, float]]]) -> None:
+def show(a: argparse.Namespace, seconds: Seconds) -> None:
     """A markdown table."""
-    print(f"{a.items} items of each of three tasks, {a.shots} shots; {torch.get_num_threads()} threads, {a.shape}, "
-          f"{a.device}; base and three variants; median of {a.rounds}\n\n"
-          "| | seconds per candidate | ratio | processor seconds | ratio |\n|---|---:|---:|---:|---:|")  # fmt: skip
-    middles = {name: [statistics.median(v) for v in zip(*values, strict=True)] for name, values in seconds.items()}
+    print(
+        f"{a.items} items of each of three tasks, {a.shots} shots; {torch.get_num_threads()} threads, "
+        f"{a.shape}, {a.device}; base and three variants; median of {a.rounds}\n\n"
+        "| | seconds per candidate | ratio | processor seconds | ratio |\n|---|---:|---:|---:|---:|"
+    )
+    middles = {n: [statistics.median(v) for v in zip(*s, strict=True)] for n, s in seconds.items()}
     least = middles["sweep, in a generation"]
     for name, middle in middles.items():
         cells = (f"{own:.2f} | {own / best:.1f} x" for own, best in zip(middle, least, strict=True))
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
-def agreement(job: Job, files: Sequence[Path], home: Path, parent: tuple[int, ...]) -> float:
+def agreement(session: Session, files: Sequence[Path], home: Path, blueprint: Blueprint) -> float:
     """Of one model, in both ways."""
-    blueprint = job.scorer.blueprint(parent)
-    (ours,) = swept(job, files, [blueprint], 10**6)[1]
-    theirs = plain(job, files, home, 64, blueprint)[1]
+    (ours,) = swept(session, files, [blueprint], 10**6)[1]
+    theirs = plain(session, files, home, blueprint, 64)[1]
     return max(abs(t.accuracy - theirs[t.task].metrics["acc"]) for t in ours.tasks)
 
 

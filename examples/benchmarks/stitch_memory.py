@@ -13,9 +13,18 @@ import json
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from write_memory import MB, Peak, anonymous
+
+if TYPE_CHECKING:
+    from numpy.random import Generator
+
+    from hf_prune.blueprint import Blueprint
+    from hf_prune.session.scorer import Scorer
+    from hf_prune.session.session import Session
 
 WIDTH = {"hidden_size": 768, "intermediate_size": 2304, "num_attention_heads": 12, "vocab_size": 2048}
 
@@ -32,9 +41,16 @@ def main() -> None:
         for count in a.variants:
             tight, loose = (child(home, count, held) for held in ("tight", "loose"))
             model, layer = tight["model"], tight["layer"]
-            print(f"| {count} | {model / MB:.0f} MiB | {layer / MB:.1f} MiB | {tight['held'] / MB:.0f} MiB | "
-                  f"1 + {(tight['held'] - model) / layer:.1f} | 1 + {count + 1} | {loose['held'] / MB:.0f} MiB |",
-                  flush=True)  # fmt: skip
+            cells = (
+                f"{count}",
+                f"{model / MB:.0f} MiB",
+                f"{layer / MB:.1f} MiB",
+                f"{tight['held'] / MB:.0f} MiB",
+                f"1 + {(tight['held'] - model) / layer:.1f}",
+                f"1 + {count + 1}",
+                f"{loose['held'] / MB:.0f} MiB",
+            )
+            print(f"| {' | '.join(cells)} |", flush=True)
 
 
 def arguments() -> argparse.Namespace:
@@ -78,33 +94,52 @@ def measured(home: Path, count: int, held: str) -> dict[str, int]:
     from hf_prune.data.bundled import demo_folder
     from hf_prune.evaluation.evaluator import Evaluator
     from hf_prune.recipe import Recipe
-    from hf_prune.session.job import open_job
+    from hf_prune.session.session import open_session
 
     base, *variants = (str(home / str(k)) for k in range(count + 1))
-    fields = {"base": base, "variants": tuple(variants), "method": "stitch", "drop_layers": 4, "dtype": "bfloat16",
-              "data": (str(demo_folder() / "text"),), "output": str(home / "out")}  # fmt: skip
-    probe = open_job(Recipe.of(**fields))
-    model, layer = probe.parent.parameters * 2, probe.parent.layer_parameters * 2
+    fields = {
+        "base": base,
+        "variants": tuple(variants),
+        "method": "stitch",
+        "drop_layers": 4,
+        "dtype": "bfloat16",
+        "data": (str(demo_folder() / "text"),),
+        "output": str(home / "out"),
+    }
+    probe = open_session(Recipe.of(**fields))
+    model, layer = (2 * n for n in (probe.inputs.base.parameters, probe.inputs.base.layer_parameters))
     memory = (model + (count + 1) * layer) / 2**30 + 1e-6
-    job = open_job(Recipe.of(**fields, memory=memory)) if held == "tight" else probe
+    session = open_session(Recipe.of(**fields, memory=memory)) if held == "tight" else probe
     start = anonymous()
-    tokens = job.evidence["search"].tokens[:2, :64]
-    evaluator = Evaluator(job.bank, tokens, with_updates=False)
+    tokens = session.evidence.windows["search"].tokens[:2, :64]
+    evaluator = Evaluator(session.bank, tokens, with_updates=False)
     resident = anonymous() - start
     rng = np.random.default_rng(0)
-    blueprints = [job.scorer.blueprint(job.scorer.space.random(rng)) for _ in range(16)]
+    blends = drawn(scorer_of(session), 16, rng)
+    # Plain deletions make no layers.
+    whole = [session.inputs.identity(0), *drawn(session.deletions(4), 4, rng)]
     with Peak() as dense:
-        evaluator.evaluate([job.identity(0), *(probe.deletions(4).blueprint(g) for g in cuts(probe, rng))], Fidelity(2))
+        evaluator.evaluate(whole, Fidelity(2))
     with Peak() as stitched:
-        for blueprint in blueprints:
+        for blueprint in blends:
             evaluator.evaluate([blueprint], Fidelity(2))
     return {"model": model, "layer": layer, "held": max(resident, model) + max(0, stitched.bytes - dense.bytes)}
 
 
-def cuts(job, rng) -> list:
-    """Plain deletions, which make no layers."""
-    space = job.deletions(4).space
-    return [space.random(rng) for _ in range(4)]
+def scorer_of(session: "Session") -> "Scorer":
+    """Of all blends, as the session's own, which would first ask every parent what it knows."""
+    from hf_prune.plan import facts_of
+
+    inputs = session.inputs
+    facts = facts_of(session.recipe, inputs.depth, inputs.target.remove)
+    embeds, heads = inputs.ends()
+    facts = replace(facts, embed_of=embeds, head_of=heads)
+    return session.scoring(inputs.method.space(session.recipe, facts))
+
+
+def drawn(scorer: "Scorer", count: int, rng: "Generator") -> "list[Blueprint]":
+    """Random models."""
+    return [scorer.blueprint(scorer.space.random(rng)) for _ in range(count)]
 
 
 if __name__ == "__main__":

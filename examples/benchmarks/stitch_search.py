@@ -8,6 +8,7 @@ GPTailor (Hyperband with eta 3 over a ninth, a third and all of it). What is sho
 """
 
 import argparse
+import contextlib
 import statistics
 import tempfile
 import time
@@ -19,9 +20,10 @@ import numpy as np
 from hf_prune.blueprint import Genome
 from hf_prune.data.bundled import demo_folder
 from hf_prune.evaluation.dense import block_influence
+from hf_prune.events import unwatched
 from hf_prune.recipe import Recipe
 from hf_prune.search import SEARCHERS, Schedule, drive, focused
-from hf_prune.session.job import Job, open_job
+from hf_prune.session.session import Session, open_session
 
 SEARCHES = ("staged", "smac", "random")
 CHECKPOINTS = (0.1, 0.25, 0.5, 1.0)
@@ -68,17 +70,18 @@ def main() -> None:
     found: dict[str, list[Ledger]] = {name: [] for name in SEARCHES}
     seconds: dict[str, list[float]] = {name: [] for name in SEARCHES}
     with tempfile.TemporaryDirectory() as home:
-        job = opened(a, Path(home))
+        session = opened(a, Path(home))
         for seed in a.seeds:
             for name in SEARCHES:
                 begin = time.perf_counter()
-                found[name].append(searched(job, name, a.windows_spent, seed))
+                found[name].append(searched(session, name, a.windows_spent, seed))
                 seconds[name].append(time.perf_counter() - begin)
-                print(
-                    f"seed {seed}, {name}: {found[name][-1].course[-1][1]:.4f} in {seconds[name][-1]:.0f} s", flush=True
-                )
-    print(f"\nbest {a.objective} on {a.windows} windows of {a.length} tokens, mean of {len(a.seeds)} seeds; 4 of 16 "
-          f"layers gone, base and three variants, {a.windows_spent:,} windows each\n")  # fmt: skip
+                best = found[name][-1].course[-1][1]
+                print(f"seed {seed}, {name}: {best:.4f} in {seconds[name][-1]:.0f} s", flush=True)
+    print(
+        f"\nbest {a.objective} on {a.windows} windows of {a.length} tokens, mean of {len(a.seeds)} seeds; "
+        f"4 of 16 layers gone, base and three variants, {a.windows_spent:,} windows each\n"
+    )
     print(f"| | {' | '.join(f'{c:.0%} spent' for c in CHECKPOINTS)} | worst seed | seconds |")
     print(f"|---|{'---:|' * (len(CHECKPOINTS) + 2)}")
     for name, ledgers in found.items():
@@ -98,24 +101,33 @@ def arguments() -> argparse.Namespace:
     return p.parse_args()
 
 
-def opened(a: argparse.Namespace, home: Path) -> Job:
+def opened(a: argparse.Namespace, home: Path) -> Session:
     """The bundled family."""
     demo = demo_folder()
     special = demo / "specialists"
     variants = tuple(str(special / n) for n in ("plays", "code", "qa"))
-    recipe = Recipe.of(base=str(demo / "storymath-16l"), variants=variants,
-                       data=(str(demo / "text"), str(special / "text")), method="stitch", drop_layers=4,
-                       objective=a.objective, sequences=a.windows, length=a.length, selection_sequences=6,
-                       output=str(home / "out"))  # fmt: skip
-    job = open_job(recipe)
-    job.home.mkdir(parents=True)
-    return job
+    recipe = Recipe.of(
+        base=str(demo / "storymath-16l"),
+        variants=variants,
+        data=(str(demo / "text"), str(special / "text")),
+        method="stitch",
+        drop_layers=4,
+        objective=a.objective,
+        sequences=a.windows,
+        length=a.length,
+        selection_sequences=6,
+        output=str(home / "out"),
+    )
+    session = open_session(recipe)
+    session.workdir.folder.mkdir(parents=True)
+    return session
 
 
-def warm_starts(job: Job) -> tuple[Genome, ...]:
+def warm_starts(session: Session) -> tuple[Genome, ...]:
     """The same for all."""
-    space, depth, remove, count = job.scorer.space, job.parent.depth, job.target.remove, len(job.parents)
-    order = np.argsort(block_influence(job.evaluator.reference), kind="stable")
+    space, inputs = session.scorer.space, session.inputs
+    depth, remove, count = inputs.depth, inputs.target.remove, len(inputs.parents)
+    order = np.argsort(block_influence(session.evaluator.reference), kind="stable")
     cuts = [
         range(depth - 1 - remove, depth - 1),
         range(depth // 2 - 2, depth // 2 - 2 + remove),
@@ -125,19 +137,21 @@ def warm_starts(job: Job) -> tuple[Genome, ...]:
     return tuple(dict.fromkeys(space.of(cut, mix) for mix in mixes for cut in cuts))
 
 
-def searched(job: Job, name: str, most: int, seed: int) -> Ledger:
+def searched(session: Session, name: str, most: int, seed: int) -> Ledger:
     """Until the evidence is spent."""
-    full = job.recipe.sequences
-    stages = {"staged": (full // 4, full), "smac": (max(1, full // 9), full // 3, full), "random": (full,)}[name]
-    schedule = Schedule(tuple(map(job.fidelity, stages)), 10**6 if name != "random" else most // full + 100,
-                        seeds=warm_starts(job))  # fmt: skip
+    full, scorer = session.recipe.sequences, session.scorer
+    stages = {
+        "staged": (full // 4, full),
+        "smac": (max(1, full // 9), full // 3, full),
+        "random": (full,),
+    }
+    fidelities = tuple(map(session.evidence.fidelity, stages[name]))
+    trials = 10**6 if name != "random" else most // full + 100
+    schedule = Schedule(fidelities, trials, seeds=warm_starts(session))
     ledger = Ledger(full, most)
-    search = SEARCHERS[name](job.scorer.space, schedule, np.random.default_rng(seed))
-    try:
-        for _ in drive(focused(search, (0,)), job.scorer.evaluate, ledger, job.scorer.key, batch=64):
-            pass
-    except Spent:
-        pass
+    search = SEARCHERS[name].propose(scorer.space, schedule, np.random.default_rng(seed))
+    with contextlib.suppress(Spent):
+        unwatched(drive(focused(search, (0,)), scorer.evaluate, ledger, scorer.key, batch=64))
     return ledger
 
 

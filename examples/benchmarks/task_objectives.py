@@ -24,9 +24,9 @@ from hf_prune.data.tasks import Task
 from hf_prune.evaluation.evaluator import Evaluator
 from hf_prune.evaluation.objectives import OBJECTIVES, Measures
 from hf_prune.evaluation.packed_tasks import Exam
+from hf_prune.metrics.rank_correlation import spearman
 from hf_prune.recipe import Recipe
-from hf_prune.report.statistics import spearman
-from hf_prune.session.job import Job, open_job
+from hf_prune.session.session import Session, open_session
 
 VALUES = ("text", "tasks", "tasks_norm", "doubt", "abilities")
 
@@ -35,10 +35,10 @@ def main() -> None:
     """Measure all models and print a markdown table."""
     a = arguments()
     with tempfile.TemporaryDirectory() as home:
-        job = opened(Path(home))
+        session = opened(Path(home))
         rng = np.random.default_rng(a.seed)
-        models = [job.scorer.blueprint(job.scorer.space.random(rng)) for _ in range(a.models)]
-        measured = measures(job, models, a.batch)
+        models = [session.scorer.blueprint(session.scorer.space.random(rng)) for _ in range(a.models)]
+        measured = measures(session, models, a.batch)
     apart = [(split(m, "search"), split(m, "report")) for m in measured]
     known = [pair for pair in apart if pair[0].text < a.hopeless]
     spread = {name: np.std([OBJECTIVES[name].value(s) for s, _ in known]) for name in VALUES}
@@ -60,11 +60,11 @@ def arguments() -> argparse.Namespace:
     return p.parse_args()
 
 
-def opened(home: Path) -> Job:
+def opened(home: Path) -> Session:
     """Base and three variants."""
     demo = demo_folder()
     special = demo / "specialists"
-    return open_job(
+    return open_session(
         Recipe.of(
             base=str(demo / "storymath-16l"),
             variants=tuple(str(special / name) for name in ("plays", "code", "qa")),
@@ -76,7 +76,7 @@ def opened(home: Path) -> Job:
     )
 
 
-def measures(job: Job, blueprints: list[Blueprint], batch: int) -> list[Measures]:
+def measures(session: Session, blueprints: list[Blueprint], batch: int) -> list[Measures]:
     """On the search windows, and on search and report items of every task."""
     demo = demo_folder()
     tasks = [
@@ -85,10 +85,10 @@ def measures(job: Job, blueprints: list[Blueprint], batch: int) -> list[Measures
         for folder in (demo, demo / "specialists")
         for task in asked(folder / "tasks", side)
     ]
-    windows = job.evidence["search"]
-    evaluator = Evaluator(job.bank, windows.tokens, with_updates=False,
-                          corpora=[job.corpora.index(c) for c in windows.corpora],
-                          exam=lambda dense: Exam(dense, tasks, job.tokenizer))  # fmt: skip
+    windows = session.evidence.windows["search"]
+    evaluator = Evaluator(session.bank, windows.tokens, with_updates=False,
+                          corpora=[session.evidence.corpora.index(c) for c in windows.corpora],
+                          exam=lambda dense: Exam(dense, tasks, session.inputs.tokenizer))  # fmt: skip
     evidence = Fidelity(len(windows.tokens), items=evaluator.exam.items)
     found: list[Measures] = []
     for first in range(0, len(blueprints), batch):

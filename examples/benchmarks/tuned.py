@@ -18,7 +18,7 @@ from hf_prune.data.bundled import demo_folder
 from hf_prune.evaluation.objectives import Measures, values
 from hf_prune.recipe import Recipe
 from hf_prune.recovery.mixes import midway, tune
-from hf_prune.session.job import Job, open_job
+from hf_prune.session.session import Session, open_session
 
 REMOVED = (3, 6, 7, 12)
 SHARES = (0.5, 0.75, 1.0)
@@ -28,17 +28,17 @@ def main() -> None:
     """Learn from every number of items and print a markdown table."""
     a = arguments()
     with tempfile.TemporaryDirectory() as home:
-        job = opened(a, Path(home))
-        start = blend(job)
-        before, *_ = job.evaluator.evaluate([start], job.selection)
+        session = opened(a, Path(home))
+        start = blend(session)
+        before, *_ = session.evaluator.evaluate([start], session.evidence.selection)
         lines = [line("before", before)]
         for items in a.items:
             begin = time.perf_counter()
-            evidence = replace(job.text, items=items)
-            learned = tune(job.evaluator, start, evidence, a.steps).blueprint
+            evidence = replace(session.evidence.text, items=items)
+            learned = tune(session.evaluator, start, evidence, a.steps).blueprint
             print(f"{items} items: {(time.perf_counter() - begin) / a.steps:.1f} s a step", flush=True)
             ways = [midway(start, learned, share) for share in SHARES]
-            for share, m in zip(SHARES, job.evaluator.evaluate(ways, job.selection), strict=True):
+            for share, m in zip(SHARES, session.evaluator.evaluate(ways, session.evidence.selection), strict=True):
                 lines.append(line(f"{items} items, {share:.0%} of the way", m))
     print(
         "\n| learned from | abilities | log-perplexity | doubt, nats | acc_norm | acc |\n|---|---:|---:|---:|---:|---:|"
@@ -55,11 +55,11 @@ def arguments() -> argparse.Namespace:
     return p.parse_args()
 
 
-def opened(a: argparse.Namespace, home: Path) -> Job:
+def opened(a: argparse.Namespace, home: Path) -> Session:
     """Base and three variants, with their text and tasks."""
     demo = demo_folder()
     special = demo / "specialists"
-    return open_job(
+    return open_session(
         Recipe.of(
             base=str(demo / "storymath-16l"),
             variants=tuple(str(special / name) for name in ("plays", "code", "qa")),
@@ -77,13 +77,13 @@ def opened(a: argparse.Namespace, home: Path) -> Job:
     )
 
 
-def blend(job: Job) -> Blueprint:
+def blend(session: Session) -> Blueprint:
     """Half the base and half the mean of its variants."""
-    others = len(job.parents) - 1
+    others = len(session.inputs.parents) - 1
     shares = (0.5, *[0.5 / others] * others)
-    kept = (layer for layer in range(job.parent.depth) if layer not in REMOVED)
+    kept = (layer for layer in range(session.inputs.base.depth) if layer not in REMOVED)
     mixes = (tuple(Part(parent, layer, share) for parent, share in enumerate(shares)) for layer in kept)
-    return Blueprint(job.sources, tuple(map(LayerSpec, mixes))).canonical()
+    return Blueprint(session.inputs.sources, tuple(map(LayerSpec, mixes))).canonical()
 
 
 def line(name: str, m: Measures) -> str:

@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from hf_prune.session.width_baselines import LABELS, libraries
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from hf_prune.assembly.assemble import quiet
@@ -38,10 +39,9 @@ from hf_prune.recipe import Recipe
 from hf_prune.recovery.heal import Course, heal
 from hf_prune.recovery.short_training import Lesson, TrainingAware
 from hf_prune.report.statistics import perplexity
-from hf_prune.session.job import FINAL_STAGES, Job, open_job
 from hf_prune.session.journal import Journal
 from hf_prune.session.restore import course
-from hf_prune.session.width_baselines import LABELS, libraries
+from hf_prune.session.session import FINAL_STAGES, open_session
 
 ROUNDS = 15
 """Interleaved rounds behind every time."""
@@ -109,9 +109,9 @@ class Bench:
         with Journal.open(self.run(seed).folder / "journal.jsonl", untrained.header()) as journal:
             rows = [row for row in journal.rows() if row.fidelity == untrained.selection]
         finalists = [Outcome(Trial(row.genome, row.fidelity), row.values) for row in rows]
-        job = opened(self.recipe(seed, self.a.aware))
-        with Journal.open(job.home / "journal.jsonl", job.header()) as journal:
-            choosing = best_unseen(job, journal, finalists)
+        session = opened(self.recipe(seed, self.a.aware))
+        with Journal.open(session.workdir.folder / "journal.jsonl", session.header()) as journal:
+            choosing = best_unseen(session, journal, finalists)
             while True:
                 try:
                     next(choosing)
@@ -124,26 +124,28 @@ class Bench:
         return {r["label"]: Blueprint.from_json(r["blueprint"]) for r in rows if r["name"] in LABELS}
 
     @cached_property
-    def job(self) -> Job:
+    def job(self) -> Session:
         """On which everything is measured."""
         return opened(self.recipe(self.a.seeds[0]))
 
     @cached_property
     def evaluator(self) -> Evaluator:
         """Over the report split."""
-        return Evaluator(self.job.bank, self.job.evidence["report"].tokens)
+        return Evaluator(self.session.bank, self.session.evidence.windows["report"].tokens)
 
     def dense(self) -> float:
         """Perplexity of the dense model."""
-        return self._perplexity(self.job.bank.model)
+        return self._perplexity(self.session.bank.model)
 
     def perplexity(self, blueprint: Blueprint, seed: int = 0, tokens: int = 0) -> float:
         """Of a cut, trained on so many tokens with that seed."""
         path = self.home / f"{blueprint.digest}-{seed}-{tokens}.json"
         if not path.is_file():
-            student, checkpoints = self.job.assembled(blueprint), path.with_suffix(".training")
+            student, checkpoints = self.session.assembled(blueprint), path.with_suffix(".training")
             if tokens:
-                student = self.trained(student, replace(course(self.job.recipe), seed=seed, tokens=tokens), checkpoints)
+                student = self.trained(
+                    student, replace(course(self.session.recipe), seed=seed, tokens=tokens), checkpoints
+                )
             partial = path.with_suffix(".partial")
             partial.write_text(json.dumps(self._perplexity(student)), encoding="utf-8")
             partial.replace(path)
@@ -152,23 +154,23 @@ class Bench:
 
     def trained(self, student: torch.nn.Module, course: Course, checkpoints: Path) -> torch.nn.Module:
         """Taught by the dense model, as `hf-prune compress --heal` does it."""
-        job = self.job
-        train = job.training(-(-course.tokens // job.recipe.length)).tokens
-        held, teacher = job.evidence["selection"].tokens, job.bank.model
+        session = self.job
+        train = session.evidence.training(-(-course.tokens // session.recipe.length)).tokens
+        held, teacher = session.evidence.windows["selection"].tokens, session.bank.model
         with quiet(), warnings.catch_warnings():
             # Of peft, about transformers' names for what it uses.
             warnings.simplefilter("ignore", FutureWarning)
-            return heal(student, teacher, job.parent.family, train, held, course, checkpoints).model
+            return heal(student, teacher, session.inputs.base.family, train, held, course, checkpoints).model
 
     def _perplexity(self, model: torch.nn.Module) -> float:
         nll = self.evaluator.live_scores(model)[1].double().mean(1)
         return perplexity(np.asarray(nll))["perplexity"]
 
 
-def opened(recipe: Recipe) -> Job:
+def opened(recipe: Recipe) -> Session:
     """A run that has its level libraries."""
-    job = open_job(recipe)
-    for _ in libraries(job):
+    session = open_session(recipe)
+    for _ in libraries(session):
         pass
     return job
 
@@ -221,13 +223,13 @@ def ablation(bench: Bench) -> None:
 
 def selection_flops(bench: Bench, blueprint: Blueprint, seed: int) -> float:
     """Matrix FLOPs of training-aware selection: those of one finalist, all of which are of one size."""
-    job, first = bench.job, bench.a.aware
-    r, finalists = job.recipe, 2**FINAL_STAGES
+    session, first = bench.session, bench.a.aware
+    r, finalists = session.recipe, 2**FINAL_STAGES
     rows = slice(r.sequences, r.sequences + r.selection_sequences)
-    text = job.training(-(-first * 2 ** (FINAL_STAGES - 1) // r.length)).tokens
+    text = session.evidence.training(-(-first * 2 ** (FINAL_STAGES - 1) // r.length)).tokens
     with tempfile.TemporaryDirectory() as home:
         with FlopCounterMode(display=False) as once:
-            aware = TrainingAware(job.evaluator, Lesson.of(job.evaluator.dense, text), Path(home), seed)
+            aware = TrainingAware(session.evaluator, Lesson.of(session.evaluator.dense, text), Path(home), seed)
         with FlopCounterMode(display=False) as training:
             aware.scores(blueprint, first, rows)
         with FlopCounterMode(display=False) as measuring:
@@ -243,9 +245,9 @@ def healing_flops(bench: Bench, blueprint: Blueprint, seed: int) -> float:
     """Matrix FLOPs of training per token, teacher included: what a second step adds to one."""
     totals = []
     for steps in (1, 2):
-        size = course(bench.job.recipe).batch * bench.job.recipe.length
-        short = replace(course(bench.job.recipe), tokens=steps * size, checks=1, seed=seed)
-        student = bench.job.assembled(blueprint)
+        size = course(bench.session.recipe).batch * bench.session.recipe.length
+        short = replace(course(bench.session.recipe), tokens=steps * size, checks=1, seed=seed)
+        student = bench.session.assembled(blueprint)
         with tempfile.TemporaryDirectory() as home, FlopCounterMode(display=False) as counted:
             bench.trained(student, short, Path(home))
         totals.append(counted.get_total_flops())
@@ -254,15 +256,15 @@ def healing_flops(bench: Bench, blueprint: Blueprint, seed: int) -> float:
 
 def speeds(bench: Bench) -> None:
     """What a candidate costs in the sweep, and how fast the result runs, beside the dense model."""
-    blueprint, job = bench.winner(bench.a.seeds[0]), bench.job
-    both = {"dense": job.identity(0), "cut": blueprint}
-    sweep = Evaluator(job.bank, job.evidence["search"].tokens, reuse_reference=False)
+    blueprint, session = bench.winner(bench.a.seeds[0]), bench.job
+    both = {"dense": session.inputs.identity(0), "cut": blueprint}
+    sweep = Evaluator(session.bank, session.evidence.windows["search"].tokens, reuse_reference=False)
     flops = {name: sweep_flops(sweep, model) for name, model in both.items()}
     seconds = sweep_seconds(sweep, both)
-    share = sweep.parameters(blueprint) / job.parent.parameters
+    share = sweep.parameters(blueprint) / session.inputs.base.parameters
     print(f"a candidate of the sweep: {share:.3f} of the dense model's parameters, {ratio(flops):.3f} of its FLOPs, "
           f"{ratio(seconds):.3f} of its {seconds['dense']:.2f} s of processor time")  # fmt: skip
-    found = speed.measure({"dense": job.bank.model, "cut": job.assembled(blueprint)}, np.random.default_rng(0),
+    found = speed.measure({"dense": session.bank.model, "cut": session.assembled(blueprint)}, np.random.default_rng(0),
                           repeats=ROUNDS)  # fmt: skip
     print(f"{found['device']}, {found['dtype']}, {found['threads']} threads, batch 1, medians of {ROUNDS} rounds")
     for what in ("prefill", "decode"):

@@ -234,9 +234,9 @@ class Handlers:
         return {"run": run.id, "state": state, "stage": found.stage, "message": found.message, **more}
 
     def _tool(self, base: str, method: str, ratio: float) -> Recipe:
-        from hf_prune.app.forms import METHODS
+        from hf_prune.app.forms import TITLES
 
-        named = next((label for label, value in METHODS.items() if value == method), method)
+        named = next((label for label, value in TITLES.items() if value == method), method)
         try:
             return recipe_of(Form(base, method=named, size=100 * ratio), self.strangers)
         except HfPruneError as e:

@@ -38,7 +38,7 @@ def drawn(progress: Progress, recipe: Recipe) -> str:
         return ""
     with _one_at_a_time, tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "search.png"
-        if recipe.search == "nsga2" and searched:
+        if recipe.every_size and searched:
             _front(searched, recipe, path)
             return picture(path.read_bytes(), "front.png", "Quality against size so far")
         _history(points, recipe, path)

@@ -8,17 +8,14 @@ from pathlib import Path
 from hf_prune.data.bundled import demo_folder
 from hf_prune.demo import demo_recipe
 from hf_prune.errors import InvalidRecipe
+from hf_prune.methods import METHODS
 from hf_prune.recipe import Recipe
 
 DEMO = "demo: storymath-16l"
 TINY = "demo: stories260K"
 SPECIALISTS = {f"demo: {name}": name for name in ("plays", "code", "qa")}
-METHODS = {
-    "Fewer layers (collapse)": "collapse",
-    "Attention and MLP apart (halves)": "halves",
-    "Layers of several models (stitch)": "stitch",
-    "Narrower layers (width)": "width",
-}
+TITLES = {method.title: name for name, method in METHODS.items()}
+"""Methods, by what the form calls them."""
 NAME = r"\w[\w.-]{0,95}"
 REPO = re.compile(rf"{NAME}(/{NAME})?(@[\w./-]{{1,100}})?(\+{NAME}/{NAME}(@[\w./-]{{1,100}})?)?")
 LONGEST = 4000
@@ -56,49 +53,51 @@ def recipe_of(form: Form, strangers: bool) -> Recipe:
         InvalidRecipe: what is wrong with which field.
     """
     base, variants = _one(form.base, "base", strangers), _lines(form.variants, strangers)
-    method = METHODS.get(form.method) if isinstance(form.method, str) else None
-    if method is None:
+    name = TITLES.get(form.method) if isinstance(form.method, str) else None
+    if name is None:
         raise InvalidRecipe(f"There is no method {_public(form.method)!r}; choose one of the list.")
-    if variants and method != "stitch":
+    method = METHODS[name]
+    if variants and not method.several:
         raise InvalidRecipe("Variants are for stitching; choose the method for several models, or leave them out.")
-    asked = {"method": method, "variants": variants, "repair": _repaired(form, method), "heal": form.heal or "0",
-             "tune": TUNE_STEPS if form.tune and variants and not form.front else 0,
-             "seed": _whole(form.seed, "seed", 2**31)}  # fmt: skip
+    asked = {
+        "method": name,
+        "variants": variants,
+        # Every model of a front would have to be repaired.
+        "repair": bool(form.repair) and not method.refits and not form.front,
+        "heal": form.heal or "0",
+        "tune": TUNE_STEPS if form.tune and variants and not form.front else 0,
+        "seed": _whole(form.seed, "seed", 2**31),
+    }
     if trials := _whole(form.evaluations, "candidates", 100_000):
         asked["evaluations"] = trials
     if form.front:
         asked["search"] = "nsga2"
     else:
         asked["ratio"] = _share(form.size)
-    return Recipe.of(**{**_bundled(form.base, method), **asked, "base": base})
+    return Recipe.of(**{**_bundled(form.base, method.several), **asked, "base": base})
 
 
 def examples() -> list[list[object]]:
     """Filled-in forms of short runs: base, variants, method, size, every size at once, repair, candidates."""
-    names = list(METHODS)
+    layers, stitched, narrow = (METHODS[name].title for name in ("collapse", "stitch", "width"))
     return [
-        [TINY, "", names[0], 25, False, False, 64],
-        [TINY, "", names[3], 25, False, False, 64],
-        [TINY, "", names[0], 25, True, False, 96],
-        [DEMO, "\n".join(SPECIALISTS), names[2], 25, False, False, 64],
+        [TINY, "", layers, 25, False, False, 64],
+        [TINY, "", narrow, 25, False, False, 64],
+        [TINY, "", layers, 25, True, False, 96],
+        [DEMO, "\n".join(SPECIALISTS), stitched, 25, False, False, 64],
     ]
 
 
-def _repaired(form: Form, method: str) -> bool:
-    """The levels of width are repaired already, and every model of a front would have to be."""
-    return bool(form.repair) and method != "width" and not form.front
-
-
-def _bundled(base: str, method: str) -> dict[str, object]:
+def _bundled(base: str, several: bool) -> dict[str, object]:
     """Text, tasks and sizes of the run where the base is one of the bundled models."""
-    windows = 12 if method == "stitch" else 8
+    windows = 12 if several else 8
     if base.strip() == TINY:
         folder = demo_folder()
         own = {"data": (str(folder / "text" / "stories.heal.jsonl"),),
                "tasks": (str(folder / "tasks" / "stories_cloze.report.jsonl"),)}  # fmt: skip
     elif base.strip() == DEMO:
         chosen = {"base", "variants", "output", "method", "ratio", "repair"}
-        act = demo_recipe("stitch" if method == "stitch" else "cut")
+        act = demo_recipe("stitch" if several else "cut")
         own = act.model_dump(exclude_defaults=True, exclude=chosen)
     else:
         return {}

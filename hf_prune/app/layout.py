@@ -128,7 +128,7 @@ def _model(do: Handlers) -> tuple[Any, ...]:
 
 
 def _size() -> tuple[Any, ...]:
-    method = gr.Radio(list(forms.METHODS), value=next(iter(forms.METHODS)), label="Method", elem_id="method")
+    method = gr.Radio(list(forms.TITLES), value=next(iter(forms.TITLES)), label="Method", elem_id="method")
     size = gr.Slider(5, 70, value=25, step=1, label="Parameters to remove (%)", elem_id="size")
     with gr.Accordion("More", open=False, elem_id="more"):
         front = gr.Checkbox(False, label="Search every size at once (a Pareto front)", elem_id="front")

@@ -9,10 +9,9 @@ from typing import Any
 from hf_prune.app.markup import bar, note, strip
 from hf_prune.app.runs import State
 from hf_prune.methods import METHODS
+from hf_prune.methods.method import Facts
 from hf_prune.recipe import Recipe
 
-SPELLED = ("collapse", "halves", "intervals")
-"""Methods whose genome says by itself which layers are left."""
 WORDS = {
     "queued": "Waiting for its turn.",
     "stopped": "Stopped.",
@@ -117,10 +116,11 @@ def html(progress: Progress, state: State | None, ahead: int) -> str:
 
 def layers(progress: Progress, recipe: Recipe) -> str:
     """The strip of the best candidate so far, where its genome tells the layers."""
-    if recipe.method not in SPELLED or not progress.genome or not progress.depth:
+    method = METHODS[recipe.method]
+    if "layers" not in method.genes or not progress.genome or not progress.depth:
         return ""
-    more = {"rules": recipe.rules, "norms": recipe.norms} if recipe.method == "collapse" else {}
-    specs = METHODS[recipe.method](progress.depth, None, *more.values()).decode(progress.genome)
+    model = method.space(recipe, Facts(progress.depth, parents=1 + len(recipe.variants))).decode(progress.genome)
+    specs = getattr(model, "layers", model)
     kept = {part.layer for spec in specs for part in spec.parts}
     alone = {spec.anchor.layer for spec in specs if len(spec.parts) == 1}
     half = {

@@ -10,6 +10,7 @@ import typer
 from hf_prune import __version__
 from hf_prune.cli.flags import flags_of, with_flags
 from hf_prune.cli.terminal import Format, format_of, guarded, line, result, show, watch
+from hf_prune.demo import Act
 from hf_prune.errors import InvalidRecipe
 from hf_prune.recipe import Recipe
 
@@ -100,7 +101,7 @@ def compress_command(
 @guarded
 def demo_command(
     act: Annotated[
-        Literal["cut", "stitch", "width"],
+        Act,
         typer.Argument(
             help="cut: layers of one model; stitch: of it and its three specialists; width: heads, neurons."
         ),

@@ -8,10 +8,7 @@ from torch import Tensor
 from hf_prune.blueprint import Fidelity
 from hf_prune.evaluation.dense import Call, Reference
 from hf_prune.evaluation.packed_tasks import Sheet
-
-STATE_BYTES = 1 << 30
-"""Most bytes of hidden states the sweep keeps alive at once. Fewer would stay in cache, but two threads then wait for
-each other more often than that saves."""
+from hf_prune.limits import STATE_BYTES
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,13 +18,9 @@ from transformers import PreTrainedModel
 
 from hf_prune.errors import UnsupportedArchitecture
 from hf_prune.evaluation.last_layer import answering, from_first
+from hf_prune.limits import GPU_TILE_TOKENS, TILE_TOKENS, TOP_K
 from hf_prune.models.families import Family
 
-TOP_K = 512
-TILE_TOKENS = 2048
-"""Tokens per layer call on CPU in 16 bits, half as many in 32: activations stay in cache, and every call has one shape,
-whoever shares it."""
-GPU_TILE_TOKENS = 1 << 15
 NOTHING: Mapping[str, Tensor] = {}
 HEAD_FLOATS, GPU_HEAD_FLOATS = 1 << 20, 1 << 28
 COSINE_FLOATS = 1 << 17

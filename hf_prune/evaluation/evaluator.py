@@ -18,11 +18,12 @@ from hf_prune.assembly.layer_bank import LayerBank
 from hf_prune.blueprint import GONE, Blueprint, Fidelity, LayerSpec
 from hf_prune.errors import InvalidBlueprint
 from hf_prune.evaluation.batches import Piece, batches
-from hf_prune.evaluation.dense import TOP_K, Batch, Dense, compared, cosine
+from hf_prune.evaluation.dense import Batch, Dense, compared, cosine
 from hf_prune.evaluation.objectives import Measures
 from hf_prune.evaluation.packed_tasks import Exam, answered
 from hf_prune.evaluation.prefix_trie import Node, grown, most_alive, place, reach
 from hf_prune.evaluation.teachers import Teachers
+from hf_prune.limits import TOP_K
 
 
 @dataclass

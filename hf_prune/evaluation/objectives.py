@@ -59,19 +59,21 @@ class Measures:
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """A value to minimise; `needs_forward` is False when the blueprint alone decides it."""
+    """A value to minimise; `needs_forward` is False when the blueprint alone decides it, `of_trained` where it is not
+    measured of trained candidates."""
 
     value: Callable[[Measures], float]
     needs_forward: bool = True
     needs_modules: bool = False
+    of_trained: bool = True
 
 
 OBJECTIVES: Mapping[str, Objective] = {
     "kl": Objective(lambda m: m.kl),
     "perplexity": Objective(lambda m: math.exp(min(m.nll, 700.0))),
-    "similarity": Objective(lambda m: 1.0 - m.update_cosine),
-    "kl_similarity": Objective(lambda m: m.kl + 1.0 - m.update_cosine),
-    "gelaco_v1": Objective(lambda m: 1.0 - m.gelaco, needs_modules=True),
+    "similarity": Objective(lambda m: 1.0 - m.update_cosine, of_trained=False),
+    "kl_similarity": Objective(lambda m: m.kl + 1.0 - m.update_cosine, of_trained=False),
+    "gelaco_v1": Objective(lambda m: 1.0 - m.gelaco, needs_modules=True, of_trained=False),
     "text": Objective(lambda m: m.text),
     "tasks": Objective(lambda m: m.error),
     "tasks_norm": Objective(lambda m: m.error_norm),

@@ -17,14 +17,13 @@ from torch import Tensor
 
 from hf_prune.data.tasks import Question, Task, TaskScores, judged, longest, questions, slopes
 from hf_prune.evaluation.dense import Call, Dense
+from hf_prune.limits import EXAM_BYTES
 from hf_prune.models.attention_masks import BlockMask
 
 ALIKE = 5e-2
 """Largest difference of two log-likelihoods, nats, at which packed rows count as computing the same as plain ones."""
 LEAST_SHARED = 0.25
 """Of an item's tokens that others have to begin with, too, for them to stand in one row."""
-KEPT_BYTES = 1 << 30
-"""Most of the dense model's states that all sheets keep, beside what enters the first layer."""
 ROW_TOKENS = 2048
 """Most tokens of such a row: where masks do not know their blocks, attention looks at all of it for each of them."""
 
@@ -105,7 +104,7 @@ class Exam:
     _asked: list[list[Question]] = field(init=False)
     _most: int = field(init=False)
     _sheets: dict[tuple[int, int, int], tuple[Sheet, ...]] = field(default_factory=dict, init=False)
-    _room: int = field(default=KEPT_BYTES, init=False)
+    _room: int = field(default=EXAM_BYTES, init=False)
 
     def __post_init__(self) -> None:
         self.tasks = tuple(t.spread(seed=self.seed) for t in self.tasks)

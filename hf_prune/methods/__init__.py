@@ -1,20 +1,19 @@
-"""What an integer of a genome means. A new method is one file and one entry here.
+"""What an integer of a genome means. A new method is one file and one entry here; method.py is the contract."""
 
-Every method is a frozen dataclass over `depth` and `budget` with the operators a searcher calls (random, mutate,
-crossover, removals, enumerate ...) and `decode`, which turns a genome into output layers.
-"""
+from hf_prune.methods.blocks import Blocks
+from hf_prune.methods.collapse import Collapse
+from hf_prune.methods.halves import Halves
+from hf_prune.methods.intervals import Intervals
+from hf_prune.methods.method import Method
+from hf_prune.methods.stitch import Stitch
+from hf_prune.methods.width import Width
 
-from hf_prune.methods.collapse import CollapseSpace
-from hf_prune.methods.halves import HalvesSpace
-from hf_prune.methods.intervals import IntervalSpace
-from hf_prune.methods.stitch import StitchSpace
-from hf_prune.methods.width import WidthSpace
-
-METHODS = {
-    "collapse": CollapseSpace,
-    "halves": HalvesSpace,
-    "intervals": IntervalSpace,
-    "stitch": StitchSpace,
-    "width": WidthSpace,
-    "width+depth": WidthSpace,
+METHODS: dict[str, Method] = {
+    "collapse": Collapse(),
+    "halves": Halves(),
+    "intervals": Intervals(),
+    "stitch": Stitch(),
+    "width": Width(),
+    "width+depth": Width(depth_too=True),
+    "blocks": Blocks(),
 }

@@ -11,13 +11,15 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain, combinations, pairwise, product
 from math import comb
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from hf_prune.blueprint import Genome, LayerSpec, Part
 from hf_prune.errors import InvalidRecipe
+from hf_prune.methods.deletions import WholeLayers
 from hf_prune.methods.groups import Group, absorbed, cut_between, grow, keep, put, resized, shift, shrink, swap
+from hf_prune.methods.method import Facts
 from hf_prune.methods.partition import checked, fates, kept_of, mixed, partitions, pick, sizes, subset, ways
 
 Norms = Literal["follow", "kept"]
@@ -259,3 +261,13 @@ class CollapseSpace:
         for cut in partitions(self.depth, self.depth - removed):
             for genes in product(*(self.choices(stop - start) for start, stop in cut)):
                 yield self.genome(self._group(*bounds, gene) for bounds, gene in zip(cut, genes, strict=True))
+
+
+class Collapse(WholeLayers):
+    """Consecutive layers become one."""
+
+    title = "Fewer layers (collapse)"
+
+    def space(self, recipe: Any, facts: Facts) -> CollapseSpace:
+        """Groups, by the recipe's rules."""
+        return CollapseSpace(facts.depth, facts.remove or None, recipe.rules, recipe.norms)

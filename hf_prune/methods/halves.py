@@ -10,10 +10,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
 from math import comb
+from typing import Any
 
 import numpy as np
 
 from hf_prune.blueprint import DENSE, GONE, Genome, LayerSpec, Part
+from hf_prune.methods.deletions import WholeLayers
+from hf_prune.methods.method import Facts
 from hf_prune.methods.partition import checked, kept_of, mixed, pick, sizes, subset
 
 TRIES = 200
@@ -202,3 +205,16 @@ class HalvesSpace:
 
     def _may_trade(self, a: int, b: int) -> bool:
         return self.split is None or (a < self.depth) == (b < self.depth)
+
+
+class Halves(WholeLayers):
+    """Attention and MLP go separately."""
+
+    title = "Attention and MLP apart (halves)"
+    units = 2
+    # Stock classes have no layer without a half, so it stays in the file as zeros.
+    shrinks = False
+
+    def space(self, recipe: Any, facts: Facts) -> HalvesSpace:
+        """As many halves as the layers to remove have."""
+        return HalvesSpace(facts.depth, 2 * facts.remove or None)

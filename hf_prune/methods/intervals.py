@@ -13,12 +13,14 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
 from math import comb
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from hf_prune.blueprint import Genome, LayerSpec, Part
 from hf_prune.errors import InvalidRecipe
+from hf_prune.methods.deletions import WholeLayers
+from hf_prune.methods.method import Facts
 from hf_prune.methods.partition import checked, fates, kept_of, partitions, pick, sizes, ways
 
 Triple = tuple[int, int, bool]
@@ -223,3 +225,13 @@ def _schroeder(leaves: int) -> int:
         return 1
     n = leaves - 1
     return sum(comb(n, k) * comb(n + k, k) // (k + 1) for k in range(n + 1)) // 2
+
+
+class Intervals(WholeLayers):
+    """The genome of the GeLaCo paper."""
+
+    title = "Intervals, as in the GeLaCo paper"
+
+    def space(self, recipe: Any, facts: Facts) -> IntervalSpace:
+        """As many layers merged away as are to be removed."""
+        return IntervalSpace(facts.depth, facts.remove or None)

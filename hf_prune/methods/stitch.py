@@ -12,17 +12,22 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations, product
 from math import comb
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from hf_prune.blueprint import Genome, LayerSpec, Mix, Part
+from hf_prune.methods.deletions import WholeLayers, deletions
+from hf_prune.methods.method import Comparison, Facts
 from hf_prune.methods.partition import checked, kept_of, mixed, pick, sizes, subset
+from hf_prune.methods.stitch_comparisons import ABLATIONS, CUT_BY, ablations, alone, cuts_of_parents
 
 STEPS = 12
 """Weights are multiples of 1 / STEPS, as halves, thirds and quarters are."""
 MERGES = ("linear", "task-arithmetic:2")
 TRIES = 20
+SHARES = (0.25, 0.5, 0.75, 1.0)
+"""Of the variants in the blends that a search begins with; the paper's starts come in several scales, too."""
 
 
 class Stack(NamedTuple):
@@ -372,3 +377,67 @@ class StitchSpace:
         if genes[layer].kept and stays < 2 or not genes[layer].kept and stays + 1 == self.depth:
             return None
         return self._put(genome, layer, Gene(not genes[layer].kept, genes[layer].mixes))
+
+
+class Stitch(WholeLayers):
+    """Layers of several models."""
+
+    title = "Layers of several models (stitch)"
+    genes = frozenset({"layers", "listed", "coded"})
+    several = True
+    baselines = (*CUT_BY, *ABLATIONS)
+
+    def check(self, recipe: Any) -> None:
+        """One teacher's training, and layers by number, have no meaning for several models."""
+        super().check(recipe)
+        if recipe.search_heal:
+            raise ValueError("search_heal has one teacher and stitch several; leave it out and train with --heal")
+        if recipe.drop:
+            raise ValueError("drop names layers of one model; with variants say how many go with --drop-layers")
+
+    def moves(self, recipe: Any, facts: Facts) -> int:
+        """A kept layer may take any of the variants, too, or more or less of it."""
+        gone = facts.remove or facts.depth // 2
+        return (gone + 4 * (facts.parents - 1)) * (facts.depth - gone)
+
+    def space(self, recipe: Any, facts: Facts, blend: bool = True) -> StitchSpace:
+        """Mixes of base and variants by the recipe's merges; without `blend` one parent a layer."""
+        merges = recipe.merges if blend else ("linear",)
+        return StitchSpace(
+            facts.depth,
+            facts.remove or None,
+            facts.parents,
+            merges,
+            recipe.mix_halves,
+            blend,
+            facts.embed_of,
+            facts.head_of,
+        )
+
+    def comparisons(self, recipe: Any, facts: Facts) -> tuple[Comparison, ...]:
+        """Cuts of the parents and of their mean, and searches that lack a part; beside a front, cuts of the base."""
+        if facts.front:
+            return deletions(recipe.baselines)
+        cuts = cuts_of_parents(recipe.baselines, facts)
+        return (*cuts, *ablations(recipe.baselines, facts, self.space(recipe, facts, blend=False)))
+
+    def starts(self, space: StitchSpace, facts: Facts, cuts: Sequence[tuple[int, ...]]) -> tuple[Genome, ...]:
+        """The comparisons' cuts and late and middle ones, of every parent, of their mean, and of blends that lean on
+        the base."""
+        count, depth, remove = facts.parents, facts.depth, facts.remove
+        mean = (1 / count,) * count
+        if not remove:
+            mixes = (mean, _leaning(count, 1.0))
+            return tuple(dict.fromkeys(space.of(range(depth - n, depth), m) for n in range(1, depth) for m in mixes))
+        mixes = [mean, *(_leaning(count, share) for share in SHARES), *alone(count)]
+        middle = (depth - remove) // 2
+        fixed = [range(depth - 1 - remove, depth - 1), range(middle, middle + remove)]
+        tried = list(dict.fromkeys(tuple(sorted(c)) for c in (*cuts, *fixed) if len(c) == remove))
+        # A search of few trials does not get to the end: every mix comes before a mix comes again, with another cut.
+        turns = [(k % len(tried), mix) for start in range(len(tried)) for k, mix in enumerate(mixes, start)]
+        return tuple(dict.fromkeys(space.of(tried[k], mix) for k, mix in turns))
+
+
+def _leaning(count: int, share: float) -> tuple[float, ...]:
+    """Weights of the base and the mean of its variants, which has that share."""
+    return (1 - share,) + (share / (count - 1),) * (count - 1)

@@ -8,15 +8,18 @@ attention and MLP may trade. The attention of layer 0 never goes, since the cach
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from itertools import product
 from math import prod
+from typing import Any, ClassVar
 
 import numpy as np
 
 from hf_prune.blueprint import GONE, Genome, LayerSpec, Part
 from hf_prune.errors import InvalidRecipe
+from hf_prune.limits import DEFAULT_RATIO
+from hf_prune.methods.method import Comparison, Cuts, Facts, Sizes, Table, Target
 from hf_prune.methods.partition import kept_of
 
 STEPS = 3
@@ -243,3 +246,106 @@ class WidthSpace:
     def _fill(self, levels: list[int], rng: np.random.Generator, untouched: set[int]) -> None:
         while options := self._wider(levels, untouched):
             levels[int(rng.choice(options))] -= 1
+
+
+BASELINES = {
+    "uniform": "uniform widths, second order",
+    "errors": "least sum of errors, no evolution",
+    "wanda": "uniform widths, Wanda scores",
+    "magnitude": "uniform widths, magnitude",
+}
+KINDS = ("wanda", "magnitude")
+"""Of these, the ones that have a level library of their own."""
+LIBRARY = "obs"
+"""Kind of the level library that is searched."""
+MOVES = 6
+"""Counted for each half of a layer."""
+
+
+@dataclass(frozen=True)
+class Width:
+    """Heads and neurons go; with `depth_too` whole layers as well."""
+
+    depth_too: bool = False
+
+    genes: ClassVar[frozenset[str]] = frozenset()
+    several: ClassVar[bool] = False
+    units: ClassVar[int] = 2
+    shrinks: ClassVar[bool] = True
+    refits: ClassVar[bool] = True
+    baselines: ClassVar[tuple[str, ...]] = tuple(BASELINES)
+
+    @property
+    def title(self) -> str:
+        """As Method says."""
+        return "Narrower and fewer layers (width+depth)" if self.depth_too else "Narrower layers (width)"
+
+    def check(self, recipe: Any) -> None:
+        """Sizes in layers have no meaning for widths."""
+        if recipe.latency is not None and not 0 < recipe.latency < 1:
+            raise ValueError(f"latency is the share of the dense time to keep, between 0 and 1, not {recipe.latency}")
+        if other := next((n for n in ("keep_layers", "drop_layers") if getattr(recipe, n) is not None), None):
+            raise ValueError(
+                f"method {recipe.method} removes heads and neurons, not {other}; say how much with --ratio"
+            )
+        if recipe.drop:
+            raise ValueError(
+                f"drop names layers, and method {recipe.method} cuts inside them; choose --method collapse"
+            )
+        if recipe.levels < 2 or (recipe.multiple_of or 1) < 1 or recipe.damping <= 0:
+            raise ValueError("levels must be at least 2, multiple_of at least 1 and damping above 0")
+
+    def target(self, recipe: Any, sizes: Sizes) -> Target:
+        """A share of the parameters, or of the time: how many parameters that is, only the search will tell.
+
+        Raises:
+            InvalidRecipe: more than the layers hold.
+        """
+        ratio = recipe.ratio or (1 - recipe.latency if recipe.latency else DEFAULT_RATIO)
+        held = sizes.depth * sizes.share
+        if recipe.latency is None and ratio >= held:
+            raise InvalidRecipe(f"ratio {ratio:g} is more than the layers hold; ask for less than {held:.3f}.")
+        goal = f"remove {ratio:.0%} of all parameters"
+        if recipe.latency is not None:
+            goal = f"keep {recipe.latency:.0%} of the time"
+        return Target(max(1, round(ratio / sizes.share)), ratio, None, goal, whole=False)
+
+    def libraries(self, recipe: Any) -> tuple[str, ...]:
+        """Its own, and those that baselines have of their own."""
+        others = [] if recipe.every_size else [n for n in recipe.baselines if n in KINDS]
+        return (LIBRARY, *others)
+
+    def moves(self, recipe: Any, facts: Facts) -> int:
+        """Of every half of every layer."""
+        return MOVES * 2 * facts.depth
+
+    def space(self, recipe: Any, facts: Facts) -> WidthSpace:
+        """Levels of the library; while there is none, as many as it will have."""
+        costs = facts.costs or (tuple(map(float, reversed(range(recipe.levels)))),) * (2 * facts.depth)
+        return WidthSpace(costs, facts.limit, facts.libraries.get(LIBRARY, ""), self.depth_too)
+
+    def comparisons(self, recipe: Any, facts: Facts) -> tuple[Comparison, ...]:
+        """Single models; none beside a front."""
+        names = [name for name in BASELINES if name in recipe.baselines]
+        if facts.front or not facts.remove:
+            return ()
+        space, told = self.space(recipe, facts), ", ".join(names)
+        return tuple(
+            Comparison(name, BASELINES[name], told, layers=partial(_fixed, name, space, facts)) for name in names
+        )
+
+    def starts(self, space: WidthSpace, facts: Facts, cuts: Sequence[tuple[int, ...]]) -> tuple[Genome, ...]:
+        """Uniform widths, and the least sums of errors: as they are, and as shares of what each half puts out."""
+        least = (space.cheapest(facts.losses), space.cheapest(_relative(facts.losses)))
+        return tuple(dict.fromkeys((space.uniform(), *least)))
+
+
+def _fixed(name: str, space: WidthSpace, facts: Facts, cuts: Cuts) -> tuple[LayerSpec, ...]:
+    if name in KINDS:
+        space = replace(space, library=facts.libraries[name])
+    return space.decode(space.cheapest(_relative(facts.losses)) if name == "errors" else space.uniform())
+
+
+def _relative(losses: Table) -> Table:
+    """As shares of what a half loses when it is gone."""
+    return tuple(tuple(x / max(row[-1], 1e-30) for x in row) for row in losses)

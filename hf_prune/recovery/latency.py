@@ -6,23 +6,24 @@ adds; what a level saves there, divided by the layers, is what it saves in one. 
 never more than what a model without any half saves.
 """
 
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from hf_prune.atomic_files import write_text
-from hf_prune.blueprint import GONE, Blueprint, LayerSpec, Part
+from hf_prune.blueprint import GONE, Blueprint, LayerSpec, Part, Source
 from hf_prune.errors import InvalidRecipe
 from hf_prune.evaluation import speed
-from hf_prune.recovery.levels import HALVES
+from hf_prune.recovery.levels import HALVES, Levels
 
 LAYERS = 8
 """Of a model that is timed."""
 REPEATS = 9
 PHASES = ("request", "prefill", "decode")
+
+
+Costs = tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,52 +60,37 @@ class Latencies:
         return cls(*(Phase(c["dense"], tuple(c["attention"]), tuple(c["mlp"])) for c in columns))
 
 
-Costs = tuple[tuple[float, ...], ...]
+def within(table: Phase, depth: int, share: float) -> tuple[Costs, float]:
+    """What every level of every half of `depth` layers costs (attentions, then MLPs), and the most of the sum that
+    keeps `share` of the dense model's time.
+
+    Raises:
+        InvalidRecipe: the rest of the model takes longer than that.
+    """
+    layers = depth * (table.attention[0] + table.mlp[0])
+    limit = layers - (1 - share) * table.dense
+    if limit < 0:
+        least = 1 - layers / table.dense
+        raise InvalidRecipe(
+            f"Without its layers the model still takes {least:.0%} of its time on this device; ask for more than that "
+            f"with --latency, not {share:g}."
+        )
+    return (table.attention,) * depth + (table.mlp,) * depth, limit
 
 
-def width_budget(job: Any) -> tuple[Costs, float | None]:
-    """What every level of every half costs (attentions, then MLPs), and the most of the sum; None for a free size."""
-    depth, levels, parent = job.parent.depth, job.library(), job.parent
-    if job.recipe.latency is not None:
-        table = latencies(job).request
-        layers = depth * (table.attention[0] + table.mlp[0])
-        limit = layers - (1 - job.recipe.latency) * table.dense
-        if limit < 0:
-            least = 1 - layers / table.dense
-            raise InvalidRecipe(f"Without its layers the model still takes {least:.0%} of its time on this device; ask "
-                                f"for more than that with --latency, not {job.recipe.latency:g}.")  # fmt: skip
-        return (table.attention,) * depth + (table.mlp,) * depth, limit
-    sizes = [levels.sizes(parent, i) for i in range(depth)]
-    costs = tuple(tuple(map(float, s[half])) for half in HALVES for s in sizes)
-    removed = job.target.removed_ratio * parent.parameters
-    return costs, sum(c[0] for c in costs) - removed if job.target.remove else None
-
-
-def latency_report(job: Any, winner: Blueprint, measured: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Shares of the dense model's time: asked, and by phase predicted from the table and measured on the finished
-    model."""
-    if job.recipe.latency is None:
-        return None
-    table, depth = latencies(job), job.parent.depth
-    predicted = {phase: getattr(table, phase).predicted(winner, depth) for phase in PHASES}
-    return retimed({"asked": job.recipe.latency, "predicted": predicted, "table": asdict(table)}, measured)
+def foretold(table: Latencies, asked: float, blueprint: Blueprint, depth: int) -> dict[str, Any]:
+    """Shares of the dense model's time: asked, and by phase predicted from the table."""
+    predicted = {phase: getattr(table, phase).predicted(blueprint, depth) for phase in PHASES}
+    return {"asked": asked, "predicted": predicted, "table": asdict(table)}
 
 
 def retimed(latency: Mapping[str, Any] | None, measured: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The same beside what `speed.measure` found now for the finished model, and the request that was timed."""
+    """The same beside what `speed.measure` found for the finished model, and the request that was timed."""
     if latency is None:
         return None
     dense, pruned = (request_seconds(measured, name) for name in ("dense", "pruned"))
     request = {"prompt_tokens": measured["prefill_tokens"], "answer_tokens": measured["decode_tokens"]}
     return {**latency, **request, "measured": {phase: pruned[phase] / dense[phase] for phase in PHASES}}
-
-
-def latencies(job: Any) -> Latencies:
-    """The table of this run, measured once; a resumed run reads it, so that its budget stays what it was."""
-    path = job.home / "latencies.json"
-    if not path.is_file():
-        write_text(path, json.dumps(asdict(_measured(job))))
-    return Latencies.from_dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 def request_seconds(measured: Mapping[str, Any], name: str) -> dict[str, float]:
@@ -113,19 +99,38 @@ def request_seconds(measured: Mapping[str, Any], name: str) -> dict[str, float]:
     return {"request": sum(seconds.values()), **seconds}
 
 
-def _measured(job: Any) -> Latencies:
-    levels, count = job.library(), min(LAYERS, job.parent.depth)
-    library = levels.digest
-    timed = {"dense": _equal(job, count), "bare": _equal(job, count, library, attention=GONE, mlp=GONE)}
+def time_levels(
+    levels: Levels,
+    depth: int,
+    sources: tuple[Source, ...],
+    assembled: Callable[[Blueprint], Any],
+    whole: Any,
+    seed: int,
+) -> Latencies:
+    """Measure the table on this device.
+
+    Args:
+        levels: the library whose levels are timed.
+        depth: layers of the dense model.
+        sources: of the blueprints that are timed.
+        assembled: makes a model of one.
+        whole: the dense model.
+        seed: decides the prompt.
+    """
+    count, library = min(LAYERS, depth), levels.digest
+    timed = {
+        "dense": _equal(sources, count),
+        "bare": _equal(sources, count, library, attention=GONE, mlp=GONE),
+    }
     for half, level in _steps(levels):
-        timed[f"{half} {level}"] = _equal(job, count, library, **{half: level})
-    models = {"whole": job.bank.model, **{name: job.assembled(blueprint) for name, blueprint in timed.items()}}
-    found = speed.measure(models, np.random.default_rng(job.recipe.seed), repeats=REPEATS, of_rounds=min)
+        timed[f"{half} {level}"] = _equal(sources, count, library, **{half: level})
+    models = {"whole": whole, **{name: assembled(blueprint) for name, blueprint in timed.items()}}
+    found = speed.measure(models, np.random.default_rng(seed), repeats=REPEATS, of_rounds=min)
     seconds = {name: request_seconds(found, name) for name in models}
     return Latencies(*(_phase(levels, count, {n: s[p] for n, s in seconds.items()}) for p in ("prefill", "decode")))
 
 
-def _phase(levels: Any, count: int, seconds: Mapping[str, float]) -> Phase:
+def _phase(levels: Levels, count: int, seconds: Mapping[str, float]) -> Phase:
     """One column, from what the models took."""
     saved: dict[str, list[float]] = {half: [0.0] for half in HALVES}
     for half, level in _steps(levels):
@@ -139,7 +144,7 @@ def _phase(levels: Any, count: int, seconds: Mapping[str, float]) -> Phase:
     return Phase(seconds["whole"], *(tuple((scale * (s[-1] - s)).tolist()) for s in (attention, mlp)))
 
 
-def _steps(levels: Any) -> list[tuple[str, int]]:
+def _steps(levels: Levels) -> list[tuple[str, int]]:
     """Every half at every level that is narrower than dense."""
     return [(half, level) for half in HALVES for level in (*range(1, levels.count(half)), GONE)]
 
@@ -148,11 +153,13 @@ def _added(one: tuple[float, ...], other: tuple[float, ...]) -> tuple[float, ...
     return tuple(a + b for a, b in zip(one, other, strict=True))
 
 
-def _equal(job: Any, count: int, library: str | None = None, attention: int = 0, mlp: int = 0) -> Blueprint:
+def _equal(
+    sources: tuple[Source, ...], count: int, library: str | None = None, attention: int = 0, mlp: int = 0
+) -> Blueprint:
     """The first layers, with the halves of each at a level."""
-    specs = (
-        LayerSpec((Part(0, i),), attn_level=0 if i == 0 and attention == GONE else attention, mlp_level=mlp,
-                  library=library).canonical()
-        for i in range(count)
-    )  # fmt: skip
-    return Blueprint(job.sources, tuple(specs))
+    specs = []
+    for i in range(count):
+        # The first attention never goes.
+        first = 0 if i == 0 and attention == GONE else attention
+        specs.append(LayerSpec((Part(0, i),), attn_level=first, mlp_level=mlp, library=library).canonical())
+    return Blueprint(sources, tuple(specs))

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from hf_prune.assembly.layer_bank import LayerBank, sharing
 from hf_prune.blueprint import Blueprint, LayerSpec, Part
-from hf_prune.evaluation.dense import TOP_K, Call, Dense, Targets, after, compared
+from hf_prune.evaluation.dense import Call, Dense, Targets, after, compared
 from hf_prune.evaluation.evaluator import Evaluator
+from hf_prune.limits import TOP_K
 from hf_prune.recovery.heal import Course, distillation
 
 BATCH, RANK, SCALE, RATE, WARMUP = 4, 8, 2.0, 2e-3, 4

@@ -18,61 +18,61 @@ from hf_prune.report import lm_eval, stages, statistics
 from hf_prune.report.lm_eval import HarnessScores
 from hf_prune.report.retention import Standings, retention, standings
 from hf_prune.report.stages import Observed, observe
-from hf_prune.session.found import Found
-from hf_prune.session.job import Job
 from hf_prune.session.restore import ADAPTER
+from hf_prune.session.selection import Winner
+from hf_prune.session.session import Session
 
 
-def _loaded(job: Job, folder: Path) -> PreTrainedModel:
+def _loaded(session: Session, folder: Path) -> PreTrainedModel:
     """The finished folder as a user gets it, in the precision of the search so that all columns are alike."""
-    code = job.recipe.trust_remote_code
+    code = session.recipe.trust_remote_code
     with quiet():
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=job.dtype, local_files_only=True, trust_remote_code=code
+            folder, dtype=session.dtype, local_files_only=True, trust_remote_code=code
         )
         if (folder / ADAPTER).is_dir():
             model = PeftModel.from_pretrained(model, folder / ADAPTER)
-    return model.to(job.device).eval()
+    return model.to(session.device).eval()
 
 
 def measured(
-    job: Job, found: Found, folder: Path, healing: Mapping[str, Any] | None
+    session: Session, winner: Winner, folder: Path, healing: Mapping[str, Any] | None
 ) -> Generator[Event, None, dict[str, Any]]:
     """Every figure of the report that needs the finished folder, on the report split.
 
     Args:
-        job: the run.
-        found: the winner and what it is compared with.
+        session: the run.
+        winner: the model and what it is compared with.
         folder: holds the weights.
         healing: figures of the training that followed, if one did.
     """
-    recipe, windows = job.recipe, job.evidence["report"]
+    recipe, windows = session.recipe, session.evidence.windows["report"]
     rng = np.random.default_rng(recipe.seed)
-    evaluator = Evaluator(job.bank, windows.tokens)
-    if job.dense:
-        evaluator.teach([job.dense] * len(windows.tokens))
+    evaluator = Evaluator(session.bank, windows.tokens)
+    if session.dense:
+        evaluator.teach([session.dense] * len(windows.tokens))
     known = yield from watched(
-        lambda tell: standings(job, found, lambda done, total: tell(Advanced("report", done, total)))
+        lambda tell: standings(session, winner, lambda done, total: tell(Advanced("report", done, total)))
     )
-    seen = _observed(job, evaluator, found, folder, healing, known)
+    seen = _observed(session, evaluator, winner, folder, healing, known)
     dense, ours = seen["dense"], list(seen.values())[-1]
-    entries = [("hf_prune", "hf_prune", found.cut), *((r.name, r.label, r.blueprint) for r in found.rivals)]
-    models = {"dense": _dense(job), "pruned": _loaded(job, folder)}
+    entries = [("hf_prune", "hf_prune", winner.cut), *((r.name, r.label, r.blueprint) for r in winner.baselines)]
+    models = {"dense": _dense(session), "pruned": _loaded(session, folder)}
     return {
         "text": statistics.text(dense.text, ours.text, windows),
-        "baselines": statistics.baselines(entries, evaluator, windows, seen["cut"].text) if found.rivals else [],
+        "baselines": statistics.baselines(entries, evaluator, windows, seen["cut"].text) if winner.baselines else [],
         "tasks": statistics.task_scores(dense.tasks, ours.tasks, rng),
         "stages": stages.stages(seen, windows, rng),
-        "generation": stages.spoken(seen, job.tokenizer, windows),
+        "generation": stages.spoken(seen, session.inputs.tokenizer, windows),
         "speed": speed.measure(models, rng),
-        "retention": known and retention(job, found, known),
+        "retention": known and retention(session, winner, known),
     }
 
 
 def _observed(
-    job: Job,
+    session: Session,
     evaluator: Evaluator,
-    found: Found,
+    winner: Winner,
     folder: Path,
     healing: Mapping[str, Any] | None,
     known: Standings | None,
@@ -81,11 +81,11 @@ def _observed(
 
     The finished folder is asked as a user gets it; what a sweep has asked already is not asked again.
     """
-    recipe, windows = job.recipe, job.evidence["report"]
-    questions = known.tasks if known else job.reported
-    blueprints = {"dense": job.identity(job.dense), "cut": found.cut}
-    if found.winner != found.cut:
-        blueprints["repaired"] = found.winner
+    recipe, windows = session.recipe, session.evidence.windows["report"]
+    questions = known.tasks if known else session.evidence.reported
+    blueprints = {"dense": session.inputs.identity(session.dense), "cut": winner.cut}
+    if winner.blueprint != winner.cut:
+        blueprints["repaired"] = winner.blueprint
     scores = evaluator.token_scores(list(blueprints.values()), Fidelity(len(windows.tokens)))
     texts = dict(zip(blueprints, scores, strict=True))
     trained = bool(healing and healing["kept"])
@@ -93,29 +93,31 @@ def _observed(
     seen = {}
     for stage in [*blueprints, *(["healed"] if trained else [])]:
         if stage == "dense":
-            model = _dense(job)
+            model = _dense(session)
         elif stage == last:
-            model = _loaded(job, folder)
+            model = _loaded(session, folder)
         else:
-            model = job.assembled(blueprints[stage])
+            model = session.assembled(blueprints[stage])
         text = texts[stage] if stage in texts else evaluator.live_scores(model)
-        digest = blueprints[stage].digest if stage in blueprints else f"{found.winner.digest}-{recipe.digest}"
-        harness = scores_of(model, job, digest) if recipe.lm_eval else {}
+        digest = blueprints[stage].digest if stage in blueprints else f"{winner.blueprint.digest}-{recipe.digest}"
+        harness = scores_of(model, session, digest) if recipe.lm_eval else {}
         if known and stage != last:
             answers = known.answers(blueprints[stage])
         else:
-            answers = {t.name: tasks.score(model, job.tokenizer, t) for t in questions}
-        seen[stage] = observe(model, text, job.tokenizer, windows, answers, harness)
+            answers = {t.name: tasks.score(model, session.inputs.tokenizer, t) for t in questions}
+        seen[stage] = observe(model, text, session.inputs.tokenizer, windows, answers, harness)
     return seen
 
 
-def _dense(job: Job) -> PreTrainedModel:
+def _dense(session: Session) -> PreTrainedModel:
     """The best dense parent."""
-    return job.assembled(job.identity(job.dense)) if job.dense else job.bank.model
+    return session.assembled(session.inputs.identity(session.dense)) if session.dense else session.bank.model
 
 
-def scores_of(model: PreTrainedModel, job: Job, digest: str) -> dict[str, HarnessScores]:
+def scores_of(model: PreTrainedModel, session: Session, digest: str) -> dict[str, HarnessScores]:
     """lm_eval's tasks of the recipe on a live model, each run once per model."""
-    recipe, cache = job.recipe, Path("~/.cache/hf_prune/lm_eval").expanduser()
-    key = f"{digest}-{str(job.dtype).removeprefix('torch.')}"
-    return lm_eval.scores(model, job.tokenizer, recipe.lm_eval, digest=key, limit=recipe.lm_eval_limit, cache=cache)
+    recipe, cache = session.recipe, Path("~/.cache/hf_prune/lm_eval").expanduser()
+    key = f"{digest}-{str(session.dtype).removeprefix('torch.')}"
+    return lm_eval.scores(
+        model, session.inputs.tokenizer, recipe.lm_eval, digest=key, limit=recipe.lm_eval_limit, cache=cache
+    )

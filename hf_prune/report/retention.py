@@ -12,9 +12,8 @@ from hf_prune.data.tasks import ACCURACIES, Z95, Task, TaskScores
 from hf_prune.evaluation.evaluator import Evaluator
 from hf_prune.evaluation.objectives import Measures
 from hf_prune.evaluation.packed_tasks import Exam
-from hf_prune.session.baselines import label
-from hf_prune.session.found import Found
-from hf_prune.session.job import Job
+from hf_prune.session.selection import Winner
+from hf_prune.session.session import Session
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,26 +36,26 @@ class Standings:
 
 
 def standings(
-    job: Job, found: Found, progress: Callable[[int, int], None] = lambda done, total: None
+    session: Session, winner: Winner, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Standings | None:
     """Everything in one sweep, which tells its progress; None for a run of one parent."""
-    if len(job.parents) == 1:
+    if len(session.inputs.parents) == 1:
         return None
-    windows, rows = job.evidence["report"], _rows(job, found)
+    windows, rows = session.evidence.windows["report"], _rows(session, winner)
     names = sorted(set(windows.corpora))
     evaluator = Evaluator(
-        job.bank,
+        session.bank,
         windows.tokens,
         with_updates=False,
         corpora=[names.index(c) for c in windows.corpora],
-        exam=lambda dense: Exam(dense, job.reported, job.tokenizer, job.recipe.seed),
+        exam=lambda dense: Exam(dense, session.evidence.reported, session.inputs.tokenizer, session.recipe.seed),
     )
-    evidence = Fidelity(len(windows.tokens), items=job.recipe.task_items)
+    evidence = Fidelity(len(windows.tokens), items=session.recipe.task_items)
     measures = evaluator.evaluate([blueprint for _, _, blueprint in rows], evidence, progress)
     return Standings(tuple(rows), measures, tuple(names), tuple(evaluator.exam.tasks))
 
 
-def retention(job: Job, found: Found, known: Standings) -> dict[str, Any]:
+def retention(session: Session, winner: Winner, known: Standings) -> dict[str, Any]:
     """The section of the report.
 
     Retention is accuracy over that of the best dense parent, which is the one with the best mean; `best` is that of the
@@ -64,8 +63,8 @@ def retention(job: Job, found: Found, known: Standings) -> dict[str, Any]:
     reference of its own. `difference` is the mean accuracy of a row minus that of the winner; `doubt` and what ends in
     `_doubt` are in nats per item (`TaskScores.doubts`), where less is better.
     """
-    dense = known.measures[: len(job.parents)]
-    ours = known.measures[len(dense) + (found.winner != found.cut)]
+    dense = known.measures[: len(session.inputs.parents)]
+    ours = known.measures[len(dense) + (winner.blueprint != winner.cut)]
     best = {how: max(range(len(dense)), key=lambda k, how=how: _mean(dense[k], how)) for how in ACCURACIES}
     rows = []
     for (name, what, blueprint), m in zip(known.rows, known.measures, strict=True):
@@ -81,17 +80,17 @@ def retention(job: Job, found: Found, known: Standings) -> dict[str, Any]:
         **{f"reference{suffix}": known.rows[best[how]][1] for how, suffix in ACCURACIES.items()},
         "corpora": list(known.corpora),
         "tasks": [t.name for t in known.tasks],
-        "items": job.recipe.task_items,
+        "items": session.recipe.task_items,
         "rows": rows,
     }
 
 
-def _rows(job: Job, found: Found) -> list[tuple[str, str, Blueprint]]:
+def _rows(session: Session, winner: Winner) -> list[tuple[str, str, Blueprint]]:
     """(name, label, model) of every row: the parents first, then ours, then what it is compared with."""
-    parents = [("parent", label(job, k), job.identity(k)) for k in range(len(job.parents))]
-    ours = [("hf_prune", "hf_prune", found.cut)]
-    ours += [("repaired", "hf_prune, repaired", found.winner)] if found.winner != found.cut else []
-    return [*parents, *ours, *((r.name, r.label, r.blueprint) for r in found.rivals)]
+    parents = [("parent", name, session.inputs.identity(k)) for k, name in enumerate(session.inputs.names)]
+    ours = [("hf_prune", "hf_prune", winner.cut)]
+    ours += [("repaired", "hf_prune, repaired", winner.blueprint)] if winner.blueprint != winner.cut else []
+    return [*parents, *ours, *((r.name, r.label, r.blueprint) for r in winner.baselines)]
 
 
 def difference(theirs: Measures, ours: Measures, how: str) -> tuple[float, list[float]]:

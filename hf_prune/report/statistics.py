@@ -233,21 +233,6 @@ def splits(windows: Mapping[str, Windows]) -> dict[str, Any]:
     }
 
 
-def spearman(a: Sequence[float], b: Sequence[float]) -> float:
-    """Rank correlation with average ranks for ties; NaN for fewer than three points or a constant side."""
-    if len(a) < 3:
-        return math.nan
-    ranks = [_ranks(np.asarray(x, float)) for x in (a, b)]
-    if any(r.std() == 0 for r in ranks):
-        return math.nan
-    return float(np.corrcoef(*ranks)[0, 1])
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    order = np.sort(values)
-    return (np.searchsorted(order, values, "left") + np.searchsorted(order, values, "right") - 1) / 2
-
-
 def hardware(device: torch.device) -> dict[str, Any]:
     """What the measurements ran on."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0

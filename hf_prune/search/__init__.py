@@ -14,21 +14,23 @@ from hf_prune.search.nsga2 import nsga2
 from hf_prune.search.oneshot import last, shortgpt, window
 from hf_prune.search.random import random
 from hf_prune.search.schedule import Schedule, Scores, Search
+from hf_prune.search.searcher import Searcher, all_of_them, one_by_one, screened, single, thirds
 from hf_prune.search.smac import smac
 from hf_prune.search.space import Space
 
+LAYERS = frozenset({"layers"})
 SEARCHERS = {
-    "staged": staged,
-    "evopress": evopress,
-    "genetic": genetic,
-    "nsga2": nsga2,
-    "smac": smac,
-    "greedy": greedy,
-    "exhaustive": exhaustive,
-    "random": random,
-    "shortgpt": shortgpt,
-    "window": window,
-    "last": last,
+    "staged": Searcher(staged, stages=screened),
+    "smac": Searcher(smac, frozenset({"coded"}), stages=thirds),
+    "genetic": Searcher(genetic),
+    "nsga2": Searcher(nsga2, every_size=True),
+    "evopress": Searcher(evopress, stages=screened),
+    "greedy": Searcher(greedy, rounds=one_by_one),
+    "exhaustive": Searcher(exhaustive, frozenset({"listed"}), rounds=all_of_them),
+    "random": Searcher(random),
+    "shortgpt": Searcher(shortgpt, LAYERS, rounds=single),
+    "window": Searcher(window, LAYERS, rounds=single),
+    "last": Searcher(last, LAYERS, rounds=single),
 }
 
-__all__ = ["SEARCHERS", "Schedule", "Scores", "Search", "Space", "drive", "finals", "focused", "once"]
+__all__ = ["SEARCHERS", "Schedule", "Scores", "Search", "Searcher", "Space", "drive", "finals", "focused", "once"]

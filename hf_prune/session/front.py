@@ -8,23 +8,23 @@ from typing import Any
 from hf_prune.blueprint import Blueprint, Fidelity, Outcome
 from hf_prune.errors import InvalidBlueprint
 from hf_prune.search.pareto import hypervolume_history, knee
-from hf_prune.session.job import Job
 from hf_prune.session.journal import Journal
+from hf_prune.session.session import Session
 
 
-def front_of(job: Job, finalists: Sequence[Outcome]) -> list[dict[str, Any]]:
+def members(session: Session, finalists: Sequence[Outcome]) -> list[dict[str, Any]]:
     """Members of a front from dense to small, knee marked; each carries its blueprint, ready to be assembled."""
-    objective = job.recipe.objective
+    objective = session.recipe.objective
     rows = []
     for outcome in finalists:
-        blueprint = job.scorer.blueprint(outcome.trial.genome)
-        live = job.evaluator.parameters(blueprint)
+        blueprint = session.scorer.blueprint(outcome.trial.genome)
+        live = session.evaluator.parameters(blueprint)
         rows.append(
             {
-                "removed_ratio": 1 - live / job.parent.parameters,
+                "removed_ratio": 1 - live / session.inputs.base.parameters,
                 "layers": len(blueprint.layers),
                 "parameters": live,
-                **dict(zip(job.columns, outcome.values, strict=True)),
+                **dict(zip(session.columns, outcome.values, strict=True)),
                 "digest": blueprint.digest,
                 "blueprint": json.loads(blueprint.to_json()),
             }
@@ -34,7 +34,7 @@ def front_of(job: Job, finalists: Sequence[Outcome]) -> list[dict[str, Any]]:
     return [{**r, "knee": i == at} for i, r in enumerate(rows)]
 
 
-def picked(front: Sequence[Mapping[str, Any]], pick: str) -> tuple[Blueprint, Mapping[str, Any]]:
+def pick_member(front: Sequence[Mapping[str, Any]], pick: str) -> tuple[Blueprint, Mapping[str, Any]]:
     """One member: `knee`, a share of parameters removed (nearest), or `#3` counted from 0.
 
     Raises:
@@ -59,20 +59,20 @@ def public(member: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in member.items() if k != "blueprint"}
 
 
-def points(job: Job, journal: Journal) -> list[dict[str, Any]]:
+def points(session: Session, journal: Journal) -> list[dict[str, Any]]:
     """Every candidate that saw all search evidence and did not break: share removed and its values by column."""
-    total, where = job.parent.parameters, job.columns.index("params")
-    full = Fidelity(job.recipe.sequences)
+    total, where = session.inputs.base.parameters, session.columns.index("params")
+    full = Fidelity(session.recipe.sequences)
     return [
-        {"removed_ratio": 1 - r.values[where] / total, **dict(zip(job.columns, r.values, strict=True))}
+        {"removed_ratio": 1 - r.values[where] / total, **dict(zip(session.columns, r.values, strict=True))}
         for r in journal.rows()
         if r.fidelity == full and math.isfinite(r.values[0])
     ]
 
 
-def hypervolume(job: Job, journal: Journal) -> list[list[float]]:
+def hypervolume(session: Session, journal: Journal) -> list[list[float]]:
     """History of the area that the front cuts from (nothing removed, worst finite quality seen)."""
-    seen = [(-p["removed_ratio"], p[job.recipe.objective]) for p in points(job, journal)]
-    batches = [seen[i : i + job.recipe.offspring] for i in range(0, len(seen), job.recipe.offspring)]
+    seen = [(-p["removed_ratio"], p[session.recipe.objective]) for p in points(session, journal)]
+    batches = [seen[i : i + session.recipe.offspring] for i in range(0, len(seen), session.recipe.offspring)]
     worst = max((v for _, v in seen), default=1.0)
     return [list(p) for p in hypervolume_history(batches, (0.0, worst))]

@@ -1,4 +1,4 @@
-"""What a cut took, given back: the stages `tune`, `repair` and `heal` of the pipeline.
+"""What a cut takes, given back: the stages `library`, `tune`, `repair` and `heal` of the pipeline.
 
 All keep what they have in the run's folder, so that an interrupted run goes on from there.
 """
@@ -9,6 +9,7 @@ import shutil
 import warnings
 from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,49 +27,81 @@ from hf_prune.recipe import Recipe
 from hf_prune.recovery.heal import Course, Healing, heal
 from hf_prune.recovery.mixes import midway, tune, tune_repair
 from hf_prune.recovery.repair import STRENGTHS, Shares, evenly, weakened
-from hf_prune.session.found import Found, Rival
-from hf_prune.session.job import Job
+from hf_prune.session.baselines import Baseline
+from hf_prune.session.selection import Winner
+from hf_prune.session.session import Session
 
 ADAPTER = "adapter"
 """Folder of a LoRA that is kept apart from the weights."""
 
 
-def tuned(job: Job, found: Found) -> Generator[Event, None, Found]:
+def make_libraries(session: Session) -> Generator[Event, None, None]:
+    """Make the level libraries that the method needs, and those of its baselines; time them where time counts."""
+    kinds, depth = session.inputs.method.libraries(session.recipe), session.inputs.depth
+    if not kinds:
+        return
+    windows = session.recipe.library_sequences
+    yield Stage("library", f"levels of {depth} layers on at most {windows} windows")
+
+    def work(tell: Tell) -> None:
+        for number, kind in enumerate(kinds):
+            session.library(kind, partial(_layer_done, tell, number * depth, depth * len(kinds)))
+
+    yield from watched(work)
+    if session.recipe.latency is not None:
+        yield Stage("latency", "prefill and decode at every level, on this device")
+        session.latencies  # noqa: B018 - measured here, under its own stage
+    session.clock.lap("library")
+
+
+def _layer_done(tell: Tell, before: int, steps: int, done: int, total: int) -> None:
+    tell(Advanced("library", before + done, steps))
+
+
+def tune_mixes(session: Session, winner: Winner) -> Generator[Event, None, Winner]:
     """Learn the weights of the winner's mixes, and go as far towards them as the selection split agrees.
 
     Args:
-        job: the run.
-        found: its winner is a bare cut as the search found it, which becomes one of those it is compared with.
+        session: the run.
+        winner: its blueprint is a bare cut as the search found it, which becomes one of those it is compared with.
     """
-    yield Stage("tune", f"{job.recipe.tune} steps on {job.recipe.sequences} windows")
-    blueprint, summary = yield from watched(lambda tell: _tune(job, found.cut, tell))
+    yield Stage("tune", f"{session.recipe.tune} steps on {session.recipe.sequences} windows")
+    blueprint, summary = yield from watched(lambda tell: _tune(session, winner.cut, tell))
     yield Tuned(summary["before"], summary["after"], summary["kept"])
     if not summary["kept"]:
-        return replace(found, tuning=summary)
-    searched = Rival("searched", found.cut, job.removed(found.cut), (), "hf_prune, as searched")
-    return replace(found, cut=blueprint, winner=blueprint, rivals=(*found.rivals, searched), tuning=summary)
+        return replace(winner, tuning=summary)
+    searched = Baseline("searched", winner.cut, session.inputs.removed(winner.cut), (), "hf_prune, as searched")
+    baselines = (*winner.baselines, searched)
+    return replace(winner, cut=blueprint, blueprint=blueprint, baselines=baselines, tuning=summary)
 
 
-def _tune(job: Job, cut: Blueprint, tell: Tell) -> tuple[Blueprint, dict[str, Any]]:
-    recipe, evaluator, evidence = job.recipe, job.evaluator, job.learning
-    path = job.home / "tuned" / f"{recipe.search_digest}-{cut.digest}-{recipe.tune}-{evidence.items}.json"
+def _tune(session: Session, cut: Blueprint, tell: Tell) -> tuple[Blueprint, dict[str, Any]]:
+    recipe, evaluator, evidence = session.recipe, session.evaluator, session.evidence.learning
+    path = session.workdir.tuned(recipe.search_digest, cut.digest, f"{recipe.tune}-{evidence.items}")
     if path.is_file():
         done = Blueprint.from_json(path.read_text(encoding="utf-8"))
     else:
         path.parent.mkdir(parents=True, exist_ok=True)
-        done = tune(evaluator, cut, evidence, recipe.tune,
-                    lambda done, total, loss: tell(Advanced("tune", done, total, loss)),
-                    path.with_suffix(".safetensors")).blueprint  # fmt: skip
+        done = tune(
+            evaluator,
+            cut,
+            evidence,
+            recipe.tune,
+            lambda done, total, loss: tell(Advanced("tune", done, total, loss)),
+            path.with_suffix(".safetensors"),
+        ).blueprint
         write_text(path, done.to_json())
     tried = [midway(cut, done, share) for share in STRENGTHS]
-    before, *after = (values(m, job.columns)[0] for m in evaluator.evaluate([cut, *tried], job.selection))
+    before, *after = (
+        values(m, session.columns)[0] for m in evaluator.evaluate([cut, *tried], session.evidence.selection)
+    )
     best = after.index(min(after))
-    return tried[best], {**_learning(job, before, after[best]), "strength": STRENGTHS[best]}
+    return tried[best], {**_learning(session, before, after[best]), "strength": STRENGTHS[best]}
 
 
-def _learning(job: Job, before: float, after: float) -> dict[str, Any]:
+def _learning(session: Session, before: float, after: float) -> dict[str, Any]:
     """What gradient descent learned from, and what the selection split says to it."""
-    recipe, evidence = job.recipe, job.learning
+    recipe, evidence = session.recipe, session.evidence.learning
     return {
         "steps": recipe.tune,
         "windows": evidence.sequences,
@@ -80,41 +113,41 @@ def _learning(job: Job, before: float, after: float) -> dict[str, Any]:
     }
 
 
-def repaired(job: Job, found: Found) -> Generator[Event, None, Found]:
+def repair_cut(session: Session, winner: Winner) -> Generator[Event, None, Winner]:
     """Refit what is left of the winner, and keep that if the selection windows agree.
 
     Args:
-        job: the run.
-        found: its winner is the bare cut; one that is repaired already stays as it is.
+        session: the run.
+        winner: its blueprint is the bare cut; one that is repaired already stays as it is.
     """
-    recipe = job.recipe
-    if found.winner != found.cut:
-        return found
+    recipe = session.recipe
+    if winner.blueprint != winner.cut:
+        return winner
     yield Stage("repair", f"{recipe.reach}, on at most {recipe.repair_sequences} windows")
-    blueprint, summary = yield from watched(lambda tell: _repair(job, found.cut, tell))
+    blueprint, summary = yield from watched(lambda tell: _repair(session, winner.cut, tell))
     yield Repaired(summary["kl_before"], summary["kl_after"], summary["kept"])
-    return replace(found, winner=blueprint if summary["kept"] else found.cut, repair=summary)
+    return replace(winner, blueprint=blueprint if summary["kept"] else winner.cut, repair=summary)
 
 
-def _repair(job: Job, cut: Blueprint, tell: Tell) -> tuple[Blueprint, dict[str, Any]]:
+def _repair(session: Session, cut: Blueprint, tell: Tell) -> tuple[Blueprint, dict[str, Any]]:
     """Refitted; where the search asks tasks, as far as its objective is best on the selection split."""
-    windows = job.recipe.repair_sequences
-    done = job.repaired(cut, windows, lambda done, total: tell(Advanced("repair", done, total)))
+    windows = session.recipe.repair_sequences
+    done = session.repaired(cut, windows, lambda done, total: tell(Advanced("repair", done, total)))
     whole = done.blueprint
-    strengths = STRENGTHS if job.searched else STRENGTHS[-1:]
-    bare, *ways = _judged(job, [cut, *(weakened(job.bank, whole, evenly(whole, s)) for s in strengths)])
+    strengths = STRENGTHS if session.evidence.searched else STRENGTHS[-1:]
+    bare, *ways = _judged(session, [cut, *(weakened(session.bank, whole, evenly(whole, s)) for s in strengths)])
     best = min(ways, key=lambda way: way.worth)
     strength, learning = strengths[ways.index(best)], None
-    if job.recipe.tune and job.learning.items:
-        shares = _shares(job, whole, strength, tell)
-        ways += _judged(job, [weakened(job.bank, whole, shares)])
+    if session.recipe.tune and session.evidence.learning.items:
+        shares = _shares(session, whole, strength, tell)
+        ways += _judged(session, [weakened(session.bank, whole, shares)])
         taken = [list(pair) if spec.repair else None for spec, pair in zip(whole.layers, shares, strict=True)]
-        learning = {**_learning(job, best.worth, ways[-1].worth), "shares": taken}
+        learning = {**_learning(session, best.worth, ways[-1].worth), "shares": taken}
         best = min(best, ways[-1], key=lambda way: way.worth)
-    _let_go(job, [whole, *(way.blueprint for way in ways)], best.blueprint)
+    _let_go(session, [whole, *(way.blueprint for way in ways)], best.blueprint)
     return best.blueprint, {
-        "reach": job.recipe.reach,
-        "windows": len(job.training(windows).tokens),
+        "reach": session.recipe.reach,
+        "windows": len(session.evidence.training(windows).tokens),
         "strength": strength,
         "learning": learning,
         "kl_before": bare.kl,
@@ -133,28 +166,34 @@ class _Way:
     kl: float
 
 
-def _judged(job: Job, blueprints: Sequence[Blueprint]) -> list[_Way]:
+def _judged(session: Session, blueprints: Sequence[Blueprint]) -> list[_Way]:
     """By what the search minimises where that asks tasks, else by KL."""
-    measured = job.evaluator.evaluate(blueprints, job.selection)
-    worth = [values(m, job.columns)[0] if job.searched else m.kl for m in measured]
+    measured = session.evaluator.evaluate(blueprints, session.evidence.selection)
+    worth = [values(m, session.columns)[0] if session.evidence.searched else m.kl for m in measured]
     return [_Way(b, w, m.kl) for b, w, m in zip(blueprints, worth, measured, strict=True)]
 
 
-def _shares(job: Job, whole: Blueprint, strength: float, tell: Tell) -> Shares:
+def _shares(session: Session, whole: Blueprint, strength: float, tell: Tell) -> Shares:
     """How much of each correction to take, learned as the mixes are."""
-    recipe, evidence = job.recipe, job.learning
-    name = f"{recipe.search_digest}-{whole.digest}-{recipe.tune}-{evidence.items}-{strength}.safetensors"
-    return tune_repair(job.evaluator, whole, strength, evidence, recipe.tune,
-                       lambda done, total, loss: tell(Advanced("repair", done, total, loss)),
-                       job.home / "repairs" / name)  # fmt: skip
+    recipe, evidence = session.recipe, session.evidence.learning
+    how = f"{recipe.tune}-{evidence.items}-{strength}"
+    return tune_repair(
+        session.evaluator,
+        whole,
+        strength,
+        evidence,
+        recipe.tune,
+        lambda done, total, loss: tell(Advanced("repair", done, total, loss)),
+        session.workdir.shares(recipe.search_digest, whole.digest, how),
+    )
 
 
-def _let_go(job: Job, ways: Sequence[Blueprint], taken: Blueprint) -> None:
+def _let_go(session: Session, ways: Sequence[Blueprint], taken: Blueprint) -> None:
     """Forget the weights of all ways but one."""
     kept = {spec.repair for spec in taken.layers}
     for spec in (spec for way in ways for spec in way.layers):
         if spec.repair not in kept:
-            job.bank.forget(spec)
+            session.bank.forget(spec)
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,18 +205,19 @@ class Training:
     stored: tuple[int, int] | None
 
 
-def healed(job: Job, folder: Path) -> Generator[Event, None, Training]:
+def heal_model(session: Session, folder: Path) -> Generator[Event, None, Training]:
     """Train the assembled model and put the better weights into its folder.
 
     Args:
-        job: the run; its recipe asks for healing.
+        session: the run; its recipe asks for healing.
         folder: holds the assembled model.
     """
-    recipe = job.recipe
+    recipe = session.recipe
     yield Stage("heal", f"{recipe.heal:,} tokens, {recipe.heal_method}")
-    done = yield from watched(lambda tell: _heal(job, folder, job.home / f"heal-{recipe.digest}", tell))
+    home = session.workdir.healing(recipe.digest)
+    done = yield from watched(lambda tell: _heal(session, folder, home, tell))
     yield Healed(done.before, done.after, done.tokens, done.kept)
-    stored = _stored(job, folder, done) if done.kept else None
+    stored = _stored(session, folder, done) if done.kept else None
     summary = {
         "method": recipe.heal_method,
         "objective": {"kl": recipe.heal_kl, "ce": recipe.heal_ce, "top_k": recipe.heal_top_k},
@@ -186,7 +226,7 @@ def healed(job: Job, folder: Path) -> Generator[Event, None, Training]:
         "kept": done.kept,
         "merged": stored is not None,
         "tokens": done.tokens,
-        "distinct_tokens": min(done.tokens, job.training(_windows(recipe)).tokens.numel()),
+        "distinct_tokens": min(done.tokens, session.evidence.training(_windows(recipe)).tokens.numel()),
         "tokens_per_s": done.tokens / done.seconds if done.seconds else None,
         "curve": [list(point) for point in done.curve],
     }
@@ -216,28 +256,28 @@ def _windows(recipe: Recipe) -> int:
     return -(-recipe.heal // recipe.length)
 
 
-def _heal(job: Job, folder: Path, home: Path, tell: Tell) -> Healing:
-    recipe = job.recipe
+def _heal(session: Session, folder: Path, home: Path, tell: Tell) -> Healing:
+    recipe = session.recipe
     # All weights are trained in float32, a LoRA is float32 beside weights as they are.
-    dtype = torch.float32 if recipe.heal_method == "full" else job.dtype
+    dtype = torch.float32 if recipe.heal_method == "full" else session.dtype
     with quiet(), warnings.catch_warnings():
         # Of peft, about transformers' names for what it uses.
         warnings.simplefilter("ignore", FutureWarning)
         student = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, local_files_only=True, trust_remote_code=recipe.trust_remote_code
-        ).to(job.device)
-        train, held = job.training(_windows(recipe)), job.evidence["selection"]
-        teacher, whose = job.bank.model, None
-        if len(job.parents) > 1:
-            whose = tuple([job.teacher(c) for c in windows.corpora] for windows in (train, held))
+        ).to(session.device)
+        train, held = session.evidence.training(_windows(recipe)), session.evidence.windows["selection"]
+        teacher, whose = session.bank.model, None
+        if len(session.inputs.parents) > 1:
+            whose = tuple([session.teacher(c) for c in windows.corpora] for windows in (train, held))
 
             def teacher(tokens: torch.Tensor, numbers: Sequence[int]) -> torch.Tensor:
-                return Teachers.of(job.bank, job.evaluator.dense, len(tokens), numbers).say(tokens)
+                return Teachers.of(session.bank, session.evaluator.dense, len(tokens), numbers).say(tokens)
 
         return heal(
             student,
             teacher,
-            job.parent.family,
+            session.inputs.base.family,
             train.tokens,
             held.tokens,
             course(recipe),
@@ -247,9 +287,9 @@ def _heal(job: Job, folder: Path, home: Path, tell: Tell) -> Healing:
         )
 
 
-def _stored(job: Job, folder: Path, done: Healing) -> tuple[int, int] | None:
+def _stored(session: Session, folder: Path, done: Healing) -> tuple[int, int] | None:
     """Merge into the folder's weights, tensor by tensor for a LoRA; or lay the adapter beside them."""
-    recipe = job.recipe
+    recipe = session.recipe
     if recipe.heal_method != "full":
         done.model.save_pretrained(folder / ADAPTER)
         (folder / ADAPTER / "README.md").unlink(missing_ok=True)
@@ -259,9 +299,9 @@ def _stored(job: Job, folder: Path, done: Healing) -> tuple[int, int] | None:
     merged = folder / "merged"
     merged.mkdir()
     # Tensor by tensor, no adapter of stacked experts is merged.
-    plain = recipe.heal_method == "lora" and not stacked(job.bank.model)
+    plain = recipe.heal_method == "lora" and not stacked(session.bank.model)
     adapter = folder / ADAPTER if plain else None
-    parent = Parent.open(job.parent.source, folder, adapter, trust_remote_code=recipe.trust_remote_code)
+    parent = Parent.open(session.inputs.base.source, folder, adapter, trust_remote_code=recipe.trust_remote_code)
     if adapter:
         stored = write(Blueprint.identity(parent.source, parent.depth), [parent], merged)
     else:

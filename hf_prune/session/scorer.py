@@ -1,33 +1,44 @@
 """What a search asks: the meaning of one space's genomes, and their values."""
 
-import math
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
 
-from hf_prune.blueprint import Blueprint, Fidelity, Genome, Part, Trial
+from hf_prune.blueprint import Blueprint, Fidelity, Genome, Part, Source, Trial
 from hf_prune.evaluation.objectives import Measures, values
 from hf_prune.methods.stitch import Stack
-from hf_prune.session.items import keep_items
+from hf_prune.search import Space
 
 
 @dataclass(frozen=True, eq=False)
 class Scorer:
-    """What `drive` asks: the meaning of one space's genomes and their values in a job's columns."""
+    """The meaning of one space's genomes, and their values by column.
 
-    job: Any
-    space: Any
+    Args:
+        space: says what genomes decode to.
+        sources: what blueprints number.
+        measure: measures of blueprints on some evidence, in one sweep.
+        columns: names of the values, see `objectives.values`.
+        items: file that keeps which items each candidate answered rightly.
+        mix: weights of the parents in every layer, where the space knows one model only.
+    """
+
+    space: Space
+    sources: tuple[Source, ...]
+    measure: Callable[[Sequence[Blueprint], Fidelity], Sequence[Measures]]
+    columns: tuple[str, ...]
+    items: Path
     mix: tuple[float, ...] = (1.0,)
-    """Weights of the parents in every layer, where the space knows one model only."""
 
     def blueprint(self, genome: Genome) -> Blueprint:
         """The model a genome stands for."""
         model = self.space.decode(genome)
         if isinstance(model, Stack):
-            return Blueprint(self.job.sources, *model).canonical()
+            return Blueprint(self.sources, *model).canonical()
         layers = tuple(replace(s, parts=self._mixed(s.parts)) for s in model) if self.mix != (1.0,) else model
         first = next(k for k, w in enumerate(self.mix) if w)
-        return Blueprint(self.job.sources, layers, first, first).canonical()
+        return Blueprint(self.sources, layers, first, first).canonical()
 
     def _mixed(self, parts: Sequence[Part]) -> tuple[Part, ...]:
         return tuple(Part(k, p.layer, p.weight * w) for p in parts for k, w in enumerate(self.mix) if w)
@@ -37,33 +48,29 @@ class Scorer:
         return self.blueprint(trial.genome).digest, trial.fidelity
 
     def evaluate(self, trials: Sequence[Trial]) -> list[tuple[float, ...]]:
-        """Values of trials, in the order of the job's columns; trials of one fidelity share a sweep."""
+        """Values of trials, by column; trials of one fidelity share a sweep."""
         found: dict[int, tuple[float, ...]] = {}
         for fidelity in dict.fromkeys(t.fidelity for t in trials):
             numbers = [i for i, t in enumerate(trials) if t.fidelity == fidelity]
             blueprints = [self.blueprint(trials[i].genome) for i in numbers]
-            measured = self._measured(blueprints, fidelity)
-            keep_items(self.job.items, [b.digest for b in blueprints], fidelity, measured)
-            found |= {i: values(m, self.job.columns) for i, m in zip(numbers, measured, strict=True)}
+            measured = self.measure(blueprints, fidelity)
+            keep_items(self.items, [b.digest for b in blueprints], fidelity, measured)
+            found |= {i: values(m, self.columns) for i, m in zip(numbers, measured, strict=True)}
         return [found[i] for i in range(len(trials))]
 
-    def _measured(self, blueprints: Sequence[Blueprint], fidelity: Fidelity) -> Sequence[Measures]:
-        if not fidelity.repair and not fidelity.heal_tokens:
-            return self.job.evaluator.evaluate(blueprints, fidelity)
-        return [self._restored(blueprint, fidelity) for blueprint in blueprints]
 
-    def _restored(self, blueprint: Blueprint, fidelity: Fidelity) -> Measures:
-        """Measured after a repair, a training, or one after the other."""
-        job = self.job
-        if fidelity.repair:
-            blueprint = job.repaired(blueprint, fidelity.repair).blueprint
-        if fidelity.heal_tokens:
-            rows = slice(fidelity.start, fidelity.start + fidelity.sequences)
-            kl, nll = job.training_aware.scores(blueprint, fidelity.heal_tokens, rows)
-            parameters = job.evaluator.parameters(blueprint)
-            measured = Measures(kl, nll, math.nan, math.nan, parameters, finite=math.isfinite(kl))
-        else:
-            measured = job.evaluator.evaluate([blueprint], fidelity)[0]
-        for spec in blueprint.layers:
-            job.bank.forget(spec)
-        return measured
+def keep_items(path: Path, digests: Sequence[str], fidelity: Fidelity, measured: Sequence[Measures]) -> None:
+    """Append a line per candidate, before the journal says that it was scored; a text of 0 and 1 per task."""
+    rows = [
+        {
+            "digest": digest,
+            "fidelity": [fidelity.items, fidelity.first_item],
+            "right": {t.task: "".join("01"[bool(x)] for x in t.correct) for t in m.tasks},
+        }
+        for digest, m in zip(digests, measured, strict=True)
+        if m.tasks
+    ]
+    if rows:
+        with path.open("a", encoding="utf-8") as file:
+            # A line torn by a crash must not spoil the next one.
+            file.write("".join(f"\n{json.dumps(row)}" for row in rows))

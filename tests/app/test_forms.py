@@ -4,18 +4,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_prune.app.forms import DEMO, METHODS, SPECIALISTS, Form, examples, recipe_of
+from hf_prune.app.forms import DEMO, SPECIALISTS, TITLES, Form, examples, recipe_of
 from hf_prune.errors import HfPruneError, InvalidRecipe
+from hf_prune.methods import METHODS
 from hf_prune.recipe import Recipe
 
-NAMES = list(METHODS)
+NAMES = list(TITLES)
+LAYERS, STITCHED, NARROW = (METHODS[name].title for name in ("collapse", "stitch", "width"))
 ANYTHING = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=60), st.lists(st.integers())
 )
 
 
 def test_a_form_is_the_recipe_it_says():
-    made = recipe_of(Form("ns/model", method=NAMES[3], size=40, heal="1M", evaluations=99, seed=3), strangers=True)
+    made = recipe_of(Form("ns/model", method=NARROW, size=40, heal="1M", evaluations=99, seed=3), strangers=True)
     assert made == Recipe.of(base="ns/model", method="width", ratio=0.4, heal="1M", evaluations=99, seed=3)
     assert recipe_of(Form("ns/model"), strangers=True) == Recipe.of(base="ns/model", ratio=0.25, repair=True)
 
@@ -26,12 +28,12 @@ def test_every_size_at_once_is_a_front():
 
 
 def test_variants_are_lines_of_repos_and_belong_to_stitching():
-    made = recipe_of(Form("ns/model", "ns/a\n ns/b@main \n\n", NAMES[2]), strangers=True)
+    made = recipe_of(Form("ns/model", "ns/a\n ns/b@main \n\n", STITCHED), strangers=True)
     assert made.variants == ("ns/a", "ns/b@main") and made.tune
-    assert not recipe_of(Form("ns/model", "ns/a", NAMES[2], tune=False), strangers=True).tune
-    assert not recipe_of(Form("ns/model", "ns/a", NAMES[2], front=True), strangers=True).tune
+    assert not recipe_of(Form("ns/model", "ns/a", STITCHED, tune=False), strangers=True).tune
+    assert not recipe_of(Form("ns/model", "ns/a", STITCHED, front=True), strangers=True).tune
     with pytest.raises(InvalidRecipe, match="Variants are for stitching"):
-        recipe_of(Form("ns/model", "ns/a", NAMES[0]), strangers=True)
+        recipe_of(Form("ns/model", "ns/a", LAYERS), strangers=True)
 
 
 @pytest.mark.parametrize("row", examples(), ids=str)
@@ -60,7 +62,7 @@ def test_a_folder_of_the_server_is_no_repo_for_strangers(tmp_path, monkeypatch):
 
 @given(st.lists(ANYTHING, min_size=10, max_size=10), st.sets(st.integers(0, 9)))
 def test_no_input_of_any_field_breaks_anything_but_a_sentence(values, sound):
-    good = [DEMO, "", NAMES[0], 25, False, True, True, "0", 0, 0]
+    good = [DEMO, "", LAYERS, 25, False, True, True, "0", 0, 0]
     values = [good[i] if i in sound else v for i, v in enumerate(values)]
     try:
         made = recipe_of(Form(*values), strangers=True)
@@ -72,6 +74,6 @@ def test_no_input_of_any_field_breaks_anything_but_a_sentence(values, sound):
 
 @given(st.sampled_from(NAMES), st.floats(1, 90), st.booleans(), st.sampled_from(["0", "250k", "1M"]))
 def test_what_the_page_offers_is_always_a_recipe(method, size, front, heal):
-    variants = "\n".join(SPECIALISTS) if "stitch" in method else ""
+    variants = "\n".join(SPECIALISTS) if METHODS[TITLES[method]].several else ""
     made = recipe_of(Form(DEMO, variants, method, size, front, heal=heal), strangers=True)
-    assert made.method == METHODS[method]
+    assert made.method == TITLES[method]

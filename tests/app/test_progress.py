@@ -5,11 +5,12 @@ from hf_prune.app.progress import Progress
 from hf_prune.blueprint import Fidelity, Outcome, Trial
 from hf_prune.events import Scored, Stage, Started
 from hf_prune.methods import METHODS
+from hf_prune.methods.method import Facts
 from hf_prune.recipe import Recipe
 from hf_prune.report.text import event_dict
 
 RECIPE = Recipe.of(base="ns/model", drop_layers=2)
-SPACE = METHODS["collapse"](6, 2, RECIPE.rules, RECIPE.norms)
+SPACE = METHODS["collapse"].space(RECIPE, Facts(6, 2))
 
 
 def scored(genome: tuple[int, ...], value: float, windows: int, params: float = 600.0) -> dict:

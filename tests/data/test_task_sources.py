@@ -15,7 +15,7 @@ from hf_prune.evaluation.dense import Dense
 from hf_prune.evaluation.packed_tasks import Exam
 from hf_prune.models.families import family_of
 from hf_prune.report import lm_eval
-from hf_prune.session.job import open_job
+from hf_prune.session.session import open_session
 from tests.runs import relatives, stitching
 
 YAML = """
@@ -182,7 +182,7 @@ def test_a_run_refuses_to_report_items_it_searched_on(tmp_path):
     again = jsonl(home / "b.report.jsonl", rows(4, 16))
     recipe = stitching(home, search_tasks=(str(items),), tasks=(str(again),), search_items=4, selection_items=4)
     with pytest.raises(InvalidData, match="8 items of the search task a are also in the report's b"):
-        open_job(recipe).evaluator  # noqa: B018
+        open_session(recipe).evaluator  # noqa: B018
 
 
 @pytest.mark.parametrize(("more", "words"), [({}, "search_items"), ({"tune": 1, "tune_items": 9}, "tune_items")])
@@ -192,7 +192,7 @@ def test_a_run_says_which_items_a_task_lacks(tmp_path, more, words):
     recipe = stitching(home, search_tasks=(str(items),), objective="doubt", search_items=8, selection_items=5, **more)
     need = 14 if more else 13
     with pytest.raises(InvalidData, match=f"task a has 12 items, but {words} and selection_items ask for {need}"):
-        open_job(recipe).evaluator  # noqa: B018
+        open_session(recipe).evaluator  # noqa: B018
 
 
 def test_two_tasks_of_one_name_are_refused(folder):

@@ -15,6 +15,8 @@ from hf_prune.blueprint import GONE, Blueprint, Fidelity, LayerSpec, Part, Sourc
 from hf_prune.errors import InvalidBlueprint
 from hf_prune.evaluation.evaluator import Evaluator
 from hf_prune.methods import METHODS
+from hf_prune.methods.method import Facts
+from hf_prune.recipe import Recipe
 from tests.families import DEPTH, EVERY, tiny
 from tests.oracle import EDITS, blueprint, logits, opened, oracle, row, tokens
 
@@ -174,8 +176,10 @@ def test_all_deletions_of_four_of_sixteen_layers_cost_6187_passes(tmp_path):
 @given(st.data())
 def test_a_generation_of_any_method_scores_like_its_members_alone(data):
     bank = bank_of("llama")
-    method = data.draw(st.sampled_from([m for m in sorted(METHODS) if m in ("collapse", "halves", "intervals")]))
-    space = METHODS[method](DEPTH, 2)
+    method = data.draw(
+        st.sampled_from([m for _, m in sorted(METHODS.items()) if m.genes >= {"layers"} and not m.several])
+    )
+    space = method.space(Recipe.of(base="m"), Facts(DEPTH, 2))
     import numpy as np
 
     rng = np.random.default_rng(data.draw(st.integers(0, 1000)))

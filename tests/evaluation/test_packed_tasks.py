@@ -17,7 +17,8 @@ from hf_prune.data.task_sources import load_tasks
 from hf_prune.data.tasks import Item, Question, Task, score
 from hf_prune.evaluation.dense import Dense
 from hf_prune.evaluation.evaluator import Evaluator
-from hf_prune.evaluation.packed_tasks import KEPT_BYTES, Exam, packed_row, seen, sharing
+from hf_prune.evaluation.packed_tasks import Exam, packed_row, seen, sharing
+from hf_prune.limits import EXAM_BYTES
 from hf_prune.models.families import family_of
 from tests.data.test_tasks import FAMILIES, MIXED, random_model
 
@@ -125,7 +126,7 @@ def test_a_cut_model_answers_in_the_sweep_as_it_does_live(bank, parent, tokenize
 
 def test_states_that_were_not_kept_are_computed(bank, parent, tokenizer, monkeypatch):
     tokens, found = torch.randint(3, 2000, (2, 32)), []
-    for room in (KEPT_BYTES, 700_000, 0):
+    for room in (EXAM_BYTES, 700_000, 0):
         monkeypatch.setattr(Exam, "_room", room)
         evaluator = Evaluator(
             bank, tokens, tile_tokens=64, exam=lambda dense: Exam(dense, [MIXED, EXACT, FEW_SHOT], tokenizer)

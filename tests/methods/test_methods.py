@@ -7,7 +7,15 @@ from hypothesis import strategies as st
 
 from hf_prune.blueprint import GONE, Blueprint, Source
 from hf_prune.errors import InvalidRecipe
-from hf_prune.methods import METHODS, CollapseSpace, HalvesSpace, IntervalSpace, StitchSpace, WidthSpace
+from hf_prune.methods import METHODS
+from hf_prune.methods.blocks import BlockSpace
+from hf_prune.methods.collapse import CollapseSpace
+from hf_prune.methods.halves import HalvesSpace
+from hf_prune.methods.intervals import IntervalSpace
+from hf_prune.methods.method import Facts
+from hf_prune.methods.stitch import StitchSpace
+from hf_prune.methods.width import WidthSpace
+from hf_prune.recipe import Recipe
 
 RULES = ("keep", "mean", "difference:0.5", "difference:1.0", "laco-released")
 SPACES = [
@@ -56,8 +64,10 @@ def within_budget(space, genome) -> bool:
 
 
 def test_every_method_is_tested():
-    # StitchSpace decodes to a stack of several parents, WidthSpace has a budget of cost: both have their own files.
-    assert {type(space) for space in SPACES} | {StitchSpace, WidthSpace} == set(METHODS.values())
+    # These have files of their own: StitchSpace decodes to a stack of several parents, WidthSpace has a budget of cost,
+    # and BlockSpace needs no repair.
+    used = {type(method.space(Recipe.of(base="m"), Facts(6, 2))) for method in METHODS.values()}
+    assert {type(space) for space in SPACES} | {StitchSpace, WidthSpace, BlockSpace} == used
 
 
 @given(space_and_integers())
@@ -190,11 +200,11 @@ def test_removing_everything_or_what_is_not_there_is_refused(space):
         space.from_removed([space.depth])
 
 
-@pytest.mark.parametrize("method", sorted(set(METHODS.values()) - {WidthSpace}, key=str))
+@pytest.mark.parametrize("kind", sorted({type(s) for s in SPACES} | {StitchSpace, BlockSpace}, key=str))
 @pytest.mark.parametrize("depth, budget", [(0, None), (4, -1), (4, 8)])
-def test_a_budget_that_leaves_nothing_is_refused(method, depth, budget):
+def test_a_budget_that_leaves_nothing_is_refused(kind, depth, budget):
     with pytest.raises(InvalidRecipe):
-        method(depth, budget)
+        kind(depth, budget)
 
 
 @given(spaces, rngs)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hf_prune.assembly.merge import check_merge
 from hf_prune.blueprint import Blueprint, LayerSpec, Mix, Part, Source
 from hf_prune.errors import InvalidRecipe
-from hf_prune.methods import StitchSpace
+from hf_prune.methods.stitch import StitchSpace
 
 EVERY = ("linear", "task-arithmetic:2", "slerp", "ties:0.5", "dare:0.5:3", "dare-ties:0.25", "passthrough:0.8")
 SPACES = [

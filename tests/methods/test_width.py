@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from hf_prune.blueprint import GONE, Blueprint, Source
 from hf_prune.errors import InvalidRecipe
-from hf_prune.methods import WidthSpace
+from hf_prune.methods.width import WidthSpace
 
 ATTENTION, MLP = (40.0, 20.0, 0.0), (90.0, 60.0, 35.0, 10.0, 0.0)
 

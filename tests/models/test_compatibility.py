@@ -11,7 +11,7 @@ from hf_prune.errors import IncompatibleSources
 from hf_prune.hub import peek
 from hf_prune.models.compatibility import table, verdict
 from hf_prune.pipeline import run
-from hf_prune.session.job import open_job
+from hf_prune.session.session import open_session
 from tests.runs import adapter, base, relatives, stitching
 
 
@@ -65,7 +65,7 @@ def test_another_shape_is_named_and_refused_before_a_weight_is_read(home, tmp_pa
     assert not found.fits and any("mlp" in r.aspect for r in found.fatal)
     (tmp_path / "wide/model.safetensors").chmod(0o400)
     with pytest.raises(IncompatibleSources, match="does not fit .*intermediate_size is 128") as caught:
-        open_job(stitching(home, variants=(str(tmp_path / "wide"),)))
+        open_session(stitching(home, variants=(str(tmp_path / "wide"),)))
     assert "\n" not in str(caught.value)
 
 
@@ -107,14 +107,16 @@ def test_rows_of_a_resized_vocabulary_are_matched_by_token(home, tmp_path):
     variant = permuted(home, tmp_path / "moved")
     found = compared(home, str(variant))
     assert found.fits and rows(found)["tokenizer"].severity == rows(found)["vocab_size"].severity == "harmless"
-    job = open_job(stitching(home, variants=(str(variant),)))
-    ours, theirs = job.parents
+    session = open_session(stitching(home, variants=(str(variant),)))
+    ours, theirs = session.inputs.parents
     for name, shape in ours.shapes.items():
         tensor = theirs.outside_tensor(name) if not name.startswith(ours.family.prefix) else None
         assert theirs.shapes[name] == shape
         if tensor is not None:
             assert torch.equal(tensor, ours.outside_tensor(name)), name
-    assert job.scorer.space.embeds == job.scorer.space.heads == (0,), "they are the same, so there is nothing to choose"
+    assert session.scorer.space.embeds == session.scorer.space.heads == (0,), (
+        "they are the same, so there is nothing to choose"
+    )
 
 
 @pytest.mark.slow

@@ -8,24 +8,25 @@ import pytest
 
 from hf_prune.blueprint import GONE, Blueprint, LayerSpec, Part, Source
 from hf_prune.errors import InvalidRecipe
-from hf_prune.recovery.latency import Latencies, Phase, request_seconds, retimed, width_budget
-from hf_prune.session.job import open_job
+from hf_prune.recovery.latency import Latencies, Phase, request_seconds, retimed
+from hf_prune.session.session import open_session
 from tests.runs import base, recipe, text
 
 
 def test_costs_are_the_parameters_of_the_layers(tmp_path):
-    job = open_job(recipe(tmp_path, method="width", ratio=0.3, library_sequences=4, library=str(tmp_path / "levels")))
-    costs, limit = width_budget(job)
+    library = {"library_sequences": 4, "library": str(tmp_path / "levels")}
+    session = open_session(recipe(tmp_path, method="width", ratio=0.3, **library))
+    costs, limit = session.budget
     dense = sum(c[0] for c in costs)
-    assert limit == pytest.approx(dense - 0.3 * job.parent.parameters)
-    genome = job.widths.uniform()
-    blueprint = job.scorer.blueprint(genome)
-    assert dense - job.widths.cost(genome) == job.parent.parameters - job.evaluator.parameters(blueprint)
+    assert limit == pytest.approx(dense - 0.3 * session.inputs.base.parameters)
+    genome = session.scorer.space.uniform()
+    gone = session.inputs.base.parameters - session.evaluator.parameters(session.scorer.blueprint(genome))
+    assert dense - session.scorer.space.cost(genome) == gone
 
 
 def test_a_free_size_has_no_limit(tmp_path):
     asked = {"method": "width", "search": "nsga2", "library_sequences": 4, "library": str(tmp_path / "levels")}
-    assert width_budget(open_job(recipe(tmp_path, **asked)))[1] is None
+    assert open_session(recipe(tmp_path, **asked)).budget[1] is None
 
 
 def test_predictions_take_off_what_levels_save():
@@ -57,16 +58,16 @@ def test_a_model_measured_again_is_set_beside_the_same_prediction():
 
 def test_time_that_layers_do_not_take_is_refused(tmp_path):
     library = {"library_sequences": 4, "library": str(tmp_path / "levels")}
-    job = open_job(recipe(tmp_path, method="width", latency=0.6, **library))
-    spent = 0.5 / job.parent.depth
+    session = open_session(recipe(tmp_path, method="width", latency=0.6, **library))
+    spent = 0.5 / session.inputs.base.depth
     column = Phase(2.0, (spent, 0.0), (0.0, 0.0))
-    job.home.mkdir(parents=True)
-    (job.home / "latencies.json").write_text(json.dumps(asdict(Latencies(column, column))))
+    session.workdir.folder.mkdir(parents=True)
+    session.workdir.latencies.write_text(json.dumps(asdict(Latencies(column, column))))
     with pytest.raises(
         InvalidRecipe,
         match="still takes 75% of its time on this device; ask for more than that with --latency, not 0.6",
     ):
-        width_budget(job)
+        session.budget  # noqa: B018
 
 
 def test_the_table_is_measured_once_per_run(tmp_path, monkeypatch):
@@ -74,9 +75,9 @@ def test_the_table_is_measured_once_per_run(tmp_path, monkeypatch):
     text(tmp_path / "text.txt")
     asked = recipe(tmp_path, base=str(tmp_path / "base"), method="width", latency=0.95, library_sequences=4,
                    library=str(tmp_path / "levels"))  # fmt: skip
-    job = open_job(asked)
-    job.home.mkdir(parents=True)
-    first = width_budget(job)
+    session = open_session(asked)
+    session.workdir.folder.mkdir(parents=True)
+    first = session.budget
     assert all(a >= b for costs in first[0] for a, b in zip(costs, costs[1:], strict=False)) and first[0][0][-1] == 0
     monkeypatch.setattr("hf_prune.evaluation.speed.measure", SimpleNamespace())
-    assert width_budget(open_job(asked)) == first
+    assert open_session(asked).budget == first

@@ -15,7 +15,7 @@ from hf_prune.errors import InvalidBlueprint
 from hf_prune.evaluation.evaluator import Evaluator
 from hf_prune.recipe import Recipe
 from hf_prune.recovery.repair import REACHES, Repaired, _ends, evenly, repair, weakened
-from hf_prune.session import job
+from hf_prune.session.session import open_session
 from tests.families import DEPTH, EVERY, blueprint, mean
 from tests.oracle import logits, opened, stock, tokens
 
@@ -192,11 +192,11 @@ def test_on_the_bundled_model_most_of_the_loss_comes_back():
     demo = demo_folder()
     recipe = Recipe.of(base=str(demo / "storymath-16l"), data=(str(demo / "text"),), drop=("3,6,7,11",),
                        report_sequences=24, reach="all")  # fmt: skip
-    made = job.open_job(recipe)
+    made = open_session(recipe)
     cut = made.deletions(4).blueprint(made.deletions(4).space.from_removed((3, 6, 7, 11)))
-    report = made.evidence["report"]
-    done = repair(made.bank, cut, made.training(96).tokens, made.evidence["selection"].tokens)
-    identity = Blueprint.identity(made.parent.source, made.parent.depth)
+    report = made.evidence.windows["report"]
+    done = repair(made.bank, cut, made.evidence.training(96).tokens, made.evidence.windows["selection"].tokens)
+    identity = Blueprint.identity(made.inputs.base.source, made.inputs.base.depth)
     scores = Evaluator(made.bank, report.tokens).token_scores([identity, cut, done.blueprint], Fidelity(24))
     rows = [np.array([c == n for c in report.corpora]) for n in sorted(set(report.corpora))]
     dense, bare, now = (np.array([s[1].mean(1).numpy()[r].mean() for r in rows]) for s in scores)

@@ -9,12 +9,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_prune.blueprint import Blueprint, LayerSpec, Part
 from hf_prune.pipeline import run
 from hf_prune.recipe import Recipe
-from hf_prune.report.compose import Found, merging, plain, scored
-from hf_prune.session.job import open_job
-from hf_prune.session.journal import Journal
+from hf_prune.report.compose import plain
 from tests.runs import recipe
 
 VALUES = st.recursive(
@@ -67,20 +64,3 @@ def test_the_summary_of_the_search_is_that_of_its_journal(done):
     best = [v for _, v in summary["history"]]
     assert best == sorted(best, reverse=True) and best[-1] == summary["best"]
     assert -1 <= summary["rank_correlation"]["kl"]["spearman"] <= 1
-
-
-def test_merging_compares_a_merged_model_with_its_own_deletions(tmp_path):
-    job = open_job(recipe(tmp_path, keep_layers=4, rules=("mean",)))
-    journal = Journal.memory()
-    plain_cut = Blueprint((job.parent.source,), tuple(LayerSpec((Part(0, i),)) for i in (0, 1, 2, 3)))
-    assert merging(job, journal, Found(plain_cut, (), (), None, 0)) is None
-    from hf_prune.blueprint import Fidelity, Trial
-
-    rng = np.random.default_rng(0)
-    genomes = {job.scorer.space.random(rng) for _ in range(6)}
-    told = scored(job.scorer, journal, [Trial(g, Fidelity(4)) for g in genomes])
-    merged = [job.scorer.blueprint(o.trial.genome) for o in told]
-    winner = next(b for b in merged if any(len(s.parts) > 1 for s in b.layers))
-    found = merging(job, journal, Found(winner, (), (), None, 0))
-    assert found["won"] and found["helps"] == (found["ours"] < found["deletion"])
-    assert found["ours"] == pytest.approx(job.evaluator.evaluate([winner], job.selection)[0].kl, rel=1e-4)

@@ -26,7 +26,7 @@ def evaluate(trials):
 def main(path, name):
     plan = Schedule((Fidelity(2), FULL), evaluations=110, population=8, offspring=12)
     space = Removals(10, None if name == "nsga2" else 3)
-    search = SEARCHERS[name](space, plan, np.random.default_rng(0))
+    search = SEARCHERS[name].propose(space, plan, np.random.default_rng(0))
     journal = Journal.open(path, {"recipe": name})
     loop = drive(search, evaluate, journal, lambda t: ("".join(map(str, t.genome)), t.fidelity), batch=5)
     while True:

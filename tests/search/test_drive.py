@@ -121,7 +121,7 @@ def test_a_replayed_search_asks_for_nothing_and_ends_the_same(name):
     def search():
         plan = Schedule((Fidelity(2), FULL), 60, 6, 8)
         space = Removals(8) if name == "nsga2" else SPACE
-        return SEARCHERS[name](space, plan, np.random.default_rng(0))
+        return SEARCHERS[name].propose(space, plan, np.random.default_rng(0))
 
     journal, evaluate = Journal.memory(), LAND.evaluate
     events, finalists = run(search(), evaluate, journal)

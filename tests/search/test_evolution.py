@@ -15,6 +15,10 @@ def schedule(evaluations=280, stages=(SCREEN, FULL), **changes):
     return Schedule(stages, evaluations, **changes)
 
 
+def proposed(name, space, plan, seed=0):
+    return SEARCHERS[name].propose(space, plan, np.random.default_rng(seed))
+
+
 def cost(asked):
     """Layer passes, in units of full evidence, when the candidates of a batch share equal beginnings."""
     return sum(layer_passes(t.genome for t in batch) * batch[0].fidelity.sequences / FULL.sequences for batch in asked)
@@ -24,7 +28,7 @@ def found(name, land_seed, seed, space=SPACE, plan=None):
     """Whether the optimum of full evidence came back first, and the cost as a share of the shared enumeration's."""
     land = Landscape.draw(land_seed, depth=16, size=space.budget)
     every = list(space.enumerate())
-    finalists, asked = play(SEARCHERS[name](space, plan or schedule(), np.random.default_rng(seed)), land.evaluate)
+    finalists, asked = play(proposed(name, space, plan or schedule(), seed), land.evaluate)
     return finalists[0].trial.genome == min(every, key=land.value), cost(asked) / layer_passes(every)
 
 
@@ -61,7 +65,7 @@ def test_staged_beats_evopress_and_random_at_the_cost_of_each():
 def test_the_best_that_wait_at_a_stage_get_more_evidence():
     stages = (Fidelity(2), Fidelity(4), FULL)
     land = Landscape.draw(0)
-    _, asked = play(SEARCHERS["staged"](SPACE, schedule(200, stages), np.random.default_rng(0)), land.evaluate)
+    _, asked = play(proposed("staged", SPACE, schedule(200, stages)), land.evaluate)
     waiting = {stage: set() for stage in stages}
     for number, batch in enumerate(asked[:9]):
         stage = stages[number % 3]
@@ -75,14 +79,14 @@ def test_the_best_that_wait_at_a_stage_get_more_evidence():
 
 
 def test_a_screen_never_sees_a_genome_again():
-    _, asked = play(SEARCHERS["staged"](SPACE, schedule(), np.random.default_rng(0)), Landscape.draw(0).evaluate)
+    _, asked = play(proposed("staged", SPACE, schedule()), Landscape.draw(0).evaluate)
     screened = [t.genome for t in chain(*asked) if t.fidelity == SCREEN]
     assert len(set(screened)) == len(screened) > 100
 
 
 def test_offspring_are_within_three_swaps_of_a_parent_that_was_scored_in_full():
     plan = schedule(120, stages=(FULL,), population=4, offspring=16)
-    _, asked = play(SEARCHERS["evopress"](SPACE, plan, np.random.default_rng(0)), Landscape.draw(0).evaluate)
+    _, asked = play(proposed("evopress", SPACE, plan), Landscape.draw(0).evaluate)
     for number, batch in enumerate(asked[1:], 1):
         best = min((t.genome for t in chain(*asked[:number])), key=Landscape.draw(0).value)
         assert all(len(SPACE.gone(t.genome) - SPACE.gone(best)) <= 3 for t in batch)
@@ -98,7 +102,10 @@ def test_stagnation_restarts_from_random_genomes():
             return genome
 
     plan = schedule(300, stages=(FULL,), population=4, offspring=16)
-    play(SEARCHERS["staged"](Watched(16, 4), plan, np.random.default_rng(0)), lambda trials: [(1.0,)] * len(trials))
+    play(
+        proposed("staged", Watched(16, 4), plan),
+        lambda trials: [(1.0,)] * len(trials),
+    )
     assert len(drawn) >= 16 + 3 * 4
 
 
@@ -106,5 +113,5 @@ def test_good_seeds_are_never_lost():
     land = Landscape.draw(0)
     best = min(SPACE.enumerate(), key=land.value)
     plan = schedule(64, seeds=(best,))
-    finalists, _ = play(SEARCHERS["staged"](SPACE, plan, np.random.default_rng(0)), land.evaluate)
+    finalists, _ = play(proposed("staged", SPACE, plan), land.evaluate)
     assert finalists[0].trial.genome == best

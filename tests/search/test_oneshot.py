@@ -13,7 +13,8 @@ DISTANCE = ((0.9, 0.9, 0.9, 0.9, 0.9, 0.9), (0.1, 0.5, 0.6, 0.7, 0.8), (0.3, 0.4
 
 def asked(name, space=SPACE, scores: Scores | None = None):
     plan = Schedule((FULL,), 10, scores=scores or Scores(INFLUENCE, DISTANCE))
-    finalists, batches = play(SEARCHERS[name](space, plan, np.random.default_rng(0)), Landscape.draw(0, 6, 2).evaluate)
+    search = SEARCHERS[name].propose(space, plan, np.random.default_rng(0))
+    finalists, batches = play(search, Landscape.draw(0, 6, 2).evaluate)
     (batch,) = batches
     assert [o.trial for o in finalists] == list(batch)
     return [SPACE.gone(t.genome) for t in batch]
@@ -51,10 +52,10 @@ def test_a_space_that_counts_halves_loses_whole_layers(name, budget, layers):
 @pytest.mark.parametrize("name", ["shortgpt", "window"])
 def test_missing_scores_are_refused(name):
     with pytest.raises(InvalidRecipe, match=f"{name} needs the layer scores"):
-        next(SEARCHERS[name](SPACE, Schedule((FULL,), 10), np.random.default_rng(0)))
+        next(SEARCHERS[name].propose(SPACE, Schedule((FULL,), 10), np.random.default_rng(0)))
 
 
 @pytest.mark.parametrize("name", ["last", "shortgpt", "window"])
 def test_a_free_size_is_refused(name):
     with pytest.raises(InvalidRecipe, match=f"{name} needs a size"):
-        next(SEARCHERS[name](Removals(6), Schedule((FULL,), 10), np.random.default_rng(0)))
+        next(SEARCHERS[name].propose(Removals(6), Schedule((FULL,), 10), np.random.default_rng(0)))

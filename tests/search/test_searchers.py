@@ -28,7 +28,7 @@ def schedule(evaluations=90, **changes):
 
 def run(name, seed=0, plan=None, land=LAND):
     space = FREE if name == "nsga2" else SPACE
-    return play(SEARCHERS[name](space, plan or schedule(), np.random.default_rng(seed)), land.evaluate)
+    return play(SEARCHERS[name].propose(space, plan or schedule(), np.random.default_rng(seed)), land.evaluate)
 
 
 @pytest.mark.parametrize("name", SIMPLE)
@@ -80,7 +80,7 @@ def test_broken_candidates_never_win(name):
 @pytest.mark.parametrize("name", SIMPLE)
 def test_a_run_survives_candidates_that_are_all_broken(name):
     finalists, _ = play(
-        SEARCHERS[name](FREE if name == "nsga2" else SPACE, schedule(), np.random.default_rng(0)),
+        SEARCHERS[name].propose(FREE if name == "nsga2" else SPACE, schedule(), np.random.default_rng(0)),
         lambda trials: [(np.inf, 1.0)] * len(trials),
     )
     assert len(finalists) == (0 if name == "nsga2" else min(len(finalists), 4))
@@ -90,7 +90,7 @@ def test_a_run_survives_candidates_that_are_all_broken(name):
 def test_a_space_smaller_than_the_cap_is_searched_to_its_end(name):
     space, land = Removals(5, 2), Landscape.draw(1, depth=5, size=2)
     plan = schedule(100_000, population=3, offspring=4)
-    finalists, asked = play(SEARCHERS[name](space, plan, np.random.default_rng(0)), land.evaluate)
+    finalists, asked = play(SEARCHERS[name].propose(space, plan, np.random.default_rng(0)), land.evaluate)
     assert len(list(chain(*asked))) <= 20
     assert name == "evopress" or finalists[0].trial.genome == min(space.enumerate(), key=land.value)
 
@@ -99,7 +99,7 @@ def test_a_space_smaller_than_the_cap_is_searched_to_its_end(name):
 def test_seeds_are_asked_first(name):
     space = FREE if name == "nsga2" else SPACE
     seeds = (space.from_removed([1, 2, 3]), space.from_removed([7, 8, 9]))
-    _, asked = play(SEARCHERS[name](space, schedule(seeds=seeds), np.random.default_rng(0)), LAND.evaluate)
+    _, asked = play(SEARCHERS[name].propose(space, schedule(seeds=seeds), np.random.default_rng(0)), LAND.evaluate)
     assert tuple(t.genome for t in asked[0][:2]) == seeds
 
 
@@ -137,11 +137,11 @@ def test_nsga2_covers_the_true_front_of_a_small_space():
     every = [land.evaluate((t,))[0] for t in (Trial(g, FULL) for g in space.enumerate())]
     truth = {every[i] for i in non_dominated(every)}
     plan = schedule(160, population=16, offspring=16)
-    finalists, _ = play(SEARCHERS["nsga2"](space, plan, np.random.default_rng(0)), land.evaluate)
+    finalists, _ = play(SEARCHERS["nsga2"].propose(space, plan, np.random.default_rng(0)), land.evaluate)
     assert len(truth & {o.values for o in finalists}) >= 0.8 * len(truth)
 
 
 def test_nsga2_starts_with_every_size():
     plan = schedule(population=18, seeds=(FREE.from_removed([0]), FREE.from_removed([1])))
-    _, asked = play(SEARCHERS["nsga2"](FREE, plan, np.random.default_rng(0)), LAND.evaluate)
+    _, asked = play(SEARCHERS["nsga2"].propose(FREE, plan, np.random.default_rng(0)), LAND.evaluate)
     assert sorted(sum(t.genome) for t in asked[0]) == sorted([*range(1, 10)] * 2)

@@ -8,7 +8,8 @@ import pytest
 
 from hf_prune.blueprint import Fidelity
 from hf_prune.errors import InvalidRecipe
-from hf_prune.methods import CollapseSpace, StitchSpace
+from hf_prune.methods.collapse import CollapseSpace
+from hf_prune.methods.stitch import StitchSpace
 from hf_prune.search import SEARCHERS, Schedule
 from tests.search.toy import play
 
@@ -26,7 +27,7 @@ def value(trial):
 
 def searched(name, evaluations, seed=0, stages=(FULL,), worth=value, seeds=()):
     schedule = Schedule(stages, evaluations, offspring=8, seeds=seeds)
-    batches = SEARCHERS[name](SPACE, schedule, np.random.default_rng(seed))
+    batches = SEARCHERS[name].propose(SPACE, schedule, np.random.default_rng(seed))
     return play(batches, lambda trials: [worth(t) for t in trials])
 
 
@@ -73,7 +74,7 @@ def test_several_values_end_as_a_front():
 def test_a_space_without_genes_and_a_missing_package_are_named(monkeypatch):
     rng = np.random.default_rng(0)
     with pytest.raises(InvalidRecipe, match="--method stitch only"):
-        next(SEARCHERS["smac"](CollapseSpace(6, 2), Schedule((FULL,), 9), rng))
+        next(SEARCHERS["smac"].propose(CollapseSpace(6, 2), Schedule((FULL,), 9), rng))
     monkeypatch.setitem(sys.modules, "smac", None)
     with pytest.raises(InvalidRecipe, match=r"hf-prune\[smac\]"):
         searched("smac", 20)

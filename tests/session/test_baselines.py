@@ -22,9 +22,8 @@ from hf_prune.recovery.repair import STRENGTHS, evenly, weakened
 from hf_prune.report.retention import standings
 from hf_prune.results import assemble_blueprint, heal_folder, report_folder
 from hf_prune.session import restore
-from hf_prune.session.baselines import label, warm_starts
-from hf_prune.session.found import Found
-from hf_prune.session.job import open_job
+from hf_prune.session.selection import Winner
+from hf_prune.session.session import open_session
 from tests.runs import DEPTH, finished, leftovers, recipe, relatives, searched, stitching
 
 
@@ -39,31 +38,32 @@ def done(home):
 
 
 def test_a_plan_needs_no_variant_to_be_opened(home):
-    job = open_job(stitching(home))
-    assert job.target.remove == 2 and [label(job, k) for k in range(3)] == ["base", "tuned", "lora"]
-    assert job.sources[2].adapter.startswith("lora@") and job.parent.depth == DEPTH
+    session = open_session(stitching(home))
+    assert session.inputs.target.remove == 2 and [*session.inputs.names] == ["base", "tuned", "lora"]
+    assert session.inputs.sources[2].adapter.startswith("lora@") and session.inputs.base.depth == DEPTH
 
 
 def test_every_corpus_has_the_teacher_that_knows_it_best(home):
-    job = open_job(stitching(home))
-    job.evaluator  # noqa: B018
-    assert len(job.known) == 3
-    for corpus in job.corpora:
-        best = job.known[job.teacher(corpus)].texts[job.corpora.index(corpus)]
-        assert best == min(m.texts[job.corpora.index(corpus)] for m in job.known)
-    assert job.known[job.dense].text == min(m.text for m in job.known)
+    session = open_session(stitching(home))
+    session.evaluator  # noqa: B018
+    assert len(session.known) == 3
+    for corpus in session.evidence.corpora:
+        best = session.known[session.teacher(corpus)].texts[session.evidence.corpora.index(corpus)]
+        assert best == min(m.texts[session.evidence.corpora.index(corpus)] for m in session.known)
+    assert session.known[session.dense].text == min(m.text for m in session.known)
 
 
 def test_block_influence_of_a_parent_is_that_of_its_own_run(home):
-    job = open_job(stitching(home))
-    alone = open_job(recipe(home, base=str(home / "tuned"), data=(str(home / "text.txt"),), output=str(home / "x")))
-    ours = influence(job.evaluator.states(job.identity(1), job.recipe.sequences))
-    assert ours == pytest.approx(block_influence(alone.evaluator.dense.run(alone.evidence["search"].tokens)), abs=1e-3)
+    session = open_session(stitching(home))
+    alone = open_session(recipe(home, base=str(home / "tuned"), data=(str(home / "text.txt"),), output=str(home / "x")))
+    ours = influence(session.evaluator.states(session.inputs.identity(1), session.recipe.sequences))
+    theirs = block_influence(alone.evaluator.dense.run(alone.evidence.windows["search"].tokens))
+    assert ours == pytest.approx(theirs, abs=1e-3)
 
 
 def test_warm_starts_are_cuts_of_every_parent_and_of_blends_that_lean_on_the_base(home):
-    job = open_job(stitching(home))
-    starts, space = warm_starts(job, ()), job.scorer.space
+    session = open_session(stitching(home))
+    starts, space = session.inputs.method.starts(session.scorer.space, session.facts(), ()), session.scorer.space
     assert len(starts) == len(set(starts)) == 2 * (1 + 4 + 3)
     assert all(space.removed(g) == 2 for g in starts)
     mixes = {gene.mixes[0][1:] for genome in starts for gene in space.genes(genome)}
@@ -71,14 +71,19 @@ def test_warm_starts_are_cuts_of_every_parent_and_of_blends_that_lean_on_the_bas
 
 
 def test_what_the_sweep_asked_is_paired_with_what_live_models_answer(home):
-    job = open_job(stitching(home))
-    told = []
-    known = standings(job, Found(job.identity(1), job.identity(1), (), ()), lambda *now: told.append(now))
+    session = open_session(stitching(home))
+    told, variant = [], session.inputs.identity(1)
+    known = standings(session, Winner(variant, variant), lambda *now: told.append(now))
     layers = [n for n, _ in told]
     assert layers == sorted(layers) and layers[-1] == told[0][1] and len(set(layers)) > DEPTH
-    assert sorted(t.digest for t in known.tasks) != sorted(t.digest for t in job.reported), "another order of items"
+    assert sorted(t.digest for t in known.tasks) != sorted(t.digest for t in session.evidence.reported), (
+        "another order of items"
+    )
     for task in known.tasks:
-        live, ours = score(job.bank.model, job.tokenizer, task), known.answers(job.identity(0))[task.name]
+        live, ours = (
+            score(session.bank.model, session.inputs.tokenizer, task),
+            known.answers(session.inputs.identity(0))[task.name],
+        )
         assert (live.correct == ours.correct).all() and not live.correct.all()
         assert live.log_likelihoods == pytest.approx(ours.log_likelihoods, rel=1e-3)
 
@@ -157,20 +162,23 @@ def asking(folder):
 )
 def test_mixes_are_taken_as_far_as_serves_the_objective(home, tmp_path, objective, more, items):
     changes = {**asking(tmp_path), "objective": objective, "tune_items": more}
-    job = open_job(stitching(home, output=str(tmp_path / "out"), tune=4, **changes))
-    assert job.full.items == 12 and job.selection.first_item == max(12, items), "none is learned from and chosen by"
-    cut = job.scorer.blueprint(job.scorer.space.random(np.random.default_rng(0)))
-    found, summary = restore._tune(job, cut, lambda event: None)
+    session = open_session(stitching(home, output=str(tmp_path / "out"), tune=4, **changes))
+    first = session.evidence.selection.first_item
+    assert session.evidence.full.items == 12 and first == max(12, items), "none is learned from and chosen by"
+    cut = session.scorer.blueprint(session.scorer.space.random(np.random.default_rng(0)))
+    found, summary = restore._tune(session, cut, lambda event: None)
     (kept,) = (tmp_path / "out.run/tuned").glob("*.json")
     learned = Blueprint.from_json(kept.read_text())
     ways = [cut, *(midway(cut, learned, strength) for strength in STRENGTHS)]
-    worth = [values(m, job.columns)[0] for m in job.evaluator.evaluate(ways, job.selection)]
+    worth = [values(m, session.columns)[0] for m in session.evaluator.evaluate(ways, session.evidence.selection)]
     best = min(range(1, len(ways)), key=lambda n: worth[n])
     assert found == ways[best] != cut and summary["strength"] == STRENGTHS[best - 1]
     assert (summary["before"], summary["after"]) == (worth[0], worth[best])
     assert summary["kept"] == (worth[best] < worth[0]) and summary["items"] == items
-    assert learned == tune(job.evaluator, cut, replace(job.text, items=items), 4).blueprint
-    assert learned != tune(job.evaluator, cut, replace(job.text, items=0 if items else 12), 4).blueprint
+    assert learned == tune(session.evaluator, cut, replace(session.evidence.text, items=items), 4).blueprint
+    assert (
+        learned != tune(session.evaluator, cut, replace(session.evidence.text, items=0 if items else 12), 4).blueprint
+    )
 
 
 @pytest.mark.slow
@@ -243,13 +251,13 @@ def test_other_ways_to_stitch_end_as_a_certified_model(home, tmp_path, changes):
 
 
 def test_where_tasks_are_asked_a_repair_goes_as_far_as_serves_the_objective(home, tmp_path):
-    job = open_job(stitching(home, output=str(tmp_path / "out"), repair_sequences=16, **asking(tmp_path)))
-    cut = job.scorer.blueprint(job.scorer.space.random(np.random.default_rng(0)))
-    found, summary = restore._repair(job, cut, lambda event: None)
-    assert set(job.bank.named(found)) == set(job.bank.patches), "the ways not taken are let go"
-    whole = job.repaired(cut, 16).blueprint
-    ways = [cut, *(weakened(job.bank, whole, evenly(whole, strength)) for strength in STRENGTHS)]
-    worth = [values(m, job.columns)[0] for m in job.evaluator.evaluate(ways, job.selection)]
+    session = open_session(stitching(home, output=str(tmp_path / "out"), repair_sequences=16, **asking(tmp_path)))
+    cut = session.scorer.blueprint(session.scorer.space.random(np.random.default_rng(0)))
+    found, summary = restore._repair(session, cut, lambda event: None)
+    assert set(session.bank.named(found)) == set(session.bank.patches), "the ways not taken are let go"
+    whole = session.repaired(cut, 16).blueprint
+    ways = [cut, *(weakened(session.bank, whole, evenly(whole, strength)) for strength in STRENGTHS)]
+    worth = [values(m, session.columns)[0] for m in session.evaluator.evaluate(ways, session.evidence.selection)]
     best = min(range(1, len(ways)), key=lambda n: worth[n])
     assert found == ways[best] and summary["strength"] == STRENGTHS[best - 1] and summary["learning"] is None
     assert summary["kept"] == (worth[best] < worth[0])
@@ -258,21 +266,21 @@ def test_where_tasks_are_asked_a_repair_goes_as_far_as_serves_the_objective(home
 @pytest.mark.parametrize("objective", ["abilities", "kl"])
 def test_where_mixes_are_learned_from_tasks_so_is_how_far_each_half_of_a_repair_goes(home, tmp_path, objective):
     changes = {**asking(tmp_path), "objective": objective, "repair_sequences": 16}
-    job = open_job(stitching(home, output=str(tmp_path / "out"), tune=4, **changes))
-    cut = job.scorer.blueprint(job.scorer.space.random(np.random.default_rng(0)))
+    session = open_session(stitching(home, output=str(tmp_path / "out"), tune=4, **changes))
+    cut = session.scorer.blueprint(session.scorer.space.random(np.random.default_rng(0)))
     told = []
-    found, summary = restore._repair(job, cut, told.append)
-    assert set(job.bank.named(found)) == set(job.bank.patches), "the ways not taken are let go"
+    found, summary = restore._repair(session, cut, told.append)
+    assert set(session.bank.named(found)) == set(session.bank.patches), "the ways not taken are let go"
     steps = [event for event in told if event.value is not None]
     if objective == "kl":
         assert summary["learning"] is None and not steps
         return
-    whole, learning = job.repaired(cut, 16).blueprint, summary["learning"]
-    shares = tune_repair(job.evaluator, whole, summary["strength"], job.learning, 4)
-    assert replace(job, over=True).learning.items == 0, "a finished result is trained without its search tasks"
+    whole, learning = session.repaired(cut, 16).blueprint, summary["learning"]
+    shares = tune_repair(session.evaluator, whole, summary["strength"], session.evidence.learning, 4)
+    assert replace(session, over=True).learning.items == 0, "a finished result is trained without its search tasks"
     assert len(steps) == 4 and learning["shares"] == [list(pair) for pair in shares]
-    ways = [weakened(job.bank, whole, taken) for taken in (evenly(whole, summary["strength"]), shares)]
-    worth = [values(m, job.columns)[0] for m in job.evaluator.evaluate(ways, job.selection)]
+    ways = [weakened(session.bank, whole, taken) for taken in (evenly(whole, summary["strength"]), shares)]
+    worth = [values(m, session.columns)[0] for m in session.evaluator.evaluate(ways, session.evidence.selection)]
     assert worth == pytest.approx([learning["before"], learning["after"]]) and learning["items"] == 12
     assert found == ways[learning["kept"]] and learning["kept"] == (worth[1] < worth[0])
 

@@ -7,7 +7,7 @@ import numpy as np
 from hf_prune.blueprint import Fidelity
 from hf_prune.data.tasks import TaskScores
 from hf_prune.evaluation.objectives import Measures
-from hf_prune.session.items import keep_items
+from hf_prune.session.scorer import keep_items
 
 
 def measured(*right):

@@ -1,0 +1,141 @@
+"""What candidates are judged by: windows of text and items of tasks, in disjoint splits, and how much of them."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from hf_prune.blueprint import Fidelity
+from hf_prune.data.task_sources import check_apart, load_tasks
+from hf_prune.data.tasks import Task
+from hf_prune.data.windows import Windows, windows
+from hf_prune.errors import InvalidData
+from hf_prune.limits import FINAL_STAGES
+from hf_prune.recipe import DEFAULT_DATA, TASK_OBJECTIVES, Recipe
+from hf_prune.session.inputs import Inputs
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """Everything is read when it is first asked for, once. When the search is `over` none of its tasks is asked again.
+
+    Args:
+        recipe: says which text and tasks, and how much.
+        tokenizer: of the base.
+        repo: the base's name, for errors.
+        rows: of its embedding.
+        positions: most tokens it reads; None where it does not say.
+        over: the search is done.
+    """
+
+    recipe: Recipe
+    tokenizer: Any
+    repo: str
+    rows: int
+    positions: int | None
+    over: bool = False
+
+    @classmethod
+    def of(cls, inputs: Inputs, over: bool = False) -> "Evidence":
+        """For these inputs."""
+        rows = inputs.base.skeleton.get_input_embeddings().weight.shape[0]
+        positions = getattr(inputs.base.config, "max_position_embeddings", None)
+        return cls(inputs.recipe, inputs.tokenizer, inputs.base.source.repo, rows, positions, over)
+
+    # Text ----------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def windows(self) -> dict[str, Windows]:
+        """The three disjoint splits: search, selection and report.
+
+        Raises:
+            InvalidData: as `windows`, or windows that are longer than the model reads.
+        """
+        r = self.recipe
+        counts = {"search": r.sequences, "selection": r.selection_sequences, "report": r.report_sequences}
+        if self.positions and r.length > self.positions:
+            raise InvalidData(
+                f"length is {r.length}, but {self.repo} reads at most {self.positions} tokens; lower --length."
+            )
+        return {split: self._read(split, n) for split, n in counts.items()}
+
+    def training(self, count: int) -> Windows:
+        """At most `count` windows to fit and train on: the search split's, and behind them what is given for healing.
+
+        Raises:
+            InvalidData: as `windows`.
+        """
+        return self._read("heal", count, at_most=True)
+
+    def _read(self, split: str, count: int, at_most: bool = False) -> Windows:
+        r = self.recipe
+        data = r.data or (DEFAULT_DATA,)
+        return windows(data, self.tokenizer, split, count, r.length, r.force_test_split, self.rows, at_most=at_most)
+
+    @cached_property
+    def corpora(self) -> tuple[str, ...]:
+        """Names of the corpora, in the order of the measures' texts."""
+        return tuple(sorted({c for s in ("search", "selection") for c in self.windows[s].corpora}))
+
+    @property
+    def lessons(self) -> int:
+        """Windows that finalists may be trained on before the best is chosen."""
+        return -(-self.recipe.search_heal * 2 ** (FINAL_STAGES - 1) // self.recipe.length)
+
+    # Tasks ---------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def searched(self) -> tuple[Task, ...]:
+        """The tasks of the search; no item of theirs is in the report."""
+        r = self.recipe
+        if self.over or not r.search_tasks:
+            return ()
+        found = load_tasks(r.search_tasks, "search", force=r.force_test_split)
+        need = r.learned_items + r.selection_items
+        learning = "tune_items" if r.learned_items > r.search_items else "search_items"
+        if short := next((t for t in found if len(t.items) < need), None):
+            raise InvalidData(
+                f"The task {short.name} has {len(short.items)} items, but {learning} and selection_items ask for "
+                f"{need}; lower them."
+            )
+        check_apart(found, self._report_tasks)
+        return found
+
+    @cached_property
+    def reported(self) -> tuple[Task, ...]:
+        """The tasks of the report: all its tables show the same `task_items` items of each, spread over the answers."""
+        return tuple(t.spread(self.recipe.task_items) for t in self._report_tasks)
+
+    @cached_property
+    def _report_tasks(self) -> tuple[Task, ...]:
+        return load_tasks(self.recipe.tasks)
+
+    # How much ------------------------------------------------------------------------------------------------------
+
+    def fidelity(self, sequences: int) -> Fidelity:
+        """So many windows of search text, and the same share of the items of every task."""
+        share = self.recipe.search_items * sequences // self.recipe.sequences
+        return Fidelity(sequences, items=max(1, share) if self.searched else 0)
+
+    @property
+    def full(self) -> Fidelity:
+        """All the search evidence."""
+        return self.fidelity(self.recipe.sequences)
+
+    @property
+    def text(self) -> Fidelity:
+        """All the search text and no task."""
+        return replace(self.full, items=0)
+
+    @property
+    def learning(self) -> Fidelity:
+        """What gradient descent on weights learns from: tasks, too, where the objective looks at them."""
+        r = self.recipe
+        asks = self.searched and r.objective in TASK_OBJECTIVES
+        return replace(self.full, items=(r.tune_items or r.search_items) if asks else 0)
+
+    @property
+    def selection(self) -> Fidelity:
+        """What chooses among finalists."""
+        r = self.recipe
+        tasks = {"items": r.selection_items, "first_item": r.learned_items} if self.searched else {}
+        return Fidelity(r.selection_sequences, start=r.sequences, **tasks)

@@ -1,0 +1,346 @@
+"""One run on one device: the dense model, its evaluator and teachers, its libraries, and what its genomes mean."""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import PreTrainedModel
+
+from hf_prune.assembly.assemble import Parent, assemble
+from hf_prune.assembly.layer_bank import LayerBank
+from hf_prune.assembly.patches import load_patches, save_patches
+from hf_prune.atomic_files import write_text
+from hf_prune.blueprint import Blueprint, Fidelity, Genome
+from hf_prune.errors import InvalidRecipe
+from hf_prune.evaluation.dense import block_distance, block_influence, influence
+from hf_prune.evaluation.evaluator import Evaluator
+from hf_prune.evaluation.objectives import OBJECTIVES, REVISION, Measures
+from hf_prune.evaluation.packed_tasks import Exam
+from hf_prune.evaluation.speed import computes_bfloat16
+from hf_prune.limits import MERGED_LAYERS
+from hf_prune.methods.collapse import CollapseSpace
+from hf_prune.methods.method import Facts
+from hf_prune.recipe import Recipe
+from hf_prune.recovery.latency import Latencies, time_levels, within
+from hf_prune.recovery.levels import HALVES, Kind, Levels, Options, made
+from hf_prune.recovery.repair import Repaired, repair
+from hf_prune.recovery.short_training import Lesson, TrainingAware
+from hf_prune.search import SEARCHERS, Schedule, Scores, Space
+from hf_prune.session.clock import Clock
+from hf_prune.session.evidence import Evidence
+from hf_prune.session.inputs import Inputs, open_inputs
+from hf_prune.session.scorer import Scorer
+from hf_prune.session.workdir import Workdir
+
+Progress = Callable[[int, int], None]
+ALWAYS = ("kl", "perplexity", "similarity", "kl_similarity", "params")
+"""What every trial is journaled with, so that reports and baselines need no second forward."""
+FINALISTS = 16
+"""Most that a search returns."""
+
+
+@dataclass(frozen=True, eq=False)
+class Session:
+    """A run with its sources opened; what is heavy is made when it is first asked for, once."""
+
+    inputs: Inputs
+    evidence: Evidence
+    workdir: Workdir
+    clock: Clock = field(default_factory=Clock)
+
+    @property
+    def recipe(self) -> Recipe:
+        """What is asked for."""
+        return self.inputs.recipe
+
+    # The dense model -----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where the search runs."""
+        if self.recipe.device != "auto":
+            return torch.device(self.recipe.device)
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """Precision of the search: the checkpoint's own where the device computes in it, else float32."""
+        if self.recipe.dtype != "auto":
+            return getattr(torch, self.recipe.dtype)
+        stored = self.inputs.base.dtype
+        native = self.device.type != "cpu" or stored == torch.bfloat16 and computes_bfloat16()
+        return stored if native else torch.float32
+
+    @cached_property
+    def bank(self) -> LayerBank:
+        """The dense model, resident."""
+        base = self.inputs.base
+        model = assemble(Blueprint.identity(base.source, base.depth), [base], dtype=self.dtype, device=self.device)
+        return LayerBank(model, self.inputs.parents, self._capacity())
+
+    def _capacity(self) -> int:
+        """Merged layers kept beside the base."""
+        memory, parents = self.recipe.memory, len(self.inputs.parents)
+        if memory is None:
+            return MERGED_LAYERS
+        layer = self.inputs.base.layer_parameters * self.dtype.itemsize
+        whole = self.inputs.base.parameters * self.dtype.itemsize
+        room = int((memory * 2**30 - whole) / layer) - parents + 1
+        if room < 1:
+            least = (whole + parents * layer) / 2**30
+            raise InvalidRecipe(
+                f"memory {memory:g} GiB is too little: base and layers being merged need {least:.2f}; raise --memory."
+            )
+        return room
+
+    def assembled(self, blueprint: Blueprint) -> PreTrainedModel:
+        """A blueprint of this run as a model, in the precision and on the device of the search."""
+        numbered = blueprint.over(self.inputs.sources)
+        patches = self.bank.named(blueprint)
+        return assemble(numbered, self.inputs.parents, patches, dtype=self.dtype, device=self.device)
+
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        """The sweep over the search windows, followed by the selection windows; each has its teacher."""
+        if len(self.inputs.parents) > 1:
+            self._untaught.teach([self.teacher(c) for c in self._texts()])
+        return self._untaught
+
+    @cached_property
+    def _untaught(self) -> Evaluator:
+        """The same, every window compared with the base."""
+        evidence = self.evidence
+        return Evaluator(
+            self.bank,
+            torch.cat([evidence.windows[s].tokens for s in ("search", "selection")]),
+            with_modules=OBJECTIVES[self.recipe.objective].needs_modules,
+            corpora=[evidence.corpora.index(c) for c in self._texts()],
+            exam=(lambda dense: Exam(dense, evidence.searched, evidence.tokenizer, self.recipe.seed))
+            if evidence.searched
+            else None,
+        )
+
+    def _texts(self) -> Iterator[str]:
+        """Corpus of every window of the evaluator."""
+        for split in ("search", "selection"):
+            yield from self.evidence.windows[split].corpora
+
+    # Who teaches ---------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def known(self) -> tuple[Measures, ...]:
+        """Of every parent on the full search evidence."""
+        parents = [self.inputs.identity(k) for k in range(len(self.inputs.parents))]
+        return self._untaught.evaluate(parents, self.evidence.full)
+
+    def teacher(self, corpus: str) -> int:
+        """The parent that knows a corpus best, by its search text; the base where a text was not searched on."""
+        if len(self.inputs.parents) == 1 or corpus not in self.evidence.corpora:
+            return 0
+        column = self.evidence.corpora.index(corpus)
+        return min(range(len(self.inputs.parents)), key=lambda k: self.known[k].texts[column])
+
+    @property
+    def dense(self) -> int:
+        """The best parent on the search evidence: by tasks where there are some, else by text."""
+        if len(self.inputs.parents) == 1:
+            return 0
+        worth = [m.error if m.tasks else m.text for m in self.known]
+        return min(range(len(worth)), key=lambda k: worth[k])
+
+    # What genomes mean ---------------------------------------------------------------------------------------------
+
+    def facts(self, remove: int | None = None) -> Facts:
+        """What a method builds its space from; `remove` layers instead of the target's."""
+        several, libraries = len(self.inputs.parents) > 1, self.inputs.method.libraries(self.recipe)
+        ends = self._ends if several else ((), ())
+        costs, limit = self.budget if libraries else ((), None)
+        return Facts(
+            self.inputs.depth,
+            self.inputs.target.remove if remove is None else remove,
+            self.recipe.every_size,
+            len(self.inputs.parents),
+            self.inputs.names,
+            self.dense,
+            *ends,
+            tuple(block_influence(self.evaluator.reference)),
+            {kind: self.library(kind).digest for kind in libraries},
+            costs,
+            limit,
+            self._losses(self.library(libraries[0])) if libraries else (),
+        )
+
+    @cached_property
+    def _ends(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return self.inputs.ends()
+
+    @cached_property
+    def scorer(self) -> Scorer:
+        """Over the genomes of the recipe's method at this run's budget (free for a front)."""
+        return self.scoring(self.inputs.method.space(self.recipe, self.facts()))
+
+    def scoring(self, space: Space, mix: tuple[float, ...] = (1.0,)) -> Scorer:
+        """Over the genomes of any space."""
+        return Scorer(space, self.inputs.sources, self.measure, self.columns, self.workdir.items, mix)
+
+    def deletions(self, remove: int, mix: tuple[float, ...] = (1.0,)) -> Scorer:
+        """Over plain deletions of `remove` layers of the base, or of a mix of the parents."""
+        return self.scoring(CollapseSpace(self.inputs.depth, remove, ("keep",)), mix)
+
+    @cached_property
+    def columns(self) -> tuple[str, ...]:
+        """Objectives of every journaled value tuple; the searched one first."""
+        each = [f"task:{t.name}" for t in self.evidence.searched]
+        tasks = ("tasks", "tasks_norm", "doubt", *each) if each else ()
+        text = ("text",) if len(self.inputs.parents) > 1 else ()
+        return tuple(dict.fromkeys((self.recipe.objective, *ALWAYS, *tasks, *text)))
+
+    def measure(self, blueprints: Sequence[Blueprint], fidelity: Fidelity) -> Sequence[Measures]:
+        """As they are, in one sweep; or each after the repair and the training that the fidelity asks for."""
+        if not fidelity.repair and not fidelity.heal_tokens:
+            return self.evaluator.evaluate(blueprints, fidelity)
+        return [self._restored(blueprint, fidelity) for blueprint in blueprints]
+
+    def _restored(self, blueprint: Blueprint, fidelity: Fidelity) -> Measures:
+        if fidelity.repair:
+            blueprint = self.repaired(blueprint, fidelity.repair).blueprint
+        if fidelity.heal_tokens:
+            rows = slice(fidelity.start, fidelity.start + fidelity.sequences)
+            kl, nll = self.training_aware.scores(blueprint, fidelity.heal_tokens, rows)
+            parameters = self.evaluator.parameters(blueprint)
+            measured = Measures(kl, nll, math.nan, math.nan, parameters, finite=math.isfinite(kl))
+        else:
+            measured = self.evaluator.evaluate([blueprint], fidelity)[0]
+        for spec in blueprint.layers:
+            self.bank.forget(spec)
+        return measured
+
+    def schedule(self, trials: int, seeds: tuple[Genome, ...] = (), finalists: int = FINALISTS) -> Schedule:
+        """What the recipe's search may spend."""
+        recipe = self.recipe
+        stages = SEARCHERS[recipe.search].stages(recipe.sequences, recipe.length)
+        fidelities = tuple(map(self.evidence.fidelity, stages))
+        return Schedule(
+            fidelities,
+            max(trials, 1),
+            recipe.population,
+            recipe.offspring,
+            seeds,
+            finalists,
+            self.scores(),
+        )
+
+    def scores(self, whole: Blueprint | None = None) -> Scores:
+        """One-shot scores of the dense model, or of another whole one."""
+        if whole is not None:
+            return Scores(influence(self.evaluator.states(whole, self.recipe.sequences)))
+        reference = self.evaluator.reference
+        return Scores(block_influence(reference), block_distance(reference))
+
+    # Levels of widths ----------------------------------------------------------------------------------------------
+
+    def library(self, kind: Kind, progress: Progress = lambda done, total: None) -> Levels:
+        """The level library of a kind, made when it is first asked for; layers of this run may name it from then on."""
+        if kind not in self._libraries:
+            r, base = self.recipe, self.inputs.base
+            text = self.evidence.training(r.library_sequences)
+            multiple = r.multiple_of or (8 if self.device.type == "cpu" else 64)
+            options = Options(kind, r.levels, multiple, r.damping)
+            found = made(self.evaluator.dense, base, text, options, r.library and Path(r.library), progress)
+            base.levels[found.digest] = found
+            self._libraries[kind] = found
+        return self._libraries[kind]
+
+    @cached_property
+    def _libraries(self) -> dict[str, Levels]:
+        return {}
+
+    @cached_property
+    def budget(self) -> tuple[tuple[tuple[float, ...], ...], float | None]:
+        """What every level of every half costs (attentions, then MLPs), and the most of the sum; None for a free size.
+
+        Raises:
+            InvalidRecipe: the time asked for is less than the model takes without its layers.
+        """
+        base, depth, target = self.inputs.base, self.inputs.depth, self.inputs.target
+        if self.recipe.latency is not None:
+            return within(self.latencies.request, depth, self.recipe.latency)
+        levels = self.library(self.inputs.method.libraries(self.recipe)[0])
+        sizes = [levels.sizes(base, i) for i in range(depth)]
+        costs = tuple(tuple(map(float, s[half])) for half in HALVES for s in sizes)
+        removed = target.removed_ratio * base.parameters
+        return costs, sum(c[0] for c in costs) - removed if target.remove else None
+
+    @cached_property
+    def latencies(self) -> Latencies:
+        """What every level costs in time, measured once; a resumed run reads it, so that its budget stays."""
+        path = self.workdir.latencies
+        if not path.is_file():
+            levels = self.library(self.inputs.method.libraries(self.recipe)[0])
+            seed, whole = self.recipe.seed, self.bank.model
+            table = time_levels(levels, self.inputs.depth, self.inputs.sources, self.assembled, whole, seed)
+            write_text(path, json.dumps(asdict(table)))
+        return Latencies.from_dict(json.loads(path.read_text(encoding="utf-8")))
+
+    def _losses(self, levels: Levels) -> tuple[tuple[float, ...], ...]:
+        return tuple(tuple(levels.losses(i, half).tolist()) for half in HALVES for i in range(self.inputs.depth))
+
+    # What gives back -----------------------------------------------------------------------------------------------
+
+    def repaired(self, cut: Blueprint, sequences: int, progress: Progress = lambda done, total: None) -> Repaired:
+        """A cut with its remaining weights refitted; the bank keeps them, and the run's folder until the run ends."""
+        fit = self.evidence.training(sequences)
+        path = self.workdir.repair(self.recipe.search_digest, cut.digest, fit.digest)
+        patches = path.with_suffix(".safetensors")
+        if path.is_file():
+            self.bank.patches.update(load_patches(patches))
+            return Repaired.from_json(path.read_text(encoding="utf-8"))
+        held = self.evidence.windows["selection"]
+        whose = [self.teacher(c) for windows in (fit, held) for c in windows.corpora]
+        reach = self.recipe.reach
+        done = repair(self.bank, cut, fit.tokens, held.tokens, reach=reach, teachers=whose, progress=progress)
+        save_patches(self.bank.named(done.blueprint), patches)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, done.to_json())
+        return done
+
+    @cached_property
+    def training_aware(self) -> TrainingAware:
+        """Judges finalists after a training, on the selection windows."""
+        train = self.evidence.training(self.evidence.lessons).tokens
+        lesson = Lesson.of(self.evaluator.dense, train)
+        return TrainingAware(self.evaluator, lesson, self.workdir.trials, self.recipe.seed)
+
+    def header(self) -> dict[str, Any]:
+        """What a journal must agree on to be resumed."""
+        recipe, evidence, sources = self.recipe, self.evidence, self.inputs.sources
+        # Scores of repaired or trained candidates depend on the text of that, too.
+        changing = max(evidence.lessons, recipe.repair_sequences if recipe.repair else 0)
+        return {
+            "recipe": recipe.search_digest,
+            "base": str(self.inputs.base.source),
+            **({"variants": [str(s) for s in sources[1:]]} if len(sources) > 1 else {}),
+            "evidence": [evidence.windows[s].digest for s in ("search", "selection")],
+            **({"tasks": [t.digest for t in evidence.searched]} if evidence.searched else {}),
+            **({"training": evidence.training(changing).digest} if changing else {}),
+            "objectives": list(self.columns),
+            "numerics": {
+                "torch": torch.__version__.split("+")[0],
+                "transformers": transformers.__version__,
+                "dtype": str(self.dtype),
+                "device": self.device.type,
+                "objectives": REVISION,
+            },
+        }
+
+
+def open_session(recipe: Recipe, parents: Sequence[Parent] = (), over: bool = False) -> Session:
+    """Open what a recipe names; see `open_inputs` and `Evidence`."""
+    inputs = open_inputs(recipe, parents)
+    return Session(inputs, Evidence.of(inputs, over), Workdir.beside(recipe.output))

@@ -12,7 +12,7 @@ from hf_prune.session import session as module
 from hf_prune.session.clock import Clock
 from hf_prune.session.session import ALWAYS, open_session
 from tests.families import save_tiny
-from tests.runs import DEPTH, prose, recipe
+from tests.runs import DEPTH, base, prose, recipe
 
 
 @pytest.fixture

@@ -67,6 +67,11 @@ class Parent:
         return replace(self, base=base, rows=rows)
 
     @property
+    def alone(self) -> "Parent":
+        """This source as it was opened."""
+        return replace(self, base=None, rows=None)
+
+    @property
     def config(self) -> PretrainedConfig:
         """Of the model."""
         return self.fit.config

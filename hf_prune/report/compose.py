@@ -27,6 +27,7 @@ from hf_prune.report.redaction import public_recipe
 from hf_prune.session import front
 from hf_prune.session.baselines import Baseline
 from hf_prune.session.journal import Journal
+from hf_prune.session.parents import found_of
 from hf_prune.session.search_summary import compare_merging, own_trials, summarise
 from hf_prune.session.selection import Winner
 from hf_prune.session.session import Session
@@ -81,6 +82,7 @@ def describe(
         "selection": winner.selection,
         "merging": compare_merging(session, journal, winner),
         "search_summary": summarise(session, journal, winner),
+        "base_check": found_of(session),
         "certificate": dict(certificate),
         "front": [front.public(member) for member in winner.front] if winner.front else None,
         "hypervolume": front.hypervolume(session, journal) if winner.front else None,

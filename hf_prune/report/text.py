@@ -64,7 +64,13 @@ def report_lines(report: Mapping[str, Any]) -> list[str]:
     """The card's warnings and verdicts, one sentence or two each."""
     found = (verdicts.size_miss(report), verdicts.baseline_verdict(report), verdicts.merging_verdict(report))
     warned = [f"Warning: {w}" for w in verdicts.warnings(report)]
-    return warned + verdicts.recovery_verdict(report) + [v for v in found if v] + verdicts.retention_verdict(report)
+    return (
+        warned
+        + verdicts.base_verdict(report)
+        + verdicts.recovery_verdict(report)
+        + [v for v in found if v]
+        + verdicts.retention_verdict(report)
+    )
 
 
 def _planned_result(plan: "Plan") -> str:

@@ -116,6 +116,26 @@ def warnings(report: Report) -> list[str]:
     return found
 
 
+def base_verdict(report: Report) -> list[str]:
+    """Whether what was compressed is what stock transformers loads of the parents, and what is odd about them."""
+    check = report.get("base_check") or {}
+    rows, said = check.get("parents") or (), []
+    for row in rows:
+        name = "The base" if len(rows) == 1 else row["source"]
+        how = {"whole": "", "layer by layer": " layer by layer"}.get(row["read"])
+        fresh = f", and a fresh process that runs it{how} computes the same logits" if how is not None else ""
+        apart = row.get("max_logit_difference")
+        exact = f" (largest difference {significant(apart, 2)}, in {row['dtype']})" if apart is not None else ""
+        said.append(f"{name} was checked: stock transformers loads the same {row['tensors']} tensors{fresh}{exact}.")
+        said += row.get("notes") or ()
+    if overflow := check.get("overflow"):
+        said.append(
+            f"The base itself overflows in {overflow['in']}, so all was measured in {overflow['measured_in']}; load "
+            f"the result in that, too."
+        )
+    return said
+
+
 def baseline_verdict(report: Report) -> str | None:
     """Whether the cut beats the best baseline on the report split, judged by the paired interval.
 

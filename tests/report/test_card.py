@@ -261,7 +261,8 @@ def test_a_missing_section_leaves_no_heading(report, tmp_path, section):
 
 
 def test_the_barest_report_still_makes_a_card(report, tmp_path):
-    for key in ("front", "hypervolume", "merging", "search_summary", "certificate", "speed", "generation", "command"):
+    for key in ("front", "hypervolume", "merging", "search_summary", "base_check", "certificate", "speed",
+                "generation", "command"):  # fmt: skip
         report[key] = None
     report |= {"baselines": [], "tasks": {}, "text": {}, "splits": {}, "versions": {}, "seconds": {}, "hardware": {}}
     card = render(report, tmp_path, figures={})

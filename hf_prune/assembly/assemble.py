@@ -283,16 +283,24 @@ def write(
     stored = _store(tensors, folder, base.family, is_pruned(config), shard_bytes)
     config.save_pretrained(folder)
     _keep_architecture(folder, base, model_class(config, base).__name__)
-    for pattern in TOKENIZER_FILES:
-        for path in base.checkpoint.folder.glob(pattern):
-            if path.is_file():
-                shutil.copyfile(path, folder / path.name)
-    if base.trust_remote_code:
+    copy_tokenizer(base.checkpoint.folder, folder, base.trust_tokenizer_code)
+    if base.trust_remote_code or base.trust_tokenizer_code:
         for path in base.checkpoint.folder.glob("*.py"):
             shutil.copyfile(path, folder / path.name)
     save_patches({s.repair: patches[s.repair] for s in blueprint.layers if s.repair}, folder / PATCH_FILE)
     (folder / "blueprint.json").write_text(blueprint.to_json(indent=1) + "\n", encoding="utf-8")
     return stored
+
+
+def copy_tokenizer(source: Path, target: Path, code: bool = False) -> None:
+    """Copy its files; pointers to code beside them only where that comes along."""
+    for path in (p for pattern in TOKENIZER_FILES for p in source.glob(pattern) if p.is_file()):
+        shutil.copyfile(path, target / path.name)
+    settings = target / "tokenizer_config.json"
+    if settings.is_file() and not code:
+        raw = json.loads(settings.read_bytes())
+        if raw.pop("auto_map", None):
+            settings.write_text(json.dumps(raw, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def write_live(model: PreTrainedModel, parent: Parent, folder: Path) -> tuple[int, int]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from hf_prune.assembly import modeling_decilm
-from hf_prune.assembly.assemble import TOKENIZER_FILES
+from hf_prune.assembly.assemble import copy_tokenizer
 from hf_prune.assembly.modeling_decilm import MULTIPLE
 from hf_prune.atomic_files import staged
 from hf_prune.errors import InvalidRecipe, UnsupportedArchitecture
@@ -206,7 +206,6 @@ def _write(
     raw = json.dumps(decilm_config(config, after, loaded), indent=2)
     (partial / "config.json").write_text(raw + "\n", encoding="utf-8")
     shutil.copyfile(modeling_decilm.__file__, partial / "modeling_decilm.py")
-    for path in (p for pattern in TOKENIZER_FILES for p in folder.glob(pattern) if p.is_file()):
-        shutil.copyfile(path, partial / path.name)
+    copy_tokenizer(folder, partial)
     whole = sum(s.numel() for s in shapes.values())
     return whole, whole - sum(torch.Size(t.shape).numel() for n, t in checkpoint.tensors.items() if n in shapes)

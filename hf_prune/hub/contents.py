@@ -141,8 +141,21 @@ def needs_code(raw: Mapping[str, Any]) -> bool:
     return raw.get("model_type") not in CONFIG_MAPPING_NAMES
 
 
+def tokenizer_code(files: Collection[str], read: Callable[[str], bytes]) -> bool:
+    """Whether a tokenizer is known to the source's own code alone: it points there, and has no file of its rules."""
+    if "tokenizer_config.json" not in files or "tokenizer.json" in files:
+        return False
+    auto = _json("the tokenizer", "tokenizer_config.json", read).get("auto_map")
+    return bool(auto.get("AutoTokenizer") if isinstance(auto, dict) else auto)
+
+
 def check_model(what: str, files: Collection[str], raw: Mapping[str, Any], trust_remote_code: bool) -> None:
-    """Raise UnsafeSource for code nobody allowed, SourceError when there is no tokenizer."""
+    """Raise UnsafeSource for code nobody allowed, SourceError when there is no tokenizer or an adapter too many."""
+    if ADAPTER_CONFIG in files:
+        raise SourceError(
+            f"{what} holds a model and an adapter ({ADAPTER_CONFIG}), and transformers loads both as one; keep the one "
+            "that you mean there, or name the adapter's own place: BASE+ADAPTER."
+        )
     if needs_code(raw) and not trust_remote_code:
         raise UnsafeSource(
             f"{what} ({raw.get('model_type')}) runs its own Python code; "

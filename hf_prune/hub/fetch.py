@@ -163,7 +163,8 @@ def _read(model: Name, extra: Name | None, allow_pickle: bool, trust_remote_code
     raw = contents.config(what, source.files, source.read)
     weights = contents.weights(what, source.files, source.read, allow_pickle, raw.get("transformers_weights"))
     contents.check_model(what, source.files, raw, trust_remote_code)
-    return _Checked(source, weights, raw, contents.needs_code(raw), _check_adapter(extra, retry))
+    code = contents.needs_code(raw) or trust_remote_code and contents.tokenizer_code(source.files, source.read)
+    return _Checked(source, weights, raw, code, _check_adapter(extra, retry))
 
 
 def _check_adapter(name: Name | None, retry: Retry) -> Folder | Repo | None:

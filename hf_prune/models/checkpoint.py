@@ -6,7 +6,7 @@ import os
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from safetensors.torch import save_file
 
 from hf_prune.errors import BrokenCheckpoint, IncompatibleSources, UnsafeSource
 from hf_prune.hub import contents
-from hf_prune.models.experts import Stack, stacks
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -48,6 +47,11 @@ class Stored:
         """From the header."""
         return DTYPES.get(self.handle.get_slice(self.name).get_dtype(), torch.uint8)
 
+    @property
+    def nbytes(self) -> int:
+        """In the file."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
     def __call__(self) -> torch.Tensor:
         """The tensor, memory-mapped."""
         return self.handle.get_tensor(self.name)
@@ -68,6 +72,11 @@ class Loaded:
     def dtype(self) -> torch.dtype:
         """Of the tensor."""
         return self.tensor.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """In memory."""
+        return self.tensor.nbytes
 
     def __call__(self) -> torch.Tensor:
         """The tensor, memory-mapped where the file allows it."""
@@ -186,12 +195,12 @@ def lora_scale(config: Mapping[str, Any], module: str) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """The tensors of one model folder, read lazily."""
+    """The tensors of one model folder, read lazily; `own` has them by the model's names, once these are known."""
 
     folder: Path
     adapter: Adapter | None = None
     allow_pickle: bool = False
-    aliases: Mapping[str, str] = field(default_factory=dict)
+    own: Mapping[str, Any] | None = None
 
     @classmethod
     def open(cls, folder: str | Path, adapter: str | Path | None = None, allow_pickle: bool = False) -> "Checkpoint":
@@ -215,6 +224,11 @@ class Checkpoint:
         """config.json as it is written."""
         return contents.config(self.folder.name, self._names, self._read)
 
+    @property
+    def tokenizer_code(self) -> bool:
+        """Whether the tokenizer is known to code beside it alone."""
+        return contents.tokenizer_code(self._names, self._read)
+
     @cached_property
     def files(self) -> tuple[Path, ...]:
         """Where the weights are: of several candidates the files that transformers reads, as `hub.peek` sees them."""
@@ -230,9 +244,9 @@ class Checkpoint:
         return (self.folder / name).read_bytes()
 
     @cached_property
-    def tensors(self) -> "Mapping[str, Stored | Loaded | Stack]":
-        """Readers by tensor name; experts that have a matrix each are also read as one stack."""
-        return (readers := self._readers(self.files)) | stacks(readers)
+    def tensors(self) -> "Mapping[str, Stored | Loaded]":
+        """Readers by the names in the files."""
+        return self._readers(self.files)
 
     def _readers(self, files: Sequence[Path]) -> "Mapping[str, Stored | Loaded]":
         return (stored_tensors if files[0].suffix == ".safetensors" else _pickled)(files)
@@ -243,12 +257,11 @@ class Checkpoint:
         dtypes = [t.dtype for t in self._readers(self.files[:1]).values()]
         return next((d for d in dtypes if d.is_floating_point), dtypes[0])
 
-    def named(self, shapes: Iterable[str], aliases: Mapping[str, str], transposed: Iterable[str] = ()) -> "Checkpoint":
+    def named(self, readers: Mapping[str, Any], transposed: Iterable[str] = ()) -> "Checkpoint":
         """The same checkpoint under the model's own names.
 
         Args:
-            shapes: every tensor of the model, tied duplicates left out.
-            aliases: how the files spell some of them.
+            readers: of every tensor of the model, tied duplicates left out.
             transposed: modules whose weights are stored [in, out].
 
         Raises:
@@ -257,24 +270,15 @@ class Checkpoint:
         adapter = self.adapter and replace(self.adapter, transposed=frozenset(transposed))
         if adapter:
             strange = [f"{m}.weight" for m in adapter.modules] + list(adapter.saved)
-            if strange := [n for n in strange if n not in shapes]:
+            if strange := [n for n in strange if n not in readers]:
                 raise IncompatibleSources(
                     f"The adapter {adapter.folder.name} changes {strange[0]}, which {self.folder.name} does not have "
                     "as a tensor of its own."
                 )
-        return Checkpoint(self.folder, adapter, self.allow_pickle, aliases)
-
-    def same(self, one: str, other: str) -> bool:
-        """Whether two tensors of the files hold the same numbers, whatever their dtypes."""
-        a, b = self.tensors[one](), self.tensors[other]()
-        if a.shape != b.shape:
-            return False
-        wide = torch.promote_types(a.dtype, b.dtype)
-        pairs = zip(a.split(ROWS), b.split(ROWS), strict=True)
-        return all(torch.equal(x.to(wide), y.to(wide)) for x, y in pairs)
+        return Checkpoint(self.folder, adapter, self.allow_pickle, readers)
 
     def __contains__(self, name: str) -> bool:
-        return self.aliases.get(name, name) in self.tensors
+        return name in (self.tensors if self.own is None else self.own)
 
     def tensor(self, name: str) -> torch.Tensor:
         """One tensor in its own dtype, adapter merged.
@@ -295,11 +299,25 @@ class Checkpoint:
         """Of a stored tensor, from its header where there is one."""
         return self._stored(name).dtype
 
-    def _stored(self, name: str) -> "Stored | Loaded | Stack":
-        stored = self.aliases.get(name, name)
-        if stored not in self.tensors:
+    def nbytes(self, name: str) -> int:
+        """Of a stored tensor, in its file."""
+        return self._stored(name).nbytes
+
+    def _stored(self, name: str) -> Any:
+        found = (self.tensors if self.own is None else self.own).get(name)
+        if found is None:
             raise BrokenCheckpoint(f"{self.folder.name} has no tensor {name}; the checkpoint is incomplete.")
-        return self.tensors[stored]
+        return found
+
+
+def same(one: Callable[[], torch.Tensor], other: Callable[[], torch.Tensor]) -> bool:
+    """Whether two tensors hold the same numbers, whatever their dtypes."""
+    a, b = one(), other()
+    if a.shape != b.shape:
+        return False
+    wide = torch.promote_types(a.dtype, b.dtype)
+    pairs = zip(a.split(ROWS), b.split(ROWS), strict=True)
+    return all(torch.equal(x.to(wide), y.to(wide)) for x, y in pairs)
 
 
 def write_shards(

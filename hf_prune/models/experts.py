@@ -41,6 +41,11 @@ class Stack:
         """The widest of the parts', from the headers."""
         return functools.reduce(torch.promote_types, {p.dtype for parts in self.experts for p in parts})
 
+    @property
+    def nbytes(self) -> int:
+        """In the files."""
+        return sum(p.nbytes for parts in self.experts for p in parts)
+
     def __call__(self) -> Tensor:
         """The tensor, in memory."""
         dtype = self.dtype
@@ -60,13 +65,6 @@ def stacks(readers: Mapping[str, Any]) -> dict[str, Stack]:
                 whole = tuple(tuple(mine[e][p] for p in parts) for e in range(len(mine)))
                 found[stem + suffix.removeprefix(PATH)] = Stack(whole)
     return found
-
-
-def stack_of(name: str) -> str | None:
-    """The stack that an expert's matrix is a part of; None for any other tensor."""
-    match = ONE.fullmatch(name)
-    suffix = match and next((s for s, parts in STACKS.items() if match["part"] in parts), None)
-    return match["stem"] + suffix.removeprefix(PATH) if suffix else None
 
 
 def stacked(model: torch.nn.Module) -> list[str]:

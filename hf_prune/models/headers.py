@@ -26,11 +26,12 @@ SAMPLE = 2**14
 
 
 class Size(NamedTuple):
-    """Of one tensor: its layer (None outside of the layers), numbers and stored bytes."""
+    """Of one tensor: its layer (None outside of the layers), numbers, bytes in the files, and in those of a result."""
 
     layer: int | None
     count: int
     bytes: int
+    written: int
 
 
 @dataclass(frozen=True)
@@ -65,22 +66,18 @@ class Weights:
         """Of all tensors in the files."""
         return sum(size.bytes for size in self.sizes.values())
 
-    @property
-    def layer_bytes(self) -> int:
-        """Of those in layers."""
-        return sum(size.bytes for size in self.sizes.values() if size.layer is not None)
+    def written(self, share: float) -> float:
+        """Bytes of a result that has lost this share of its layers' parameters."""
+        whole = sum(size.written for size in self.sizes.values())
+        return whole - share * sum(size.written for size in self.sizes.values() if size.layer is not None)
 
     def beside(self, others: "Iterable[Weights]") -> "Weights":
-        """The same tensors, each as wide as the widest of these sources stores it."""
-        others = tuple(others)
-        sizes = {n: s._replace(bytes=max([s.bytes, *(_bytes(o, n, s) for o in others)])) for n, s in self.sizes.items()}
+        """The same tensors, each to be written as wide as the widest of these sources stores it."""
+        others, sizes = tuple(others), {}
+        for name, size in self.sizes.items():
+            widths = [o.sizes[name].written / o.sizes[name].count for o in others if name in o.sizes]
+            sizes[name] = size._replace(written=max([size.written, *(round(w * size.count) for w in widths)]))
         return replace(self, sizes=sizes)
-
-
-def _bytes(other: Weights, name: str, size: Size) -> int:
-    """What a tensor would take in the dtype that another source has it in."""
-    found = other.sizes.get(name)
-    return found.bytes * size.count // found.count if found and found.count else 0
 
 
 def weigh(peek: "Peek") -> Weights:
@@ -101,23 +98,21 @@ def weigh(peek: "Peek") -> Weights:
 
 
 def _as_loaded(peek: "Peek") -> Weights:
-    from hf_prune.models.experts import stacks
     from hf_prune.models.families import depth_of, read_config
-    from hf_prune.models.loading import match_tensors, notes
+    from hf_prune.models.loading import match_tensors, notes, parts_of
 
     what = getattr(peek.source, "repo", None) or str(peek.source)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(dict(peek.config)), encoding="utf-8")
         config = read_config(folder, what=what)
-    made = stacks(peek.tensors)
-    shapes = {n: t.shape for n, t in (dict(peek.tensors) | made).items()}
-    found = match_tensors(what, config, shapes, lambda *names: _alike(peek, *names))
+    found = match_tensors(what, config, peek.tensors, lambda *pair: _alike(peek, *pair))
     sizes = {}
     for name, shape in found.shapes.items():
-        stored = found.aliases.get(name, name)
-        parts = [p for expert in made[stored].experts for p in expert] if stored in made else [peek.tensors[stored]]
+        parts, count = parts_of(found.readers[name]), math.prod(shape)
         layer = name.removeprefix(found.family.prefix).partition(".")[0] if name.startswith(found.family.prefix) else ""
-        sizes[name] = Size(int(layer) if layer else None, math.prod(shape), sum(map(_stored, parts)))
+        # Matrices of one stack are written alike.
+        written = count * max(BYTES.get(p.dtype, 1) for p in parts)
+        sizes[name] = Size(int(layer) if layer else None, count, sum(map(_stored, parts)), written)
     return Weights(sizes, depth_of(config, found.family), notes(found))
 
 
@@ -125,9 +120,8 @@ def _stored(info: "TensorInfo") -> int:
     return math.prod(info.shape) * BYTES.get(info.dtype, 1)
 
 
-def _alike(peek: "Peek", one: str, other: str) -> bool:
+def _alike(peek: "Peek", a: "TensorInfo", b: "TensorInfo") -> bool:
     """Whether two tensors hold the same numbers, told from samples: a plan reads no weights."""
-    a, b = peek.tensors[one], peek.tensors[other]
     if tuple(a.shape) != tuple(b.shape):
         return False
     count = math.prod(a.shape)
@@ -159,7 +153,8 @@ def _by_names(peek: "Peek") -> Weights:
     sizes = {}
     for name, info in tensors.items():
         index = name.removeprefix(prefix).partition(".")[0] if name.startswith(prefix) else ""
-        sizes[name] = Size(int(index) if index.isdigit() else None, math.prod(info.shape), _stored(info))
+        stored = _stored(info)
+        sizes[name] = Size(int(index) if index.isdigit() else None, math.prod(info.shape), stored, stored)
     return Weights(sizes, depth)
 
 

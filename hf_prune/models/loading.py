@@ -7,7 +7,7 @@ the entry of config.json that the files contradict.
 import copy
 import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +15,9 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from hf_prune.errors import BrokenCheckpoint
-from hf_prune.models.experts import stack_of
+from hf_prune.models.experts import Stack, stacks
 from hf_prune.models.families import Family, depth_of, family_of, skeleton
 
-Shape = Sequence[int]
 BUFFERS = r"rotary_emb\.inv_freq$|(^|\.)position_ids$|\.masked_bias$|\.(attn|attention)\.bias$"
 """Masks and tables that older files store; transformers makes them afresh, and nobody needs to be told."""
 SWITCHES = "bias|norm|tie"
@@ -35,7 +34,7 @@ class Fit:
     family: where the parts are.
     model: on the meta device.
     shapes: of every tensor of the model, tied duplicates left out.
-    aliases: name in the files, where that differs.
+    readers: of those tensors in the files, by the model's names.
     ignored: tensors of the files that nothing is made of.
     untied: the head of the files, where the config says that there is none.
     """
@@ -44,7 +43,7 @@ class Fit:
     family: Family
     model: PreTrainedModel
     shapes: Mapping[str, torch.Size]
-    aliases: Mapping[str, str]
+    readers: Mapping[str, Any]
     ignored: tuple[str, ...]
     untied: str | None = None
 
@@ -52,8 +51,8 @@ class Fit:
 def match_tensors(
     what: str,
     config: PretrainedConfig,
-    stored: Mapping[str, Shape],
-    same: Callable[[str, str], bool],
+    stored: Mapping[str, Any],
+    same: Callable[[Any, Any], bool],
     trust_remote_code: bool = False,
 ) -> Fit:
     """Find every tensor of the model among those of the files.
@@ -61,8 +60,8 @@ def match_tensors(
     Args:
         what: the source, for errors.
         config: of the model.
-        stored: shapes of the files' tensors; experts that have a matrix each also as stacks.
-        same: whether two of these tensors hold the same numbers.
+        stored: the files' tensors by their names there, each with a shape.
+        same: whether two of them hold the same numbers.
         trust_remote_code: run the code beside the weights.
 
     Raises:
@@ -73,15 +72,31 @@ def match_tensors(
     model = skeleton(config, trust_remote_code)
     untied = None
     for head, embedding in tied(model).items():
-        names = [_spelled(n, stored, model, family) for n in (head, embedding)]
-        if None not in names and not same(*names):
+        pair = [as_modules(stored, model, family).get(n) for n in (head, embedding)]
+        if None not in pair and not same(*pair):
             # Both are there and differ: transformers keeps both.
             config, untied = _untied(config), head
             model = skeleton(config, trust_remote_code)
     found = _matched(model, family, stored)
     if found.wrong:
         raise _contradiction(what, config, found, stored, trust_remote_code)
-    return Fit(config, family, model, found.shapes, found.aliases, found.ignored, untied)
+    return Fit(config, family, model, found.shapes, found.readers, found.ignored, untied)
+
+
+def as_modules(stored: Mapping[str, Any], model: PreTrainedModel, family: Family) -> dict[str, Any]:
+    """The files' tensors by the model's names, as far as it has them.
+
+    Files may be saved from the bare trunk (`h.0...` in GPT-2), spell a prefix otherwise (`embed_out.` in GPT-NeoX), or
+    hold a matrix per expert.
+    """
+    readers = dict(stored) | stacks(stored)
+    others = [(model.base_model_prefix + ".", ""), *family.renames]
+    found = {}
+    for name in model.state_dict():
+        spelled = (old + name.removeprefix(new) for new, old in others if name.startswith(new))
+        if own := next((n for n in (name, *spelled) if n in readers), None):
+            found[name] = readers[own]
+    return found
 
 
 def tied(model: PreTrainedModel) -> dict[str, str]:
@@ -96,33 +111,28 @@ def tied(model: PreTrainedModel) -> dict[str, str]:
 @dataclass(frozen=True, eq=False)
 class _Match:
     shapes: dict[str, torch.Size]
-    aliases: dict[str, str]
+    readers: dict[str, Any]
     ignored: tuple[str, ...]
-    wrong: dict[str, Shape | None]
+    wrong: tuple[str, ...]
 
 
-def _matched(model: PreTrainedModel, family: Family, stored: Mapping[str, Shape]) -> _Match:
-    """`wrong` are the tensors that are missing (None) or of another shape."""
-    second = tied(model)
+def _matched(model: PreTrainedModel, family: Family, stored: Mapping[str, Any]) -> _Match:
+    """`wrong` are the tensors that are missing or of another shape."""
+    second, found = tied(model), as_modules(stored, model, family)
     shapes = {n: t.shape for n, t in model.state_dict().items() if n not in second}
-    found = {n: _spelled(n, stored, model, family) for n in shapes}
+    # Files may hold the one or the other.
     for duplicate, name in second.items():
-        # Files may hold the one or the other.
-        found[name] = found.get(name) or _spelled(duplicate, stored, model, family)
-    wrong = {n: stored.get(s) for n, s in found.items() if s is None or tuple(stored[s]) != tuple(shapes[n])}
-    used = {*found.values(), *(_spelled(n, stored, model, family) for n in second)}
-    made = {stack_of(n) for n in stored}
-    ignored = (n for n in stored if not {n, stack_of(n)} & used and n not in made and not re.search(BUFFERS, n))
-    return _Match(shapes, {n: s for n, s in found.items() if s and s != n}, tuple(ignored), wrong)
+        if name not in found and duplicate in found:
+            found[name] = found[duplicate]
+    wrong = tuple(n for n, shape in shapes.items() if n not in found or tuple(found[n].shape) != tuple(shape))
+    used = {id(part) for reader in found.values() for part in parts_of(reader)}
+    ignored = tuple(n for n, reader in stored.items() if id(reader) not in used and not re.search(BUFFERS, n))
+    return _Match(shapes, {n: found[n] for n in shapes if n in found}, ignored, wrong)
 
 
-def _spelled(name: str, stored: Mapping[str, Shape], model: PreTrainedModel, family: Family) -> str | None:
-    """A tensor's name in the files: its own, without the trunk's prefix, or as the family spells it otherwise."""
-    if name in stored:
-        return name
-    others = [(model.base_model_prefix + ".", ""), *family.renames]
-    spelled = (old + name.removeprefix(new) for new, old in others if name.startswith(new))
-    return next((s for s in spelled if s in stored), None)
+def parts_of(reader: Any) -> list[Any]:
+    """What one tensor of a model is made of in the files: itself, or the matrices of a stack."""
+    return [p for expert in reader.experts for p in expert] if isinstance(reader, Stack) else [reader]
 
 
 def _untied(config: PretrainedConfig) -> PretrainedConfig:
@@ -132,12 +142,12 @@ def _untied(config: PretrainedConfig) -> PretrainedConfig:
 
 
 def _contradiction(
-    what: str, config: PretrainedConfig, found: _Match, stored: Mapping[str, Shape], trust_remote_code: bool
+    what: str, config: PretrainedConfig, found: _Match, stored: Mapping[str, Any], trust_remote_code: bool
 ) -> BrokenCheckpoint:
-    name, shape = next(iter(found.wrong.items()))
+    name = found.wrong[0]
     fact = f"{name} is missing, and transformers would fill it with random numbers"
-    if shape is not None:
-        fact = f"{name} has shape {list(shape)}, but must have {list(found.shapes[name])}"
+    if name in found.readers:
+        fact = f"{name} has shape {list(found.readers[name].shape)}, but must have {list(found.shapes[name])}"
 
     for key, value in itertools.islice(_changes(config, found, stored), TRIES):
         if _fits(config, key, value, stored, trust_remote_code):
@@ -148,7 +158,7 @@ def _contradiction(
     return BrokenCheckpoint(f"{what} is incomplete, or its config.json is another's: {fact}; fetch the source afresh.")
 
 
-def _fits(config: PretrainedConfig, key: str, value: Any, stored: Mapping[str, Shape], trust_remote_code: bool) -> bool:
+def _fits(config: PretrainedConfig, key: str, value: Any, stored: Mapping[str, Any], trust_remote_code: bool) -> bool:
     changed = copy.deepcopy(config)
     try:
         setattr(changed, key, value)
@@ -158,7 +168,7 @@ def _fits(config: PretrainedConfig, key: str, value: Any, stored: Mapping[str, S
         return False
 
 
-def _changes(config: PretrainedConfig, found: _Match, stored: Mapping[str, Shape]) -> Iterator[tuple[str, Any]]:
+def _changes(config: PretrainedConfig, found: _Match, stored: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Entries of a config, and what they would have to be for one of the wrong tensors to be right."""
     family = family_of(config)
     layers = {int(m[1]) for n in stored if (m := re.search(rf"{re.escape(family.layers)}\.(\d+)\.", n))}
@@ -170,8 +180,9 @@ def _changes(config: PretrainedConfig, found: _Match, stored: Mapping[str, Shape
             yield key, not value
     pairs = dict.fromkeys(
         pair
-        for name, shape in found.wrong.items()
-        for pair in zip(found.shapes[name], shape or (), strict=False)
+        for name in found.wrong
+        if name in found.readers
+        for pair in zip(found.shapes[name], found.readers[name].shape, strict=False)
         if pair[0] != pair[1]
     )
     exact = [(k, has) for want, has in pairs for k, v in numbers.items() if v == want]

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel
 
 from hf_prune.blueprint import Source
-from hf_prune.errors import IncompatibleSources
+from hf_prune.errors import BrokenCheckpoint, IncompatibleSources, UnsafeSource
 from hf_prune.hub.contents import needs_code
-from hf_prune.models.checkpoint import Adapter, Checkpoint
+from hf_prune.models.checkpoint import Adapter, Checkpoint, same
 from hf_prune.models.families import Family, depth_of, read_config
 from hf_prune.models.loading import Fit, match_tensors, tied
 
@@ -21,12 +21,17 @@ VOCABULARIES = ("embed_tokens.weight", "lm_head.weight", "wte.weight", "embed_in
 
 @dataclass(frozen=True, eq=False)
 class Parent:
-    """One opened source: what `Blueprint.sources[i]` points to; `levels` are its level libraries by digest."""
+    """One opened source: what `Blueprint.sources[i]` points to; `levels` are its level libraries by digest.
+
+    Code beside the weights is run only where somebody allowed it and transformers cannot do without: of the model with
+    `trust_remote_code`, of its tokenizer with `trust_tokenizer_code`.
+    """
 
     source: Source
     fit: Fit
     checkpoint: Checkpoint
     trust_remote_code: bool = False
+    trust_tokenizer_code: bool = False
     base: "Parent | None" = None
     rows: tuple[int, ...] | None = None
     levels: dict[str, Any] = field(default_factory=dict)
@@ -47,15 +52,37 @@ class Parent:
             UnsupportedArchitecture, BrokenCheckpoint, UnsafeSource, IncompatibleSources: as the modules that read.
         """
         checkpoint = Checkpoint(folder, Adapter(adapter) if adapter else None, allow_pickle)
-        # Code beside the weights is run where transformers has no class of its own for them, and nowhere else.
         trusted = trust_remote_code and needs_code(checkpoint.config)
         config = read_config(folder, trusted, source.repo)
-        shapes = {n: t.shape for n, t in checkpoint.opened().tensors.items()}
-        found = match_tensors(source.repo, config, shapes, checkpoint.same, trusted)
+        found = match_tensors(source.repo, config, checkpoint.opened().tensors, same, trusted)
         transposed = [n for n, m in found.model.named_modules() if type(m).__name__ == "Conv1D"]
-        checkpoint = checkpoint.named(found.shapes, found.aliases, transposed)
+        checkpoint = checkpoint.named(found.readers, transposed)
         _refuse_untying(checkpoint, found.model)
-        return cls(source, found, checkpoint, trusted)
+        return cls(source, found, checkpoint, trusted, trust_remote_code and checkpoint.tokenizer_code)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """Its own.
+
+        Raises:
+            SourceError: it cannot be loaded, or not without the code beside it.
+        """
+        try:
+            return AutoTokenizer.from_pretrained(
+                self.checkpoint.folder, local_files_only=True, trust_remote_code=self.trust_tokenizer_code
+            )
+        # Tokenizer files are read by several libraries, each with errors of its own.
+        except Exception as e:
+            if self.checkpoint.tokenizer_code and not self.trust_tokenizer_code:
+                raise UnsafeSource(
+                    f"The tokenizer of {self.source.repo} runs its own Python code; read the code, and pass "
+                    "--trust-remote-code if you trust it."
+                ) from None
+            reason = " ".join(str(e).split())[:300]
+            raise BrokenCheckpoint(
+                f"The tokenizer of {self.source.repo} cannot be loaded ({reason}); copy the files of its base model "
+                "next to the weights."
+            ) from None
 
     def beside(self, base: "Parent", rows: tuple[int, ...] | None = None) -> "Parent":
         """This variant in the shape of its base: vocabulary rows matched by token, tied or untied as the base is.
@@ -149,7 +176,7 @@ class Parent:
     @cached_property
     def bytes(self) -> int:
         """Of the dense model's tensors in its files, tied ones once."""
-        return sum(s.numel() * self.tensor_dtype(n).itemsize for n, s in self.shapes.items())
+        return sum(map(self.checkpoint.nbytes, self.fit.shapes))
 
     @cached_property
     def layer_parameters(self) -> int:

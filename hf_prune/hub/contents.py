@@ -85,7 +85,8 @@ def candidates(files: Collection[str]) -> list[str]:
 
 
 def _named(what: str, files: Collection[str], read: Callable[[str], bytes], named: Any) -> tuple[str, ...]:
-    if named not in files or not str(named).endswith((".safetensors", ".safetensors.index.json")):
+    known = isinstance(named, str) and named.endswith((".safetensors", ".safetensors.index.json"))
+    if not known or named not in files:
         raise BrokenCheckpoint(
             f"config.json of {what} says transformers_weights {named!r}, and no safetensors file of that name is "
             "there; fetch the source afresh, or take the entry out."

@@ -232,7 +232,9 @@ def _reason(error: Exception, raw: Mapping[str, Any]) -> str:
     # The first line of a failed validation names the validator.
     text = " ".join(lines[1:] if len(lines) > 1 and "alidation error" in lines[0] else lines)
     match = re.search(r"for field '(\w+)'", str(error))
-    field = match[1] if match else _holder(raw, error.args[0]) if isinstance(error, KeyError) else None
+    # A value that is the name of nothing: an activation, a dtype.
+    value = {KeyError: error.args[:1], AttributeError: (getattr(error, "name", None),)}.get(type(error), ())
+    field = match[1] if match else next((f for v in value if v and (f := _holder(raw, v))), None)
     return f"{field}: {text}" if field and field not in text else text[:400]
 
 

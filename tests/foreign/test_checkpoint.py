@@ -224,6 +224,8 @@ REFUSED: dict[str, tuple[dict, Edit, str]] = {
         lambda f: reconfigure(f, rope_parameters={"rope_type": "zork", "rope_theta": 1e4}),
         "rope_parameters.rope_type: 'zork'",
     ),
+    "a dtype of nobody": ({}, lambda f: reconfigure(f, dtype="bf16"), "dtype: module 'torch' has no attribute 'bf16'"),
+    "weights that are no name": ({}, lambda f: reconfigure(f, transformers_weights=[1]), r"transformers_weights \[1\]"),
     "words for a number": ({}, lambda f: reconfigure(f, hidden_size="wide"), "'hidden_size' expected int, got str"),
     "a tensor that is gone": (
         {"shards": 2},

@@ -21,8 +21,6 @@ from hf_prune.hub import contents
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 SHARD_BYTES = 4 * 2**30
-ROWS = 4096
-"""That are compared at once."""
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
           "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
@@ -308,16 +306,6 @@ class Checkpoint:
         if found is None:
             raise BrokenCheckpoint(f"{self.folder.name} has no tensor {name}; the checkpoint is incomplete.")
         return found
-
-
-def same(one: Callable[[], torch.Tensor], other: Callable[[], torch.Tensor]) -> bool:
-    """Whether two tensors hold the same numbers, whatever their dtypes."""
-    a, b = one(), other()
-    if a.shape != b.shape:
-        return False
-    wide = torch.promote_types(a.dtype, b.dtype)
-    pairs = zip(a.split(ROWS), b.split(ROWS), strict=True)
-    return all(torch.equal(x.to(wide), y.to(wide)) for x, y in pairs)
 
 
 def write_shards(

@@ -22,6 +22,8 @@ BUFFERS = r"rotary_emb\.inv_freq$|(^|\.)position_ids$|\.masked_bias$|\.(attn|att
 """Masks and tables that older files store; transformers makes them afresh, and nobody needs to be told."""
 SWITCHES = "bias|norm|tie"
 """In the name of a yes or no that decides whether tensors are there."""
+ROWS = 4096
+"""Of two tensors, that are compared at once."""
 TRIES = 40
 """Changes of a config that are tried, at most, to name the entry that is wrong."""
 
@@ -192,6 +194,16 @@ def _changes(config: PretrainedConfig, found: _Match, stored: Mapping[str, Any])
 
 def _divides(value: int, want: int, has: int) -> bool:
     return not isinstance(value, bool) and 1 < value < want and want % value == 0 and value * has % want == 0
+
+
+def same(one: Callable[[], torch.Tensor], other: Callable[[], torch.Tensor]) -> bool:
+    """Whether two tensors hold the same numbers, whatever their dtypes."""
+    a, b = one(), other()
+    if a.shape != b.shape:
+        return False
+    wide = torch.promote_types(a.dtype, b.dtype)
+    pairs = zip(a.split(ROWS), b.split(ROWS), strict=True)
+    return all(torch.equal(x.to(wide), y.to(wide)) for x, y in pairs)
 
 
 def notes(found: Fit) -> tuple[str, ...]:

@@ -11,9 +11,9 @@ from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel
 from hf_prune.blueprint import Source
 from hf_prune.errors import BrokenCheckpoint, IncompatibleSources, UnsafeSource
 from hf_prune.hub.contents import needs_code
-from hf_prune.models.checkpoint import Adapter, Checkpoint, same
+from hf_prune.models.checkpoint import Adapter, Checkpoint
 from hf_prune.models.families import Family, depth_of, read_config
-from hf_prune.models.loading import Fit, match_tensors, tied
+from hf_prune.models.loading import Fit, match_tensors, same, tied
 
 VOCABULARIES = ("embed_tokens.weight", "lm_head.weight", "wte.weight", "embed_in.weight")
 """Tensors with a row per token."""

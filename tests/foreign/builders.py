@@ -1,4 +1,4 @@
-"""Tiny model folders with a tokenizer, and edits of them; nothing here knows hf_prune's own reading."""
+"""Tiny model folders with a tokenizer, edits of them, and what stock transformers makes of both."""
 
 import copy
 import json
@@ -10,6 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from hf_prune.blueprint import Blueprint
+from hf_prune.hub import pull
+from hf_prune.models.parent import Parent
 from tests.families import tiny
 from tests.hub.samples import model as samples
 
@@ -119,3 +122,15 @@ def logits(model: PreTrainedModel, rows: int = 2, length: int = 24) -> torch.Ten
     """What it says to some tokens, [rows, length, V]."""
     tokens = torch.randint(3, 250, (rows, length), generator=torch.Generator().manual_seed(0))
     return model(input_ids=tokens.to(model.device), use_cache=False).logits
+
+
+def opened(name: Path | str, **how: Any) -> Parent:
+    """A source as a run opens it."""
+    found = pull(str(name), **how)
+    return Parent.open(found.source, found.folder, found.adapter, **how)
+
+
+def cut(parent: Parent, removed: Sequence[int]) -> Blueprint:
+    """All layers but some."""
+    whole = Blueprint.identity(parent.source, parent.depth)
+    return Blueprint(whole.sources, tuple(s for i, s in enumerate(whole.layers) if i not in removed))

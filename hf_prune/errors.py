@@ -87,6 +87,16 @@ class ReloadMismatch(HfPruneError):
     exit_code = 7
 
 
+class Misread(HfPruneError):
+    """A source, loaded afresh by stock transformers, is not the model that was read."""
+
+    exit_code = 7
+
+
+class BaseOverflow(SourceError):
+    """The base's own forward leaves the numbers of its precision."""
+
+
 class PublishError(HfPruneError):
     """The Hub refused the upload or could not be reached for it."""
 

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hf_prune import hub
 from hf_prune.assembly.assemble import quiet, write
-from hf_prune.assembly.certificate import certify
+from hf_prune.assembly.certificate import CERTIFIED, certify
 from hf_prune.atomic_files import copied, staged
 from hf_prune.blueprint import Outcome
 from hf_prune.errors import InvalidRecipe, InvalidReport
@@ -34,12 +34,11 @@ from hf_prune.search import SEARCHERS, drive, focused
 from hf_prune.session import front
 from hf_prune.session.baselines import play
 from hf_prune.session.journal import Journal
+from hf_prune.session.parents import calibrate, check_parents
 from hf_prune.session.restore import heal_model, make_libraries, repair_cut, tune_mixes
 from hf_prune.session.selection import Winner, best_unseen
 from hf_prune.session.session import Session, open_session
 
-CERTIFIED = (2, 64)
-"""Windows and tokens per window that the reload certificate compares."""
 BATCH = 2048
 """Most candidates of one sweep: many, because they share prefixes; the journal is written after each sweep."""
 
@@ -95,7 +94,7 @@ def run(recipe: Recipe) -> Result:
 
 
 def compress(recipe: Recipe) -> Iterator[Event]:
-    """Everything, in order: pull, calibrate, baselines, search, select, repair, assemble, heal, report, card, push.
+    """Everything, in order: pull, check, calibrate, search, select, repair, assemble, heal, report, card, push.
 
     Raises:
         HfPruneError: its subclasses say what is wrong and what to do; nothing half-written is left behind.
@@ -146,9 +145,11 @@ def _make(recipe: Recipe, output: Path) -> Generator[Event, None, Report]:
     base, target = inputs.base, inputs.target
     trials = evaluations(recipe, facts_of(recipe, base.depth, target.remove))
     columns = session.columns
+    session.evidence.windows  # noqa: B018 - text that cannot be read is told before anything long
     yield Started(recipe, str(base.source), base.depth, target.goal, trials, columns, base.parameters)
-    yield Stage("calibrate", ", ".join(session.evidence.windows["search"].origin))
-    session.evaluator  # noqa: B018 - the dense reference is run here, under its own stage
+    session = yield from check_parents(session)
+    session.clock.lap("check")
+    session = yield from calibrate(session)
     session.clock.lap("calibrate")
     session.workdir.folder.mkdir(parents=True, exist_ok=True)
     yield from make_libraries(session)
@@ -192,7 +193,7 @@ def _searched(
     session: Session, journal: Journal, trials: int, cuts: Sequence[tuple[int, ...]]
 ) -> Generator[Event, None, tuple[Outcome, ...]]:
     """The recipe's search in its method's space, from the method's starts; its finalists."""
-    recipe, scorer, facts = session.recipe, session.scorer, session.facts()
+    recipe, scorer, facts = session.recipe, session.scorer, session.facts(judged=True)
     starts = session.inputs.method.starts(scorer.space, facts, cuts)
     searcher = SEARCHERS[recipe.search.searcher]
     rng = np.random.default_rng(recipe.seed)

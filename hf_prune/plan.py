@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_prune.blueprint import LOCAL
 from hf_prune.data import corpora, task_sources
+from hf_prune.hub.contents import candidates as weight_files
 from hf_prune.limits import (
     DEFAULT_RATIO,
     EXAM_BYTES,
@@ -37,7 +38,8 @@ class Plan:
     `forward_tokens` counts tokens through whole candidates, `layer_tokens` tokens through single layers without any
     sharing of prefixes; both for the dense model, the baselines and the search on the search windows. `repair_tokens`
     and `train_tokens` are what all repairs and all trainings read. `candidates` counts the models the search can choose
-    among. `notes` say what is done to base and variants before anything else.
+    among. `weight_files` says which of the source's files are read, `notes` what else should be known of them and what
+    is done to them before anything else.
     """
 
     base: str
@@ -64,6 +66,7 @@ class Plan:
     layer_tokens: int
     repair_tokens: int
     train_tokens: int
+    weight_files: str = ""
     notes: tuple[str, ...] = ()
 
     @property
@@ -95,11 +98,13 @@ def plan(recipe: Recipe, peek: "Peek", variants: "Sequence[Peek]" = ()) -> Plan:
     """
     check_evidence(recipe)
     weights = weigh(peek)
+    stored = weights.beside(weigh(v) for v in variants if not v.adapter)
     depth, method = len(weights.layers), METHODS[recipe.method]
     target = target_of(recipe, Sizes(weights.layers, weights.total))
     facts = facts_of(recipe, depth, target.remove)
     result = round(weights.total * (1 - target.removed_ratio))
-    size = math.ceil(weights.bytes * result / weights.total) if method.shrinks else weights.bytes
+    gone = target.removed_ratio * weights.total / sum(weights.layers) if method.shrinks else 0
+    size = math.ceil(stored.written(gone))
     download = sum(_download(peek, p) for p in (peek, *variants))
     trials = evaluations(recipe, facts)
     compared = baseline_evaluations(recipe, facts)
@@ -129,7 +134,8 @@ def plan(recipe: Recipe, peek: "Peek", variants: "Sequence[Peek]" = ()) -> Plan:
         layer_tokens=layer_passes(recipe, facts) * tokens,
         repair_tokens=repairs(recipe) * recipe.repair.sequences * recipe.data.length,
         train_tokens=trained_tokens(recipe, tokens),
-        notes=tuple(dict.fromkeys(note for p in (peek, *variants) for note in p.notes)),
+        weight_files=_weight_files(peek),
+        notes=tuple(dict.fromkeys((*weights.notes, *(note for p in (peek, *variants) for note in p.notes)))),
     )
 
 
@@ -157,6 +163,13 @@ def check_evidence(recipe: Recipe, *, names: bool = False) -> None:
     task_sources.check_entries(tasks.names, names=names)
     for task in recipe.report.lm_eval:
         task_sources.check_harness(task, names=names)
+
+
+def _weight_files(peek: "Peek") -> str:
+    """The files that are read, and those that look like weights and are not."""
+    read = peek.weights[:1] if len(peek.weights) < 3 else (f"{len(peek.weights) - 1} shards of {peek.weights[0]}",)
+    others = [n for n in weight_files(peek.files) if n not in peek.weights]
+    return ", ".join(read) + (f"; not read, as by transformers: {', '.join(others)}" if others else "")
 
 
 def facts_of(recipe: Recipe, depth: int, remove: int) -> Facts:

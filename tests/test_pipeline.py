@@ -44,7 +44,7 @@ def test_events_come_in_order_and_end_with_the_final_name(done):
     folder, events = done
     kinds = [type(e) for e in events if not isinstance(e, Scored)]
     stages = [e.name for e in events if isinstance(e, Stage)]
-    assert stages == ["pull", "calibrate", "baselines", "search", "select", "assemble", "report"]
+    assert stages == ["pull", "check", "calibrate", "baselines", "search", "select", "assemble", "report"]
     assert kinds[:2] == [Stage, Started] and kinds[-3:] == [Stage, Reported, Finished] and Assembled in kinds
     started = next(e for e in events if isinstance(e, Started))
     assert started.depth == DEPTH and started.target == f"remove 2 of {DEPTH} layers" and started.evaluations == 24

@@ -3,7 +3,6 @@
 import math
 from functools import partial
 from itertools import combinations
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import assume, given
@@ -13,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from hf_prune import plan as planning
 from hf_prune.blueprint import Source
 from hf_prune.errors import InvalidRecipe, SourceError, UnsupportedArchitecture
+from hf_prune.hub import Peek, TensorInfo
 from hf_prune.methods import METHODS
 from hf_prune.methods.method import Sizes
 from hf_prune.plan import asked, facts_of, plan, target_of, weigh
@@ -28,18 +28,28 @@ OWN_WORDS = {
 FAMILIES = ("llama mistral qwen2 qwen3 gemma2 gemma3_text phi3 olmo2 smollm3 gpt_neox gpt2 opt").split()
 
 
+OWN = {"model_type": "ours", "auto_map": {"AutoConfig": "ours.Config"}}
+"""Of a model whose layers and sizes are whatever a test wants, since its code alone knows better."""
+
+
 def tensor(*shape, dtype="BF16", file="model.safetensors"):
-    return SimpleNamespace(shape=shape, dtype=dtype, file=file)
+    return TensorInfo(shape, dtype, file)
+
+
+def peeked(config, tensors, **more):
+    """Of a source whose tensors are all zeros."""
+    files = more.pop("files", {"model.safetensors": 0})
+    span = lambda file, first, last: bytes(last - first)  # noqa: E731
+    return Peek(more.pop("source", Source("m", "f")), config, tensors, files, {}, span=span, **more)
 
 
 def header(depth=16, layer=100, outside=400, revision="f" * 40, **config):
     """What hub.peek finds in a model of `depth` equal layers."""
     tensors = {f"model.layers.{i}.mlp.weight": tensor(layer) for i in range(depth)}
     tensors["model.embed_tokens.weight"] = tensor(outside)
-    config = {"model_type": "llama", "num_hidden_layers": depth, "hidden_size": 8, "vocab_size": 50} | config
+    config = OWN | {"num_hidden_layers": depth, "hidden_size": 8, "vocab_size": 50} | config
     files = {"model.safetensors": 2 * (depth * layer + outside) + 64, "config.json": 700, "pytorch_model.bin": 10**9}
-    plain = {"adapter": {}, "notes": (), "prepared": False}
-    return SimpleNamespace(source=Source("ns/m", revision), config=config, tensors=tensors, files=files, **plain)
+    return peeked(config, tensors, files=files, source=Source("ns/m", revision))
 
 
 def recipe(**fields):
@@ -172,7 +182,7 @@ def test_counts_agree_with_transformers(family):
     config = AutoConfig.for_model(family, **OWN_WORDS.get(family, SMALL))
     model = AutoModelForCausalLM.from_config(config)
     tensors = {n: tensor(*p.shape, dtype="F32") for n, p in model.state_dict().items()}
-    weights = weigh(SimpleNamespace(source=Source("m", "f"), config=config.to_dict(), tensors=tensors))
+    weights = weigh(peeked(config.to_dict(), tensors))
     assert len(weights.layers) == 5
     assert weights.total == model.num_parameters()
     assert weights.bytes == 4 * weights.total
@@ -183,14 +193,14 @@ def test_older_checkpoints_store_masks_and_bare_names():
     tensors = {f"h.{i}.attn.c_attn.weight": tensor(8, 24) for i in range(3)}
     tensors |= {f"h.{i}.attn.bias": tensor(1, 1, 64, 64) for i in range(3)}
     tensors |= {f"h.{i}.attn.masked_bias": tensor() for i in range(3)} | {"wte.weight": tensor(10, 8)}
-    weights = weigh(SimpleNamespace(source="m", config={"n_layer": 3}, tensors=tensors))
+    weights = weigh(peeked({**OWN, "n_layer": 3}, tensors))
     assert (weights.layers, weights.outside) == ((192,) * 3, 80)
 
 
 def test_experts_and_towers_are_not_taken_for_layers():
     tensors = {f"language_model.layers.{i}.mlp.experts.{j}.w": tensor(5) for i in range(3) for j in range(4)}
     tensors |= {f"vision.encoder.layers.{i}.w": tensor(100) for i in range(2)}
-    weights = weigh(SimpleNamespace(source="m", config={"text_config": {"num_hidden_layers": 3}}, tensors=tensors))
+    weights = weigh(peeked({**OWN, "text_config": {"num_hidden_layers": 3}}, tensors))
     assert (weights.layers, weights.outside) == ((20, 20, 20), 200)
 
 

@@ -4,10 +4,11 @@ One plan, two sinks: `assemble` fills a model in memory, `write` streams shards 
 """
 
 import json
+import math
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,42 +16,66 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from hf_prune.assembly.merge import check_merge, merged
+from hf_prune.assembly.merge import check_merge, merged, widest
 from hf_prune.assembly.patches import NO_PATCHES, PATCH_FILE, Patches, save_patches
 from hf_prune.blueprint import GONE, Blueprint, LayerSpec, Mix, all_parts
 from hf_prune.errors import IncompatibleSources, InvalidBlueprint, ReloadMismatch
 from hf_prune.models.auto_classes import classes, is_pruned, pruned_config, uniform_config
-from hf_prune.models.checkpoint import SHARD_BYTES, write_shards
+from hf_prune.models.checkpoint import INDEX, SHARD_BYTES, stored_tensors, write_shards
 from hf_prune.models.experts import apart
 from hf_prune.models.families import Family, sliced
 from hf_prune.models.modeling_pruned import PREFIX
 from hf_prune.models.parent import Parent
 
 
+@dataclass(frozen=True, eq=False)
+class Made:
+    """One tensor of the result, under the face of a stored one; calling it makes it."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    make: Callable[[], torch.Tensor]
+
+    def __call__(self) -> torch.Tensor:
+        """The tensor, in its dtype."""
+        return self.make().to(self.dtype)
+
+    @property
+    def nbytes(self) -> int:
+        """In the file."""
+        return self.shape.numel() * self.dtype.itemsize
+
+
 def layer_tensors(
     spec: LayerSpec, parents: Sequence[Parent], patches: Patches = NO_PATCHES
-) -> Iterator[tuple[str, Callable[[], torch.Tensor]]]:
-    """Readers of one output layer's tensors, each in its checkpoint's dtype.
+) -> Iterator[tuple[str, Made]]:
+    """One output layer's tensors: each in the dtype of the tensor it is made of, of several in the wider one.
 
     A removed half keeps its tensors, and its output projection is zero: stock classes then add nothing for it. Where
     the parent has a level library, layers are cut to the levels of the spec, and a removed half has no tensors.
     Tensors of the layer's patch replace what its parts would give.
     """
     anchor = spec.anchor
-    family = parents[anchor.source].family
+    parent = parents[anchor.source]
     patch = patches[spec.repair] if spec.repair else {}
     gone = {"attention": spec.attn_level == GONE, "mlp": spec.mlp_level == GONE} if spec.library else {}
-    for suffix in parents[anchor.source].layer_suffixes[anchor.layer]:
-        if gone.get(family.half(suffix)):
+    for suffix in parent.layer_suffixes[anchor.layer]:
+        if gone.get(parent.family.half(suffix)):
             continue
         if suffix in patch:
-            yield suffix, lambda suffix=suffix: patch[suffix]
-        else:
-            yield suffix, lambda suffix=suffix: _combine(spec, suffix, parents, family)
+            tensor = patch[suffix]
+            yield suffix, Made(tensor.shape, tensor.dtype, lambda tensor=tensor: tensor)
+            continue
+        shape = parent.shapes[f"{parent.family.prefix}{anchor.layer}.{suffix}"]
+        if spec.library:
+            shape = library(spec, parents).shape(suffix, shape, spec)
+        mix = _mix(spec, suffix, parent.family)
+        dtype = widest(parents[p.source].layer_dtype(p.layer, suffix) for p in mix.parts)
+        yield suffix, Made(shape, dtype, lambda suffix=suffix, mix=mix: _combine(spec, suffix, mix, parents))
 
 
-def _combine(spec: LayerSpec, suffix: str, parents: Sequence[Parent], family: Family) -> torch.Tensor:
-    mix = _mix(spec, suffix, family)
+def _combine(spec: LayerSpec, suffix: str, mix: Mix, parents: Sequence[Parent]) -> torch.Tensor:
+    family = parents[spec.anchor.source].family
     tensors = [parents[p.source].layer_tensor(p.layer, suffix) for p in mix.parts]
     if not spec.library and family.silenced(suffix, spec.attn_level == GONE, spec.mlp_level == GONE):
         return torch.zeros_like(tensors[0])
@@ -58,8 +83,7 @@ def _combine(spec: LayerSpec, suffix: str, parents: Sequence[Parent], family: Fa
     if mix.merge == "passthrough" and not family.silenced(suffix, True, True):
         # What is scaled is what a half adds to the residual stream.
         weights = [1.0]
-    where = f"{mix.parts[-1].layer}.{suffix}"
-    whole = merged(mix.merge, tensors, weights, where).to(parents[0].dtype)
+    whole = merged(mix.merge, tensors, weights, f"{mix.parts[-1].layer}.{suffix}")
     return library(spec, parents).cut(spec.anchor.layer, suffix, whole, spec) if spec.library else whole
 
 
@@ -163,14 +187,14 @@ def _check_patch(spec: LayerSpec, parents: Sequence[Parent], patches: Patches) -
 
 def plan_tensors(
     blueprint: Blueprint, parents: Sequence[Parent], patches: Patches = NO_PATCHES
-) -> Iterator[tuple[str, Callable[[], torch.Tensor]]]:
+) -> Iterator[tuple[str, Made]]:
     """Name and reader of every tensor of the assembled model, in file order; nothing is read yet."""
-    prefix, dtype = parents[0].family.prefix, parents[0].dtype
     for name, owner in outside(blueprint, parents).items():
-        yield name, lambda owner=owner, name=name: owner.outside_tensor(name).to(dtype)
+        read = lambda owner=owner, name=name: owner.outside_tensor(name)  # noqa: E731
+        yield name, Made(owner.shapes[name], owner.tensor_dtype(name), read)
     for i, spec in enumerate(blueprint.layers):
-        for suffix, read in layer_tensors(spec, parents, patches):
-            yield f"{prefix}{i}.{suffix}", read
+        for suffix, made in layer_tensors(spec, parents, patches):
+            yield f"{parents[0].family.prefix}{i}.{suffix}", made
 
 
 def assemble(
@@ -187,7 +211,7 @@ def assemble(
         blueprint: layers that have lost both halves are left out.
         parents: opened sources, in the order of `blueprint.sources`; the first gives config, tokenizer and dtype.
         patches: what the blueprint's repaired layers name.
-        dtype: of the result; None keeps the checkpoint's.
+        dtype: of the result; None: what transformers loads the base in.
         device: where it goes.
 
     Raises:
@@ -204,7 +228,7 @@ def assemble(
             None,
             config=config,
             state_dict=state,
-            dtype=dtype or next(iter(state.values())).dtype,
+            dtype=dtype or base.dtype,
             output_loading_info=True,
         )
     wrong = {k: sorted(map(str, v)) for k, v in info.items() if v and k != "error_msgs"}
@@ -249,33 +273,34 @@ def write(
     Layers that have lost both halves are left out. Patches that the blueprint names are written beside it.
 
     Returns:
-        Parameters and bytes of the written weights.
+        Parameters and bytes of the written weights, measured on the files.
     """
     blueprint = alive(blueprint)
     check(blueprint, parents, patches)
     base = parents[0]
     config = output_config(blueprint, parents)
-    sizes = []
-
-    def sized() -> Iterator[tuple[str, int, Callable[[], torch.Tensor]]]:
-        for name, read in plan_tensors(blueprint, parents, patches):
-            shape, item = _shape_and_item(name, blueprint, parents)
-            sizes.append((shape.numel(), shape.numel() * item))
-            yield from _in_files(name, read, shape, item, base.family, is_pruned(config))
-
-    write_shards(sized(), folder, shard_bytes)
+    tensors = plan_tensors(blueprint, parents, patches)
+    stored = _store(tensors, folder, base.family, is_pruned(config), shard_bytes)
     config.save_pretrained(folder)
     _keep_architecture(folder, base, model_class(config, base).__name__)
-    for pattern in TOKENIZER_FILES:
-        for path in base.checkpoint.folder.glob(pattern):
-            if path.is_file():
-                shutil.copyfile(path, folder / path.name)
-    if base.trust_remote_code:
+    copy_tokenizer(base.checkpoint.folder, folder, base.trust_tokenizer_code)
+    if base.trust_remote_code or base.trust_tokenizer_code:
         for path in base.checkpoint.folder.glob("*.py"):
             shutil.copyfile(path, folder / path.name)
     save_patches({s.repair: patches[s.repair] for s in blueprint.layers if s.repair}, folder / PATCH_FILE)
     (folder / "blueprint.json").write_text(blueprint.to_json(indent=1) + "\n", encoding="utf-8")
-    return sum(n for n, _ in sizes), sum(b for _, b in sizes)
+    return stored
+
+
+def copy_tokenizer(source: Path, target: Path, code: bool = False) -> None:
+    """Copy its files; pointers to code beside them only where that comes along."""
+    for path in (p for pattern in TOKENIZER_FILES for p in source.glob(pattern) if p.is_file()):
+        shutil.copyfile(path, target / path.name)
+    settings = target / "tokenizer_config.json"
+    if settings.is_file() and not code:
+        raw = json.loads(settings.read_bytes())
+        if raw.pop("auto_map", None):
+            settings.write_text(json.dumps(raw, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def write_live(model: PreTrainedModel, parent: Parent, folder: Path) -> tuple[int, int]:
@@ -285,39 +310,28 @@ def write_live(model: PreTrainedModel, parent: Parent, folder: Path) -> tuple[in
         Parameters and bytes of the written weights.
     """
     state = model.state_dict()
-    sizes = []
-
-    def sized() -> Iterator[tuple[str, int, Callable[[], torch.Tensor]]]:
-        for name, shape in parent.shapes.items():
-            like = parent.checkpoint.tensor(name)
-            sizes.append((shape.numel(), like.nbytes))
-            read = lambda name=name, dtype=like.dtype: state[name].to("cpu", dtype).contiguous()  # noqa: E731
-            yield from _in_files(name, read, shape, like.itemsize, parent.family, is_pruned(parent.config))
-
-    write_shards(sized(), folder, SHARD_BYTES)
-    return sum(n for n, _ in sizes), sum(b for _, b in sizes)
+    tensors = ((n, Made(s, parent.tensor_dtype(n), lambda n=n: state[n].cpu())) for n, s in parent.shapes.items())
+    return _store(tensors, folder, parent.family, is_pruned(parent.config), SHARD_BYTES)
 
 
-def _shape_and_item(name: str, blueprint: Blueprint, parents: Sequence[Parent]) -> tuple[torch.Size, int]:
-    parent = parents[0]
-    prefix = parent.family.prefix
-    if name.startswith(prefix):
-        index, _, suffix = name[len(prefix) :].partition(".")
-        spec = blueprint.layers[int(index)]
-        name = f"{prefix}{spec.anchor.layer}.{suffix}"
-        if spec.library:
-            return library(spec, parents).shape(suffix, parent.shapes[name], spec), parent.checkpoint.itemsize(name)
-    return parent.shapes[name], parent.checkpoint.itemsize(name)
+def _store(
+    tensors: Iterable[tuple[str, Made]], folder: Path, family: Family, stacked: bool, shard_bytes: int
+) -> tuple[int, int]:
+    """Write them as files have them; parameters and bytes, measured on what was written."""
+    pieces = (piece for name, made in tensors for piece in _in_files(name, made, family, stacked))
+    written = stored_tensors([folder / n for n in write_shards(pieces, folder, shard_bytes) if n != INDEX])
+    counts = [(math.prod(t.shape), t.dtype.itemsize) for t in written.values()]
+    return sum(n for n, _ in counts), sum(n * size for n, size in counts)
 
 
 def _in_files(
-    name: str, read: Callable[[], torch.Tensor], shape: torch.Size, item: int, family: Family, stacked: bool
+    name: str, made: Made, family: Family, stacked: bool
 ) -> Iterator[tuple[str, int, Callable[[], torch.Tensor]]]:
     """A tensor as files have it: experts apart, but in models of our own classes, whose files are theirs alone."""
-    pieces = [(name, read)] if stacked else list(apart(name, read, shape))
+    pieces = [(name, made)] if stacked else list(apart(name, made, made.shape))
     for piece, one in pieces:
         spelled = next((s + piece.removeprefix(m) for m, s in family.renames if piece.startswith(m)), piece)
-        yield spelled, shape.numel() * item // len(pieces), one
+        yield spelled, made.nbytes // len(pieces), one
 
 
 def _keep_architecture(folder: Path, parent: Parent, name: str) -> None:

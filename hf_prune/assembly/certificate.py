@@ -5,6 +5,8 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from hf_prune.errors import ReloadMismatch
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
 """Largest allowed difference of two logits, as a share of the largest logit."""
+CERTIFIED = (2, 64)
+"""Windows and tokens per window that are compared."""
 COMMAND = (sys.executable, "-P", str(Path(__file__).with_name("reload_probe.py")))
 LOADING = {"missing": "missing_keys", "unexpected": "unexpected_keys", "mismatched": "mismatched_keys"}
 
@@ -48,19 +52,45 @@ def certify(
         ReloadMismatch: it does not load, a tensor is missing, unexpected or of another shape, the logits differ, or
             cached decoding differs from uncached.
     """
+    said = probe(folder, tokens, dtype, device, ["--trust-remote-code"] * trust_remote_code)
+    logits, cached = said.tensors["logits"], said.tensors["cached"]
+    return _judge(folder.name, expected.float().cpu(), logits, cached, said.loading, dtype, stored or dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What a fresh process says of a model: logits by name, what transformers said on loading, digests by tensor."""
+
+    tensors: dict[str, torch.Tensor]
+    loading: dict[str, Any]
+    digests: dict[str, str]
+
+
+def probe(folder: Path, tokens: torch.Tensor, dtype: str, device: str, options: Sequence[str] = ()) -> Answer:
+    """Load a folder in a fresh process, as a user without hf_prune does, and let it read some text.
+
+    Args:
+        folder: of a model.
+        tokens: [N, T] int64.
+        dtype: precision, e.g. `float32`.
+        device: where it runs.
+        options: of `reload_probe`.
+
+    Raises:
+        ReloadMismatch: it does not load.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         answer = Path(scratch) / "answer.safetensors"
         windows = Path(scratch) / "windows.safetensors"
         save_file({"tokens": tokens.cpu().contiguous()}, windows)
-        arguments = [str(folder.resolve()), str(windows), str(answer), dtype, device]
-        failed, said = _probed(arguments + ["--trust-remote-code"] * trust_remote_code, Path(scratch) / "errors")
+        arguments = [str(folder.resolve()), str(windows), str(answer), dtype, device, *options]
+        failed, said = _probed(arguments, Path(scratch) / "errors")
         if failed:
             last = (said.strip().splitlines() or ["no output"])[-1]
             raise ReloadMismatch(f"{folder.name} does not load in a fresh process: {last}")
         with safe_open(answer, framework="pt") as f:
-            logits, cached = f.get_tensor("logits"), f.get_tensor("cached")
-            loading = json.loads(f.metadata()["loading"])
-    return _judge(folder.name, expected.float().cpu(), logits, cached, loading, dtype, stored or dtype)
+            tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
+            return Answer(tensors, *(json.loads(f.metadata()[key]) for key in ("loading", "digests")))
 
 
 def _probed(arguments: list[str], errors: Path) -> tuple[bool, str]:

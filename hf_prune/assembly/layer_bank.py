@@ -36,11 +36,11 @@ class LayerBank:
         return tuple(p.source for p in self.parents)
 
     def outside(self, embed: int, head: int) -> dict[str, torch.Tensor]:
-        """Tensors outside of the layers that are not the resident model's, in its dtype and on its device."""
-        like = next(self.model.parameters())
+        """Tensors outside of the layers that are not the resident model's, in its dtypes and on its device."""
+        like = self.model.state_dict()
         named = outside(Blueprint(self.sources, (), embed, head), self.parents)
         others = {n: p for n, p in named.items() if p is not self.parents[0]}
-        return {n: p.outside_tensor(n).to(like.device, like.dtype) for n, p in others.items()}
+        return {n: p.outside_tensor(n).to(like[n]) for n, p in others.items()}
 
     def module(self, spec: LayerSpec) -> torch.nn.Module:
         """The decoder layer of a canonical spec, in the model's dtype and on its device."""
@@ -76,19 +76,17 @@ class LayerBank:
 
     def _make(self, spec: LayerSpec, template: torch.nn.Module) -> torch.nn.Module:
         family = self.parents[0].family
-        like = next(template.parameters())
         if spec.repair:
             # All but the repaired tensors are those of the layer before.
             before, patch = self.module(replace(spec, repair=None)), self.patches[spec.repair]
-            layer = sharing(before)
-            tensors = {n: t.to(like.device, like.dtype) for n, t in patch.items()}
+            layer, like = sharing(before), before.state_dict()
+            tensors = {n: t.to(like[n]) for n, t in patch.items()}
             layer.load_state_dict(tensors, strict=False, assign=True)
             return layer.requires_grad_(False)
         if spec.library and (settings := library(spec, self.parents).settings(spec)):
             return self._narrow(spec, template, settings)
         layer = sharing(template)
-        tensors = {n: read().to(like.device, like.dtype) for n, read in layer_tensors(spec, self.parents)}
-        layer.load_state_dict(tensors, assign=True)
+        layer.load_state_dict(self._tensors(spec, template), assign=True)
         layer.requires_grad_(False)
         # Zero weights silence a half already, and these only save its work. An inferred family may return other things
         # than stock ones do (MPT's MLP adds the residual itself), and OPT's MLP has no module of its own.
@@ -100,16 +98,20 @@ class LayerBank:
 
     def _narrow(self, spec: LayerSpec, template: torch.nn.Module, settings: dict[str, object]) -> torch.nn.Module:
         """A layer of the same class in another width."""
-        like, number = next(template.parameters()), spec.anchor.layer
+        number = spec.anchor.layer
         config = pruned_config(self.model.config, {number: settings})
         # A layer is built for an implementation of attention and of experts, which no config.json names.
         config._attn_implementation = self.model.config._attn_implementation
         config._experts_implementation = self.model.config._experts_implementation
         with torch.device("meta"):
             layer = packed(template, config, number)
-        tensors = {n: read().to(like.device, like.dtype) for n, read in layer_tensors(spec, self.parents)}
-        layer.load_state_dict(tensors, assign=True)
+        layer.load_state_dict(self._tensors(spec, template), assign=True)
         return layer.eval().requires_grad_(False)
+
+    def _tensors(self, spec: LayerSpec, template: torch.nn.Module) -> dict[str, torch.Tensor]:
+        """What a layer is made of, in the dtypes that the model has it in and on its device."""
+        like = template.state_dict()
+        return {n: read().to(like[n]) for n, read in layer_tensors(spec, self.parents)}
 
 
 def sharing(layer: torch.nn.Module) -> torch.nn.Module:

@@ -5,9 +5,10 @@ no meaning; what they call deltas is the others' difference to it. Semantics and
 (Goddard et al., arXiv 2403.13257): ties divides by the weights that agree, the dares do not and rescale what they keep.
 """
 
+import functools
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -18,8 +19,17 @@ PARALLEL = 0.9995
 """Cosine beyond which slerp is a plain mean."""
 
 
+def widest(dtypes: Iterable[torch.dtype]) -> torch.dtype:
+    """That holds what all of them hold: float32 of float16 and bfloat16."""
+    return functools.reduce(torch.promote_types, dtypes)
+
+
+def _dtype(tensors: Sequence[Tensor]) -> torch.dtype:
+    return widest(t.dtype for t in tensors)
+
+
 def linear(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Weighted sum, added up in float32 (float64 stays float64) and cast back to the dtype of the first tensor.
+    """Weighted sum, added up in float32 (float64 stays float64) and cast back to the widest of the tensors' dtypes.
 
     Args:
         tensors: at least one, all of the same shape, any floating dtype; left unchanged.
@@ -36,11 +46,11 @@ def linear(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     first = tensors[0]
     if len(tensors) == 1 and weights[0] == 1:
         return first
-    wide = torch.promote_types(first.dtype, torch.float32)
+    wide = torch.promote_types(_dtype(tensors), torch.float32)
     total = first.to(wide) * weights[0]
     for tensor, weight in zip(tensors[1:], weights[1:], strict=True):
         total.add_(tensor.to(wide), alpha=weight)
-    return total.to(first.dtype)
+    return total.to(_dtype(tensors))
 
 
 def slerp(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
@@ -53,7 +63,7 @@ def slerp(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
         return linear(tensors, [1 - share, share])
     angle = math.acos(cosine)
     near, far = math.sin((1 - share) * angle) / math.sin(angle), math.sin(share * angle) / math.sin(angle)
-    return (near * a + far * b).view_as(tensors[0]).to(tensors[0].dtype)
+    return (near * a + far * b).view_as(tensors[0]).to(_dtype(tensors))
 
 
 def passthrough(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
@@ -68,7 +78,7 @@ def ties(tensors: Sequence[Tensor], weights: Sequence[float], density: float = 1
     agree = _agreeing(weighted)
     divisor = (scale * agree).sum(0)
     divisor[divisor.abs() < 1e-8] = 1.0
-    return (base + (weighted * agree).sum(0) / divisor).to(tensors[0].dtype)
+    return (base + (weighted * agree).sum(0) / divisor).to(_dtype(tensors))
 
 
 def dare(
@@ -92,7 +102,7 @@ def dare(
     weighted, _ = _weighted(torch.stack(kept), weights)
     if consensus:
         weighted = weighted * _agreeing(weighted)
-    return (base + weighted.sum(0)).to(tensors[0].dtype)
+    return (base + weighted.sum(0)).to(_dtype(tensors))
 
 
 Merge = Callable[..., Tensor]
@@ -169,7 +179,7 @@ def _check_shapes(tensors: Sequence[Tensor], weights: Sequence[float]) -> None:
 
 def _deltas(tensors: Sequence[Tensor], weights: Sequence[float]) -> tuple[Tensor, list[Tensor]]:
     _check_shapes(tensors, weights)
-    base = tensors[0].to(torch.promote_types(tensors[0].dtype, torch.float32))
+    base = tensors[0].to(torch.promote_types(_dtype(tensors), torch.float32))
     return base, [t.to(base.dtype) - base for t in tensors[1:]]
 
 

@@ -9,10 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
+from hf_prune.assembly.merge import widest
 from hf_prune.blueprint import GONE, Blueprint, LayerSpec, Part, all_parts
-from hf_prune.errors import InvalidBlueprint
+from hf_prune.errors import InvalidBlueprint, SourceError
+from hf_prune.models.checkpoint import Checkpoint
 from hf_prune.models.families import Family, family_of, read_config
 
 
@@ -30,11 +33,20 @@ def export_mergekit(folder: Path, names: Sequence[str] = ()) -> str:
         blueprint = Blueprint.from_json((folder / "blueprint.json").read_text(encoding="utf-8"))
     except OSError as e:
         raise InvalidBlueprint(f"{folder} has no blueprint.json ({e.strerror}); name what compress wrote.") from None
-    config = read_config(folder)
-    dtype = str(config.dtype or "float32").removeprefix("torch.")
+    config, dtypes = read_config(folder), _dtypes(folder)
+    # mergekit has one for all tensors: the widest, in which none loses anything.
+    dtype = str(widest(dtypes) if dtypes else config.dtype or "float32").removeprefix("torch.")
     raw = mergekit_config(blueprint, family_of(config), names or [_spelled(s) for s in blueprint.sources], dtype)
     head = f"# Blueprint {blueprint.digest}. blueprint.json is the truth; this is its translation for mergekit.\n"
     return head + yaml.safe_dump(raw, sort_keys=False)
+
+
+def _dtypes(folder: Path) -> set[torch.dtype]:
+    """Of the result's own tensors; none where its weights are not there."""
+    try:
+        return {t.dtype for t in Checkpoint.open(folder).tensors.values()}
+    except SourceError:
+        return set()
 
 
 def mergekit_config(blueprint: Blueprint, family: Family, names: Sequence[str], dtype: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from hf_prune.assembly import modeling_decilm
-from hf_prune.assembly.assemble import TOKENIZER_FILES
+from hf_prune.assembly.assemble import copy_tokenizer
 from hf_prune.assembly.modeling_decilm import MULTIPLE
 from hf_prune.atomic_files import staged
 from hf_prune.errors import InvalidRecipe, UnsupportedArchitecture
@@ -187,23 +187,25 @@ def _write(
     folder: Path, partial: Path, config: PretrainedConfig, before: Sequence[Widths], after: Sequence[Widths]
 ) -> tuple[int, int]:
     checkpoint = Checkpoint.open(folder)
-    dtype = checkpoint.tensor("model.norm.weight").dtype
+    loaded = config.dtype or checkpoint.first_dtype
     had, shapes = _shapes(config, before), _shapes(config, after)
     shapes |= {name: torch.Size(t.shape) for name, t in checkpoint.tensors.items() if not name.startswith(LAYERS)}
+
+    def dtype(name: str) -> torch.dtype:
+        return checkpoint.dtype(name) if name in checkpoint else loaded
 
     def filled(name: str) -> Tensor:
         """With zeros behind its rows and columns. A half that is gone has left its norm behind, and nothing else."""
         known = name in checkpoint or name in had
-        tensor = checkpoint.tensor(name) if known else torch.zeros([0] * len(shapes[name]), dtype=dtype)
+        tensor = checkpoint.tensor(name) if known else torch.zeros([0] * len(shapes[name]), dtype=loaded)
         missing = [n - have for n, have in zip(shapes[name], tensor.shape, strict=True)]
         return torch.nn.functional.pad(tensor, [x for n in reversed(missing) for x in (0, n)])
 
-    sized = ((n, s.numel() * dtype.itemsize, lambda n=n: filled(n)) for n, s in shapes.items())
+    sized = ((n, s.numel() * dtype(n).itemsize, lambda n=n: filled(n)) for n, s in shapes.items())
     write_shards(sized, partial)
-    raw = json.dumps(decilm_config(config, after, dtype), indent=2)
+    raw = json.dumps(decilm_config(config, after, loaded), indent=2)
     (partial / "config.json").write_text(raw + "\n", encoding="utf-8")
     shutil.copyfile(modeling_decilm.__file__, partial / "modeling_decilm.py")
-    for path in (p for pattern in TOKENIZER_FILES for p in folder.glob(pattern) if p.is_file()):
-        shutil.copyfile(path, partial / path.name)
+    copy_tokenizer(folder, partial)
     whole = sum(s.numel() for s in shapes.values())
     return whole, whole - sum(torch.Size(t.shape).numel() for n, t in checkpoint.tensors.items() if n in shapes)

@@ -1,46 +1,129 @@
 """Run by path in a fresh process: loads a saved model with stock transformers and says what it computes.
 
 Imports nothing of hf_prune, so that a pass means that users without it get the same model.
-Usage: reload_probe.py FOLDER WINDOWS.safetensors ANSWER.safetensors DTYPE DEVICE [--trust-remote-code]
+Usage: reload_probe.py FOLDER WINDOWS.safetensors ANSWER.safetensors DTYPE DEVICE
+                       [--adapter FOLDER --loaded DTYPE] [--offload FOLDER] [--uncached] [--trust-remote-code]
        reload_probe.py --serve    the same for every line of stdin (JSON: a file for stderr, then the arguments), in
                                   forks of a process that has imported transformers and nothing else; prints exit codes
 """
 
+import argparse
+import hashlib
 import json
 import os
 import sys
 import traceback
+import warnings
+from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+VOCABULARIES = ("embed_tokens.weight", "lm_head.weight", "wte.weight", "embed_in.weight", "embed_out.weight")
+"""Tensors with a row per token."""
 
-def main(folder: str, windows: str, answer: str, dtype: str, device: str, *flags: str) -> None:
-    """Write logits [N, T, V] of one uncached forward and of prefill + one-token steps, and the loading info."""
-    transformers.utils.logging.disable_progress_bar()
+
+def load_model(
+    folder: str,
+    dtype: torch.dtype,
+    *,
+    adapter: str | None = None,
+    loaded: torch.dtype | None = None,
+    offload: str | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[torch.nn.Module, dict[str, Any]]:
+    """A model as any user loads it, in eval mode on the CPU, and what transformers says of its tensors.
+
+    Args:
+        folder: of the model.
+        dtype: of the result.
+        adapter: folder of a PEFT adapter, which is merged.
+        loaded: precision in which it is merged; PEFT's users load the model as its config says.
+        offload: an empty folder, for models larger than memory: weights stay on the disk until a layer is called.
+        trust_remote_code: passed on.
+    """
+    where = {"device_map": {"": "disk"}, "offload_folder": offload} if offload else {}
     model, info = transformers.AutoModelForCausalLM.from_pretrained(
         folder,
-        dtype=getattr(torch, dtype),
+        dtype=(loaded or dtype) if adapter else dtype,
         output_loading_info=True,
         local_files_only=True,
-        trust_remote_code="--trust-remote-code" in flags,
+        trust_remote_code=trust_remote_code,
+        **where,
     )
-    model.eval().to(device)
-    tokens = load_file(windows)["tokens"].to(device)
-    half = tokens.shape[1] // 2
+    if adapter:
+        model = _merged(model, adapter)
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(dtype)
+    return model.eval().requires_grad_(False), {k: sorted(map(str, v)) for k, v in info.items()}
+
+
+def _merged(model: torch.nn.Module, adapter: str) -> torch.nn.Module:
+    from peft import PeftModel
+
+    with safe_open(Path(adapter, "adapter_model.safetensors"), framework="pt") as file:
+        rows = {file.get_slice(n).get_shape()[0] for n in file.keys() if n.endswith(VOCABULARIES)}  # noqa: SIM118
+    if rows and max(rows) != model.get_input_embeddings().weight.shape[0]:
+        # Tokens were added before the training; peft's users add them before they load it.
+        model.resize_token_embeddings(max(rows), mean_resizing=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return PeftModel.from_pretrained(model, adapter).merge_and_unload()
+
+
+def main(*arguments: str) -> None:
+    """Write logits [N, T, V] of one uncached forward and of prefill + one-token steps, and the loading info."""
+    transformers.utils.logging.disable_progress_bar()
+    asked = _asked(arguments)
+    model, loading = load_model(
+        asked.folder,
+        getattr(torch, asked.dtype),
+        adapter=asked.adapter,
+        loaded=asked.loaded and getattr(torch, asked.loaded),
+        offload=asked.offload,
+        trust_remote_code=asked.trust_remote_code,
+    )
+    digests = {} if asked.offload or not asked.digests else {n: digest(t) for n, t in model.state_dict().items()}
+    model = model if asked.offload else model.to(asked.device)
+    tokens = load_file(asked.windows)["tokens"].to(asked.device)
     with torch.inference_mode():
-        whole = model(input_ids=tokens, use_cache=False).logits
-        out = model(input_ids=tokens[:, :half], use_cache=True)
-        steps = [out.logits]
-        for t in range(half, tokens.shape[1]):
-            out = model(input_ids=tokens[:, t : t + 1], past_key_values=out.past_key_values, use_cache=True)
-            steps.append(out.logits)
-    loading = {k: sorted(map(str, v)) for k, v in info.items()}
+        tensors = {"logits": model(input_ids=tokens, use_cache=False).logits}
+        if not asked.uncached:
+            tensors["cached"] = _stepped(model, tokens)
     loading["transformers"] = transformers.__version__
     loading["hf_prune_imported"] = "hf_prune" in sys.modules
-    tensors = {"logits": whole.float().cpu(), "cached": torch.cat(steps, 1).float().cpu()}
-    save_file(tensors, answer, metadata={"loading": json.dumps(loading)})
+    tensors = {n: t.float().cpu().contiguous() for n, t in tensors.items()}
+    save_file(tensors, asked.answer, metadata={"loading": json.dumps(loading), "digests": json.dumps(digests)})
+
+
+def _asked(arguments: tuple[str, ...]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    for name in ("folder", "windows", "answer", "dtype", "device"):
+        parser.add_argument(name)
+    for name in ("--adapter", "--loaded", "--offload"):
+        parser.add_argument(name)
+    for name in ("--uncached", "--digests", "--trust-remote-code"):
+        parser.add_argument(name, action="store_true")
+    return parser.parse_args(arguments)
+
+
+def _stepped(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+    """Logits of a prefill of half the tokens, and of the others one by one."""
+    half = tokens.shape[1] // 2
+    out = model(input_ids=tokens[:, :half], use_cache=True)
+    steps = [out.logits]
+    for t in range(half, tokens.shape[1]):
+        out = model(input_ids=tokens[:, t : t + 1], past_key_values=out.past_key_values, use_cache=True)
+        steps.append(out.logits)
+    return torch.cat(steps, 1)
+
+
+def digest(tensor: torch.Tensor) -> str:
+    """SHA-256 of a tensor's bytes."""
+    return hashlib.sha256(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()).hexdigest()
 
 
 def serve() -> None:

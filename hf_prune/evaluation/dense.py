@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hf_prune.errors import UnsupportedArchitecture
+from hf_prune.errors import BaseOverflow, UnsupportedArchitecture
 from hf_prune.evaluation.comparison import Reference, log_rest
 from hf_prune.evaluation.last_layer import answering, from_first
 from hf_prune.limits import GPU_TILE_TOKENS, TILE_TOKENS, TOP_K
@@ -153,10 +153,12 @@ class Dense:
         """The reference on `tokens` [N, T] int64.
 
         Raises:
+            BaseOverflow: the model's own forward leaves the numbers of its precision.
             UnsupportedArchitecture: layer by layer does not give the logits of the model's own forward.
         """
         tokens = tokens.to(self.device)
         calls, logits = self.record(tokens[:1])
+        check_finite(logits)
         hidden = [torch.cat([self.embed(tokens[rows]) for rows in self.tiles(tokens, self.tile_tokens)])]
         modules = []
         for layer, call in zip(self.layers, calls, strict=True):
@@ -241,6 +243,21 @@ class Dense:
             nlls.append(-log_probs.gather(-1, tokens[rows, 1:, None]).squeeze(-1))
         whole = k == log_probs.shape[-1]
         return torch.cat(tops), torch.cat(logs), None if whole else torch.cat(tails), torch.cat(nlls)
+
+
+def check_finite(states: Tensor) -> None:
+    """Refuse what a dense model computed, in its own precision, where that has left the numbers it holds.
+
+    Raises:
+        BaseOverflow: says which precision would do.
+    """
+    dtype = str(states.dtype).removeprefix("torch.")
+    wider = {"float16": "pass --dtype bfloat16 or --dtype float32", "bfloat16": "pass --dtype float32"}
+    if not bool(torch.isfinite(states).all()):
+        raise BaseOverflow(
+            f"The base itself overflows in {dtype}: its own forward gives NaN or infinite values on this text; "
+            f"{wider.get(dtype, 'choose another base')}."
+        )
 
 
 def _joined(halves: Sequence[tuple[Tensor, Tensor]]) -> Halves:

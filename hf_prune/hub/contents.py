@@ -31,6 +31,7 @@ RESULT = ("*.json", "*.jsonl", "*.yaml", "repairs/*.safetensors", "figures/*.png
 REPORT = ("report.json", "front.json", "README.md", "figures/*.png")
 """Of that what people look at."""
 ABOUT = ("README.md", "LICENSE*", "NOTICE*")
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 def matching(files: Collection[str], patterns: Collection[str]) -> list[str]:
@@ -43,14 +44,25 @@ def matching(files: Collection[str], patterns: Collection[str]) -> list[str]:
     return sorted(name for name in files if any(fits(name, p) for p in patterns))
 
 
-def weights(what: str, files: Collection[str], read: Callable[[str], bytes], allow_pickle: bool) -> tuple[str, ...]:
-    """Names of the weight files that transformers would load, index first.
+def weights(
+    what: str, files: Collection[str], read: Callable[[str], bytes], allow_pickle: bool, named: Any = None
+) -> tuple[str, ...]:
+    """Names of the weight files that transformers loads, index first: of several candidates the one that it takes.
+
+    Args:
+        what: the source, for errors.
+        files: names of its files.
+        read: gives a small one.
+        allow_pickle: accept weights that can run code when read.
+        named: the file that its config names as `transformers_weights`; None as nearly always.
 
     Raises:
-        UnsafeSource: only pickles and they are not allowed.
-        BrokenCheckpoint: a shard named by the index is missing, or the index cannot be read.
+        UnsafeSource: only pickles and they are not allowed, or an index that names files elsewhere.
+        BrokenCheckpoint: a file named by the config or the index is missing, or the index cannot be read.
         SourceError: no weights at all.
     """
+    if named:
+        return _named(what, files, read, named)
     for single, index in ((SINGLE, INDEX), (PICKLE, PICKLE_INDEX)):
         if single == PICKLE and not allow_pickle:
             break
@@ -58,28 +70,48 @@ def weights(what: str, files: Collection[str], read: Callable[[str], bytes], all
             return (single,)
         if index in files:
             return (index, *_shards(what, index, files, read))
-    if not allow_pickle and matching(files, ("*.bin", "*.pt", "*.pth", "*.ckpt")):
+    if not allow_pickle and matching(files, PICKLES):
         raise UnsafeSource(
             f"{what} holds no safetensors, only pickles, which can run code when read; "
             "choose a source with safetensors, or pass --allow-pickle if you trust it."
         )
     if adapters.CONFIG in files:
         raise refuse_adapter(what, _json(what, adapters.CONFIG, read).get("base_model_name_or_path"))
-    found = describe([n for n in files if n != "config.json"])
-    raise SourceError(
-        f"{what} {found}."
-        if found
-        else f"{what} holds no weights that transformers loads; it needs {SINGLE} or {INDEX}."
-    )
+    if found := describe([n for n in files if n != "config.json"]):
+        raise SourceError(f"{what} {found}.")
+    others = candidates(files)
+    beside = f"; {others[0]} is there, but has neither name" if others else ""
+    raise SourceError(f"{what} holds no weights that transformers loads; it needs {SINGLE} or {INDEX}{beside}.")
+
+
+def candidates(files: Collection[str]) -> list[str]:
+    """Every file that looks like weights of the model."""
+    found = matching(files, ("*.safetensors", *PICKLES, "*.gguf", "*.h5", "*.msgpack"))
+    return [n for n in found if not n.startswith("adapter_model.") and n != "training_args.bin"]
+
+
+def _named(what: str, files: Collection[str], read: Callable[[str], bytes], named: Any) -> tuple[str, ...]:
+    known = isinstance(named, str) and named.endswith((".safetensors", ".safetensors.index.json"))
+    if not known or named not in files:
+        raise BrokenCheckpoint(
+            f"config.json of {what} says transformers_weights {named!r}, and no safetensors file of that name is "
+            "there; fetch the source afresh, or take the entry out."
+        )
+    return (named, *_shards(what, named, files, read)) if named.endswith(".json") else (named,)
 
 
 def _shards(what: str, index: str, files: Collection[str], read: Callable[[str], bytes]) -> list[str]:
     try:
         shards = sorted(set(json.loads(read(index))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError):
+        outside = [s for s in shards if posixpath.basename(s) != s or s in ("", ".", "..")]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise BrokenCheckpoint(f"{index} of {what} is not a readable index of shards; fetch it afresh.") from None
+    if outside:
+        raise UnsafeSource(f"{index} of {what} points outside its folder ({outside[0]}); do not use this source.")
     if missing := [s for s in shards if s not in files]:
         raise BrokenCheckpoint(f"{what} lacks {missing[0]}, which its {index} names; fetch the source afresh.")
+    if not shards:
+        raise BrokenCheckpoint(f"{index} of {what} names no shards; fetch it afresh.")
     return shards
 
 
@@ -121,8 +153,21 @@ def needs_code(raw: Mapping[str, Any]) -> bool:
     return raw.get("model_type") not in CONFIG_MAPPING_NAMES
 
 
+def tokenizer_code(files: Collection[str], read: Callable[[str], bytes]) -> bool:
+    """Whether a tokenizer is known to the source's own code alone: it points there, and has no file of its rules."""
+    if "tokenizer_config.json" not in files or "tokenizer.json" in files:
+        return False
+    auto = _json("the tokenizer", "tokenizer_config.json", read).get("auto_map")
+    return bool(auto.get("AutoTokenizer") if isinstance(auto, dict) else auto)
+
+
 def check_model(what: str, files: Collection[str], raw: Mapping[str, Any], trust_remote_code: bool) -> None:
-    """Raise UnsafeSource for code nobody allowed, SourceError when there is no tokenizer."""
+    """Raise UnsafeSource for code nobody allowed, SourceError when there is no tokenizer or an adapter too many."""
+    if adapters.CONFIG in files:
+        raise SourceError(
+            f"{what} holds a model and an adapter ({adapters.CONFIG}), and transformers loads both as one; keep the "
+            "one that you mean there, or name the adapter's own place: BASE+ADAPTER."
+        )
     if needs_code(raw) and not trust_remote_code:
         raise UnsafeSource(
             f"{what} ({raw.get('model_type')}) runs its own Python code; "

@@ -44,7 +44,8 @@ class Peek:
     far as the source states them. `adapter` are the tensors of its adapter. `read` fetches a small file, `span` bytes
     of a large one; `read_adapter` and `span_adapter` do so in the adapter's repo. Config and tensors are those of the
     model that is pruned: dequantised, the adapter's vocabulary in place; `notes` say in words what is done for that.
-    `prepared`: a plain checkpoint is made in the cache first.
+    `prepared`: a plain checkpoint is made in the cache first. `weights` are the files that transformers reads, of all
+    that there are.
     """
 
     source: Source
@@ -61,6 +62,7 @@ class Peek:
     span_adapter: Callable[[str, int, int], bytes] = _nothing
     notes: tuple[str, ...] = ()
     prepared: bool = False
+    weights: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ def peek(
         if config != before and contents.matching(found.adapter.files, contents.VOCABULARIES):
             read = found.adapter.read
     return Peek(found.source, config, tensors, base_.files, base_.card, base_.gated, base_.private, adapter,
-                read, base_.span, *reads, notes, not plain)  # fmt: skip
+                read, base_.span, *reads, notes, not plain, found.weights)  # fmt: skip
 
 
 def _headers(found: _Checked) -> dict[str, TensorInfo]:
@@ -234,9 +236,9 @@ def _read(
     raw = contents.config(what, source.files, source.read)
     check_causal(what, raw)
     found = quantisation.check_quantised(what, raw, source.files, source.card, dequantize)
-    weights = contents.weights(what, source.files, source.read, allow_pickle)
+    weights = contents.weights(what, source.files, source.read, allow_pickle, raw.get("transformers_weights"))
     contents.check_model(what, source.files, raw, trust_remote_code)
-    code = contents.needs_code(raw)
+    code = contents.needs_code(raw) or trust_remote_code and contents.tokenizer_code(source.files, source.read)
     return _Checked(source, weights, raw, code, found, *_check_adapter(extra, allow_pickle, retry))
 
 

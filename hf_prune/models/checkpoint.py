@@ -1,10 +1,11 @@
 """Read one tensor of a source at a time (memory-mapped, LoRA merged on read); write shards and their index."""
 
 import json
+import math
 import os
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from hf_prune.errors import BrokenCheckpoint, IncompatibleSources, UnsafeSource
+from hf_prune.hub import contents
 from hf_prune.models.adapter import Adapter
-from hf_prune.models.experts import Stack, stacks
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 SHARD_BYTES = 4 * 2**30
 
-
-ITEM_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "I16": 2}
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+          "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
+          "BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}  # fmt: skip
+"""By their names in safetensors files."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,9 +41,14 @@ class Stored:
         return tuple(self.handle.get_slice(self.name).get_shape())
 
     @property
-    def itemsize(self) -> int:
-        """Bytes per element, from the header."""
-        return ITEM_BYTES.get(self.handle.get_slice(self.name).get_dtype(), 1)
+    def dtype(self) -> torch.dtype:
+        """From the header."""
+        return DTYPES.get(self.handle.get_slice(self.name).get_dtype(), torch.uint8)
+
+    @property
+    def nbytes(self) -> int:
+        """In the file."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
     def __call__(self) -> torch.Tensor:
         """The tensor, memory-mapped."""
@@ -59,9 +67,14 @@ class Loaded:
         return tuple(self.tensor.shape)
 
     @property
-    def itemsize(self) -> int:
-        """Bytes per element."""
-        return self.tensor.element_size()
+    def dtype(self) -> torch.dtype:
+        """Of the tensor."""
+        return self.tensor.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """In memory."""
+        return self.tensor.nbytes
 
     def __call__(self) -> torch.Tensor:
         """The tensor, memory-mapped where the file allows it."""
@@ -70,12 +83,12 @@ class Loaded:
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """The tensors of one model folder, read lazily."""
+    """The tensors of one model folder, read lazily; `own` has them by the model's names, once these are known."""
 
     folder: Path
     adapter: Adapter | None = None
     allow_pickle: bool = False
-    aliases: Mapping[str, str] = field(default_factory=dict)
+    own: Mapping[str, Any] | None = None
 
     @classmethod
     def open(cls, folder: str | Path, adapter: str | Path | None = None, allow_pickle: bool = False) -> "Checkpoint":
@@ -85,83 +98,83 @@ class Checkpoint:
             BrokenCheckpoint: a shard is missing, truncated or malformed.
             UnsafeSource: only pickles, and they are not allowed.
         """
-        self = cls(Path(folder), Adapter(Path(adapter)) if adapter else None, allow_pickle)
+        return cls(Path(folder), Adapter(Path(adapter)) if adapter else None, allow_pickle).opened()
+
+    def opened(self) -> "Checkpoint":
+        """The same, with all headers read; errors as `open` has them."""
         len(self.tensors)
         if self.adapter:
             len(self.adapter.modules)
         return self
 
     @cached_property
-    def tensors(self) -> "Mapping[str, Stored | Loaded | Stack]":
-        """Readers by tensor name; experts that have a matrix each are also read as one stack."""
-        files = _weight_files(self.folder)
-        if files:
-            return (readers := _readers(files)) | stacks(readers)
-        pickles = sorted(self.folder.glob("pytorch_model*.bin"))
-        if not pickles:
-            raise BrokenCheckpoint(f"{self.folder.name} holds no weights: neither {SINGLE} nor {INDEX} is there.")
-        if not self.allow_pickle:
-            raise UnsafeSource(
-                f"{self.folder.name} holds only pickles ({pickles[0].name}), which can run code when read; convert it "
-                "to safetensors, or pass --allow-pickle if you trust its author."
-            )
-        return (readers := _pickled(pickles)) | stacks(readers)
+    def config(self) -> Mapping[str, Any]:
+        """config.json as it is written."""
+        return contents.config(self.folder.name, self._names, self._read)
 
-    def named(
-        self,
-        expected: Mapping[str, Sequence[int]],
-        base_prefix: str,
-        renames: Sequence[tuple[str, str]] = (),
-        transposed: Iterable[str] = (),
-    ) -> "Checkpoint":
+    @property
+    def tokenizer_code(self) -> bool:
+        """Whether the tokenizer is known to code beside it alone."""
+        return contents.tokenizer_code(self._names, self._read)
+
+    @cached_property
+    def files(self) -> tuple[Path, ...]:
+        """Where the weights are: of several candidates the files that transformers reads, as `hub.peek` sees them."""
+        named = self.config.get("transformers_weights")
+        found = contents.weights(self.folder.name, self._names, self._read, self.allow_pickle, named)
+        return tuple(self.folder / n for n in found if not n.endswith(".json"))
+
+    @cached_property
+    def _names(self) -> list[str]:
+        return [p.name for p in self.folder.iterdir() if p.is_file()]
+
+    def _read(self, name: str) -> bytes:
+        return (self.folder / name).read_bytes()
+
+    @cached_property
+    def tensors(self) -> "Mapping[str, Stored | Loaded]":
+        """Readers by the names in the files."""
+        return self._readers(self.files)
+
+    def _readers(self, files: Sequence[Path]) -> "Mapping[str, Stored | Loaded]":
+        return (stored_tensors if files[0].suffix == ".safetensors" else _pickled)(files)
+
+    @property
+    def first_dtype(self) -> torch.dtype:
+        """Of the first floating tensor of the first file, by which transformers goes where a config names none."""
+        dtypes = [t.dtype for t in self._readers(self.files[:1]).values()]
+        return next((d for d in dtypes if d.is_floating_point), dtypes[0])
+
+    def named(self, readers: Mapping[str, Any], transposed: Iterable[str] = ()) -> "Checkpoint":
         """The same checkpoint under the model's own names.
 
-        Files may be saved from the bare trunk (`h.0...` in GPT-2) or spell a prefix otherwise (`embed_out.` in
-        GPT-NeoX).
-
         Args:
-            expected: shape of every tensor of the model, tied duplicates left out.
-            base_prefix: of the trunk.
-            renames: prefixes (module, file).
+            readers: of every tensor of the model, tied duplicates left out.
             transposed: modules whose weights are stored [in, out].
 
         Raises:
-            BrokenCheckpoint: a tensor has another shape than the model's.
             IncompatibleSources: an adapter changes modules that the model does not have.
         """
-        others = [(base_prefix + ".", ""), *renames]
-        spelled = [(n, old + n.removeprefix(new)) for n in expected for new, old in others if n.startswith(new)]
-        aliases = {n: s for n, s in spelled if n not in self.tensors and s in self.tensors}
-        for name, shape in expected.items():
-            stored = self.tensors.get(aliases.get(name, name))
-            if stored and tuple(stored.shape) != tuple(shape):
-                raise BrokenCheckpoint(
-                    f"{self.folder.name}: tensor {name} has shape {list(stored.shape)}, but by its config.json it "
-                    f"must have {list(shape)}; download the checkpoint again."
-                )
         adapter = self.adapter and replace(self.adapter, transposed=frozenset(transposed))
         if adapter:
             strange = [f"{m}.weight" for m in adapter.modules] + list(adapter.saved)
-            if strange := [n for n in strange if n not in expected]:
+            if strange := [n for n in strange if n not in readers]:
                 raise IncompatibleSources(
                     f"The adapter {adapter.folder.name} changes {strange[0]}, which {self.folder.name} does not have "
                     "as a tensor of its own."
                 )
-        return Checkpoint(self.folder, adapter, self.allow_pickle, aliases)
+        return Checkpoint(self.folder, adapter, self.allow_pickle, readers)
 
     def __contains__(self, name: str) -> bool:
-        return self.aliases.get(name, name) in self.tensors
+        return name in (self.tensors if self.own is None else self.own)
 
     def tensor(self, name: str) -> torch.Tensor:
-        """One tensor in the checkpoint's dtype, adapter merged.
+        """One tensor in its own dtype, adapter merged.
 
         Raises:
             BrokenCheckpoint: absent, unreadable, or not finite.
         """
-        stored = self.aliases.get(name, name)
-        if stored not in self.tensors:
-            raise BrokenCheckpoint(f"{self.folder.name} has no tensor {name}; the checkpoint is incomplete.")
-        tensor = self.tensors[stored]()
+        tensor = self._stored(name)()
         if self.adapter:
             tensor = self.adapter.apply(name, tensor)
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
@@ -170,12 +183,19 @@ class Checkpoint:
             )
         return tensor
 
-    def itemsize(self, name: str) -> int:
-        """Bytes per element of a stored tensor, from its header where there is one."""
-        stored = self.aliases.get(name, name)
-        if stored not in self.tensors:
+    def dtype(self, name: str) -> torch.dtype:
+        """Of a stored tensor, from its header where there is one."""
+        return self._stored(name).dtype
+
+    def nbytes(self, name: str) -> int:
+        """Of a stored tensor, in its file."""
+        return self._stored(name).nbytes
+
+    def _stored(self, name: str) -> Any:
+        found = (self.tensors if self.own is None else self.own).get(name)
+        if found is None:
             raise BrokenCheckpoint(f"{self.folder.name} has no tensor {name}; the checkpoint is incomplete.")
-        return self.tensors[stored].itemsize
+        return found
 
 
 def write_shards(
@@ -223,25 +243,12 @@ def _save(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     os.replace(partial, path)
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    index = folder / INDEX
-    if not index.exists():
-        return [folder / SINGLE] if (folder / SINGLE).exists() else []
-    try:
-        shards = sorted({Path(s).as_posix() for s in json.loads(index.read_text("utf-8"))["weight_map"].values()})
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
-        raise BrokenCheckpoint(f"{folder.name}/{INDEX} is malformed; download the checkpoint again.") from None
-    for shard in shards:
-        if Path(shard).name != shard or shard == "..":
-            raise UnsafeSource(
-                f"{folder.name}/{INDEX} points outside its folder ({shard}); do not use this checkpoint."
-            )
-        if not (folder / shard).exists():
-            raise BrokenCheckpoint(f"{folder.name} lacks the shard {shard} that its index names; download it again.")
-    return [folder / s for s in shards]
+def stored_tensors(files: Sequence[Path]) -> dict[str, Stored]:
+    """Readers of every tensor of some safetensors files, by name; the last file counts where two have one.
 
-
-def _readers(files: list[Path]) -> dict[str, Stored]:
+    Raises:
+        BrokenCheckpoint: a file is truncated or malformed.
+    """
     readers: dict[str, Stored] = {}
     for path in files:
         try:
@@ -255,7 +262,7 @@ def _readers(files: list[Path]) -> dict[str, Stored]:
     return readers
 
 
-def _pickled(files: list[Path]) -> dict[str, Loaded]:
+def _pickled(files: Sequence[Path]) -> dict[str, Loaded]:
     readers: dict[str, Loaded] = {}
     for path in files:
         where = f"{path.parent.name}/{path.name}"

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from hf_prune.blueprint import LOCAL, Source
 from hf_prune.hub import Peek, TensorInfo
 from hf_prune.hub.adapters import PAIR, has_rows
-from hf_prune.models.headers import layer_prefix
+from hf_prune.models.headers import layer_prefix, setting
 from hf_prune.models.vocabulary import vocabulary
 
 Severity = Literal["same", "harmless", "fatal"]
@@ -126,8 +126,9 @@ def _complete(raw: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _tensors(base: Peek, variant: Peek) -> Iterator[Row]:
+    depth = setting(base.config, "num_hidden_layers", "n_layer")
     prefix, _ = layer_prefix(base.tensors)
-    ours, theirs = (_inside(p.tensors, prefix) for p in (base, variant))
+    ours, theirs = (_inside(p.tensors, prefix, depth) for p in (base, variant))
     wrong = next((n for n in sorted({*ours, *theirs}) if _shape(ours.get(n)) != _shape(theirs.get(n))), None)
     if wrong:
         shapes = (_shape(ours.get(wrong)), _shape(theirs.get(wrong)))
@@ -141,9 +142,12 @@ def _tensors(base: Peek, variant: Peek) -> Iterator[Row]:
     yield _plain("dtype", *kinds, "converted to the base's")
 
 
-def _inside(tensors: Mapping[str, TensorInfo], prefix: str) -> dict[str, TensorInfo]:
+def _inside(tensors: Mapping[str, TensorInfo], prefix: str, depth: int | None) -> dict[str, TensorInfo]:
+    """The layers' tensors, as far as a config of this depth has them loaded."""
     found = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-    return {n: t for n, t in found.items() if not n.endswith("rotary_emb.inv_freq")}
+    number = {n: n.partition(".")[0] for n in found}
+    beyond = {n for n in found if depth and number[n].isdigit() and int(number[n]) >= depth}
+    return {n: t for n, t in found.items() if n not in beyond and not n.endswith("rotary_emb.inv_freq")}
 
 
 def _shape(tensor: TensorInfo | None) -> tuple[int, ...] | None:

@@ -5,6 +5,7 @@ Files hold a matrix per expert (`mlp.experts.3.up_proj.weight`), modules two sta
 they are put together as they are read, and taken apart as they are written.
 """
 
+import functools
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -36,13 +37,19 @@ class Stack:
         return (len(self.experts), *found.pop()) if len(found) == 1 else (0, 0, 0)
 
     @property
-    def itemsize(self) -> int:
-        """Bytes per element, from a header."""
-        return self.experts[0][0].itemsize
+    def dtype(self) -> torch.dtype:
+        """The widest of the parts', from the headers."""
+        return functools.reduce(torch.promote_types, {p.dtype for parts in self.experts for p in parts})
+
+    @property
+    def nbytes(self) -> int:
+        """In the files."""
+        return sum(p.nbytes for parts in self.experts for p in parts)
 
     def __call__(self) -> Tensor:
         """The tensor, in memory."""
-        return torch.stack([torch.cat([p() for p in parts]) for parts in self.experts])
+        dtype = self.dtype
+        return torch.stack([torch.cat([p().to(dtype) for p in parts]) for parts in self.experts])
 
 
 def stacks(readers: Mapping[str, Any]) -> dict[str, Stack]:

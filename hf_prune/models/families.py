@@ -4,15 +4,17 @@ Families without a row are inferred from the module tree when it leaves no doubt
 """
 
 import copy
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
-from hf_prune.errors import UnsupportedArchitecture
+from hf_prune.errors import BrokenCheckpoint, HfPruneError, UnsupportedArchitecture
 from hf_prune.models.modeling_pruned import PREFIX
 
 
@@ -132,6 +134,9 @@ PERIODIC = ("first_k_dense_replace", "moe_layer_freq", "decoder_sparse_step", "m
 NUMBERS = ("layer_idx", "layer_id", "layer_number", "layer_index", "block_idx")
 """Attributes that hold a layer's number, which its cache needs."""
 
+CODE = ("auto_map", "custom_pipelines")
+"""Config keys that point at Python files beside the weights."""
+
 ATTENTION_OUT = ("o_proj", "out_proj", "dense", "c_proj", "wo")
 MLP_OUT = ("down_proj", "c_proj", "fc2", "dense_4h_to_h", "w2", "fc_out")
 
@@ -164,34 +169,83 @@ def skeleton(config: PretrainedConfig, trust_remote_code: bool = False) -> torch
     """The model without weights (meta device).
 
     Raises:
-        UnsupportedArchitecture: transformers has no causal language model for this config.
+        UnsupportedArchitecture: transformers has no causal language model for this family.
+        BrokenCheckpoint: it has one, and does not build it from what this config says.
     """
     try:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=trust_remote_code)
     # Modelling code trips over a config it does not expect in any error there is.
     except Exception as e:
-        reason = str(e).split("\n")[0][:200]
+        if "Unrecognized configuration class" not in str(e):
+            raise BrokenCheckpoint(
+                f"transformers builds no {config.model_type} from this config.json ({_reason(e, config.to_dict())}); "
+                "correct it, or fetch the source afresh."
+            ) from None
         raise UnsupportedArchitecture(
-            f"transformers has no causal language model for model_type {config.model_type!r} ({reason})."
+            f"transformers has no causal language model for model_type {config.model_type!r}; choose another base."
         ) from None
 
 
-def read_config(folder: Any, trust_remote_code: bool = False) -> PretrainedConfig:
-    """The transformers config in a local folder.
+def read_config(folder: Any, trust_remote_code: bool = False, what: str | None = None) -> PretrainedConfig:
+    """The transformers config in a local folder (`what`, in errors); without pointers to code where none is run.
 
     Raises:
         UnsupportedArchitecture: transformers does not know the model type.
+        BrokenCheckpoint: it does, and refuses what the config says.
     """
     try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
     # What transformers raises on a value of the wrong type derives from Exception alone.
     except Exception as e:
-        reason = str(e).split("\n")[0][:200]
-        raise UnsupportedArchitecture(
-            f"config.json is of no family this transformers version knows ({reason}); "
-            "upgrade transformers, or pass --trust-remote-code for a repo you trust."
-        ) from None
+        raise _refusal(Path(folder), what or Path(folder).name, e, trust_remote_code) from None
+    if type(config).__module__.startswith("transformers."):
+        for key in CODE:
+            vars(config).pop(key, None)
+    return config
+
+
+def _refusal(folder: Path, what: str, error: Exception, trusted: bool) -> HfPruneError:
+    """Why a config.json cannot be read, whole, and what helps; trusting code only where that is what is missing."""
+    try:
+        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        raw = None
+    if not isinstance(raw, dict):
+        return BrokenCheckpoint(f"config.json of {what} is missing or no JSON object; fetch the source afresh.")
+    if raw.get("model_type") in CONFIG_MAPPING or raw.get("auto_map") and trusted:
+        reason = _reason(error, raw)
+        return BrokenCheckpoint(
+            f"config.json of {what} is not what transformers accepts ({reason}); correct it, or fetch the "
+            "source afresh."
+        )
+    trust = ", or pass --trust-remote-code if you trust the code beside it" * bool(raw.get("auto_map"))
+    return UnsupportedArchitecture(
+        f"config.json of {what} is of no family this transformers version knows (model_type "
+        f"{raw.get('model_type')!r}); upgrade transformers{trust}."
+    )
+
+
+def _reason(error: Exception, raw: Mapping[str, Any]) -> str:
+    """An error in one line, and the entry of the config whose value it stumbled over, where that is all it says."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # The first line of a failed validation names the validator.
+    text = " ".join(lines[1:] if len(lines) > 1 and "alidation error" in lines[0] else lines)
+    match = re.search(r"for field '(\w+)'", str(error))
+    # A value that is the name of nothing: an activation, a dtype.
+    value = {KeyError: error.args[:1], AttributeError: (getattr(error, "name", None),)}.get(type(error), ())
+    field = match[1] if match else next((f for v in value if v and (f := _holder(raw, v))), None)
+    return f"{field}: {text}" if field and field not in text else text[:400]
+
+
+def _holder(raw: Mapping[str, Any], value: Any) -> str | None:
+    """The entry that has a value, `rope_parameters.rope_type` where it is further down."""
+    for key, found in raw.items():
+        if found == value:
+            return key
+        if isinstance(found, Mapping) and (inner := _holder(found, value)):
+            return f"{key}.{inner}"
+    return None
 
 
 def sliced(config: PretrainedConfig, family: Family, kept: Sequence[int]) -> PretrainedConfig:

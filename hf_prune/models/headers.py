@@ -1,13 +1,17 @@
-"""What the headers of a checkpoint say: where its layers are and how many parameters each has."""
+"""What the headers of a source say: which tensors are loaded, where its layers are, what all of them weigh."""
 
+import json
 import math
 import re
+import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hf_prune.errors import SourceError, UnsupportedArchitecture
+from hf_prune.hub.contents import needs_code
 
 if TYPE_CHECKING:
     from hf_prune.hub import Peek, TensorInfo
@@ -17,47 +21,141 @@ BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "
 HEADS = ("lm_head.weight", "embed_out.weight")
 
 
-@dataclass(frozen=True, slots=True)
-class Weights:
-    """Parameters of a checkpoint: one count per layer, everything outside the layers, and stored bytes."""
+SAMPLE = 2**14
+"""Numbers of two tensors that are compared at their beginning, middle and end."""
 
-    layers: tuple[int, ...]
-    outside: int
+
+class Size(NamedTuple):
+    """Of one tensor: its layer (None outside of the layers), numbers, bytes in the files, and in those of a result."""
+
+    layer: int | None
+    count: int
     bytes: int
+    written: int
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The tensors that transformers loads of a source, tied ones once; `notes` say what is left out or not as the
+    config has it."""
+
+    sizes: Mapping[str, Size]
+    depth: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Parameters of each layer."""
+        counts: Counter[int | None] = Counter()
+        for size in self.sizes.values():
+            counts[size.layer] += size.count
+        return tuple(counts[i] for i in range(self.depth))
+
+    @property
+    def outside(self) -> int:
+        """Parameters outside of the layers."""
+        return self.total - sum(self.layers)
 
     @property
     def total(self) -> int:
-        """All parameters, tied ones once."""
-        return sum(self.layers) + self.outside
+        """All parameters."""
+        return sum(size.count for size in self.sizes.values())
+
+    @property
+    def bytes(self) -> int:
+        """Of all tensors in the files."""
+        return sum(size.bytes for size in self.sizes.values())
+
+    def written(self, share: float) -> float:
+        """Bytes of a result that has lost this share of its layers' parameters."""
+        whole = sum(size.written for size in self.sizes.values())
+        return whole - share * sum(size.written for size in self.sizes.values() if size.layer is not None)
+
+    def beside(self, others: "Iterable[Weights]") -> "Weights":
+        """The same tensors, each to be written as wide as the widest of these sources stores it."""
+        others, sizes = tuple(others), {}
+        for name, size in self.sizes.items():
+            widths = [o.sizes[name].written / o.sizes[name].count for o in others if name in o.sizes]
+            sizes[name] = size._replace(written=max([size.written, *(round(w * size.count) for w in widths)]))
+        return replace(self, sizes=sizes)
 
 
 def weigh(peek: "Peek") -> Weights:
-    """Count the parameters of each layer from tensor names and shapes.
+    """Which tensors transformers loads of a source, and what they weigh, from config and headers.
 
     Raises:
         SourceError: there are no safetensors headers to count from.
-        UnsupportedArchitecture: the layers cannot be told from the names.
+        UnsupportedArchitecture: the family is not known, or cannot be cut.
+        BrokenCheckpoint: the tensors are not those that the config asks for.
     """
-    tensors = {n: t for n, t in peek.tensors.items() if not _is_buffer(n, t)}
-    if not tensors:
+    if not peek.tensors:
         raise SourceError(
             f"{peek.source} has no safetensors, so its sizes cannot be read without loading it; "
             "convert it to safetensors, or skip plan and run compress --allow-pickle."
         )
+    # What a source's own code expects is known once it runs, which a plan does not.
+    return _by_names(peek) if needs_code(peek.config) else _as_loaded(peek)
+
+
+def _as_loaded(peek: "Peek") -> Weights:
+    from hf_prune.models.families import depth_of, read_config
+    from hf_prune.models.loading import match_tensors, notes, parts_of
+
+    what = getattr(peek.source, "repo", None) or str(peek.source)
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(dict(peek.config)), encoding="utf-8")
+        config = read_config(folder, what=what)
+    found = match_tensors(what, config, peek.tensors, lambda *pair: _alike(peek, *pair))
+    sizes = {}
+    for name, shape in found.shapes.items():
+        parts, count = parts_of(found.readers[name]), math.prod(shape)
+        layer = name.removeprefix(found.family.prefix).partition(".")[0] if name.startswith(found.family.prefix) else ""
+        # Matrices of one stack are written alike.
+        written = count * max(BYTES.get(p.dtype, 1) for p in parts)
+        sizes[name] = Size(int(layer) if layer else None, count, sum(map(_stored, parts)), written)
+    return Weights(sizes, depth_of(config, found.family), notes(found))
+
+
+def _stored(info: "TensorInfo") -> int:
+    return math.prod(info.shape) * BYTES.get(info.dtype, 1)
+
+
+def _alike(peek: "Peek", a: "TensorInfo", b: "TensorInfo") -> bool:
+    """Whether two tensors hold the same numbers, told from samples: a plan reads no weights."""
+    if tuple(a.shape) != tuple(b.shape):
+        return False
+    count = math.prod(a.shape)
+    firsts = {0, max(0, (count - SAMPLE) // 2), max(0, count - SAMPLE)}
+    return all(_numbers(peek, a, i, count) == _numbers(peek, b, i, count) for i in sorted(firsts))
+
+
+def _numbers(peek: "Peek", info: "TensorInfo", first: int, count: int) -> list[float]:
+    import torch
+
+    from hf_prune.models.checkpoint import DTYPES
+
+    size = BYTES.get(info.dtype, 1)
+    begin, last = info.begin + first * size, info.begin + min(first + SAMPLE, count) * size
+    raw = bytearray(peek.span(info.file, begin, last))
+    return torch.frombuffer(raw, dtype=DTYPES.get(info.dtype, torch.uint8)).double().tolist()
+
+
+def _by_names(peek: "Peek") -> Weights:
+    """Of a model whose class is not known: every tensor, and the layers by their numbers.
+
+    Raises:
+        UnsupportedArchitecture: the layers cannot be told from the names.
+    """
+    tensors = {n: t for n, t in peek.tensors.items() if not _is_buffer(n, t)}
     if setting(peek.config, "tie_word_embeddings") and len(tensors) > 1:
         tensors = {n: t for n, t in tensors.items() if not n.endswith(HEADS)}
     prefix, depth = layer_prefix(tensors, setting(peek.config, "num_hidden_layers", "n_layer"))
-    counts: Counter[int] = Counter()
-    outside = size = 0
+    sizes = {}
     for name, info in tensors.items():
-        count = math.prod(info.shape)
-        size += count * BYTES.get(info.dtype, 1)
         index = name.removeprefix(prefix).partition(".")[0] if name.startswith(prefix) else ""
-        if index.isdigit():
-            counts[int(index)] += count
-        else:
-            outside += count
-    return Weights(tuple(counts[i] for i in range(depth)), outside, size)
+        stored = _stored(info)
+        sizes[name] = Size(int(index) if index.isdigit() else None, math.prod(info.shape), stored, stored)
+    return Weights(sizes, depth)
 
 
 def layer_prefix(names: "Mapping[str, TensorInfo]", depth: int | None = None) -> tuple[str, int]:

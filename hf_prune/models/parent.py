@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel
 
 from hf_prune.blueprint import Source
+from hf_prune.errors import BrokenCheckpoint, UnsafeSource
+from hf_prune.hub.contents import needs_code
+from hf_prune.models.adapter import Adapter
 from hf_prune.models.checkpoint import Checkpoint
-from hf_prune.models.families import Family, depth_of, family_of, read_config, skeleton
+from hf_prune.models.families import Family, depth_of, read_config
+from hf_prune.models.loading import Fit, match_tensors, same, tied
 from hf_prune.models.prepared import prepared
 
 VOCABULARIES = ("embed_tokens.weight", "lm_head.weight", "wte.weight", "embed_in.weight")
@@ -20,13 +24,17 @@ VOCABULARIES = ("embed_tokens.weight", "lm_head.weight", "wte.weight", "embed_in
 @dataclass(frozen=True, eq=False)
 class Parent:
     """One opened source: what `Blueprint.sources[i]` points to; `levels` are its level libraries by digest, `how` says
-    in words what made a plain checkpoint of it."""
+    in words what made a plain checkpoint of it.
+
+    Code beside the weights is run only where somebody allowed it and transformers cannot do without: of the model with
+    `trust_remote_code`, of its tokenizer with `trust_tokenizer_code`.
+    """
 
     source: Source
-    config: PretrainedConfig
-    family: Family
+    fit: Fit
     checkpoint: Checkpoint
     trust_remote_code: bool = False
+    trust_tokenizer_code: bool = False
     base: "Parent | None" = None
     rows: tuple[int, ...] | None = None
     levels: dict[str, Any] = field(default_factory=dict)
@@ -49,25 +57,46 @@ class Parent:
             UnsupportedArchitecture, BrokenCheckpoint, UnsafeSource, IncompatibleSources: as the modules that read.
         """
         plain = prepared(
-            source, folder, adapter, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code,
-            dequantize=dequantize,
-        )  # fmt: skip
-        folder, adapter = plain.folder, plain.adapter
-        config = read_config(folder, trust_remote_code)
-        parent = cls(
             source,
-            config,
-            family_of(config),
-            Checkpoint.open(folder, adapter, allow_pickle),
-            trust_remote_code,
-            how=plain.how,
+            folder,
+            adapter,
+            allow_pickle=allow_pickle,
+            trust_remote_code=trust_remote_code,
+            dequantize=dequantize,
         )
-        skeleton = parent.skeleton
-        transposed = [n for n, m in skeleton.named_modules() if type(m).__name__ == "Conv1D"]
-        checkpoint = parent.checkpoint.named(
-            parent.shapes, skeleton.base_model_prefix, parent.family.renames, transposed
-        )
-        return replace(parent, checkpoint=checkpoint)
+        folder, adapter = plain.folder, plain.adapter
+        checkpoint = Checkpoint(folder, Adapter(adapter) if adapter else None, allow_pickle)
+        trusted = trust_remote_code and needs_code(checkpoint.config)
+        config = read_config(folder, trusted, source.repo)
+        found = match_tensors(source.repo, config, checkpoint.opened().tensors, same, trusted)
+        transposed = [n for n, m in found.model.named_modules() if type(m).__name__ == "Conv1D"]
+        checkpoint = checkpoint.named(found.readers, transposed)
+        tokenizer_code = trust_remote_code and checkpoint.tokenizer_code
+        return cls(source, found, checkpoint, trusted, tokenizer_code, how=plain.how)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """Its own.
+
+        Raises:
+            SourceError: it cannot be loaded, or not without the code beside it.
+        """
+        try:
+            return AutoTokenizer.from_pretrained(
+                self.checkpoint.folder, local_files_only=True, trust_remote_code=self.trust_tokenizer_code
+            )
+        # Tokenizer files are read by several libraries, each with errors of its own.
+        except Exception as e:
+            if self.checkpoint.tokenizer_code and not self.trust_tokenizer_code:
+                raise UnsafeSource(
+                    f"The tokenizer of {self.source.repo} runs its own Python code; read the code, and pass "
+                    "--trust-remote-code if you trust it."
+                ) from None
+            reason = " ".join(str(e).split())[:300]
+            raise BrokenCheckpoint(
+                f"The tokenizer of {self.source.repo} cannot be loaded ({reason}); copy the files of its base model "
+                "next to the weights."
+            ) from None
 
     def beside(self, base: "Parent", rows: tuple[int, ...] | None = None) -> "Parent":
         """This variant in the shape of its base: vocabulary rows matched by token, tied or untied as the base is.
@@ -79,32 +108,49 @@ class Parent:
         return replace(self, base=base, rows=rows)
 
     @property
+    def alone(self) -> "Parent":
+        """This source as it was opened."""
+        return replace(self, base=None, rows=None)
+
+    @property
+    def config(self) -> PretrainedConfig:
+        """Of the model."""
+        return self.fit.config
+
+    @property
+    def family(self) -> Family:
+        """Where its parts are."""
+        return self.fit.family
+
+    @property
+    def skeleton(self) -> PreTrainedModel:
+        """The model on the meta device: names and shapes without weights."""
+        return self.fit.model
+
+    @property
     def depth(self) -> int:
         """Number of layers."""
         return depth_of(self.config, self.family)
 
     @cached_property
     def dtype(self) -> torch.dtype:
-        """Of the checkpoint."""
-        return self.checkpoint.tensor(next(iter(self.shapes))).dtype
+        """That transformers loads the whole model in: the config's, else that of the first tensor."""
+        named = self.config.dtype
+        return getattr(torch, named) if isinstance(named, str) else named or self.checkpoint.first_dtype
 
-    @cached_property
-    def skeleton(self) -> PreTrainedModel:
-        """The model on the meta device: names and shapes without weights."""
-        return skeleton(self.config, self.trust_remote_code)
+    def tensor_dtype(self, name: str) -> torch.dtype:
+        """Of one tensor of `shapes` in the files; the wider one where rows are of this model and of the base."""
+        name = name if name in self.fit.shapes else tied(self.skeleton)[name]
+        own = self.checkpoint.dtype(name)
+        return torch.promote_types(own, self.base.tensor_dtype(name)) if self._mixes(name) else own
 
     @cached_property
     def shapes(self) -> dict[str, torch.Size]:
         """Shape of every tensor of the dense model, tied duplicates left out; beside a base as the base has them."""
         if self.base:
-            inside = {n: s for n, s in self._own_shapes.items() if n.startswith(self.family.prefix)}
+            inside = {n: s for n, s in self.fit.shapes.items() if n.startswith(self.family.prefix)}
             return {n: s for n, s in self.base.shapes.items() if not n.startswith(self.family.prefix)} | inside
-        return self._own_shapes
-
-    @cached_property
-    def _own_shapes(self) -> dict[str, torch.Size]:
-        tied = set(_tied(self.skeleton))
-        return {n: t.shape for n, t in self.skeleton.state_dict().items() if n not in tied}
+        return dict(self.fit.shapes)
 
     @cached_property
     def layer_suffixes(self) -> tuple[tuple[str, ...], ...]:
@@ -117,21 +163,34 @@ class Parent:
         return tuple(map(tuple, found))
 
     def outside_tensor(self, name: str) -> torch.Tensor:
-        """A tensor of the embeddings, the final norm or the head, in the checkpoint's dtype."""
+        """A tensor of the embeddings, the final norm or the head, in its own dtype."""
         if self.base is None:
             return self.checkpoint.tensor(name)
         # A tied head is the embedding.
-        tensor = self.checkpoint.tensor(name if name in self._own_shapes else _tied(self.skeleton)[name])
-        if self.rows is None or not name.endswith(VOCABULARIES) or tensor.dim() < 2:
+        tensor = self.checkpoint.tensor(name if name in self.fit.shapes else tied(self.skeleton)[name])
+        if not self._mixes(name):
             return tensor
         rows = torch.tensor(self.rows)
-        found = self.base.outside_tensor(name).to(tensor.dtype).clone()
-        found[rows >= 0] = tensor[rows[rows >= 0]]
+        found = self.base.outside_tensor(name).to(self.tensor_dtype(name), copy=True)
+        found[rows >= 0] = tensor[rows[rows >= 0]].to(found.dtype)
         return found
 
+    def _mixes(self, name: str) -> bool:
+        """Whether a tensor takes rows of the base where this model has none."""
+        return self.rows is not None and name.endswith(VOCABULARIES) and len(self.shapes[name]) > 1
+
     def layer_tensor(self, layer: int, suffix: str) -> torch.Tensor:
-        """One tensor of one source layer, in the checkpoint's dtype."""
+        """One tensor of one source layer, in its own dtype."""
         return self.checkpoint.tensor(f"{self.family.prefix}{layer}.{suffix}")
+
+    def layer_dtype(self, layer: int, suffix: str) -> torch.dtype:
+        """Of that tensor."""
+        return self.checkpoint.dtype(f"{self.family.prefix}{layer}.{suffix}")
+
+    @cached_property
+    def bytes(self) -> int:
+        """Of the dense model's tensors in its files, tied ones once."""
+        return sum(map(self.checkpoint.nbytes, self.fit.shapes))
 
     @cached_property
     def layer_parameters(self) -> int:
@@ -155,8 +214,3 @@ class Parent:
     def parameters(self) -> int:
         """Parameters of the dense model, tied tensors counted once."""
         return sum(s.numel() for s in self.shapes.values())
-
-
-def _tied(model: PreTrainedModel) -> dict[str, str]:
-    keys = getattr(model, "_tied_weights_keys", None) or {}
-    return dict(keys) if model.config.tie_word_embeddings else {}

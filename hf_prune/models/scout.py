@@ -12,6 +12,7 @@ from hf_prune import hub
 from hf_prune.errors import HfPruneError
 from hf_prune.hub import Peek, Relative, TensorInfo
 from hf_prune.models.adapter import lora_scale
+from hf_prune.models.checkpoint import DTYPES
 from hf_prune.models.compatibility import verdict
 from hf_prune.models.headers import layer_prefix
 
@@ -21,7 +22,6 @@ MATRICES = 12
 """Sampled per model at least, the same ones in all."""
 SAMPLE_BYTES = 2**16
 """Read of each, from its middle."""
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +141,7 @@ def _spread(names: Sequence[str], prefix: str) -> list[str]:
 
 
 def _readable(tensor: TensorInfo) -> bool:
-    return len(tensor.shape) == 2 and tensor.dtype in DTYPES
+    return len(tensor.shape) == 2 and tensor.dtype in ("F64", "F32", "F16", "BF16")
 
 
 def _rows(span: Callable[[str, int, int], bytes], tensor: TensorInfo, rows: int | None = None) -> torch.Tensor:

@@ -113,6 +113,7 @@ def _making(report: Report, parents: Sequence[SourceCard]) -> dict[str, Any]:
         "remote_code": report.trusts_code or report.own_code,
         "load_note": _load_note(report),
         "certificate": _certificate(report),
+        "base_check": [md(x) for x in verdicts.base_verdict(report)],
         "command": _commands(report, local),
         "recipe": yaml.safe_dump(nest(recipe), sort_keys=False, allow_unicode=True),
         "sources": "; ".join(_parent_link(p) for p in parents),

@@ -26,7 +26,7 @@ from hf_prune.report.fates import fates
 from hf_prune.report.figures import FrontPoint
 from hf_prune.report.measure import measured
 from hf_prune.report.redaction import public_recipe
-from hf_prune.report.schema.course import Healing, Merging, SearchSummary
+from hf_prune.report.schema.course import BaseCheck, Healing, Merging, SearchSummary
 from hf_prune.report.schema.document import VERSION
 from hf_prune.report.schema.model import Front, Size, SourceCard
 from hf_prune.report.schema.report import Report
@@ -35,6 +35,7 @@ from hf_prune.report.schema.section import jsonable
 from hf_prune.session import baselines as played
 from hf_prune.session import front
 from hf_prune.session.journal import Journal
+from hf_prune.session.parents import found_of
 from hf_prune.session.search_summary import compare_merging, own_trials, summarise
 from hf_prune.session.selection import Winner
 from hf_prune.session.session import Session
@@ -91,6 +92,7 @@ def describe(
         selection=winner.selection,
         merging=merging and Merging(**merging),
         search_summary=SearchSummary(**summarise(session, journal, winner)),
+        base_check=BaseCheck(**found) if (found := found_of(session)) else None,
         certificate=certificate,
         front=[front.public(member) for member in winner.front] if winner.front else None,
         hypervolume=front.hypervolume(session, journal) if winner.front else None,
@@ -255,8 +257,8 @@ def _identity(session: Session, winner: Winner) -> dict[str, Any]:
 
 
 def _size(session: Session, winner: Blueprint, stored: tuple[int, int]) -> Size:
-    itemsize = session.inputs.base.checkpoint.itemsize(next(iter(session.inputs.base.shapes)))
-    size = statistics.sizes(session.inputs.base, winner, session.evaluator.parameters(winner), stored, itemsize)
+    base = session.inputs.base
+    size = statistics.sizes(base, winner, session.evaluator.parameters(winner), stored, base.dtype.itemsize)
     ratio = session.recipe.size.ratio
     if ratio is None and asked(session.recipe).startswith("ratio"):
         ratio = float(asked(session.recipe).split()[1])

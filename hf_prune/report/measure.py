@@ -9,6 +9,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hf_prune.assembly.assemble import quiet
+from hf_prune.assembly.base_check import stock_model
 from hf_prune.blueprint import Fidelity
 from hf_prune.data.task_scores import score
 from hf_prune.evaluation import speed
@@ -112,8 +113,11 @@ def _observed(
 
 
 def _dense(session: Session) -> PreTrainedModel:
-    """The best dense parent."""
-    return session.assembled(session.inputs.identity(session.dense)) if session.dense else session.bank.model
+    """The best dense parent as stock transformers loads it; one whose vocabulary differs, in that of the base."""
+    parent = session.inputs.parents[session.dense]
+    if parent.rows is not None:
+        return session.assembled(session.inputs.identity(session.dense))
+    return stock_model(parent, session.dtype, session.device) if session.dense else session.bank.model
 
 
 def scores_of(model: PreTrainedModel, session: Session, digest: str) -> dict[str, HarnessScores]:

@@ -149,7 +149,7 @@ def sizes(parent: Parent, blueprint: Blueprint, live: int, stored: tuple[int, in
     layers = blueprint.canonical().layers
     dense = ModelSize(
         parameters=parent.parameters,
-        bytes=sum(s.numel() * parent.checkpoint.itemsize(n) for n, s in parent.shapes.items()),
+        bytes=parent.bytes,
         layers=parent.depth,
         kv_bytes_per_token=speed.kv_bytes_per_token(parent.config, itemsize),
     )

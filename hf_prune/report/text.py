@@ -52,6 +52,10 @@ def plan_rows(plan: "Plan") -> dict[str, str]:
     }
     after = [f"repairs read {plan.repair_tokens:,}"] * bool(plan.repair_tokens)
     after += [f"trainings read {plan.train_tokens:,}"] * bool(plan.train_tokens)
+    if "not read" in plan.weight_files:
+        rows["files"] = plan.weight_files
+    if plan.notes:
+        rows["notes"] = " ".join(plan.notes)
     if after:
         rows["tokens"] += "; " + ", ".join(after)
     return rows
@@ -61,7 +65,13 @@ def report_lines(report: Report) -> list[str]:
     """The card's warnings and verdicts, one sentence or two each."""
     found = (verdicts.size_miss(report), verdicts.baseline_verdict(report), verdicts.merging_verdict(report))
     warned = [f"Warning: {w}" for w in verdicts.warnings(report)]
-    return warned + verdicts.recovery_verdict(report) + [v for v in found if v] + verdicts.retention_verdict(report)
+    return (
+        warned
+        + verdicts.base_verdict(report)
+        + verdicts.recovery_verdict(report)
+        + [v for v in found if v]
+        + verdicts.retention_verdict(report)
+    )
 
 
 def _planned_result(plan: "Plan") -> str:

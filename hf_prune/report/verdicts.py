@@ -116,6 +116,27 @@ def warnings(report: Report) -> list[str]:
     return found
 
 
+def base_verdict(report: Report) -> list[str]:
+    """Whether what was compressed is what stock transformers loads of the parents, and what is odd about them."""
+    if report.base_check is None:
+        return []
+    rows, said = report.base_check.parents, []
+    for row in rows:
+        name = "The base" if len(rows) == 1 else row.source
+        how = {"whole": "", "layer by layer": " layer by layer"}.get(row.read)
+        fresh = f", and a fresh process that runs it{how} computes the same logits" if how is not None else ""
+        apart = significant(row.max_logit_difference, 2)
+        exact = "" if math.isnan(row.max_logit_difference) else f" (largest difference {apart}, in {row.dtype})"
+        said.append(f"{name} was checked: stock transformers loads the same {row.tensors} tensors{fresh}{exact}.")
+        said += row.notes
+    if overflow := report.base_check.overflow:
+        said.append(
+            f"The base itself overflows in {overflow.left}, so all was measured in {overflow.measured_in}; load "
+            "the result in that, too."
+        )
+    return said
+
+
 def baseline_verdict(report: Report) -> str | None:
     """Whether the cut beats the best baseline on the report split, judged by the paired interval.
 

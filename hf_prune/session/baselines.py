@@ -35,7 +35,7 @@ class Baseline:
 
 def play(session: Session, journal: Journal, remove: int) -> Generator[Event, None, tuple[Baseline, ...]]:
     """Everything the recipe's method is compared with at that many layers less, in its order."""
-    facts = session.facts(remove)
+    facts = session.facts(remove, judged=True)
     found: list[Baseline] = []
     for told, stage in groupby(session.inputs.method.comparisons(session.recipe, facts), lambda c: c.told):
         yield Stage("baselines", told)

@@ -6,7 +6,6 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
 
 from hf_prune import hub
 from hf_prune.assembly.assemble import Parent, check, quiet
@@ -58,7 +57,7 @@ class Inputs:
     def tokenizer(self) -> Any:
         """The base's own."""
         with quiet():
-            return AutoTokenizer.from_pretrained(self.base.checkpoint.folder, local_files_only=True)
+            return self.base.tokenizer
 
     def identity(self, number: int) -> Blueprint:
         """A parent, whole."""

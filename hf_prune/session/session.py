@@ -13,6 +13,7 @@ import transformers
 from transformers import PreTrainedModel
 
 from hf_prune.assembly.assemble import Parent, assemble
+from hf_prune.assembly.base_check import stock_model
 from hf_prune.assembly.layer_bank import LayerBank
 from hf_prune.assembly.patches import load_patches, save_patches
 from hf_prune.atomic_files import write_text
@@ -47,12 +48,16 @@ FINALISTS = 16
 
 @dataclass(frozen=True, eq=False)
 class Session:
-    """A run with its sources opened; what is heavy is made when it is first asked for, once."""
+    """A run with its sources opened; what is heavy is made when it is first asked for, once.
+
+    `precision` stands in for an automatic one in which the base overflows.
+    """
 
     inputs: Inputs
     evidence: Evidence
     workdir: Workdir
     clock: Clock = field(default_factory=Clock)
+    precision: torch.dtype | None = None
 
     @property
     def recipe(self) -> Recipe:
@@ -71,17 +76,16 @@ class Session:
     @cached_property
     def dtype(self) -> torch.dtype:
         """Precision of the search: the checkpoint's own where the device computes in it, else float32."""
-        if self.recipe.machine.dtype != "auto":
-            return getattr(torch, self.recipe.machine.dtype)
+        if self.precision or self.recipe.machine.dtype != "auto":
+            return self.precision or getattr(torch, self.recipe.machine.dtype)
         stored = self.inputs.base.dtype
         native = self.device.type != "cpu" or stored == torch.bfloat16 and computes_bfloat16()
         return stored if native else torch.float32
 
     @cached_property
     def bank(self) -> LayerBank:
-        """The dense model, resident."""
-        base = self.inputs.base
-        model = assemble(Blueprint.identity(base.source, base.depth), [base], dtype=self.dtype, device=self.device)
+        """The dense model as stock transformers loads it, resident."""
+        model = stock_model(self.inputs.base, self.dtype, self.device)
         return LayerBank(model, self.inputs.parents, self._capacity())
 
     def _capacity(self) -> int:
@@ -156,24 +160,26 @@ class Session:
 
     # What genomes mean ---------------------------------------------------------------------------------------------
 
-    def facts(self, remove: int | None = None) -> Facts:
-        """What a method builds its space from; `remove` layers instead of the target's."""
+    def facts(self, remove: int | None = None, *, judged: bool = False) -> Facts:
+        """What a method builds its space from; `remove` layers instead of the target's. `judged`: with what is known
+        once the dense models have read the search evidence."""
         several, libraries = len(self.inputs.parents) > 1, self.inputs.method.libraries(self.recipe)
-        ends = self._ends if several else ((), ())
+        embed_of, head_of = self._ends if several else ((), ())
         costs, limit = self.budget if libraries else ((), None)
+        known = {"best": self.dense, "influence": block_influence(self.evaluator.reference)} if judged else {}
         return Facts(
             self.inputs.depth,
             self.inputs.target.remove if remove is None else remove,
             self.recipe.every_size,
             len(self.inputs.parents),
             self.inputs.names,
-            self.dense,
-            *ends,
-            tuple(block_influence(self.evaluator.reference)),
-            {kind: self.library(kind).digest for kind in libraries},
-            costs,
-            limit,
-            self._losses(self.library(libraries[0])) if libraries else (),
+            embed_of=embed_of,
+            head_of=head_of,
+            libraries={kind: self.library(kind).digest for kind in libraries},
+            costs=costs,
+            limit=limit,
+            losses=self._losses(self.library(libraries[0])) if libraries else (),
+            **known,
         )
 
     @cached_property

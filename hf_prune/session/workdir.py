@@ -22,6 +22,11 @@ class Workdir:
         return self.folder / "journal.jsonl"
 
     @property
+    def parents(self) -> Path:
+        """What was found of the parents before the search."""
+        return self.folder / "parents.json"
+
+    @property
     def items(self) -> Path:
         """Which items every candidate answered rightly."""
         return self.folder / "items.jsonl"

@@ -50,9 +50,20 @@ def test_a_single_tensor_of_another_weight_is_scaled():
     assert MERGES["linear"]([torch.ones(2)], [0.5]).tolist() == [0.5, 0.5]
 
 
-def test_mixed_dtypes_add_up_in_the_first():
-    result = MERGES["linear"]([torch.ones(2, dtype=torch.bfloat16), torch.ones(2)], [0.5, 0.5])
-    assert result.dtype == torch.bfloat16 and result.tolist() == [1, 1]
+@pytest.mark.parametrize("name", MERGES)
+@pytest.mark.parametrize(
+    ("dtypes", "widest"),
+    [
+        ((torch.bfloat16, torch.float32), torch.float32),
+        ((torch.bfloat16, torch.float16), torch.float32),
+        ((torch.float16, torch.float16), torch.float16),
+    ],
+)
+def test_mixed_dtypes_add_up_in_the_widest(name, dtypes, widest):
+    for order in (dtypes, dtypes[::-1]):
+        taken = order[:1] if name == "passthrough" else order
+        result = MERGES[name]([torch.ones(2, dtype=d) for d in taken], [0.5] * len(taken))
+        assert result.dtype == (taken[0] if len(taken) == 1 else widest)
 
 
 def test_shapes_that_would_broadcast_are_refused():

@@ -128,6 +128,8 @@ def test_names_of_datasets_and_spaces(hub_server, kind, says):
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
 def test_a_file_is_not_its_folder(tmp_path, name):
     path = Path(laid(tmp_path / "base", model())) / name
-    with pytest.raises(errors.SourceNotFound, match="is a file, not a model's folder; name the folder it lies in") as caught:
+    with pytest.raises(
+        errors.SourceNotFound, match="is a file, not a model's folder; name the folder it lies in"
+    ) as caught:
         parse(str(path))
     sentence(caught)

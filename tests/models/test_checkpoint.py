@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from hf_prune.assembly.assemble import assemble
 from hf_prune.blueprint import Blueprint
-from hf_prune.errors import BrokenCheckpoint, UnsafeSource
+from hf_prune.errors import BrokenCheckpoint, SourceError, UnsafeSource
 from hf_prune.models.checkpoint import INDEX, SINGLE, Checkpoint, write_shards
 from tests.families import SOURCE, opened, save_tiny
 from tests.oracle import saved, stock
@@ -67,7 +67,7 @@ def test_one_file_is_read_as_it_is(folder, state, dtype):
     for name, tensor in state.items():
         got = opened_folder.tensor(name)
         assert got.dtype == dtype and torch.equal(got, tensor)
-        assert opened_folder.itemsize(name) == tensor.element_size()
+        assert opened_folder.dtype(name) == tensor.dtype
 
 
 def test_shards_are_read_as_one(folder, state):
@@ -76,16 +76,10 @@ def test_shards_are_read_as_one(folder, state):
     assert set(checkpoint.tensors) == set(state) and same(identity(opened(folder)), state)
 
 
-def test_the_index_decides_when_a_stray_file_lies_beside_it(folder, state):
-    sharded(folder)
-    single(folder, {k: torch.zeros_like(v) for k, v in state.items()})
-    assert same(identity(opened(folder)), state)
-
-
 def test_a_missing_shard_is_named(folder):
     victim = sharded(folder)[1]
     (folder / victim).unlink()
-    with pytest.raises(BrokenCheckpoint, match=f"lacks the shard {victim}"):
+    with pytest.raises(BrokenCheckpoint, match=f"lacks {victim}, which its"):
         Checkpoint.open(folder)
 
 
@@ -93,6 +87,7 @@ def test_a_missing_shard_is_named(folder):
 @given(st.data())
 def test_a_file_cut_anywhere_is_refused_on_opening(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("cut")
+    shutil.copy(saved("llama") / "config.json", folder)
     whole = (saved("llama") / SINGLE).read_bytes()
     (folder / SINGLE).write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
     with pytest.raises(BrokenCheckpoint, match=f"{SINGLE} is truncated or malformed"):
@@ -116,7 +111,7 @@ def test_a_shard_that_is_no_safetensors_is_refused(folder, content):
 
 
 def test_a_folder_without_weights_says_so(folder):
-    with pytest.raises(BrokenCheckpoint, match="holds no weights"):
+    with pytest.raises(SourceError, match="is empty"):
         Checkpoint.open(folder)
 
 
@@ -139,9 +134,11 @@ def test_whole_numbers_are_always_finite(folder, state):
 
 def test_an_absent_tensor_is_named(folder, state):
     single(folder, {k: v for k, v in state.items() if k != UP})
-    parent = opened(folder)
-    assert UP not in parent.checkpoint and "model.norm.weight" in parent.checkpoint
-    for ask in (parent.checkpoint.tensor, parent.checkpoint.itemsize, lambda _: identity(parent)):
+    with pytest.raises(BrokenCheckpoint, match=f"tiny is incomplete.*{UP} is missing"):
+        opened(folder)
+    checkpoint = Checkpoint.open(folder)
+    assert UP not in checkpoint and "model.norm.weight" in checkpoint
+    for ask in (checkpoint.tensor, checkpoint.dtype):
         with pytest.raises(BrokenCheckpoint, match=f"no tensor {UP}; the checkpoint is incomplete"):
             ask(UP)
 
@@ -185,10 +182,9 @@ def test_files_that_spell_prefixes_otherwise_are_read(name, module, stored, tmp_
         '{"weight_map": {"a": null}}', '{"weight_map": {"a": ["b"]}}', "\udc80",
     ],
 )  # fmt: skip
-def test_a_malformed_index_is_refused(folder, state, text):
-    single(folder, state)
+def test_a_malformed_index_is_refused(folder, text):
     (folder / INDEX).write_bytes(text.encode("utf-8", "surrogateescape"))
-    with pytest.raises(BrokenCheckpoint, match="index.json is malformed"):
+    with pytest.raises(BrokenCheckpoint, match="is not a readable index|names no shards"):
         Checkpoint.open(folder)
 
 
@@ -198,6 +194,7 @@ def test_an_index_that_points_outside_its_folder_is_refused(tmp_path, state, how
     single(tmp_path, state)
     folder = tmp_path / "repo"
     (folder / "inner").mkdir(parents=True)
+    shutil.copy(saved("llama") / "config.json", folder)
     single(folder / "inner", state)
     shard = how.format(absolute=tmp_path / SINGLE)
     (folder / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(state, shard)}))
@@ -211,16 +208,20 @@ def test_an_index_that_points_outside_its_folder_is_refused(tmp_path, state, how
 @pytest.mark.parametrize("zipped", [True, False])
 def test_pickles_are_refused_until_allowed(folder, state, zipped):
     torch.save(state, folder / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(UnsafeSource, match=r"only pickles \(pytorch_model\.bin\)"):
+    with pytest.raises(UnsafeSource, match="only pickles"):
         opened(folder)
     parent = opened(folder, allow_pickle=True)
-    assert parent.checkpoint.itemsize(UP) == 4 and same(identity(parent), state)
+    assert parent.checkpoint.dtype(UP) == torch.float32 and same(identity(parent), state)
 
 
 def test_several_pickles_are_read_as_one(folder, state):
-    names = list(state)
-    for i, some in enumerate((names[::2], names[1::2])):
-        torch.save({n: state[n] for n in some}, folder / f"pytorch_model-0000{i + 1}-of-00002.bin")
+    names, shards = list(state), [f"pytorch_model-0000{i}-of-00002.bin" for i in (1, 2)]
+    for shard, some in zip(shards, (names[::2], names[1::2]), strict=True):
+        torch.save({n: state[n] for n in some}, folder / shard)
+    where = {n: shards[i % 2] for i, n in enumerate(names)}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": where}))
+    # What no index names is not read.
+    torch.save(dict.fromkeys(names, torch.zeros(1)), folder / "pytorch_model-00003-of-00003.bin")
     assert same(identity(opened(folder, allow_pickle=True)), state)
 
 

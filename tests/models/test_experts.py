@@ -116,8 +116,8 @@ def test_a_lost_expert_is_named(tmp_path):
     state = load_file(tmp_path / "model.safetensors")
     del state["model.layers.2.mlp.experts.1.up_proj.weight"]
     save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(BrokenCheckpoint, match="no tensor model.layers.2.mlp.experts.gate_up_proj"):
-        assemble(blueprint(*range(DEPTH)), [opened(tmp_path)])
+    with pytest.raises(BrokenCheckpoint, match="model.layers.2.mlp.experts.gate_up_proj is missing"):
+        opened(tmp_path)
 
 
 @pytest.mark.parametrize("setting", [{"decoder_sparse_step": 2}, {"mlp_only_layers": [1]}])

@@ -436,7 +436,7 @@ def test_a_field_that_is_newer_than_the_digests_counts_where_it_is_used(monkeypa
     plain, used = Recipe.of(base="m"), Recipe.of(base="m", norms="follow")
     assert set(ORDER) <= set(OPTIONS) and len(set(ORDER)) == len(ORDER)
     monkeypatch.setattr("hf_prune.recipe.recipe.ORDER", tuple(name for name in ORDER if name != "norms"))
-    assert list(used.flat())[-1] == "norms" and len(used.flat()) == len(OPTIONS)
+    assert list(used.flat()).index("norms") >= len(ORDER) - 1 and len(used.flat()) == len(OPTIONS)
     without = used.digest, plain.digest
     monkeypatch.setattr("hf_prune.recipe.recipe.NOT_IDENTITY", NOT_IDENTITY | {"norms"})
     assert used.digest == plain.digest == without[1] != without[0]

@@ -75,6 +75,9 @@ def make_report():
                            "best": 0.2871, "history": [[32, 0.5], [412, 0.2871]], "finalists": 4,
                            "rank_correlation": {"kl": {"spearman": 0.971, "n": 64},
                                                 "similarity": {"spearman": 0.73, "n": 64}}},
+        "base_check": {"parents": [{"ok": True, "source": "ns/base@abc", "tensors": 74, "read": "whole",
+                                    "max_logit_difference": 2.3e-06, "dtype": "float32", "notes": []}],
+                       "overflow": None},
         "certificate": {"ok": True, "max_logit_difference": 0.0, "cached_difference": 3.1e-06,
                         "tolerance": 1.4e-3, "dtype": "float32", "missing": [],
                         "unexpected": [], "mismatched": [], "transformers": "5.23.0"},
@@ -179,7 +182,8 @@ def leaves(node, path=()):
         yield path
 
 
-SHOWN = ("size", "text", "tasks", "generation", "speed", "baselines", "front", "seconds", "certificate", "hardware")
+SHOWN = ("size", "text", "tasks", "generation", "speed", "baselines", "front", "seconds", "base_check", "certificate",
+         "hardware")  # fmt: skip
 NOT_SHOWN = {"miss", "asked_ratio", "n", "weight", "source", "output"}
 
 
@@ -250,6 +254,7 @@ OPTIONAL = {
     "front": (None, "Other sizes from the same run"),
     "baselines": ([], "Other ways to cut to this size"),
     "certificate": (None, "Reload check"),
+    "base_check": (None, "Base check"),
     "generation": ({}, "What it writes"),
 }
 
@@ -263,7 +268,8 @@ def test_a_missing_section_leaves_no_heading(report, tmp_path, section):
 
 
 def test_the_barest_report_still_makes_a_card(report, tmp_path):
-    for key in ("front", "hypervolume", "merging", "search_summary", "certificate", "speed", "generation", "command"):
+    for key in ("front", "hypervolume", "merging", "search_summary", "base_check", "certificate", "speed",
+                "generation", "command"):  # fmt: skip
         report[key] = None
     report |= {"baselines": [], "tasks": {}, "text": {}, "splits": {}, "versions": {}, "seconds": {}, "hardware": {}}
     card = render(report, tmp_path, figures={})

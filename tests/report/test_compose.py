@@ -54,7 +54,7 @@ def test_the_report_names_its_command_seed_and_dense_reference(done):
     assert report["command"].startswith("hf-prune compress base") and "--ratio 0.3" in report["command"]
     assert report["seed"] == 5 and report["sources"][0]["revision"].startswith("sha256-")
     assert report["text"]["all"]["dense"]["perplexity"] > 1 and report["hardware"]["cores"] >= 1
-    assert {"pull", "calibrate", "baselines", "search", "select", "assemble", "report", "total"} == set(
+    assert {"pull", "check", "calibrate", "baselines", "search", "select", "assemble", "report", "total"} == set(
         report["seconds"]
     )
 

@@ -63,7 +63,10 @@ def test_block_influence_of_a_parent_is_that_of_its_own_run(home):
 
 def test_warm_starts_are_cuts_of_every_parent_and_of_blends_that_lean_on_the_base(home):
     session = open_session(stitching(home))
-    starts, space = session.inputs.method.starts(session.scorer.space, session.facts(), ()), session.scorer.space
+    starts, space = (
+        session.inputs.method.starts(session.scorer.space, session.facts(judged=True), ()),
+        session.scorer.space,
+    )
     assert len(starts) == len(set(starts)) == 2 * (1 + 4 + 3)
     assert all(space.removed(g) == 2 for g in starts)
     mixes = {gene.mixes[0][1:] for genome in starts for gene in space.genes(genome)}

@@ -12,7 +12,7 @@ from hf_prune.session import session as module
 from hf_prune.session.clock import Clock
 from hf_prune.session.session import ALWAYS, open_session
 from tests.families import save_tiny
-from tests.runs import DEPTH, prose, recipe
+from tests.runs import DEPTH, base, prose, recipe
 
 
 @pytest.fixture
@@ -93,14 +93,10 @@ def test_a_journal_of_candidates_that_are_trained_must_agree_on_their_text(tmp_p
 @pytest.mark.parametrize(("native", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
 def test_the_search_runs_in_bfloat16_only_where_checkpoint_and_processor_do(tmp_path, monkeypatch, native, dtype):
     monkeypatch.setattr(module, "computes_bfloat16", lambda: native)
-    session = open_session(recipe(tmp_path, keep_layers=4))
-    assert session.dtype == torch.float32
-    session.inputs.base.checkpoint.__dict__["tensors"] = {
-        n: lambda t=t: t().bfloat16() for n, t in session.inputs.base.checkpoint.tensors.items()
-    }
-    assert open_session(session.recipe).dtype == torch.float32
-    fresh = replace(session, inputs=replace(session.inputs, parents=(replace(session.inputs.base),)))
-    assert fresh.dtype == dtype
+    assert open_session(recipe(tmp_path, keep_layers=4)).dtype == torch.float32
+    narrow = base(tmp_path / "narrow", dtype="bfloat16")
+    session = open_session(recipe(tmp_path, base=str(narrow), keep_layers=4))
+    assert session.dtype == dtype
     asked = recipe(tmp_path, keep_layers=4, dtype="float16")
     assert replace(session, inputs=replace(session.inputs, recipe=asked)).dtype == torch.float16
 

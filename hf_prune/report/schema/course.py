@@ -1,7 +1,7 @@
 """Sections of a report about how the model was made: data, search, repair, training, certificate, machine."""
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 from hf_prune.report.schema.section import Count, Number, Section
 
@@ -163,6 +163,37 @@ class Certificate(Section):
     mismatched: tuple[str, ...] = ()
     transformers: str = ""
     without_hf_prune: bool = False
+
+
+class ParentCheck(Section):
+    """A parent beside what stock transformers loads of it: how many tensors were compared, whether a fresh process ran
+    it `whole`, `layer by layer`, or compared `tensors` alone, and how far its logits were from ours."""
+
+    source: str
+    tensors: Count = 0
+    read: Literal["whole", "layer by layer", "tensors"] = "whole"
+    ok: bool = True
+    dtype: str = ""
+    max_logit_difference: Number = math.nan
+    tolerance: Number = math.nan
+    finite: bool = True
+    transformers: str = ""
+    without_hf_prune: bool = False
+    notes: tuple[str, ...] = ()
+
+
+class Overflow(Section):
+    """The precision that the base itself overflows in, and the one that was measured in instead."""
+
+    left: str
+    measured_in: str
+
+
+class BaseCheck(Section):
+    """What was found of the parents before the search."""
+
+    parents: tuple[ParentCheck, ...] = ()
+    overflow: Overflow | None = None
 
 
 class Hardware(Section):

@@ -3,6 +3,7 @@
 from typing import Any
 
 from hf_prune.report.schema.course import (
+    BaseCheck,
     Certificate,
     Hardware,
     Healing,
@@ -63,6 +64,7 @@ class Report(Document):
     selection: Selection | None = None
     merging: Merging | None = None
     search_summary: SearchSummary | None = None
+    base_check: BaseCheck | None = None
     certificate: Certificate | None = None
     front: tuple[Member, ...] | None = None
     hypervolume: tuple[tuple[Count, Number], ...] | None = None

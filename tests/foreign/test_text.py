@@ -137,7 +137,10 @@ BAD = {
     "half of a character": (spoilt({"text": "a \ud83d"}), "Line 3 of .*half of a character"),
     "half of one in a chat": (spoilt({"messages": turns("\udc00", "b")}), "Line 3 of .*half of a character"),
     "no messages": (spoilt({"messages": []}), r"Line 3 of .*\(it has no messages\)"),
-    "no messages beside a system": (spoilt({"conversations": [], "system": "s"}), r"Line 3 of .*\(it has no messages\)"),
+    "no messages beside a system": (
+        spoilt({"conversations": [], "system": "s"}),
+        r"Line 3 of .*\(it has no messages\)",
+    ),
     "a message without content": (spoilt({"messages": [{"role": "user"}]}), "Line 3 of .*content of a message is null"),
     "null for content": (spoilt({"messages": turns("a", None)}), "Line 3 of .*the content of a message is null"),
     "a number for content": (spoilt({"messages": turns("a", 5)}), "Line 3 of .*the content of a message is a number"),

@@ -250,7 +250,7 @@ def show(rows: Sequence[Row], best: Sequence[Cut], nll: Callable[[Cut], np.ndarr
 
 def ppl(nll: np.ndarray) -> str:
     """Perplexity of per-window NLLs."""
-    return f"{perplexity(nll)['perplexity']:.2f}"
+    return f"{perplexity(nll).perplexity:.2f}"
 
 
 if __name__ == "__main__":

@@ -160,7 +160,7 @@ def test_what_a_broken_report_holds_is_not_built(plain, home, tmp_path):
         (InvalidRecipe, "Layer 77 cannot be removed", {"baselines": [{**rival, "removed": [77]}]}),
         (InvalidBlueprint, "made from other sources", {"baselines": [{**rival, "blueprint": elsewhere}]}),
         (InvalidBlueprint, "asks for layer 6", {"baselines": [{**rival, "blueprint": deeper}]}),
-        (HfPruneError, "no task '5'", {"recipe": {"tasks": 5}}),
+        (HfPruneError, "no task '5'", {"recipe": {**raw["recipe"], "tasks": 5}}),
     ):
         theirs = Path(shutil.copytree(plain.folder, tmp_path / "theirs"))
         broken = {k: v for k, v in {**raw, **change}.items() if v is not ...}

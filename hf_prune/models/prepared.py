@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -26,6 +27,7 @@ from hf_prune.hub.quantisation import Quantised, allowed, check_numbers, check_q
 from hf_prune.models.adapter import Adapter
 from hf_prune.models.dequantisation import dequantise
 from hf_prune.models.families import read_config, skeleton
+from hf_prune.models.loading import tied
 from hf_prune.models.peft_merge import merge_with_peft
 
 CACHE = "~/.cache/hf_prune/prepared"
@@ -66,6 +68,8 @@ def prepared(
     """
     how: list[str] = []
     found = _quantised(folder, dequantize)
+    # Code is run where transformers has no class of its own, and nowhere else.
+    trust_remote_code = trust_remote_code and contents.needs_code(_config(folder) or {})
     if found:
         make = functools.partial(dequantise, folder, found, trust_remote_code)
         how.append(f"dequantised from {found} by transformers {transformers.__version__}")
@@ -82,16 +86,21 @@ def prepared(
     return Prepared(folder, adapter, tuple(how))
 
 
+def _config(folder: Path) -> dict[str, Any] | None:
+    """config.json of a base; None where there is none to be read, for which the reader of configs has the sentence."""
+    try:
+        raw = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return raw if isinstance(raw, dict) else None
+
+
 def _quantised(folder: Path, dequantize: bool) -> Quantised | None:
     """How a base is quantised, None for a plain one; raises where nobody may or can undo it."""
     if folder.is_file():
         return allowed(folder.name, Quantised("gguf"), {}, dequantize)
-    try:
-        raw = json.loads((folder / "config.json").read_bytes())
-    except (OSError, ValueError):
-        # The reader of configs has the sentence for that.
-        return None
-    if not isinstance(raw, dict):
+    raw = _config(folder)
+    if raw is None:
         return None
     here = Folder.open(Name(folder.name, folder=folder), folder)
     found = check_quantised(folder.name, raw, here.files, here.card, dequantize)
@@ -106,8 +115,8 @@ def _is_read(folder: Path, adapter: Path, allow_pickle: bool, trust_remote_code:
     adapters.check_weights(adapter.name, {p.name for p in adapter.iterdir()}, allow_pickle)
     model = skeleton(read_config(folder, trust_remote_code), trust_remote_code)
     shapes = {n: tuple(t.shape) for n, t in model.state_dict().items()}
-    pairs = (getattr(model, "_tied_weights_keys", None) or {}) if model.config.tie_word_embeddings else {}
-    return opened.is_read(shapes, {n for n, _ in model.named_modules()}, {*pairs, *dict(pairs).values()})
+    pairs = tied(model)
+    return opened.is_read(shapes, {n for n, _ in model.named_modules()}, {*pairs, *pairs.values()})
 
 
 def _versions() -> list[str]:

@@ -13,6 +13,10 @@ class InvalidRecipe(HfPruneError):
     exit_code = 2
 
 
+class InvalidReport(InvalidRecipe):
+    """What was named holds no report of hf_prune, a broken one, or one that a later version wrote."""
+
+
 class InvalidBlueprint(HfPruneError):
     """A blueprint file is malformed or refers to layers or sources that do not exist."""
 

@@ -6,9 +6,9 @@ same call and never evaluates a candidate twice.
 """
 
 import functools
-import json
 import shutil
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,12 +23,13 @@ from hf_prune.assembly.assemble import quiet, write
 from hf_prune.assembly.certificate import CERTIFIED, certify
 from hf_prune.atomic_files import copied, staged
 from hf_prune.blueprint import Outcome
-from hf_prune.errors import InvalidRecipe
+from hf_prune.errors import InvalidRecipe, InvalidReport
 from hf_prune.events import Assembled, Event, Finished, Pushed, Reported, Stage, Started
 from hf_prune.models.auto_classes import FILE
-from hf_prune.plan import evaluations, facts_of
+from hf_prune.plan import check_evidence, evaluations, facts_of
 from hf_prune.recipe import Recipe
 from hf_prune.report.compose import describe
+from hf_prune.report.schema.report import Report
 from hf_prune.search import SEARCHERS, drive, focused
 from hf_prune.session import front
 from hf_prune.session.baselines import play
@@ -44,7 +45,7 @@ BATCH = 2048
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """A finished run."""
+    """A finished run; `report` is report.json as it is (hf_prune.report.schema says what it holds)."""
 
     folder: Path
     report: dict[str, Any]
@@ -105,29 +106,29 @@ def compress(recipe: Recipe) -> Iterator[Event]:
     else:
         yield Stage("done", f"{output} already holds the result of this recipe")
     url = None
-    if recipe.push_to:
-        yield Stage("push", recipe.push_to)
+    if recipe.publish.repo:
+        yield Stage("push", recipe.publish.repo)
         pushed = hub.push(
             output,
-            recipe.push_to,
-            private=not recipe.public,
-            create_pr=recipe.create_pr,
-            commit_message=recipe.commit_message,
+            recipe.publish.repo,
+            private=not recipe.publish.public,
+            create_pr=recipe.publish.create_pr,
+            commit_message=recipe.publish.commit_message,
         )
         url = pushed.url
         yield Pushed(pushed.url, pushed.commit, pushed.changed)
-    yield Finished(str(output), report, url)
+    yield Finished(str(output), report.to_dict(), url)
 
 
-def finished(recipe: Recipe, output: Path) -> dict[str, Any] | None:
+def finished(recipe: Recipe, output: Path) -> Report | None:
     """The report of a result of this very recipe; None when there is nothing yet."""
     if not output.exists():
         return None
-    report = output / "report.json"
-    if report.is_file():
-        found = json.loads(report.read_text(encoding="utf-8"))
-        if found.get("recipe_digest") == recipe.digest:
-            return found
+    # What cannot be read is the result of no recipe, and may be overwritten.
+    with suppress(InvalidReport):
+        report = Report.load(output / "report.json")
+        if report.recipe_digest == recipe.digest:
+            return report
     if not recipe.overwrite:
         raise InvalidRecipe(
             f"{output} exists and is not the result of this recipe; choose another --output or pass --overwrite."
@@ -135,7 +136,8 @@ def finished(recipe: Recipe, output: Path) -> dict[str, Any] | None:
     return None
 
 
-def _make(recipe: Recipe, output: Path) -> Generator[Event, None, dict[str, Any]]:
+def _make(recipe: Recipe, output: Path) -> Generator[Event, None, Report]:
+    check_evidence(recipe, names=True)
     yield Stage("pull", recipe.base)
     session = open_session(recipe)
     session.clock.lap("pull")
@@ -161,11 +163,11 @@ def _search(session: Session, journal: Journal, trials: int) -> Generator[Event,
     """Comparisons first (they seed the search), then the search, then the choice on the selection windows."""
     recipe, remove = session.recipe, session.inputs.target.remove
     baselines = (yield from play(session, journal, remove)) if remove else ()
-    if recipe.drop:
+    if recipe.size.drop:
         scorer = session.deletions(remove)
-        cut = scorer.blueprint(scorer.space.from_removed(recipe.dropped()))
+        cut = scorer.blueprint(scorer.space.from_removed(recipe.size.dropped()))
         return Winner(cut, cut, (), baselines)
-    yield Stage("search", f"{recipe.search} on {recipe.objective}")
+    yield Stage("search", f"{recipe.search.searcher} on {recipe.search.objective}")
     before = session.evaluator.cost.layer_tokens
     finalists = yield from _searched(session, journal, trials, [b.removed for b in baselines])
     layer_tokens = session.evaluator.cost.layer_tokens - before
@@ -175,12 +177,12 @@ def _search(session: Session, journal: Journal, trials: int) -> Generator[Event,
         knee, _ = front.pick_member(members, "knee")
         baselines = yield from play(session, journal, session.inputs.depth - len(knee.layers))
         return Winner(knee, knee, finalists, baselines, members, layer_tokens)
-    windows = recipe.selection_sequences
+    windows = recipe.data.selection_sequences
     yield Stage("select", f"{len(finalists)} finalists on {windows} windows the search has not seen")
     cut, selection = yield from best_unseen(session, journal, finalists)
     session.clock.lap("select")
     winner = Winner(cut, cut, finalists, baselines, None, layer_tokens, selection=selection)
-    if recipe.tune:
+    if recipe.tune.steps:
         winner = yield from tune_mixes(session, winner)
         session.clock.lap("tune")
     return winner
@@ -192,7 +194,7 @@ def _searched(
     """The recipe's search in its method's space, from the method's starts; its finalists."""
     recipe, scorer, facts = session.recipe, session.scorer, session.facts()
     starts = session.inputs.method.starts(scorer.space, facts, cuts)
-    searcher = SEARCHERS[recipe.search]
+    searcher = SEARCHERS[recipe.search.searcher]
     rng = np.random.default_rng(recipe.seed)
     searching = searcher.propose(scorer.space, session.schedule(trials, starts), rng)
     seen = (0, session.columns.index("params")) if searcher.every_size else (0,)
@@ -204,8 +206,8 @@ def finish(
     session: Session,
     winner: Winner,
     output: Path,
-    document: Callable[..., Generator[Event, None, dict[str, Any]]],
-) -> Generator[Event, None, dict[str, Any]]:
+    document: Callable[..., Generator[Event, None, Report]],
+) -> Generator[Event, None, Report]:
     """From a cut to a folder: repair, write, certify, heal, measure and describe; the final name appears last.
 
     Args:
@@ -215,7 +217,7 @@ def finish(
         document: writes the report and all that lies beside the weights.
     """
     recipe, inputs, clock = session.recipe, session.inputs, session.clock
-    if recipe.repair:
+    if recipe.repair.enabled:
         winner = yield from repair_cut(session, winner)
         clock.lap("repair")
     yield Stage("assemble", f"{len(winner.blueprint.layers)} layers")
@@ -228,15 +230,15 @@ def finish(
         clock.lap("assemble")
         yield Assembled(winner.blueprint, str(partial), stored[0])
         training = None
-        if recipe.heal:
+        if recipe.heal.tokens:
             training = yield from heal_model(session, partial)
             if training.stored:
                 stored, said = training.stored, _logits(session, training.model)
                 certificate = _certificate(session, said, partial, inputs.base.dtype)
             clock.lap("heal")
-        yield Stage("report", f"{recipe.report_sequences} windows")
+        yield Stage("report", f"{recipe.report.sequences} windows")
         report = yield from document(session, winner, partial, stored, certificate, training and training.summary)
-        yield Reported(report)
+        yield Reported(report.to_dict())
     return report
 
 
@@ -253,7 +255,7 @@ def _certificate(
         device=str(session.device),
         stored=rounded,
         # A model of several widths is loaded by the file beside its weights, which is our own.
-        trust_remote_code=session.recipe.trust_remote_code or (folder / FILE).is_file(),
+        trust_remote_code=session.recipe.trust.remote_code or (folder / FILE).is_file(),
     )
 
 

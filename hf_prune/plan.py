@@ -1,11 +1,12 @@
 """What a run would do, from a config and safetensors headers alone: sizes, memory, disk, forward tokens."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from hf_prune.blueprint import LOCAL
+from hf_prune.data import corpora, task_sources
 from hf_prune.hub.contents import candidates as weight_files
 from hf_prune.limits import (
     DEFAULT_RATIO,
@@ -24,7 +25,7 @@ from hf_prune.recipe import TASK_OBJECTIVES, Recipe
 from hf_prune.search import SEARCHERS
 
 if TYPE_CHECKING:
-    from hf_prune.hub import Peek
+    from hf_prune.hub import Peek, TensorInfo
 
 TRIALS_PER_MOVE = 5
 """Of the default search, for every single move that a candidate has."""
@@ -37,7 +38,8 @@ class Plan:
     `forward_tokens` counts tokens through whole candidates, `layer_tokens` tokens through single layers without any
     sharing of prefixes; both for the dense model, the baselines and the search on the search windows. `repair_tokens`
     and `train_tokens` are what all repairs and all trainings read. `candidates` counts the models the search can choose
-    among. `weight_files` says which of the source's files are read, `notes` what else should be known of them.
+    among. `weight_files` says which of the source's files are read, `notes` what is done to base and variants before
+    anything else, and what is not as their configs have it.
     """
 
     base: str
@@ -84,13 +86,17 @@ class Plan:
 
 
 def plan(recipe: Recipe, peek: "Peek", variants: "Sequence[Peek]" = ()) -> Plan:
-    """Work out what `compress(recipe)` would do to the model behind `peek` and its variants; reads and writes nothing.
+    """Work out what `compress(recipe)` would do to the model behind `peek` and its variants.
+
+    Reads the text and the tasks that lie on this disk, and writes nothing.
 
     Raises:
         InvalidRecipe: the target leaves no layer, removes none, or names layers that do not exist.
         SourceError: the repo has no safetensors, so there are no headers to count from.
         UnsupportedArchitecture: no numbered layers among the tensor names.
+        HfPruneError: as `check_evidence`.
     """
+    check_evidence(recipe)
     weights = weigh(peek)
     stored = weights.beside(weigh(v) for v in variants if not v.adapter)
     depth, method = len(weights.layers), METHODS[recipe.method]
@@ -102,12 +108,12 @@ def plan(recipe: Recipe, peek: "Peek", variants: "Sequence[Peek]" = ()) -> Plan:
     download = sum(_download(peek, p) for p in (peek, *variants))
     trials = evaluations(recipe, facts)
     compared = baseline_evaluations(recipe, facts)
-    tokens = recipe.sequences * recipe.length
+    tokens = recipe.data.sequences * recipe.data.length
     return Plan(
         base=str(peek.source),
         model_type=str(peek.config.get("model_type", "unknown")),
         method=recipe.method,
-        search="none" if recipe.drop else recipe.search,
+        search="none" if recipe.size.drop else recipe.search.searcher,
         asked=asked(recipe),
         depth=depth,
         parameters=weights.total,
@@ -119,19 +125,44 @@ def plan(recipe: Recipe, peek: "Peek", variants: "Sequence[Peek]" = ()) -> Plan:
         result_parameters=result,
         result_bytes=size,
         download_bytes=download,
-        disk_bytes=download + size,
+        disk_bytes=download + size + sum(_bytes(p.tensors) for p in (peek, *variants) if p.prepared),
         memory_bytes=peak_memory(recipe, peek, weights),
         evaluations=trials,
         baseline_evaluations=compared,
         candidates=candidates(recipe, facts),
         forward_tokens=(1 + trials + compared) * tokens,
         layer_tokens=layer_passes(recipe, facts) * tokens,
-        repair_tokens=repairs(recipe) * recipe.repair_sequences * recipe.length,
-        # Finalists that are trained: 8, then 4 and 2, each round for twice as long as all before it.
-        train_tokens=recipe.heal + 16 * recipe.search_heal + tunings(recipe) * recipe.tune * tokens,
+        repair_tokens=repairs(recipe) * recipe.repair.sequences * recipe.data.length,
+        train_tokens=trained_tokens(recipe, tokens),
         weight_files=_weight_files(peek),
-        notes=weights.notes,
+        notes=tuple(dict.fromkeys([*(note for p in (peek, *variants) for note in p.notes), *weights.notes])),
     )
+
+
+def trained_tokens(recipe: Recipe, search_tokens: int) -> int:
+    """What the training of the result, of finalists and of mixes reads."""
+    # Finalists that are trained: 8, then 4 and 2, each round for twice as long as all before it.
+    finalists = 16 * recipe.heal.finalist_tokens
+    return recipe.heal.tokens + finalists + tunings(recipe) * recipe.tune.steps * search_tokens
+
+
+def check_evidence(recipe: Recipe, *, names: bool = False) -> None:
+    """Read text and tasks of this disk, and look for those of the Hub, so that what is wrong is told before a model is
+    pulled.
+
+    Args:
+        recipe: what is asked for.
+        names: look for tasks of lm_eval as well, whose list takes seconds to read.
+
+    Raises:
+        HfPruneError: as `load_corpora` and `load_tasks`.
+    """
+    tasks = recipe.tasks
+    corpora.check_entries(recipe.data.text, tasks.force_test_split)
+    task_sources.check_entries(tasks.search, "search", force=tasks.force_test_split, names=names)
+    task_sources.check_entries(tasks.names, names=names)
+    for task in recipe.report.lm_eval:
+        task_sources.check_harness(task, names=names)
 
 
 def _weight_files(peek: "Peek") -> str:
@@ -149,29 +180,29 @@ def facts_of(recipe: Recipe, depth: int, remove: int) -> Facts:
 
 def tunings(recipe: Recipe) -> int:
     """What gradient descent learns: the mixes and, where it learns from tasks, how far a repair goes."""
-    return 1 + (recipe.repair and recipe.objective in TASK_OBJECTIVES)
+    return 1 + (recipe.repair.enabled and recipe.search.objective in TASK_OBJECTIVES)
 
 
 def repairs(recipe: Recipe) -> int:
     """Candidates that are repaired; the winner is one of them."""
-    if not recipe.repair:
+    if not recipe.repair.enabled:
         return 0
-    if recipe.drop or recipe.every_size:
+    if recipe.size.drop or recipe.every_size:
         return 1
-    return 8 if recipe.search_heal else recipe.repair_finalists
+    return 8 if recipe.heal.finalist_tokens else recipe.repair.finalists
 
 
 def asked(recipe: Recipe) -> str:
     """The target in the user's words: "ratio 0.25", "keep 12", "drop 3,6,7" or "every size"."""
-    if recipe.drop:
-        return "drop " + ",".join(recipe.drop)
-    if recipe.keep_layers is not None:
-        return f"keep {recipe.keep_layers}"
-    if recipe.drop_layers is not None:
-        return f"drop {recipe.drop_layers} layers"
-    if recipe.latency is not None:
-        return f"latency {recipe.latency:g}"
-    return "every size" if recipe.every_size else f"ratio {recipe.ratio or DEFAULT_RATIO:g}"
+    if recipe.size.drop:
+        return "drop " + ",".join(recipe.size.drop)
+    if recipe.size.keep_layers is not None:
+        return f"keep {recipe.size.keep_layers}"
+    if recipe.size.drop_layers is not None:
+        return f"drop {recipe.size.drop_layers} layers"
+    if recipe.size.latency is not None:
+        return f"latency {recipe.size.latency:g}"
+    return "every size" if recipe.every_size else f"ratio {recipe.size.ratio or DEFAULT_RATIO:g}"
 
 
 def target_of(recipe: Recipe, sizes: Sizes) -> Target:
@@ -189,7 +220,7 @@ def target_of(recipe: Recipe, sizes: Sizes) -> Target:
 
 def candidates(recipe: Recipe, facts: Facts) -> int:
     """Models the search can choose among, at most (some merges are deletions in disguise); 1 with `drop`."""
-    return 1 if recipe.drop else METHODS[recipe.method].space(recipe, facts).count()
+    return 1 if recipe.size.drop else METHODS[recipe.method].space(recipe, facts).count()
 
 
 def evaluations(recipe: Recipe, facts: Facts) -> int:
@@ -199,14 +230,14 @@ def evaluations(recipe: Recipe, facts: Facts) -> int:
     moves a candidate has: the number of generations that EvoPress takes (arXiv 2410.14649) grows the same way.
     examples/benchmarks/search_quality.py shows what it buys.
     """
-    if recipe.drop:
+    if recipe.size.drop:
         return 0
     method = METHODS[recipe.method]
-    rounds = _rounds(recipe, facts, recipe.search)
+    rounds = _rounds(recipe, facts, recipe.search.searcher)
     if rounds is None:
-        return recipe.evaluations or recipe.population + TRIALS_PER_MOVE * method.moves(recipe, facts)
+        return recipe.search.evaluations or recipe.search.population + TRIALS_PER_MOVE * method.moves(recipe, facts)
     needed = sum(count for count, _ in rounds)
-    return min(needed, recipe.evaluations or needed)
+    return min(needed, recipe.search.evaluations or needed)
 
 
 def baseline_evaluations(recipe: Recipe, facts: Facts) -> int:
@@ -219,7 +250,7 @@ def layer_passes(recipe: Recipe, facts: Facts) -> int:
     most."""
     compared = sum(count * (facts.depth - gone) for count, gone in _compared(recipe, facts))
     units = METHODS[recipe.method].units
-    rounds = None if recipe.drop or units > 1 else _rounds(recipe, facts, recipe.search)
+    rounds = None if recipe.size.drop or units > 1 else _rounds(recipe, facts, recipe.search.searcher)
     if rounds is None:
         # A layer that has lost a part is still passed.
         rounds = [(evaluations(recipe, facts), 0 if units > 1 else facts.remove or 1)]
@@ -266,23 +297,23 @@ def peak_memory(recipe: Recipe, peek: "Peek", weights: Weights) -> int:
 
     with b the bytes of the search precision (auto: at most four on the CPU, else two).
     """
-    cpu = _on_cpu(recipe.device)
-    width = WIDTH.get(recipe.dtype) or (4 if cpu else 2)
+    cpu = _on_cpu(recipe.machine.device)
+    width = WIDTH.get(recipe.machine.dtype) or (4 if cpu else 2)
     hidden, vocabulary = number(peek, "hidden_size", "n_embd", "d_model"), number(peek, "vocab_size")
-    layers, tokens = len(weights.layers), (recipe.sequences + recipe.selection_sequences) * recipe.length
-    larger = max(recipe.sequences, recipe.selection_sequences) * recipe.length
+    layers, tokens = len(weights.layers), (recipe.data.sequences + recipe.data.selection_sequences) * recipe.data.length
+    larger = max(recipe.data.sequences, recipe.data.selection_sequences) * recipe.data.length
     state = tokens * hidden * width
     reference = (layers + 1) * state + tokens * min(TOP_K, vocabulary) * 12
-    modules = 2 * layers * state if recipe.objective == "gelaco_v1" else 0
-    frontier = min(2 * recipe.offspring * larger * hidden * width, STATE_BYTES)
-    tile = max(recipe.length, min(tokens, TILE_TOKENS * 2 // width if cpu else GPU_TILE_TOKENS))
+    modules = 2 * layers * state if recipe.search.objective == "gelaco_v1" else 0
+    frontier = min(2 * recipe.search.offspring * larger * hidden * width, STATE_BYTES)
+    tile = max(recipe.data.length, min(tokens, TILE_TOKENS * 2 // width if cpu else GPU_TILE_TOKENS))
     merged = 0
     if METHODS[recipe.method].several:
-        room = recipe.memory * 2**30 - weights.total * width if recipe.memory else math.inf
+        room = recipe.machine.memory * 2**30 - weights.total * width if recipe.machine.memory else math.inf
         merged = max(0, min(MERGED_LAYERS * max(weights.layers) * width, room))
-    asked = len(recipe.search_tasks) * (recipe.learned_items + recipe.selection_items) * recipe.length
+    asked = len(recipe.tasks.search) * (recipe.learned_items + recipe.tasks.selection_items) * recipe.data.length
     exam = min((layers + 1) * asked * hidden * width, EXAM_BYTES)
-    passing = max(frontier, weights.total * 4 if recipe.tune else 0)
+    passing = max(frontier, weights.total * 4 if recipe.tune.steps else 0)
     return round(weights.total * width + merged) + reference + modules + exam + passing + 2 * tile * vocabulary * 4
 
 
@@ -295,7 +326,7 @@ def _download(base: "Peek", peek: "Peek") -> int:
     """Bytes to fetch for one parent: of an adapter its tensors alone, since the base is there."""
     if peek.adapter and peek is not base:
         local = LOCAL in (peek.source.adapter or "")
-        return 0 if local else sum(math.prod(t.shape) * BYTES.get(t.dtype, 1) for t in peek.adapter.values())
+        return 0 if local else _bytes(peek.adapter)
     return 0 if peek.source.is_local else _needed_files(peek)
 
 
@@ -303,3 +334,7 @@ def _needed_files(peek: "Peek") -> int:
     shards = {t.file for t in peek.tensors.values()}
     small = (".json", ".txt", ".model", ".jinja")
     return sum(size for name, size in peek.files.items() if name in shards or name.endswith(small))
+
+
+def _bytes(tensors: "Mapping[str, TensorInfo]") -> int:
+    return sum(math.prod(t.shape) * BYTES.get(t.dtype, 1) for t in tensors.values())

@@ -1,9 +1,8 @@
 """What can be done with a finished folder: rebuild it, measure it again, train it."""
 
-import json
 import os
 import shutil
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -19,9 +18,13 @@ from hf_prune.errors import IncompatibleSources, InvalidBlueprint, InvalidRecipe
 from hf_prune.events import Event, Finished, Reported, Stage, Started
 from hf_prune.models.variants import beside, pull_variant
 from hf_prune.pipeline import finish, finished
-from hf_prune.recipe import Recipe
+from hf_prune.plan import check_evidence
+from hf_prune.recipe import OPTIONS, Recipe, flatten
+from hf_prune.recipe.fields import Size
 from hf_prune.recovery.levels import Kind, cached
 from hf_prune.report.compose import measured_again
+from hf_prune.report.schema.model import Front
+from hf_prune.report.schema.report import Report
 from hf_prune.session.front import pick_member
 from hf_prune.session.selection import Winner
 from hf_prune.session.session import Session, open_session
@@ -46,13 +49,15 @@ def assemble_blueprint(
         library: folder of the level library that its run was given; default: the user's cache.
 
     Raises:
-        InvalidBlueprint: not a blueprint or front, `pick` names nobody, or its level library is not there.
+        InvalidBlueprint: not a blueprint, `pick` names nobody, or its level library is not there.
+        InvalidReport: not a front.
         IncompatibleSources: the source is not the one the blueprint was made from.
         SourceError: the source cannot be read.
     """
     text = _read(path)
     if '"front"' in text:
-        blueprint, _ = pick_member(json.loads(text)["front"], pick or "knee")
+        members = Front.from_json(text, path.name).front
+        blueprint, _ = pick_member([member.to_dict() for member in members], pick or "knee")
     elif pick:
         raise InvalidBlueprint(f"{path.name} is one blueprint, not a front, so --pick {pick} has no meaning.")
     else:
@@ -75,7 +80,12 @@ def open_parents(blueprint: Blueprint, given: Sequence[str] = (), library: Path 
         IncompatibleSources: another revision than the blueprint's.
         SourceError: a local source whose folder is not given, or one that cannot be read.
     """
-    pulled = [pull_variant(given[0], name) if number else hub.pull(name) for number, name in enumerate(given)]
+    # A result of a quantised base was made by somebody who asked for that.
+    plain = {"dequantize": True}
+    pulled = [
+        pull_variant(given[0], name, **plain) if number else hub.pull(name, **plain)
+        for number, name in enumerate(given)
+    ]
     parents = []
     for pinned in blueprint.sources:
         found = next((p for p in pulled if _same(p.source, pinned)), None)
@@ -89,8 +99,8 @@ def open_parents(blueprint: Blueprint, given: Sequence[str] = (), library: Path 
                 f"The blueprint was made from the local folder {pinned.repo!r}; say where it is with "
                 "--source or --base."
             )
-        found = found or hub.pull(str(pinned))
-        parents.append(Parent.open(pinned, found.folder, found.adapter))
+        found = found or hub.pull(str(pinned), **plain)
+        parents.append(Parent.open(pinned, found.folder, found.adapter, **plain))
     parents[0].levels.update(cached({s.library for s in blueprint.layers if s.library}, library))
     return [parents[0], *(beside(parents[0], other) for other in parents[1:])]
 
@@ -123,10 +133,10 @@ def report_folder(
     output = Path(output or (here if Path(source).is_dir() else Path(str(source).partition("@")[0]).name))
     with nullcontext(here) if output == here else copying(here, output) as folder:
         session, winner, before = _reopened(here, base, {**changes, "output": str(output)})
-        yield Stage("report", f"{session.recipe.report_sequences} windows")
+        yield Stage("report", f"{session.recipe.report.sequences} windows")
         report = yield from measured_again(before, session, winner, folder)
-        yield Reported(report)
-    yield Finished(str(output), report, None)
+        yield Reported(report.to_dict())
+    yield Finished(str(output), report.to_dict(), None)
 
 
 def heal_folder(
@@ -152,22 +162,22 @@ def heal_folder(
     session, winner, before = _reopened(here, base, {"overwrite": False, **changes, "output": str(output)})
     result = finished(session.recipe, output)
     if result is None:
-        goal = f"train {before['size']['pruned']['layers']} layers"
+        goal = f"train {before.size.pruned.layers} layers"
         yield Started(session.recipe, str(session.inputs.base.source), session.inputs.base.depth, goal, 0)
         session.workdir.folder.mkdir(parents=True, exist_ok=True)
         result = yield from finish(session, winner, output, partial(_carried, here, before))
         shutil.rmtree(session.workdir.folder, ignore_errors=True)
     else:
         yield Stage("done", f"{output} already holds the result of this recipe")
-    yield Finished(str(output), result, None)
+    yield Finished(str(output), result.to_dict(), None)
 
 
-NEVER_KEPT = {
-    "allow_pickle", "trust_remote_code", "force_test_split", "push_to", "public", "create_pr", "commit_message",
-    "overwrite", "output", "device", "lm_eval", "library",
-}  # fmt: skip
+NEVER_KEPT = frozenset(
+    "allow_pickle trust_remote_code force_test_split push_to public create_pr commit_message overwrite output device "
+    "lm_eval library".split()
+)
 """Fields that a report, perhaps a stranger's, may not decide: what is trusted, run, published or written."""
-FILES = (".jsonl", ".txt", ".yaml", ".yml")
+FILES = (".jsonl", ".json", ".txt", ".yaml", ".yml")
 """What entries of data and tasks end with that are files, or were where the result was made."""
 CARRIED = (
     "journal.jsonl",
@@ -183,8 +193,8 @@ CARRIED = (
 
 
 def _carried(
-    here: Path, before: dict[str, Any], session: Session, winner: Winner, folder: Path, *built: Any
-) -> Generator[Event, None, dict[str, Any]]:
+    here: Path, before: Report, session: Session, winner: Winner, folder: Path, *built: Any
+) -> Generator[Event, None, Report]:
     (folder / "figures").mkdir(exist_ok=True)
     for name in CARRIED:
         if (here / name).is_file():
@@ -197,21 +207,23 @@ def _here(source: str | Path) -> Path:
     return Path(source) if Path(source).is_dir() else hub.fetch_result(str(source))
 
 
-def _reopened(folder: Path, base: str | None, changes: dict[str, Any]) -> tuple[Session, Winner, dict[str, Any]]:
+def _reopened(folder: Path, base: str | None, changes: dict[str, Any]) -> tuple[Session, Winner, Report]:
     """The run that made a folder, as far as it is needed to build and measure its result again."""
     if not (folder / "report.json").is_file():
         raise InvalidRecipe(f"{folder} is not a result of hf_prune (no report.json); name what compress wrote.")
     blueprint = Blueprint.from_json(_read(folder / "blueprint.json"))
-    before = json.loads(_read(folder / "report.json"))
+    before = Report.load(folder / "report.json")
     variants = tuple(changes.pop("variants", ()))
+    if {"size", *Size.model_fields} & changes.keys():
+        raise InvalidRecipe("The size of a finished result is what it is; compress its base again for another one.")
+    named = {"base": base or str(blueprint.sources[0]), "variants": variants or tuple(map(str, blueprint.sources[1:]))}
+    kept = Recipe.of(**{**_kept(before.recipe), **named})
+    recipe = kept.replace(**changes)
+    _check_files(kept, flatten(changes))
+    # What the search read is not read again, and the report that names it may be a stranger's.
+    check_evidence(recipe.replace(search_tasks=(), objective="kl"), names=True)
     given = (base or str(blueprint.sources[0]), *variants) if base or variants else ()
     parents = open_parents(blueprint, given)
-    kept = {k: v for k, v in before["recipe"].items() if k in Recipe.model_fields and k not in NEVER_KEPT}
-    if any(name in changes for name in ("ratio", "keep_layers", "drop_layers", "drop")):
-        raise InvalidRecipe("The size of a finished result is what it is; compress its base again for another one.")
-    _check_files({k: v for k, v in kept.items() if k not in changes})
-    named = {"base": base or str(blueprint.sources[0]), "variants": variants or tuple(map(str, blueprint.sources[1:]))}
-    recipe = Recipe.of(**{**kept, **changes, **named})
     session = open_session(recipe, parents, over=True)
     session.bank.patches.update(load_patches(folder / PATCH_FILE))
     _with_libraries(session, blueprint, before)
@@ -219,19 +231,24 @@ def _reopened(folder: Path, base: str | None, changes: dict[str, Any]) -> tuple[
     return session, Winner(cut.canonical(), blueprint.canonical()), before
 
 
-def _check_files(kept: dict[str, Any]) -> None:
-    """Refuse to read files that a report names: it may be a stranger's, and cards quote what was read."""
-    for name in ("data", "tasks"):
-        for entry in map(str, kept.get(name) or ()):
+def _kept(told: Mapping[str, Any]) -> dict[str, Any]:
+    """What a report says of its recipe, as far as it may; a mapping would stand for a group, and hide what may not."""
+    return {k: v for k, v in told.items() if k in OPTIONS and k not in NEVER_KEPT and not isinstance(v, dict)}
+
+
+def _check_files(kept: Recipe, changes: Mapping[str, Any]) -> None:
+    """Refuse to read files that only a report names: it may be a stranger's, and cards quote what was read."""
+    for name, entries in {"data": kept.data.text, "tasks": kept.tasks.names}.items():
+        for entry in () if name in changes else entries:
             if entry.endswith(FILES) or os.path.exists(os.path.expanduser(entry)):
                 raise InvalidRecipe(
                     f"This result was made with the local file {entry!r}; say where it is with --{name}."
                 )
 
 
-def _with_libraries(session: Session, blueprint: Blueprint, before: dict[str, Any]) -> None:
+def _with_libraries(session: Session, blueprint: Blueprint, before: Report) -> None:
     """Open the level libraries that the result and its baselines name, or make them again from the same text."""
-    baselines = [Blueprint.from_json(b["blueprint"]) for b in before["baselines"] if b.get("blueprint")]
+    baselines = [Blueprint.from_json(b.blueprint) for b in before.baselines if b.blueprint]
     wanted = {s.library for b in (blueprint, *baselines) for s in b.layers if s.library}
     session.inputs.base.levels.update(cached(wanted))
     for kind in get_args(Kind):
@@ -246,6 +263,7 @@ def _with_libraries(session: Session, blueprint: Blueprint, before: dict[str, An
 
 def _read(path: Path) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8")
-    except OSError as e:
-        raise InvalidBlueprint(f"Cannot read {path}: {e.strerror or e}.") from None
+        return Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as e:
+        reason = "there is no such file here" if isinstance(e, FileNotFoundError) else getattr(e, "strerror", None) or e
+        raise InvalidBlueprint(f"Cannot read {path}: {reason}; name what hf-prune wrote.") from None

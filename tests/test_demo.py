@@ -14,7 +14,7 @@ from hf_prune.plan import target_of
 @pytest.mark.parametrize("act", OUTPUTS)
 def test_every_act_needs_only_what_is_bundled(act):
     recipe = demo_recipe(act)
-    inside = [Path(p) for p in (recipe.base, *recipe.variants, *recipe.data, *recipe.tasks)]
+    inside = [Path(p) for p in (recipe.base, *recipe.variants, *recipe.data.text, *recipe.tasks.names)]
     assert all(p.exists() and p.is_relative_to(demo_folder()) for p in inside)
     assert recipe.output == OUTPUTS[act] and demo_recipe(act, "elsewhere").output == "elsewhere"
     assert target_of(recipe, Sizes((200_000,) * 16, 3_400_000)).removed_ratio == pytest.approx(0.25, abs=0.03)

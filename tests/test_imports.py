@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from hf_prune.methods import METHODS
+from hf_prune.search import SEARCHERS
+
 PACKAGE = Path(__file__).parents[1] / "hf_prune"
 FILES = sorted(PACKAGE.rglob("*.py"))
 RANKS = [
@@ -107,7 +110,10 @@ def test_the_listing_is_short():
 
 def test_only_the_hub_package_and_cards_talk_to_the_hub():
     users = {dotted(p) for p in FILES if any(m.split(".")[0] == "huggingface_hub" for m in imported(p))}
-    assert {u for u in users if not u.startswith("hf_prune.hub.")} <= {"hf_prune.report.card"}
+    assert {u for u in users if not u.startswith("hf_prune.hub.")} <= {
+        "hf_prune.report.card",
+        "hf_prune.report.card_data",
+    }
 
 
 def test_nothing_but_the_command_line_prints():
@@ -126,3 +132,30 @@ def test_light_modules_load_neither_torch_nor_transformers(part):
     # What a plan, `--help` and the pages of the app need.
     code = f"import sys, hf_prune.{part}\nassert not {{'torch', 'transformers'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)
+
+
+def test_nobody_but_methods_and_searchers_knows_their_names():
+    names = {*METHODS, *SEARCHERS}
+    known_in = {"methods", "search", "recipe", "demo"}
+    wrong = [
+        f"{path.relative_to(PACKAGE)}:{node.lineno} says {node.value!r}"
+        for path in FILES
+        if unit(path) not in known_in and dotted(path) != "hf_prune.app.forms"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and node.value in names
+    ]
+    assert not wrong
+
+
+def test_a_session_is_handed_to_nobody_below_it():
+    above = RANKS[RANK["session"] :]
+    allowed = {name for names in above for name in names.split()}
+    wrong = []
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            for argument in (node.args.args + node.args.kwonlyargs) if isinstance(node, ast.FunctionDef) else ():
+                kind = ast.unparse(argument.annotation) if argument.annotation else ""
+                handed = kind in ("Session", "Inputs") or argument.arg in ("session", "job") and kind in ("", "Any")
+                if handed and (unit(path) not in allowed or kind not in ("Session", "Inputs")):
+                    wrong.append(f"{dotted(path)}.{node.name}({argument.arg}: {kind})")
+    assert not wrong

@@ -10,7 +10,7 @@ import pytest
 from hf_prune.errors import HfPruneError, IncompatibleSources, InvalidBlueprint, InvalidRecipe, SourceError
 from hf_prune.events import Advanced, Stage
 from hf_prune.pipeline import run
-from hf_prune.recipe import Recipe
+from hf_prune.recipe import OPTIONS, Recipe
 from hf_prune.results import assemble_blueprint, heal_folder, report_folder
 from tests.runs import base, finished, leftovers, recipe, text
 
@@ -76,7 +76,10 @@ def test_a_blueprint_rebuilds_the_weights_bit_for_bit(plain, home, tmp_path):
     wrong(IncompatibleSources, "weights would differ", source=str(tmp_path / "b"))
     wrong(InvalidBlueprint, "no meaning", source=source, pick="knee")
     wrong(InvalidRecipe, "choose another --output", source=source, output="again")
-    refused(InvalidBlueprint, "Cannot read", lambda: assemble_blueprint(tmp_path / "none.json", tmp_path / "x"))
+    gone = "there is no such file here"
+    refused(InvalidBlueprint, gone, lambda: assemble_blueprint(tmp_path / "none.json", tmp_path / "x"))
+    (tmp_path / "b" / "latin.json").write_bytes(b'{"caf\xe9": 1}')
+    refused(InvalidBlueprint, "Cannot read", lambda: assemble_blueprint(tmp_path / "b" / "latin.json", tmp_path / "x"))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["again", "b"]
 
 
@@ -124,14 +127,21 @@ def test_what_cannot_be_measured_is_refused_in_one_sentence(plain, home, tmp_pat
         refused(error, match, lambda: list(report_folder(source, **{**where(home), **changes})))
 
     base(tmp_path / "b", seed=9)
-    for name, entry in (("data", str(home / "text.txt")), ("tasks", str(home / "text.txt")), ("tasks", str(home))):
+    file = str(home / "text.txt")
+    for name, entry in (("data", ["~nobody/x" * 99, file]), ("data", file), ("tasks", [file]), ("tasks", str(home))):
         theirs = Path(shutil.copytree(plain.folder, tmp_path / f"theirs-{name}"))
         report = strict(theirs / "report.json")
-        report["recipe"][name] = ["~nobody/x" * 99, entry]
+        report["recipe"][name] = entry
         (theirs / "report.json").write_text(json.dumps(report))
         given = {"base": str(home / "base"), **({"data": where(home)["data"]} if name == "tasks" else {})}
         refused(InvalidRecipe, f"say where it is with --{name}", lambda t=theirs, g=given: list(report_folder(t, **g)))
         shutil.rmtree(theirs)
+    theirs = Path(shutil.copytree(plain.folder, tmp_path / "theirs"))
+    report = strict(theirs / "report.json")
+    report["recipe"]["search_tasks"] = [str(home / "text.txt"), str(tmp_path / "gone.jsonl")]
+    (theirs / "report.json").write_text(json.dumps(report))
+    wrong(SourceError, "neither a folder", source=theirs, base=str(tmp_path / "gone"))
+    shutil.rmtree(theirs)
     wrong(InvalidRecipe, f"{home / 'base'} is not a result of hf_prune", source=home / "base", output=tmp_path / "x")
     assert not (tmp_path / "x").exists()
     wrong(SourceError, "--source or --base", base=None)
@@ -161,7 +171,9 @@ def test_a_report_decides_nothing_about_trust_or_publishing(plain, home, tmp_pat
     folder = Path(shutil.copytree(plain.folder, tmp_path / "stranger"))
     report = strict(folder / "report.json")
     report["recipe"] |= {"trust_remote_code": True, "allow_pickle": True, "push_to": "me/x", "public": True,
-                         "lm_eval": ["arc_easy"], "overwrite": True, "output": str(tmp_path / "theirs")}  # fmt: skip
+                         "lm_eval": ["arc_easy"], "overwrite": True, "output": str(tmp_path / "theirs"),
+                         "trust": {"remote_code": True}, "publish": {"repo": "me/x"},
+                         "tasks": {"names": ["/etc/passwd"], "force_test_split": True}}  # fmt: skip
     (folder / "report.json").write_text(json.dumps(report))
     (tmp_path / "taken").mkdir()
     healing = heal_folder(folder, output=tmp_path / "taken", heal=1000, **where(home))
@@ -195,9 +207,9 @@ def test_a_healed_folder_keeps_what_made_it_and_says_what_was_done(later, plain,
     for flag in ("--heal 2000", "--heal-batch 4", "--heal-rank 4", "--repair", "--repair-sequences 24"):
         assert flag in second, flag
     assert not {"--keep-layers", "--base", "--output", "--seed"} & set(second.split())
-    kept = {k: v for k, v in report["recipe"].items() if k in Recipe.model_fields}
+    kept = {k: v for k, v in report["recipe"].items() if k in OPTIONS}
     again = Recipe.of(**{**kept, **where(home)})
-    assert again.digest == report["recipe_digest"] and again.heal == 2000 and again.keep_layers == 4
+    assert again.digest == report["recipe_digest"] and again.heal.tokens == 2000 and again.size.keep_layers == 4
     assert (folder / "journal.jsonl").read_bytes() == (plain.folder / "journal.jsonl").read_bytes()
     card = (folder / "README.md").read_text()
     assert "hf-prune heal FOLDER" in card and str(home) not in card

@@ -156,8 +156,8 @@ def selection(a: argparse.Namespace, session: Session) -> None:
     """Count FLOPs of a round, and of the training in it."""
     recipe, evaluator = session.recipe, session.evaluator
     blueprints = [cut(session, c) for c in CUTS]
-    train = session.evidence.training(-(-a.tokens // recipe.length)).tokens
-    rows = slice(recipe.sequences, recipe.sequences + recipe.selection_sequences)
+    train = session.evidence.training(-(-a.tokens // recipe.data.length)).tokens
+    rows = slice(recipe.data.sequences, recipe.data.sequences + recipe.data.selection_sequences)
     with tempfile.TemporaryDirectory() as home:
         started = time.monotonic()
         with FlopCounterMode(display=False) as whole:
@@ -171,12 +171,12 @@ def selection(a: argparse.Namespace, session: Session) -> None:
     with FlopCounterMode(display=False) as pure:
         for blueprint in blueprints:
             with Candidate(evaluator.dense, evaluator.bank, blueprint, 0, everywhere=True) as candidate:
-                for step in range(max(1, a.tokens // (BATCH * recipe.length))):
+                for step in range(max(1, a.tokens // (BATCH * recipe.data.length))):
                     candidate.learn(lesson, step)
     total, plain = whole.get_total_flops(), pure.get_total_flops()
     print(
-        f"\n{len(blueprints)} candidates, {a.tokens:,} tokens each, "
-        f"measured on {recipe.selection_sequences} windows\n"
+        f"\n{len(blueprints)} candidates, {a.tokens:,} tokens each, measured on "
+        f"{recipe.data.selection_sequences} windows\n"
     )
     print("| | GFLOPs | of the training alone |\n|---|---:|---:|")
     print(f"| training alone, all layers | {plain / 1e9:,.0f} | 1.00 x |")

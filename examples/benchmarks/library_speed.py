@@ -34,19 +34,13 @@ def main() -> None:
     steps = timed(seconds, "increments of 9 levels", lambda: increments(hessian, columns, kept), a)
     timed(seconds, "weights of the narrowest level", lambda: compensated(weight, columns, steps), a)
     plain = naive(weight.clone(), inverted.clone(), a.slice)[1] * a.inputs / a.slice
-    print(
-        f"{a.outputs} x {a.inputs}, {a.samples:,} samples, float32, {a.device}, "
-        f"{torch.get_num_threads()} threads\n"
-    )
+    print(f"{a.outputs} x {a.inputs}, {a.samples:,} samples, float32, {a.device}, {torch.get_num_threads()} threads\n")
     print("| | seconds |\n|---|---:|")
     for name, value in seconds.items():
         print(f"| {name} | {value:.1f} |")
     print(f"| one at a time, {a.slice} removals extrapolated to {a.inputs:,} | {plain:.0f} |")
     factor = plain / seconds["order of removal"]
-    print(
-        f"\norder of removal: {factor:.0f} x as fast; "
-        f"on {a.check} inputs {same:.1%} of the places are the same"
-    )
+    print(f"\norder of removal: {factor:.0f} x as fast; on {a.check} inputs {same:.1%} of the places are the same")
 
 
 def arguments() -> argparse.Namespace:

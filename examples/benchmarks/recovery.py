@@ -165,10 +165,10 @@ def healed(subject: Subject, blueprint: Blueprint, **changes: object) -> tuple[n
     """Train what the blueprint stands for."""
     session, base = subject.session, subject.session.inputs.base
     recipe = Recipe.of(**{**session.recipe.model_dump(), **changes})
-    dtype = torch.float32 if recipe.heal_method == "full" else session.dtype
+    dtype = torch.float32 if recipe.heal.method == "full" else session.dtype
     patches, teacher = session.bank.named(blueprint), session.bank.model
     student = assemble(blueprint, [base], patches, dtype=dtype, device=session.device)
-    train = session.evidence.training(-(-recipe.heal // recipe.length)).tokens
+    train = session.evidence.training(-(-recipe.heal.tokens // recipe.data.length)).tokens
     held = session.evidence.windows["selection"].tokens
     home = Path(tempfile.mkdtemp())
     started = time.monotonic()

@@ -32,12 +32,12 @@ from hf_prune.assembly.layer_bank import LayerBank
 from hf_prune.blueprint import Blueprint, Fidelity, Outcome, Source, Trial
 from hf_prune.data.bundled import demo_folder
 from hf_prune.data.windows import windows
-from hf_prune.evaluation.dense import block_distance, block_influence
+from hf_prune.evaluation.comparison import block_distance, block_influence
 from hf_prune.evaluation.evaluator import Evaluator
 from hf_prune.evaluation.speed import computes_bfloat16
-from hf_prune.methods import METHODS
-from hf_prune.pipeline import SCREENING_TOKENS
-from hf_prune.plan import TRIALS_PER_SWAP
+from hf_prune.methods.collapse import CollapseSpace
+from hf_prune.plan import evaluations, facts_of
+from hf_prune.recipe import Recipe
 from hf_prune.report.statistics import interval, perplexity
 from hf_prune.search import SEARCHERS, Schedule, Scores
 
@@ -50,6 +50,16 @@ LABELS = {
     "shortgpt": "ShortGPT",
     "window": "best window",
 }
+COLUMNS = (
+    "finds the optimum",
+    "rank: median, worst",
+    "cost of the enumeration",
+    "most often",
+    "perplexity",
+    "against the optimum",
+)
+Scoring = Callable[[Cut], np.ndarray]
+"""NLL of a cut, per window of the report split."""
 
 
 @dataclass(eq=False)
@@ -67,8 +77,8 @@ class Table:
 
     def blueprint(self, cut: Cut) -> Blueprint:
         """The model without these layers."""
-        space = METHODS["collapse"](self.depth, len(cut), ("keep",))
-        return Blueprint((self.evaluator.bank.parents[0].source,), space.decode(space.from_removed(cut)))
+        space = CollapseSpace(self.depth, len(cut))
+        return Blueprint(self.evaluator.bank.sources, space.decode(space.from_removed(cut)))
 
     def fill(self, cuts: Sequence[Cut], sequences: int) -> None:
         """Evaluate what is missing."""
@@ -89,17 +99,18 @@ def main() -> None:
     a = arguments()
     evaluator, report = subjects(a)
     table = Table(evaluator, a.drop)
-    stages = screening(a.windows, a.length)
+    stages = stages_of("staged", evaluator)
     cuts = list(itertools.combinations(range(table.depth), a.drop))
     enumerate_all(table, cuts, stages, a.table)
-    everything = passes(table.depth, cuts) * a.windows
-    cap = a.evaluations or 16 + TRIALS_PER_SWAP * a.drop * (table.depth - a.drop)
+    asked = Recipe.of(base="storymath-16l", drop_layers=a.drop, evaluations=a.evaluations)
+    cap = evaluations(asked, facts_of(asked, table.depth, a.drop))
     print(
-        f"{len(cuts):,} ways to drop {a.drop} of {table.depth} layers; fitness KL on {a.windows} x {a.length} tokens "
-        f"of the search split, screened on {stages[0]} windows; staged evolution asks at most {cap} times; "
+        f"{len(cuts):,} ways to drop {a.drop} of {table.depth} layers; "
+        f"fitness KL on {a.windows} x {a.length} tokens of the search split, "
+        f"screened on {stages[0]} windows; staged evolution asks at most {cap} times; "
         f"{a.seeds} seeds; {evaluator.bank.model.dtype}, {torch.get_num_threads()} threads\n"
     )
-    rows = list(compete(table, stages, cap, a.seeds, everything))
+    rows = list(compete(table, cap, a.seeds, passes(table.depth, cuts) * a.windows))
     best = table.ranked(a.windows)
     show(rows, best, report_scores(report, table, [r.found for r in rows] + [[best[0]]]))
 
@@ -111,7 +122,7 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--windows", type=int, default=16)
     p.add_argument("--length", type=int, default=256)
     p.add_argument("--report-windows", type=int, default=48)
-    p.add_argument("--evaluations", type=int, help="cap of staged evolution; default as in hf-prune compress")
+    p.add_argument("--evaluations", type=int, help="of staged evolution; default as in hf-prune compress")
     p.add_argument("--seeds", type=int, default=10)
     p.add_argument("--table", type=Path, help="where the enumeration is kept")
     return p.parse_args()
@@ -122,7 +133,8 @@ def subjects(a: argparse.Namespace) -> tuple[Evaluator, Evaluator]:
     folder = demo_folder() / "storymath-16l"
     parent = Parent.open(Source(folder.name, "bundled"), folder)
     dtype = torch.bfloat16 if computes_bfloat16() else torch.float32
-    bank = LayerBank(assemble(Blueprint.identity(parent.source, parent.depth), [parent], dtype=dtype), [parent])
+    model = assemble(Blueprint.identity(parent.source, parent.depth), [parent], dtype=dtype)
+    bank = LayerBank(model, [parent])
     tokenizer = AutoTokenizer.from_pretrained(folder)
     text = [str(demo_folder() / "text")]
     search = windows(text, tokenizer, "search", a.windows, a.length).tokens
@@ -130,10 +142,9 @@ def subjects(a: argparse.Namespace) -> tuple[Evaluator, Evaluator]:
     return Evaluator(bank, search, with_updates=False), Evaluator(bank, report, with_updates=False)
 
 
-def screening(full: int, length: int) -> tuple[int, int]:
-    """Windows of the first stage and of full evidence, as the pipeline chooses them."""
-    quarter = full // 4
-    return (quarter if quarter * length >= SCREENING_TOKENS else full // 2), full
+def stages_of(name: str, evaluator: Evaluator) -> tuple[int, ...]:
+    """Growing numbers of windows, as a run gives them to this searcher."""
+    return SEARCHERS[name].stages(*evaluator.reference.tokens.shape)
 
 
 def enumerate_all(table: Table, cuts: Sequence[Cut], stages: Sequence[int], path: Path | None) -> None:
@@ -169,47 +180,45 @@ class Row:
     share: float
 
 
-def compete(table: Table, stages: Sequence[int], cap: int, seeds: int, everything: int) -> Iterator[Row]:
-    """Staged evolution first; the others may spend what it spent on average."""
+def compete(table: Table, cap: int, seeds: int, everything: int) -> Iterator[Row]:
+    """Staged evolution first; the others may spend what it spent on average, and as much as it takes without chance."""
     budget = math.inf
     for name in LABELS:
-        once = name in ("greedy", "shortgpt", "window")
-        runs = [
-            search(table, name, stages if name in ("staged", "evopress") else stages[-1:], seed, budget,
-                   cap if name == "staged" else 1 << 20)
-            for seed in range(1 if once else seeds)
-        ]  # fmt: skip
+        most = cap if name == "staged" else 1 << 20
+        alike = SEARCHERS[name].rounds is not None
+        spend = math.inf if alike else budget
+        runs = [search(table, name, seed, spend, most) for seed in range(1 if alike else seeds)]
         share = statistics.mean(cost for _, cost in runs) / everything
         yield Row(name, [found for found, _ in runs], share)
         if name == "staged":
             budget = share * everything
 
 
-def search(table: Table, name: str, stages: Sequence[int], seed: int, budget: float, cap: int) -> tuple[Cut, float]:
+def search(table: Table, name: str, seed: int, budget: float, cap: int) -> tuple[Cut, float]:
     """The best cut that a searcher saw on full evidence, and what it spent in passes x windows."""
-    space = METHODS["collapse"](table.depth, table.drop, ("keep",))
+    space, stages = CollapseSpace(table.depth, table.drop), stages_of(name, table.evaluator)
     reference = table.evaluator.reference
     scores = Scores(block_influence(reference), block_distance(reference))
-    asking = SEARCHERS[name](
-        space, Schedule(tuple(map(Fidelity, stages)), cap, scores=scores), np.random.default_rng(seed)
-    )
+    schedule = Schedule(tuple(map(Fidelity, stages)), cap, scores=scores)
+    asking = SEARCHERS[name].propose(space, schedule, np.random.default_rng(seed))
     cost, best = 0.0, (math.inf, ())
     answer: tuple[Outcome, ...] | None = None
-    while cost < budget or name in ("greedy", "shortgpt", "window"):
+    while cost < budget:
         try:
             trials = asking.send(answer)
         except StopIteration:
             break
-        cost += sum(
-            n * passes(table.depth, [cut_of(space, t) for t in trials if t.fidelity.sequences == n]) for n in stages
-        )
+        for n in stages:
+            cuts = [cut_of(space, t) for t in trials if t.fidelity.sequences == n]
+            cost += n * passes(table.depth, cuts)
         answer = tuple(told(table, space, trials))
-        wanted = [(o.values[0], cut_of(space, o.trial)) for o in answer if o.trial.fidelity.sequences == stages[-1]]
+        full = [o for o in answer if o.trial.fidelity.sequences == stages[-1]]
+        wanted = [(o.values[0], cut_of(space, o.trial)) for o in full]
         best = min([best, *((v, c) for v, c in wanted if len(c) == table.drop)])
     return best[1], cost
 
 
-def told(table: Table, space: object, trials: Sequence[Trial]) -> Iterator[Outcome]:
+def told(table: Table, space: CollapseSpace, trials: Sequence[Trial]) -> Iterator[Outcome]:
     """What the table says to trials."""
     for trial in trials:
         cut, sequences = cut_of(space, trial), trial.fidelity.sequences
@@ -217,13 +226,13 @@ def told(table: Table, space: object, trials: Sequence[Trial]) -> Iterator[Outco
         yield Outcome(trial, (table.known[sequences][cut],))
 
 
-def cut_of(space: object, trial: Trial) -> Cut:
+def cut_of(space: CollapseSpace, trial: Trial) -> Cut:
     """The layers that a genome removes."""
     kept = {spec.anchor.layer for spec in space.decode(trial.genome)}
     return tuple(layer for layer in range(space.depth) if layer not in kept)
 
 
-def report_scores(report: Evaluator, table: Table, found: Sequence[Sequence[Cut]]) -> Callable[[Cut], np.ndarray]:
+def report_scores(report: Evaluator, table: Table, found: Sequence[Sequence[Cut]]) -> Scoring:
     """NLL per report window of every cut that somebody found, and of the dense model (the empty cut)."""
     cuts = sorted({cut for group in found for cut in group} | {()})
     sequences = len(report.reference.tokens)
@@ -232,20 +241,26 @@ def report_scores(report: Evaluator, table: Table, found: Sequence[Sequence[Cut]
     return nll.__getitem__
 
 
-def show(rows: Sequence[Row], best: Sequence[Cut], nll: Callable[[Cut], np.ndarray]) -> None:
+def show(rows: Sequence[Row], best: Sequence[Cut], nll: Scoring) -> None:
     """Print the table; perplexities are of what a searcher found most often."""
-    print(f"Optimum: {best[0]}; perplexity on the report split {ppl(nll(best[0]))}, dense {ppl(nll(()))}.\n")
-    print("| | finds the optimum | rank: median, worst | cost of the enumeration | most often | perplexity | against the optimum |")  # fmt: skip # noqa: E501
-    print("|---|---:|---:|---:|---|---:|---:|")
+    ends = ppl(nll(best[0])), ppl(nll(()))
+    print(f"Optimum: {best[0]}; perplexity on the report split {ends[0]}, dense {ends[1]}.\n")
+    print(f"| | {' | '.join(COLUMNS)} |\n|---|---:|---:|---:|---|---:|---:|")
     for row in rows:
         ranks = [best.index(c) + 1 for c in row.found]
         usual = Counter(row.found).most_common(1)[0][0]
         low, high = interval(nll(usual) - nll(best[0]))[1]
         against = f"× {math.exp(low):.3f} to {math.exp(high):.3f}" if usual != best[0] else "the same"
-        print(
-            f"| {LABELS[row.name]} | {ranks.count(1)} of {len(ranks)} | {statistics.median(ranks):g}, {max(ranks)} | "
-            f"{row.share:.3f} | {', '.join(map(str, usual))} | {ppl(nll(usual))} | {against} |"
+        cells = (
+            LABELS[row.name],
+            f"{ranks.count(1)} of {len(ranks)}",
+            f"{statistics.median(ranks):g}, {max(ranks)}",
+            f"{row.share:.3f}",
+            ", ".join(map(str, usual)),
+            ppl(nll(usual)),
+            against,
         )
+        print(f"| {' | '.join(cells)} |")
 
 
 def ppl(nll: np.ndarray) -> str:

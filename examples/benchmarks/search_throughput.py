@@ -31,7 +31,7 @@ from hf_prune.data.bundled import demo_folder
 from hf_prune.data.windows import windows
 from hf_prune.evaluation.evaluator import Evaluator
 from hf_prune.evaluation.speed import computes_bfloat16
-from hf_prune.methods import METHODS
+from hf_prune.methods.collapse import CollapseSpace
 from hf_prune.metrics.rank_correlation import spearman
 from hf_prune.models.families import family_of
 
@@ -164,7 +164,7 @@ class _NoFiles:
 
 def generation(depth: int, drop: int, count: int, rng: np.random.Generator, bank: LayerBank) -> list[Blueprint]:
     """Distinct offspring, 1 to 3 swaps from one random parent."""
-    space = METHODS["collapse"](depth, drop, ("keep",))
+    space = CollapseSpace(depth, drop)
     parent, found = space.random(rng), {}
     while len(found) < count:
         genome = parent

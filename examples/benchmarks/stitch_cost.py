@@ -204,9 +204,7 @@ def evaluator_of(session: Session, files: tuple[Path, ...]) -> Evaluator:
     )
 
 
-def plain(
-    session: Session, files: Sequence[Path], home: Path, blueprint: Blueprint, batch: int
-) -> tuple[int, Any]:
+def plain(session: Session, files: Sequence[Path], home: Path, blueprint: Blueprint, batch: int) -> tuple[int, Any]:
     """One candidate: merged, written, loaded and scored."""
     inputs, names = session.inputs, [str(f.with_suffix(".yaml")) for f in files]
     with tempfile.TemporaryDirectory(dir=home) as folder:

@@ -66,7 +66,8 @@ def arguments() -> argparse.Namespace:
 def child(home: str, count: int, held: str) -> dict[str, int]:
     """One measurement in a fresh process."""
     command = [sys.executable, __file__, "--source", home, "--variants", str(count), "--held", held]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def make(home: Path, count: int, layers: int) -> None:

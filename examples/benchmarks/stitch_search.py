@@ -19,7 +19,7 @@ import numpy as np
 
 from hf_prune.blueprint import Genome
 from hf_prune.data.bundled import demo_folder
-from hf_prune.evaluation.dense import block_influence
+from hf_prune.evaluation.comparison import block_influence
 from hf_prune.events import unwatched
 from hf_prune.recipe import Recipe
 from hf_prune.search import SEARCHERS, Schedule, drive, focused
@@ -139,7 +139,7 @@ def warm_starts(session: Session) -> tuple[Genome, ...]:
 
 def searched(session: Session, name: str, most: int, seed: int) -> Ledger:
     """Until the evidence is spent."""
-    full, scorer = session.recipe.sequences, session.scorer
+    full, scorer = session.recipe.data.sequences, session.scorer
     stages = {
         "staged": (full // 4, full),
         "smac": (max(1, full // 9), full // 3, full),

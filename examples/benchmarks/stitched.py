@@ -33,12 +33,15 @@ def main() -> None:
         folder = a.keep or Path(home)
         reports = [report_of(a, seed, folder) for seed in a.seeds]
     sections = [r["retention"] for r in reports]
-    print(f"\nreference: {', '.join(dict.fromkeys(s['reference'] for s in sections))}; "
-          f"{len(sections[0]['corpora'])} corpora, {sections[0]['items']} items of each of {len(sections[0]['tasks'])} "
-          f"tasks; {a.evaluations or 'default'} trials\n")  # fmt: skip
+    first, references = sections[0], dict.fromkeys(s["reference"] for s in sections)
+    print(
+        f"\nreference: {', '.join(references)}; {len(first['corpora'])} corpora, "
+        f"{first['items']} items of each of {len(first['tasks'])} tasks; "
+        f"{a.evaluations or 'default'} trials\n"
+    )
     show(sections)
     print()
-    detail(sections[0], a.seeds[0])
+    detail(first, a.seeds[0])
 
 
 def arguments() -> argparse.Namespace:
@@ -63,6 +66,7 @@ def report_of(a: argparse.Namespace, seed: int, folder: Path) -> dict[str, Any]:
     demo = demo_folder()
     special = demo / "specialists"
     asked = files(special / "tasks", "search")
+    name = f"{a.objective}-{a.sequences}-{a.halves}-{a.evaluations}-{a.drop_layers}-{seed}"
     recipe = Recipe.of(
         base=str(demo / "storymath-16l"),
         variants=tuple(str(special / name) for name in SPECIALISTS),
@@ -84,7 +88,7 @@ def report_of(a: argparse.Namespace, seed: int, folder: Path) -> dict[str, Any]:
         task_items=a.items,
         repair=True,
         repair_finalists=2,
-        output=str(folder / f"{a.objective}-{a.sequences}-{a.halves}-{a.evaluations}-{a.drop_layers}-{seed}"),
+        output=str(folder / name),
     )
     found = run(recipe)
     timing = found.report["seconds"]
@@ -99,8 +103,8 @@ def files(folder: Path, split: str) -> tuple[str, ...]:
 
 def show(sections: list[dict[str, Any]]) -> None:
     """Every way to make the model, over the seeds."""
-    print("| | mean log-perplexity | worst seed | mean retention | worst seed | length-normalised | worst seed "
-          f"| doubt, nats | worst seed |\n|---|{'---:|' * 8}")  # fmt: skip
+    columns = ("mean log-perplexity", "mean retention", "length-normalised", "doubt, nats")
+    print(f"| | {' | '.join(f'{name} | worst seed' for name in columns)} |\n|---|{'---:|' * 8}")
     for what in dict.fromkeys(r["label"] for s in sections for r in s["rows"]):
         rows = [next((r for r in s["rows"] if r["label"] == what), None) for s in sections]
         text = [r["log_perplexity"] for r in rows if r]
@@ -121,12 +125,13 @@ def detail(section: dict[str, Any], seed: int) -> None:
         print(f"| {row['label']} | {middle:+.4f} ({low:+.4f} to {high:+.4f}) |")
     print()
     for suffix, what in (("", "Accuracy"), ("_norm", "Length-normalised accuracy")):
-        print(f"{what}, seed {seed}; best dense parent: {section[f'reference{suffix}']}\n\n"
-              f"| | {' | '.join(section['tasks'])} | mean, points above the result's |\n"
-              f"|---|{'---:|' * (len(section['tasks']) + 1)}")  # fmt: skip
+        print(f"{what}, seed {seed}; best dense parent: {section[f'reference{suffix}']}\n")
+        print(f"| | {' | '.join(section['tasks'])} | mean, points above the result's |")
+        print(f"|---|{'---:|' * (len(section['tasks']) + 1)}")
         for row in section["rows"]:
             cells = [f"{row[f'accuracy{suffix}'][t]:.1%}" for t in section["tasks"]]
-            middle, low, high = (100 * v for v in (row[f"difference{suffix}"], *row[f"difference_ci{suffix}"]))
+            found = (row[f"difference{suffix}"], *row[f"difference_ci{suffix}"])
+            middle, low, high = (100 * v for v in found)
             print(f"| {row['label']} | {' | '.join(cells)} | {middle:+.1f} ({low:+.1f} to {high:+.1f}) |")
         print()
 

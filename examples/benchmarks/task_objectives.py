@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from stitch_memory import drawn, scorer_of
 
 from hf_prune.blueprint import Blueprint, Fidelity
 from hf_prune.data.bundled import demo_folder
@@ -36,15 +37,14 @@ def main() -> None:
     a = arguments()
     with tempfile.TemporaryDirectory() as home:
         session = opened(Path(home))
-        rng = np.random.default_rng(a.seed)
-        models = [session.scorer.blueprint(session.scorer.space.random(rng)) for _ in range(a.models)]
+        models = drawn(scorer_of(session), a.models, np.random.default_rng(a.seed))
         measured = measures(session, models, a.batch)
     apart = [(split(m, "search"), split(m, "report")) for m in measured]
     known = [pair for pair in apart if pair[0].text < a.hopeless]
     spread = {name: np.std([OBJECTIVES[name].value(s) for s, _ in known]) for name in VALUES}
-    print(f"{len(known)} of {len(apart)} models, log-perplexity below {a.hopeless}\n\n"
-          "| on the search items | with acc on the report items | with acc_norm | spread among the models |\n"
-          "|---|---:|---:|---:|")  # fmt: skip
+    print(f"{len(known)} of {len(apart)} models, log-perplexity below {a.hopeless}\n")
+    print("| on the search items | with acc on the report items | with acc_norm | spread among the models |")
+    print("|---|---:|---:|---:|")
     for name in VALUES:
         cells = (f"{correlation(name, known, how):.2f}" for how in ("accuracy", "accuracy_norm"))
         print(f"| {name} | {' | '.join(cells)} | {spread[name]:.3f} |")
@@ -55,7 +55,7 @@ def arguments() -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--models", type=int, default=32)
     p.add_argument("--batch", type=int, default=8, help="models that go through the layers together")
-    p.add_argument("--hopeless", type=float, default=4.5, help="mean log-perplexity from which a model is left out")
+    p.add_argument("--hopeless", type=float, default=4.5, help="log-perplexity from which a model is left out")
     p.add_argument("--seed", type=int, default=0)
     return p.parse_args()
 
@@ -86,9 +86,13 @@ def measures(session: Session, blueprints: list[Blueprint], batch: int) -> list[
         for task in asked(folder / "tasks", side)
     ]
     windows = session.evidence.windows["search"]
-    evaluator = Evaluator(session.bank, windows.tokens, with_updates=False,
-                          corpora=[session.evidence.corpora.index(c) for c in windows.corpora],
-                          exam=lambda dense: Exam(dense, tasks, session.inputs.tokenizer))  # fmt: skip
+    evaluator = Evaluator(
+        session.bank,
+        windows.tokens,
+        with_updates=False,
+        corpora=[session.evidence.corpora.index(c) for c in windows.corpora],
+        exam=lambda dense: Exam(dense, tasks, session.inputs.tokenizer),
+    )
     evidence = Fidelity(len(windows.tokens), items=evaluator.exam.items)
     found: list[Measures] = []
     for first in range(0, len(blueprints), batch):

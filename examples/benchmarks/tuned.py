@@ -38,12 +38,11 @@ def main() -> None:
             learned = tune(session.evaluator, start, evidence, a.steps).blueprint
             print(f"{items} items: {(time.perf_counter() - begin) / a.steps:.1f} s a step", flush=True)
             ways = [midway(start, learned, share) for share in SHARES]
-            for share, m in zip(SHARES, session.evaluator.evaluate(ways, session.evidence.selection), strict=True):
+            after = session.evaluator.evaluate(ways, session.evidence.selection)
+            for share, m in zip(SHARES, after, strict=True):
                 lines.append(line(f"{items} items, {share:.0%} of the way", m))
-    print(
-        "\n| learned from | abilities | log-perplexity | doubt, nats | acc_norm | acc |\n|---|---:|---:|---:|---:|---:|"
-    )
-    print("\n".join(lines))
+    print("\n| learned from | abilities | log-perplexity | doubt, nats | acc_norm | acc |")
+    print("\n".join(["|---|---:|---:|---:|---:|---:|", *lines]))
 
 
 def arguments() -> argparse.Namespace:
@@ -81,15 +80,20 @@ def blend(session: Session) -> Blueprint:
     """Half the base and half the mean of its variants."""
     others = len(session.inputs.parents) - 1
     shares = (0.5, *[0.5 / others] * others)
-    kept = (layer for layer in range(session.inputs.base.depth) if layer not in REMOVED)
+    kept = (layer for layer in range(session.inputs.depth) if layer not in REMOVED)
     mixes = (tuple(Part(parent, layer, share) for parent, share in enumerate(shares)) for layer in kept)
     return Blueprint(session.inputs.sources, tuple(map(LayerSpec, mixes))).canonical()
 
 
 def line(name: str, m: Measures) -> str:
     """A row of the table."""
-    cells = (f"{values(m, ('abilities',))[0]:.3f}", f"{m.text:.3f}", f"{m.doubt:.4f}", f"{1 - m.error_norm:.1%}",
-             f"{1 - m.error:.1%}")  # fmt: skip
+    cells = (
+        f"{values(m, ('abilities',))[0]:.3f}",
+        f"{m.text:.3f}",
+        f"{m.doubt:.4f}",
+        f"{1 - m.error_norm:.1%}",
+        f"{1 - m.error:.1%}",
+    )
     return f"| {name} | {' | '.join(cells)} |"
 
 

@@ -2,8 +2,9 @@
 
 Every seed searches with the same trials; baselines do not depend on the seed. Perplexity on the report split, which no
 search and no choice has seen. With `--heal` the searches' results (each with its seed) and the baselines (with
-`--rival-seeds`) are trained alike, on as many tokens, and measured again. `--aware` is an ablation: finalists trained
-before the choice or not, then as many tokens of training, or as many FLOPs. What is finished stays in `--keep`.
+`--baseline-seeds`) are trained alike, on as many tokens, and measured again. `--aware` is an ablation: finalists
+trained before the choice or not, then as many tokens of training, or as many FLOPs. What is finished stays in
+`--keep`.
 
     python examples/benchmarks/width.py --seeds 0 1 2 --heal 1M --keep rows
     python examples/benchmarks/width.py --seeds 0 1 2 --heal 250k --aware 10k --keep rows
@@ -26,7 +27,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from hf_prune.session.width_baselines import LABELS, libraries
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from hf_prune.assembly.assemble import quiet
@@ -34,14 +34,18 @@ from hf_prune.blueprint import Blueprint, Fidelity, Outcome, Trial
 from hf_prune.data.bundled import demo_folder
 from hf_prune.evaluation import speed
 from hf_prune.evaluation.evaluator import Evaluator
-from hf_prune.pipeline import Result, best_unseen, run
+from hf_prune.events import unwatched
+from hf_prune.limits import FINAL_STAGES
+from hf_prune.methods import METHODS
+from hf_prune.pipeline import Result, run
 from hf_prune.recipe import Recipe
 from hf_prune.recovery.heal import Course, heal
 from hf_prune.recovery.short_training import Lesson, TrainingAware
 from hf_prune.report.statistics import perplexity
 from hf_prune.session.journal import Journal
-from hf_prune.session.restore import course
-from hf_prune.session.session import FINAL_STAGES, open_session
+from hf_prune.session.restore import course, make_libraries
+from hf_prune.session.selection import best_unseen
+from hf_prune.session.session import Session, open_session
 
 ROUNDS = 15
 """Interleaved rounds behind every time."""
@@ -59,15 +63,15 @@ def main() -> None:
         elif a.aware:
             ablation(bench)
         else:
-            against_rivals(bench)
+            against_baselines(bench)
 
 
 def arguments() -> argparse.Namespace:
     """Command line."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--ratio", type=float, default=0.4615, help="of all parameters; the default is half of the blocks'")
+    p.add_argument("--ratio", type=float, default=0.4615, help="of all parameters; default: half of the blocks'")
     p.add_argument("--seeds", type=int, nargs="+", default=[0])
-    p.add_argument("--rival-seeds", type=int, nargs="+", default=[0], help="of the baselines' training")
+    p.add_argument("--baseline-seeds", type=int, nargs="+", default=[0], help="of the baselines' training")
     p.add_argument("--evaluations", type=int)
     p.add_argument("--heal", type=tokens, default=0, help="tokens to train everything on")
     p.add_argument("--aware", type=tokens, default=0, help="tokens of the first round of training-aware selection")
@@ -78,7 +82,7 @@ def arguments() -> argparse.Namespace:
 
 def tokens(text: str) -> int:
     """10k as a number."""
-    return Recipe.of(base="x", heal=text).heal
+    return Recipe.of(base="x", heal=text).heal.tokens
 
 
 @dataclass(eq=False)
@@ -91,8 +95,16 @@ class Bench:
     def recipe(self, seed: int, aware: int = 0) -> Recipe:
         """One run, without training its result."""
         demo = demo_folder()
-        fixed = {"base": str(demo / "storymath-16l"), "data": (str(demo / "text"),), "method": "width", "task_items": 1}
-        asked = Recipe.of(**fixed, ratio=self.a.ratio, seed=seed, evaluations=self.a.evaluations, search_heal=aware)
+        asked = Recipe.of(
+            base=str(demo / "storymath-16l"),
+            data=(str(demo / "text"),),
+            method="width",
+            ratio=self.a.ratio,
+            seed=seed,
+            evaluations=self.a.evaluations,
+            search_heal=aware,
+            task_items=1,
+        )
         return asked.model_copy(update={"output": str(self.home / asked.digest)})
 
     def run(self, seed: int) -> Result:
@@ -106,25 +118,21 @@ class Bench:
     def aware(self, seed: int) -> tuple[Blueprint, dict[str, Any]]:
         """What training-aware selection takes of the finalists of the same search, and what the report says of it."""
         untrained = opened(self.recipe(seed))
+        selection = untrained.evidence.selection
         with Journal.open(self.run(seed).folder / "journal.jsonl", untrained.header()) as journal:
-            rows = [row for row in journal.rows() if row.fidelity == untrained.selection]
+            rows = [row for row in journal.rows() if row.fidelity == selection]
         finalists = [Outcome(Trial(row.genome, row.fidelity), row.values) for row in rows]
         session = opened(self.recipe(seed, self.a.aware))
-        with Journal.open(session.workdir.folder / "journal.jsonl", session.header()) as journal:
-            choosing = best_unseen(session, journal, finalists)
-            while True:
-                try:
-                    next(choosing)
-                except StopIteration as stop:
-                    return stop.value
+        with Journal.open(session.workdir.journal, session.header()) as journal:
+            return unwatched(best_unseen(session, journal, finalists))
 
-    def rivals(self) -> dict[str, Blueprint]:
-        """The baselines."""
-        rows = self.run(self.a.seeds[0]).report["baselines"]
-        return {r["label"]: Blueprint.from_json(r["blueprint"]) for r in rows if r["name"] in LABELS}
+    def baselines(self) -> dict[str, Blueprint]:
+        """Ways without a search, by their labels."""
+        rows, names = self.run(self.a.seeds[0]).report["baselines"], METHODS["width"].baselines
+        return {r["label"]: Blueprint.from_json(r["blueprint"]) for r in rows if r["name"] in names}
 
     @cached_property
-    def job(self) -> Session:
+    def session(self) -> Session:
         """On which everything is measured."""
         return opened(self.recipe(self.a.seeds[0]))
 
@@ -143,9 +151,8 @@ class Bench:
         if not path.is_file():
             student, checkpoints = self.session.assembled(blueprint), path.with_suffix(".training")
             if tokens:
-                student = self.trained(
-                    student, replace(course(self.session.recipe), seed=seed, tokens=tokens), checkpoints
-                )
+                long = replace(course(self.session.recipe), seed=seed, tokens=tokens)
+                student = self.trained(student, long, checkpoints)
             partial = path.with_suffix(".partial")
             partial.write_text(json.dumps(self._perplexity(student)), encoding="utf-8")
             partial.replace(path)
@@ -154,13 +161,13 @@ class Bench:
 
     def trained(self, student: torch.nn.Module, course: Course, checkpoints: Path) -> torch.nn.Module:
         """Taught by the dense model, as `hf-prune compress --heal` does it."""
-        session = self.job
-        train = session.evidence.training(-(-course.tokens // session.recipe.length)).tokens
-        held, teacher = session.evidence.windows["selection"].tokens, session.bank.model
+        session, evidence = self.session, self.session.evidence
+        train = evidence.training(-(-course.tokens // session.recipe.data.length)).tokens
+        held, family = evidence.windows["selection"].tokens, session.inputs.base.family
         with quiet(), warnings.catch_warnings():
             # Of peft, about transformers' names for what it uses.
             warnings.simplefilter("ignore", FutureWarning)
-            return heal(student, teacher, session.inputs.base.family, train, held, course, checkpoints).model
+            return heal(student, session.bank.model, family, train, held, course, checkpoints).model
 
     def _perplexity(self, model: torch.nn.Module) -> float:
         nll = self.evaluator.live_scores(model)[1].double().mean(1)
@@ -170,12 +177,11 @@ class Bench:
 def opened(recipe: Recipe) -> Session:
     """A run that has its level libraries."""
     session = open_session(recipe)
-    for _ in libraries(session):
-        pass
-    return job
+    unwatched(make_libraries(session))
+    return session
 
 
-def against_rivals(bench: Bench) -> None:
+def against_baselines(bench: Bench) -> None:
     """The search beside the baselines, before and after training."""
     a = bench.a
     columns = tuple(dict.fromkeys((0, a.heal)))
@@ -191,11 +197,11 @@ def against_rivals(bench: Bench) -> None:
 
 def models(bench: Bench) -> Iterator[tuple[int, str, Blueprint]]:
     """Seed after seed, what its search finds, and the baselines that are to be trained with it."""
-    for seed in sorted({*bench.a.seeds, *bench.a.rival_seeds}):
+    for seed in sorted({*bench.a.seeds, *bench.a.baseline_seeds}):
         if seed in bench.a.seeds:
             yield seed, "search over widths", bench.winner(seed)
-        if seed in bench.a.rival_seeds:
-            yield from ((seed, label, rival) for label, rival in bench.rivals().items())
+        if seed in bench.a.baseline_seeds:
+            yield from ((seed, label, baseline) for label, baseline in bench.baselines().items())
 
 
 def ablation(bench: Bench) -> None:
@@ -206,9 +212,12 @@ def ablation(bench: Bench) -> None:
         (aware, selection), plain = bench.aware(seed), bench.winner(seed)
         each, spent = healing_flops(bench, plain, seed), selection_flops(bench, aware, seed)
         more = a.heal + round(spent / each)
-        print(f"seed {seed}: choice {'changed' if selection['changed'] else 'unchanged'}, "
-              f"rank correlation {selection['spearman']:.2f}; {spent / 1e12:.2f} TFLOPs, worth "
-              f"{more - a.heal:,} tokens of training", flush=True)  # fmt: skip
+        print(
+            f"seed {seed}: choice {'changed' if selection['changed'] else 'unchanged'}, "
+            f"rank correlation {selection['spearman']:.2f}; {spent / 1e12:.2f} TFLOPs, "
+            f"worth {more - a.heal:,} tokens of training",
+            flush=True,
+        )
         ways = {
             "finalists trained, then as many tokens": (aware, a.heal),
             "no such selection, as many tokens": (plain, a.heal),
@@ -218,24 +227,25 @@ def ablation(bench: Bench) -> None:
             row = [bench.perplexity(blueprint), bench.perplexity(blueprint, seed, budget)]
             found.setdefault(label, {})[seed] = row
             say(f"{label}, seed {seed}", row)
-    table(["", "seeds", "untrained", "worst seed", f"after {a.heal:,} tokens or as many FLOPs", "worst seed"], found)
+    trained = f"after {a.heal:,} tokens or as many FLOPs"
+    table(["", "seeds", "untrained", "worst seed", trained, "worst seed"], found)
 
 
 def selection_flops(bench: Bench, blueprint: Blueprint, seed: int) -> float:
     """Matrix FLOPs of training-aware selection: those of one finalist, all of which are of one size."""
     session, first = bench.session, bench.a.aware
-    r, finalists = session.recipe, 2**FINAL_STAGES
-    rows = slice(r.sequences, r.sequences + r.selection_sequences)
-    text = session.evidence.training(-(-first * 2 ** (FINAL_STAGES - 1) // r.length)).tokens
+    evaluator, r = session.evaluator, session.recipe
+    rows = slice(r.data.sequences, r.data.sequences + r.data.selection_sequences)
+    text = session.evidence.training(-(-first * 2 ** (FINAL_STAGES - 1) // r.data.length)).tokens
     with tempfile.TemporaryDirectory() as home:
         with FlopCounterMode(display=False) as once:
-            aware = TrainingAware(session.evaluator, Lesson.of(session.evaluator.dense, text), Path(home), seed)
+            aware = TrainingAware(evaluator, Lesson.of(evaluator.dense, text), Path(home), seed)
         with FlopCounterMode(display=False) as training:
             aware.scores(blueprint, first, rows)
         with FlopCounterMode(display=False) as measuring:
             aware.scores(blueprint, first, rows)
     trained, measured = training.get_total_flops(), measuring.get_total_flops()
-    rounds = [finalists >> i for i in range(FINAL_STAGES)]
+    rounds = [2**FINAL_STAGES >> i for i in range(FINAL_STAGES)]
     # Each round doubles the tokens that a finalist has seen.
     steps = rounds[0] + sum(n * 2 ** (i - 1) for i, n in enumerate(rounds) if i)
     return once.get_total_flops() + steps * (trained - measured) + sum(rounds) * measured
@@ -243,10 +253,10 @@ def selection_flops(bench: Bench, blueprint: Blueprint, seed: int) -> float:
 
 def healing_flops(bench: Bench, blueprint: Blueprint, seed: int) -> float:
     """Matrix FLOPs of training per token, teacher included: what a second step adds to one."""
-    totals = []
+    totals, usual = [], course(bench.session.recipe)
+    size = usual.batch * bench.session.recipe.data.length
     for steps in (1, 2):
-        size = course(bench.session.recipe).batch * bench.session.recipe.length
-        short = replace(course(bench.session.recipe), tokens=steps * size, checks=1, seed=seed)
+        short = replace(usual, tokens=steps * size, checks=1, seed=seed)
         student = bench.session.assembled(blueprint)
         with tempfile.TemporaryDirectory() as home, FlopCounterMode(display=False) as counted:
             bench.trained(student, short, Path(home))
@@ -256,21 +266,28 @@ def healing_flops(bench: Bench, blueprint: Blueprint, seed: int) -> float:
 
 def speeds(bench: Bench) -> None:
     """What a candidate costs in the sweep, and how fast the result runs, beside the dense model."""
-    blueprint, session = bench.winner(bench.a.seeds[0]), bench.job
+    blueprint, session = bench.winner(bench.a.seeds[0]), bench.session
     both = {"dense": session.inputs.identity(0), "cut": blueprint}
-    sweep = Evaluator(session.bank, session.evidence.windows["search"].tokens, reuse_reference=False)
+    windows = session.evidence.windows["search"]
+    sweep = Evaluator(session.bank, windows.tokens, reuse_reference=False)
     flops = {name: sweep_flops(sweep, model) for name, model in both.items()}
     seconds = sweep_seconds(sweep, both)
     share = sweep.parameters(blueprint) / session.inputs.base.parameters
-    print(f"a candidate of the sweep: {share:.3f} of the dense model's parameters, {ratio(flops):.3f} of its FLOPs, "
-          f"{ratio(seconds):.3f} of its {seconds['dense']:.2f} s of processor time")  # fmt: skip
-    found = speed.measure({"dense": session.bank.model, "cut": session.assembled(blueprint)}, np.random.default_rng(0),
-                          repeats=ROUNDS)  # fmt: skip
-    print(f"{found['device']}, {found['dtype']}, {found['threads']} threads, batch 1, medians of {ROUNDS} rounds")
+    print(
+        f"a candidate of the sweep: {share:.3f} of the dense model's parameters, "
+        f"{ratio(flops):.3f} of its FLOPs, "
+        f"{ratio(seconds):.3f} of its {seconds['dense']:.2f} s of processor time"
+    )
+    live = {"dense": session.bank.model, "cut": session.assembled(blueprint)}
+    found = speed.measure(live, np.random.default_rng(0), repeats=ROUNDS)
+    where = f"{found['device']}, {found['dtype']}, {found['threads']} threads"
+    print(f"{where}, batch 1, medians of {ROUNDS} rounds")
     for what in ("prefill", "decode"):
         rates = {name: found[name][f"{what}_tokens_per_s"] for name in both}
-        print(f"{what}, {found[f'{what}_tokens']} tokens: {rates['dense']:.0f} -> {rates['cut']:.0f} tokens/s, "
-              f"{ratio(rates):.2f} x")  # fmt: skip
+        print(
+            f"{what}, {found[f'{what}_tokens']} tokens: {rates['dense']:.0f} -> {rates['cut']:.0f} "
+            f"tokens/s, {ratio(rates):.2f} x"
+        )
 
 
 def sweep_flops(sweep: Evaluator, blueprint: Blueprint) -> float:
@@ -307,7 +324,8 @@ def table(header: list[str], found: dict[str, dict[int, list[float]]]) -> None:
     """Mean and worst seed of every column, in markdown."""
     print(f"| {' | '.join(header)} |\n|---|{'---:|' * (len(header) - 1)}")
     for label, rows in found.items():
-        cells = [f"{f(column):.2f}" for column in zip(*rows.values(), strict=True) for f in (statistics.mean, max)]
+        columns = zip(*rows.values(), strict=True)
+        cells = [f"{f(column):.2f}" for column in columns for f in (statistics.mean, max)]
         print(f"| {label} | {', '.join(map(str, rows))} | {' | '.join(cells)} |")
 
 

@@ -32,12 +32,20 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as home:
         for layers in a.layers:
             source = Path(home, str(layers))
-            subprocess.run([sys.executable, __file__, "--way", "make", "--source", source, "--layers", str(layers)],
-                           check=True, stdout=subprocess.DEVNULL)  # fmt: skip
+            command = [sys.executable, __file__, "--way", "make", "--source", source]
+            command += ["--layers", str(layers)]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             ours, plain = (child(way, source, a.shard_mb) for way in ("write", "plain"))
             size = sum(f.stat().st_size for f in source.glob("*.safetensors"))
-            print(f"| {layers} | {size / MB:.0f} MiB | {ours['written'] / MB:.0f} MiB | {ours['peak'] / MB:.0f} MiB | "
-                  f"{ours['peak'] / MB / a.shard_mb:.2f} | {plain['peak'] / MB:.0f} MiB |")  # fmt: skip
+            cells = (
+                f"{layers}",
+                f"{size / MB:.0f} MiB",
+                f"{ours['written'] / MB:.0f} MiB",
+                f"{ours['peak'] / MB:.0f} MiB",
+                f"{ours['peak'] / MB / a.shard_mb:.2f}",
+                f"{plain['peak'] / MB:.0f} MiB",
+            )
+            print(f"| {' | '.join(cells)} |", flush=True)
 
 
 def arguments() -> argparse.Namespace:
@@ -52,8 +60,9 @@ def arguments() -> argparse.Namespace:
 
 def child(way: str, source: Path, shard_mb: int) -> dict[str, int]:
     """One measurement in a fresh process."""
-    command = [sys.executable, __file__, "--way", way, "--source", str(source), "--shard-mb", str(shard_mb)]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    command = [sys.executable, __file__, "--way", way, "--source", source, "--shard-mb", str(shard_mb)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def measured(way: str, source: Path, shard_bytes: int) -> dict[str, int]:

@@ -14,16 +14,19 @@ from hf_prune.app.markup import note
 from hf_prune.app.runs import LOCAL, Run, Runs, owner_of, public
 from hf_prune.app.workers import asked
 from hf_prune.errors import HfPruneError, InvalidRecipe
+from hf_prune.methods import METHODS
 from hf_prune.recipe import Recipe
+from hf_prune.report.schema.scores import total
 
 Profile = gr.OAuthProfile | None
 Token = gr.OAuthToken | None
+FIRST_METHOD = next(iter(METHODS))
 HIDDEN = gr.update(visible=False)
 ENDED = ("done", "failed", "stopped")
 
 
 @dataclass(frozen=True)
-class Handlers:
+class Actions:
     """Answers of the app.
 
     Args:
@@ -157,7 +160,7 @@ class Handlers:
         front = results.front(run.result)
         place = _link("Published", run.url) if run.url else gr.skip()
         shown, card = gr.update(visible=True), gr.update(value=results.card(run.result), visible=True)
-        points = gr.update(visible=bool(front)), charts.front(front, report["objective"])
+        points = gr.update(visible=bool(front)), charts.front(front, report.objective)
         return [results.html(report), *points, shown, shown, results.pictures(run.result), place, shown, card]
 
     def member(self, visitor: str, id: str, point: gr.SelectData, profile: Profile = None) -> str:
@@ -205,22 +208,22 @@ class Handlers:
 
     # For programs ---------------------------------------------------------------------------------------------------
 
-    def plan(self, base: str, method: str = "collapse", ratio: float = 0.25) -> dict:
+    def plan(self, base: str, method: str = FIRST_METHOD, ratio: float = 0.25) -> dict:
         """Say what compressing a model would do and need: sizes, memory, disk, evaluations. Nothing is downloaded.
 
         Args:
             base: repo of the Hub, namespace/name.
-            method: collapse, halves or width.
+            method: as `hf-prune compress --method` knows them, such as collapse, halves or width.
             ratio: share of the parameters to remove, 0 to 1.
         """
         return plans.summary(self._tool(base, method, ratio), self.strangers)
 
-    def compress(self, base: str, method: str = "collapse", ratio: float = 0.25) -> dict:
+    def compress(self, base: str, method: str = FIRST_METHOD, ratio: float = 0.25) -> dict:
         """Compress a model: starts a run, or tells how far the same request is. Ask again until state is done.
 
         Args:
             base: repo of the Hub, namespace/name.
-            method: collapse, halves or width.
+            method: as `hf-prune compress --method` knows them, such as collapse, halves or width.
             ratio: share of the parameters to remove, 0 to 1.
         """
         recipe = self._tool(base, method, ratio)
@@ -230,13 +233,11 @@ class Handlers:
         run = self.runs.begin(recipe, owner)
         state = self.runs.state(run)
         found = progress.Progress.of(run.events())
-        more = {"report": run.report()["text"]["all"]} if state == "done" else {}
+        more = {"report": total(run.report().text).to_dict()} if state == "done" else {}
         return {"run": run.id, "state": state, "stage": found.stage, "message": found.message, **more}
 
     def _tool(self, base: str, method: str, ratio: float) -> Recipe:
-        from hf_prune.app.forms import TITLES
-
-        named = next((label for label, value in TITLES.items() if value == method), method)
+        named = METHODS[method].title if method in METHODS else method
         try:
             return recipe_of(Form(base, method=named, size=100 * ratio), self.strangers)
         except HfPruneError as e:

@@ -3,15 +3,15 @@
 import math
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from hf_prune.app.markup import picture
 from hf_prune.app.progress import Point, Progress
 from hf_prune.recipe import Recipe
+from hf_prune.report.schema.model import Member
 from hf_prune.search.pareto import non_dominated
 
 MOST = 2000
@@ -51,42 +51,48 @@ def _history(points: list[Point], recipe: Recipe, path: Path) -> None:
     step = 1 + len(points) // MOST
     first = points[0].number - 1
     rows = [(p.number - first, p.value, p.windows) for p in points[::step]]
-    search_history(rows, path, objective=recipe.objective)
+    search_history(rows, path, objective=recipe.search.objective)
 
 
 def _front(points: list[Point], recipe: Recipe, path: Path) -> None:
-    from hf_prune.report.figures import pareto
+    from hf_prune.report.figures import FrontPoint, pareto
 
     alive = [p for p in points if math.isfinite(p.value) and math.isfinite(p.removed)]
     best = set(non_dominated([(-p.removed, p.value) for p in alive]))
-    rows = [{"removed_ratio": p.removed, recipe.objective: p.value} for p in alive]
-    front = [row for i, row in enumerate(rows) if i in best]
-    pareto(front, [row for i, row in enumerate(rows) if i not in best][-MOST:], None, path, objective=recipe.objective)
+    places = [FrontPoint(p.removed, p.value) for p in alive]
+    front = [place for i, place in enumerate(places) if i in best]
+    others = [place for i, place in enumerate(places) if i not in best]
+    pareto(front, others[-MOST:], None, path, objective=recipe.search.objective)
 
 
-def front(members: Sequence[Mapping[str, Any]], objective: str) -> str:
+def front(members: Sequence[Member], objective: str) -> str:
     """Quality against size as SVG in the colours of the theme, every model a point to click; empty without a front.
 
     Args:
-        members: entries with removed_ratio (0 to 1), layers, the objective's value, and perhaps `knee`.
-        objective: key of the value.
+        members: of front.json.
+        objective: name of the value.
     """
     from hf_prune.report.figures.search import OBJECTIVES
 
     if not members:
         return ""
-    xs, ys = [100 * m["removed_ratio"] for m in members], [m[objective] for m in members]
+    xs, ys = [100 * m.removed_ratio for m in members], [m.value(objective) for m in members]
     across = _Axis(min(xs), max(xs), LEFT, WIDE - EDGE)
     up = _Axis(math.log10(max(min(ys), 1e-9)), math.log10(max(*ys, 1e-9)), HIGH - BELOW, EDGE)
-    dots = [_dot(i, m, across.at(x), up.at(math.log10(max(y, 1e-9))), y)
-            for i, (m, x, y) in enumerate(zip(members, xs, ys, strict=True))]  # fmt: skip
-    ticks = [f"<text x='{across.at(x):.1f}' y='{HIGH - BELOW + 20}' text-anchor='middle'>{x}</text>"
-             for x in range(0, 101, 10) if across.low <= x <= across.high]  # fmt: skip
+    dots = [
+        _dot(i, member, across.at(x), up.at(math.log10(max(y, 1e-9))), y)
+        for i, (member, x, y) in enumerate(zip(members, xs, ys, strict=True))
+    ]
+    ticks = [
+        f"<text x='{across.at(x):.1f}' y='{HIGH - BELOW + 20}' text-anchor='middle'>{x}</text>"
+        for x in range(0, 101, 10)
+        if across.low <= x <= across.high
+    ]
     for y in (m * 10.0**e for e in range(-9, 7) for m in (1, 2, 5)):
         if up.low <= math.log10(y) <= up.high:
             at = up.at(math.log10(y))
-            ticks += [f"<path d='M{LEFT} {at:.1f}H{WIDE - EDGE}'/>",
-                      f"<text x='{LEFT - 8}' y='{at + 4:.1f}' text-anchor='end'>{y:g}</text>"]  # fmt: skip
+            ticks.append(f"<path d='M{LEFT} {at:.1f}H{WIDE - EDGE}'/>")
+            ticks.append(f"<text x='{LEFT - 8}' y='{at + 4:.1f}' text-anchor='end'>{y:g}</text>")
     name, middle = escape(OBJECTIVES.get(objective, objective)), (HIGH - BELOW + EDGE) / 2
     axes = (
         f"<text x='{(LEFT + WIDE - EDGE) / 2}' y='{HIGH - 8}' text-anchor='middle'>parameters removed (%)</text>"
@@ -122,10 +128,10 @@ class _Axis:
         return self.first + (value - self.low) / (self.high - self.low) * (self.last - self.first)
 
 
-def _dot(number: int, member: Mapping[str, Any], x: float, y: float, value: float) -> str:
-    knee = ", the knee" if member.get("knee") else ""
-    layers = "1 layer" if member["layers"] == 1 else f"{member['layers']} layers"
-    words = f"{layers}, {100 * member['removed_ratio']:.1f} % removed, {value:.3g}{knee}"
+def _dot(number: int, member: Member, x: float, y: float, value: float) -> str:
+    knee = ", the knee" if member.knee else ""
+    layers = "1 layer" if member.layers == 1 else f"{member.layers} layers"
+    words = f"{layers}, {100 * member.removed_ratio:.1f} % removed, {value:.3g}{knee}"
     kind = " class='knee'" if knee else ""
     return (
         f"<circle{kind} data-member='{number}' cx='{x:.1f}' cy='{y:.1f}' r='8' tabindex='0' role='button' "

@@ -64,7 +64,7 @@ def recipe_of(form: Form, strangers: bool) -> Recipe:
         "variants": variants,
         # Every model of a front would have to be repaired.
         "repair": bool(form.repair) and not method.refits and not form.front,
-        "heal": form.heal or "0",
+        "heal": {"tokens": form.heal or "0"},
         "tune": TUNE_STEPS if form.tune and variants and not form.front else 0,
         "seed": _whole(form.seed, "seed", 2**31),
     }
@@ -98,7 +98,7 @@ def _bundled(base: str, several: bool) -> dict[str, object]:
     elif base.strip() == DEMO:
         chosen = {"base", "variants", "output", "method", "ratio", "repair"}
         act = demo_recipe("stitch" if several else "cut")
-        own = act.model_dump(exclude_defaults=True, exclude=chosen)
+        own = {name: value for name, value in act.changed().items() if name not in chosen}
     else:
         return {}
     return own | QUICK | {"sequences": windows, "selection_sequences": windows}

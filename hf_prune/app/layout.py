@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from hf_prune.app import charts, forms, machine, style, workers
-from hf_prune.app.actions import Handlers
+from hf_prune.app.actions import Actions
 from hf_prune.app.runs import Limits, Runs
 from hf_prune.app.startup import quick, unserved
 
@@ -41,7 +41,7 @@ def open_here(
     warnings.filterwarnings("ignore", "The 'alias' attribute with value")
     with quick():
         with unserved(gr.routes.App):
-            demo = build(Handlers(Runs(home, limits), space))
+            demo = build(Actions(Runs(home, limits), space))
             demo.queue(default_concurrency_limit=8, max_size=100)
         _, address, _ = demo.launch(
             server_port=port, inbrowser=browser, prevent_thread_lock=True, theme=style.theme(), css=style.CSS,
@@ -56,7 +56,7 @@ def open_here(
     return address
 
 
-def build(do: Handlers) -> gr.Blocks:
+def build(do: Actions) -> gr.Blocks:
     """The whole app."""
     with gr.Blocks(title="hf_prune", analytics_enabled=False) as demo:
         # Not a secret: it only tells one browser's runs from another's, and has to outlive the server.
@@ -108,7 +108,7 @@ def build(do: Handlers) -> gr.Blocks:
     return demo
 
 
-def _model(do: Handlers) -> tuple[Any, ...]:
+def _model(do: Actions) -> tuple[Any, ...]:
     gr.Markdown("Which model should become smaller? Nothing is downloaded yet.")
     with gr.Row():
         base = gr.Dropdown(
@@ -169,7 +169,7 @@ def _run() -> list[Any]:
     return [status, chart, strip, stop, again]
 
 
-def _compare(do: Handlers, visitor: Any, run: Any) -> list[Any]:
+def _compare(do: Actions, visitor: Any, run: Any) -> list[Any]:
     numbers = gr.HTML("<p>A finished run is shown here.</p>", elem_id="numbers")
     with gr.Column(visible=False) as front:
         gr.Markdown("Every model of the front: click one.")
@@ -192,7 +192,7 @@ def _compare(do: Handlers, visitor: Any, run: Any) -> list[Any]:
     return [numbers, front, members, talk, more, pictures]
 
 
-def _publish(do: Handlers, visitor: Any, run: Any) -> list[Any]:
+def _publish(do: Actions, visitor: Any, run: Any) -> list[Any]:
     state = gr.HTML(
         "<p>A finished run can be published here; nothing is created before you say so.</p>", elem_id="place"
     )

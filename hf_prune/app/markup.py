@@ -1,11 +1,12 @@
 """Pieces of HTML: text is escaped and loses paths of this machine; colours follow the light or dark theme."""
 
 import base64
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
 from hf_prune.app.runs import public
+from hf_prune.report.schema.model import LayerFate
 
 FATES = {
     "kept": ("kept", "kept"),
@@ -28,10 +29,10 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]], label: str, numb
     return f"<div class='wide{kind}' role='region' aria-label='{escape(label)}'>{inside}</div>"
 
 
-def strip(layers: Sequence[Mapping[str, Any]], caption: str) -> str:
-    """One box per source layer, by what became of it; entries as `layers` of a report."""
+def strip(layers: Sequence[LayerFate], caption: str) -> str:
+    """One box per source layer, by what became of it."""
     boxes = "".join(_box(layer) for layer in layers)
-    seen = dict.fromkeys(FATES[layer["fate"]] for layer in layers)
+    seen = dict.fromkeys(FATES[layer.fate] for layer in layers)
     legend = "".join(f"<span><i class='{kind}'></i>{escape(word)}</span>" for kind, word in seen)
     return (
         f"<figure class='strip' aria-label='{escape(caption)}'><div class='boxes'>{boxes}</div>"
@@ -64,7 +65,6 @@ def picture(png: bytes, name: str, caption: str) -> str:
     )
 
 
-def _box(layer: Mapping[str, Any]) -> str:
-    kind, word = FATES[layer["fate"]]
-    number = escape(str(layer["source"]))
-    return f"<b class='{kind}' title='layer {number}: {escape(word)}'>{number}</b>"
+def _box(layer: LayerFate) -> str:
+    kind, word = FATES[layer.fate]
+    return f"<b class='{kind}' title='layer {layer.source}: {escape(word)}'>{layer.source}</b>"

@@ -12,7 +12,7 @@ from hf_prune.errors import InvalidRecipe
 from hf_prune.models import compatibility
 from hf_prune.models.variants import peeks, verdicts
 from hf_prune.plan import Plan, plan
-from hf_prune.recipe import Recipe, flagged
+from hf_prune.recipe import Recipe, flagged, nest
 from hf_prune.report.redaction import public_recipe
 from hf_prune.report.text import plan_rows
 from hf_prune.report.verdicts import amount
@@ -38,9 +38,9 @@ def planned(recipe: Recipe, strangers: bool) -> Planned:
     Raises:
         HfPruneError: the base or a variant cannot be used.
     """
-    if strangers and (recipe.allow_pickle or recipe.trust_remote_code):
+    if strangers and (recipe.trust.pickle or recipe.trust.remote_code):
         raise InvalidRecipe("Pickles and models that ship code are not run here; use hf_prune on your own machine.")
-    base, *variants = peeks(recipe.base, recipe.variants, **recipe.trust)
+    base, *variants = peeks(recipe.base, recipe.variants, **recipe.trust.arguments)
     found = plan(recipe, base, variants)
     return Planned(found, tuple(verdicts(base, *variants)), _too_small(found))
 
@@ -61,7 +61,7 @@ def html(found: Planned) -> str:
 
 def words(recipe: Recipe) -> list[str]:
     """The run as words of a command line, without paths of this machine."""
-    asked = public_recipe(recipe.model_dump(mode="json", exclude_defaults=True))
+    asked = public_recipe(recipe.changed())
     base = str(asked.pop("base"))
     return ["compress", base, *(word for name, value in asked.items() for word in flagged(name, value))]
 
@@ -95,7 +95,7 @@ def job(recipe: Recipe, space: str, repo_id: str) -> str:
     """
     if _local(recipe):
         raise InvalidRecipe("The demo runs here; a job is for models of the Hub.")
-    base, *variants = peeks(recipe.base, recipe.variants, **recipe.trust)
+    base, *variants = peeks(recipe.base, recipe.variants, **recipe.trust.arguments)
     return hub.run_job(space, words(recipe), repo_id.strip(), hardware(plan(recipe, base, variants))).url
 
 
@@ -117,7 +117,7 @@ def recipe_yaml(recipe: Recipe) -> str:
     """The recipe as a file for another machine."""
     import yaml
 
-    return yaml.safe_dump(public_recipe(recipe.model_dump(mode="json", exclude_defaults=True)), sort_keys=False)
+    return yaml.safe_dump(nest(public_recipe(recipe.changed())), sort_keys=False)
 
 
 def _too_small(found: Plan) -> str | None:

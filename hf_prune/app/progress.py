@@ -11,6 +11,7 @@ from hf_prune.app.runs import State
 from hf_prune.methods import METHODS
 from hf_prune.methods.method import Facts
 from hf_prune.recipe import Recipe
+from hf_prune.report.fates import fates
 
 WORDS = {
     "queued": "Waiting for its turn.",
@@ -110,8 +111,8 @@ def html(progress: Progress, state: State | None, ahead: int) -> str:
     words = WORDS.get(state or "", "No run yet: choose a model and a method first.")
     if state == "queued" and ahead:
         words = f"Waiting: {ahead} {'run is' if ahead == 1 else 'runs are'} before yours."
-    return note(f"{words} {progress.message}".strip() if state != "stopped" else progress.message or words,
-                NOTES.get(state or "", "plain"))  # fmt: skip
+    said = progress.message or words if state == "stopped" else f"{words} {progress.message}".strip()
+    return note(said, NOTES.get(state or "", "plain"))
 
 
 def layers(progress: Progress, recipe: Recipe) -> str:
@@ -121,16 +122,4 @@ def layers(progress: Progress, recipe: Recipe) -> str:
         return ""
     model = method.space(recipe, Facts(progress.depth, parents=1 + len(recipe.variants))).decode(progress.genome)
     specs = getattr(model, "layers", model)
-    kept = {part.layer for spec in specs for part in spec.parts}
-    alone = {spec.anchor.layer for spec in specs if len(spec.parts) == 1}
-    half = {
-        spec.anchor.layer: "attn_removed" if spec.attn_level else "mlp_removed"
-        for spec in specs
-        if bool(spec.attn_level) != bool(spec.mlp_level)
-    }
-    fates = [
-        half.get(i) or ("removed" if i not in kept else "kept" if i in alone else "merged")
-        for i in range(progress.depth)
-    ]
-    rows = [{"source": i, "fate": fate} for i, fate in enumerate(fates)]
-    return strip(rows, "Best candidate so far: layers of the original model.")
+    return strip(fates(specs, progress.depth), "Best candidate so far: layers of the original model.")

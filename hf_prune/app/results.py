@@ -2,15 +2,18 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from hf_prune.app.markup import note, picture, strip, table
 from hf_prune.app.runs import Run
+from hf_prune.blueprint import Blueprint
 from hf_prune.errors import InvalidRecipe
 from hf_prune.report import tables, verdicts
+from hf_prune.report.fates import fates
+from hf_prune.report.schema.model import Front, Member
+from hf_prune.report.schema.report import Report
 from hf_prune.report.text import report_lines
 
 CAPTIONS = {
@@ -28,12 +31,11 @@ MOST_WORDS = 400
 NEW_TOKENS = 60
 
 
-def html(report: Mapping[str, Any]) -> str:
+def html(report: Report) -> str:
     """Strip, table and verdicts of a report."""
-    size = report["size"]
-    removed = verdicts.percent(1 - size["pruned"]["parameters"] / size["dense"]["parameters"])
+    removed = verdicts.percent(1 - report.size.pruned.parameters / report.size.dense.parameters)
     found = [
-        strip(report["layers"], f"{removed} of all parameters are gone. Layers of the original model."),
+        strip(report.layers, f"{removed} of all parameters are gone. Layers of the original model."),
         table(("", "dense", "pruned", "change"), tables.table(report), "dense beside pruned", numbers=True),
     ]
     for line in report_lines(report):
@@ -48,10 +50,10 @@ def pictures(folder: Path) -> str:
     return f"<div class='pictures'>{''.join(shown)}</div>"
 
 
-def front(folder: Path) -> list[dict[str, Any]]:
-    """Models of the Pareto front of a finished folder, as in front.json; [] without one."""
+def front(folder: Path) -> tuple[Member, ...]:
+    """Models of the Pareto front of a finished folder; none without one."""
     path = folder / "front.json"
-    return json.loads(path.read_text(encoding="utf-8"))["front"] if path.is_file() else []
+    return Front.load(path).front if path.is_file() else ()
 
 
 def card(folder: Path) -> str:
@@ -80,7 +82,6 @@ def spoken(folder: str, prompt: str) -> tuple[str, str]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from hf_prune.assembly.assemble import assemble, quiet
-    from hf_prune.blueprint import Blueprint
     from hf_prune.report.samples import greedy
     from hf_prune.results import open_parents
 
@@ -101,7 +102,7 @@ def _column(name: str, prompt: str, text: str) -> str:
     return f"<div class='said'><h4>{escape(name)}</h4><p>{words}</p></div>"
 
 
-def member(report: Mapping[str, Any], front: Sequence[Mapping[str, Any]], number: object) -> str:
+def member(report: Report, front: Sequence[Member], number: object) -> str:
     """Layers and numbers of a model of the front.
 
     Raises:
@@ -109,40 +110,21 @@ def member(report: Mapping[str, Any], front: Sequence[Mapping[str, Any]], number
     """
     if not isinstance(number, int) or not 0 <= number < len(front):
         raise InvalidRecipe("There is no such model on the front; click one of the points.")
-    found, objective = front[number], report["objective"]
-    name = f"#{number}{', the knee' if found.get('knee') else ''}"
-    row = (name, found["layers"], verdicts.percent(found["removed_ratio"]), verdicts.significant(found[objective]))
-    shown = strip(fates(found, report["size"]["dense"]["layers"]), f"Model {name} of the front.")
+    found = front[number]
+    name = f"#{number}{', the knee' if found.knee else ''}"
+    value = verdicts.significant(found.value(report.objective))
+    row = (name, found.layers, verdicts.percent(found.removed_ratio), value)
+    specs = Blueprint.from_json(json.dumps(found.blueprint)).layers
+    shown = strip(fates(specs, report.size.dense.layers), f"Model {name} of the front.")
     header = ("model", "layers", "parameters removed", "objective of the search")
     return shown + table(header, [row], "model of the front", numbers=True)
-
-
-def fates(member: Mapping[str, Any], depth: int) -> list[dict[str, Any]]:
-    """Entries of a strip for a member of front.json."""
-    from hf_prune.blueprint import GONE
-
-    specs = member["blueprint"]["layers"]
-    kept = {p["layer"]: spec for spec in specs for p in spec["parts"]}
-    found = []
-    for i in range(depth):
-        spec = kept.get(i)
-        if spec is None:
-            fate = "removed"
-        elif len(spec["parts"]) > 1:
-            fate = "merged"
-        elif GONE in (spec.get("attn_level"), spec.get("mlp_level")):
-            fate = "attn_removed" if spec.get("attn_level") == GONE else "mlp_removed"
-        else:
-            fate = "narrowed" if spec.get("attn_level") or spec.get("mlp_level") else "kept"
-        found.append({"source": i, "fate": fate})
-    return found
 
 
 def earlier(name: str, strangers: bool) -> str:
     """The page of a result on the Hub or, for the person at this machine, in a folder: numbers and pictures.
 
     Raises:
-        InvalidRecipe: the name is none, or there is no result behind it.
+        InvalidRecipe: the name is none, or (InvalidReport) there is no result behind it.
         SourceError: the repo cannot be read.
     """
     from hf_prune import hub
@@ -153,11 +135,7 @@ def earlier(name: str, strangers: bool) -> str:
     if here and strangers or not here and not REPO.fullmatch(name):
         raise InvalidRecipe("Name a repo that hf_prune published, like me/small.")
     folder = hub.fetch_report(name)
-    try:
-        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-        return html(report) + pictures(folder)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError):
-        raise InvalidRecipe(f"{name} holds no report of hf_prune; name a repo that it published.") from None
+    return html(Report.load(folder / "report.json", name)) + pictures(folder)
 
 
 def pushed(folder: str, name: str, private: bool) -> str:

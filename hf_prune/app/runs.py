@@ -23,12 +23,11 @@ from multiprocessing import Process
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from hf_prune.app.workers import started, stop
 from hf_prune.errors import HfPruneError, InvalidRecipe
 from hf_prune.recipe import Recipe
 from hf_prune.report.redaction import without_paths, without_tokens
+from hf_prune.report.schema.report import Report
 
 State = Literal["queued", "running", "stopped", "failed", "done"]
 LOCAL = "local"
@@ -91,9 +90,9 @@ class Run:
         found = deque(self.events(), maxlen=1)
         return found[0]["event"] if found else ""
 
-    def report(self) -> dict[str, Any]:
-        """report.json of the finished folder."""
-        return json.loads((self.result / "report.json").read_text(encoding="utf-8"))
+    def report(self) -> Report:
+        """Of the finished folder."""
+        return Report.load(self.result / "report.json")
 
 
 class Runs:
@@ -182,8 +181,8 @@ class Runs:
     def _prepare(self, run: Run, recipe: Recipe, owner: str) -> None:
         run.folder.mkdir(exist_ok=True)
         (run.folder / "owner").write_text(owner, encoding="utf-8")
-        asked = recipe.model_dump(mode="json", exclude_defaults=True) | {"output": str(run.result)}
-        (run.folder / "recipe.yaml").write_text(yaml.safe_dump(asked, sort_keys=False), encoding="utf-8")
+        asked = recipe.replace(output=str(run.result))
+        (run.folder / "recipe.yaml").write_text(asked.to_yaml(), encoding="utf-8")
         (run.folder / "events.jsonl").unlink(missing_ok=True)
 
     def _serve(self) -> None:

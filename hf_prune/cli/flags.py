@@ -1,4 +1,4 @@
-"""Command-line options from a pydantic model: the recipe stays the only definition."""
+"""Command-line options from the fields of a recipe, which stays the only definition."""
 
 import functools
 import inspect
@@ -7,46 +7,51 @@ from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
-from pydantic import BaseModel, BeforeValidator
+from pydantic import BeforeValidator
 
-from hf_prune.recipe import spelled
+from hf_prune.recipe.spelling import Option
+
+WIDEST = 24
+"""Characters of choices beside a flag; more of them stand in its description."""
 
 
-def flags_of(model: type[BaseModel], names: Iterable[str] | None = None) -> list[inspect.Parameter]:
+def flags_of(options: Iterable[Option]) -> list[inspect.Parameter]:
     """One option per field: name with dashes, type, description and default; None when the flag is not given.
 
     Tuples become repeatable options, booleans get a --no- form so that a flag can override a recipe file.
     """
-    return [_flag(name, model) for name in (model.model_fields if names is None else names)]
+    return [_flag(option) for option in options]
 
 
-def _flag(name: str, model: type[BaseModel]) -> inspect.Parameter:
-    field = model.model_fields[name]
-    dashed = spelled(name, model)
-    kind, choices = _option_type(field.annotation)
-    if any(isinstance(m, BeforeValidator) for m in field.metadata):
+def _flag(option: Option) -> inspect.Parameter:
+    field, flag = option.field, option.flag
+    kind, choices, metavar = _option_type(field.annotation)
+    if kind is int and any(isinstance(m, BeforeValidator) for m in field.metadata):
         # pydantic reads more spellings (1M) than typer would.
-        kind, choices = str, "<tokens>"
+        kind, metavar = str, "<tokens>"
     default = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
-    option = typer.Option(
-        f"{dashed}/--no-{dashed[2:]}" if kind is bool else dashed,
-        help=field.description + ("" if default in (None, "") or default is False else f"  [default: {default}]"),
-        metavar=choices,
+    text = field.description
+    if metavar == "<name>" and any(choice not in f"{text} {default}" for choice in choices):
+        text += f" One of {', '.join(choices)}."
+    info = typer.Option(
+        f"{flag}/--no-{flag[2:]}" if kind is bool else flag,
+        help=text + ("" if default in (None, "") or default is False else f"  [default: {default}]"),
+        metavar=metavar,
     )
-    annotation = Annotated[kind | None, option]
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+    annotation = Annotated[kind | None, info]
+    return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
-def _option_type(annotation: Any) -> tuple[Any, str | None]:
-    """What typer parses, and what to show for it where typer has no words (pydantic checks the choices of a list)."""
-    if get_origin(annotation) is Literal:
-        return annotation, None
-    kind = next(t for t in (get_args(annotation) or (annotation,)) if t is not NoneType)
-    if get_origin(annotation) is not tuple:
-        return kind, None
-    if get_origin(kind) is Literal:
-        return list[str], f"<{'|'.join(get_args(kind))}>..."
-    return list[kind], f"<{kind.__name__}>..."
+def _option_type(annotation: Any) -> tuple[Any, tuple[str, ...], str | None]:
+    """What typer parses, the choices, and what to show where typer has no words (pydantic checks those of a list)."""
+    kind = annotation
+    if get_origin(annotation) is not Literal:
+        kind = next(t for t in (get_args(annotation) or (annotation,)) if t is not NoneType)
+    choices = get_args(kind) if get_origin(kind) is Literal else ()
+    shown = f"<{'|'.join(choices)}>" if len("|".join(choices)) <= WIDEST else "<name>"
+    if get_origin(annotation) is tuple:
+        return (list[str], choices, f"{shown}...") if choices else (list[kind], (), f"<{kind.__name__}>...")
+    return kind, choices, shown if choices else None
 
 
 def with_flags(*fields: inspect.Parameter) -> Callable[[Callable[..., None]], Callable[..., None]]:

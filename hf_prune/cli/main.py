@@ -9,10 +9,12 @@ import typer
 
 from hf_prune import __version__
 from hf_prune.cli.flags import flags_of, with_flags
+from hf_prune.cli.panels import HELP_ALL, PanelCommand
 from hf_prune.cli.terminal import Format, format_of, guarded, line, result, show, watch
 from hf_prune.demo import Act
 from hf_prune.errors import InvalidRecipe
-from hf_prune.recipe import Recipe
+from hf_prune.recipe import OPTIONS, Recipe
+from hf_prune.recipe.fields import Size
 
 # Read when torch is loaded, which no import above does. OpenMP threads that spin while they wait starve each other on
 # shared cores: a small model then ran forty times slower, and on quiet cores sleeping costs nothing that shows.
@@ -34,7 +36,7 @@ RECOVERY = (
 BaseOption = Annotated[
     str | None, typer.Option("--base", help="The dense parent; default: the one the blueprint names.")
 ]
-SIZES = {"ratio", "keep_layers", "drop_layers", "drop", "latency"}
+SIZES = set(Size.model_fields)
 """Ways to say how small; a flag for one of them replaces whichever the recipe file uses."""
 
 app = typer.Typer(
@@ -44,7 +46,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
 
 
@@ -53,11 +55,11 @@ def main() -> None:
     app(prog_name="hf-prune")
 
 
-RECIPE_FLAGS = [flag for flag in flags_of(Recipe) if flag.name != "base"]
-BaseArgument = Annotated[str | None, typer.Argument(metavar="BASE", help=Recipe.model_fields["base"].description)]
+RECIPE_FLAGS = [*flags_of(option for name, option in OPTIONS.items() if name != "base"), HELP_ALL]
+BaseArgument = Annotated[str | None, typer.Argument(metavar="BASE", help=OPTIONS["base"].field.description)]
 
 
-@app.command("plan")
+@app.command("plan", cls=PanelCommand)
 @with_flags(*RECIPE_FLAGS)
 @guarded
 def plan_command(
@@ -74,7 +76,7 @@ def plan_command(
     _show_plan(_recipe(base, recipe, values), format_of(format, quiet))
 
 
-@app.command("compress")
+@app.command("compress", cls=PanelCommand)
 @with_flags(*RECIPE_FLAGS)
 @guarded
 def compress_command(
@@ -148,8 +150,8 @@ def assemble_command(
     result(form, "Assembled", folder=str(folder))
 
 
-@app.command("report")
-@with_flags(*flags_of(Recipe, MEASUREMENT))
+@app.command("report", cls=PanelCommand)
+@with_flags(*flags_of(map(OPTIONS.get, MEASUREMENT)), HELP_ALL)
 @guarded
 def report_command(
     source: Annotated[str, typer.Argument(metavar="RESULT", help="A folder that compress wrote, or its repo.")],
@@ -168,8 +170,8 @@ def report_command(
     watch(report_folder(source, base=base, output=output, **_given(values)), format_of(format, quiet))
 
 
-@app.command("heal")
-@with_flags(*flags_of(Recipe, MEASUREMENT), *flags_of(Recipe, RECOVERY))
+@app.command("heal", cls=PanelCommand)
+@with_flags(*flags_of(map(OPTIONS.get, (*MEASUREMENT, *RECOVERY))), HELP_ALL)
 @guarded
 def heal_command(
     source: Annotated[str, typer.Argument(metavar="RESULT", help="A folder that compress wrote, or its repo.")],
@@ -209,6 +211,7 @@ def push_command(
     Doing it twice changes nothing.
     """
     form = format_of(format, quiet)
+    _check_here(folder)
     if not (folder / "config.json").is_file():
         raise InvalidRecipe(f"{folder} is not a finished model folder (no config.json); run compress first.")
     if dry_run:
@@ -255,6 +258,7 @@ def export_command(
     """
     if source and format != "mergekit" or pad and format != "nemotron-nas":
         raise InvalidRecipe(f"{'--source' if source else '--pad'} has no meaning for --format {format}; leave it out.")
+    _check_here(folder)
     if format == "mergekit":
         from hf_prune.assembly.mergekit import export_mergekit
 
@@ -354,6 +358,11 @@ def _root(
         raise typer.Exit()
 
 
+def _check_here(folder: Path) -> None:
+    if not folder.is_dir():
+        raise InvalidRecipe(f"There is no folder {folder} here; name what compress or assemble wrote.")
+
+
 def _given(values: dict[str, Any]) -> dict[str, Any]:
     return {name: tuple(v) if isinstance(v, list) else v for name, v in values.items() if v not in (None, [])}
 
@@ -372,7 +381,7 @@ def _show_plan(recipe: Recipe, form: Format) -> None:
     from hf_prune.models.variants import peeks, verdicts
     from hf_prune.plan import plan
 
-    base, *variants = peeks(recipe.base, recipe.variants, **recipe.trust)
+    base, *variants = peeks(recipe.base, recipe.variants, **recipe.trust.arguments)
     found, compared = plan(recipe, base, variants), verdicts(base, *variants)
     if form == "json":
         more = {"variants": [{**asdict(v), "fits": v.fits} for v in compared]} if compared else {}

@@ -1,7 +1,7 @@
 """What a run looks like in a terminal: events on a progress bar, plan and report as tables."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -12,6 +12,7 @@ from rich.table import Table
 from hf_prune.events import Advanced, Event, Healed, Pushed, Repaired, Scored, Stage, Started, Tuned
 from hf_prune.models.compatibility import table as compared
 from hf_prune.report import tables
+from hf_prune.report.schema.report import Report
 from hf_prune.report.text import plan_rows
 from hf_prune.report.verdicts import percent
 
@@ -102,10 +103,8 @@ def verdict_table(found: "Sequence[Verdict]") -> Table:
 
 def scout_table(base: str, found: "Sequence[Candidate]") -> Table:
     """Relatives of a base; the fit ones first."""
-    drawn = Table(
-        "repo", "made by", "fits", "licence", "downloads", "weights differ by", "", title=f"Relatives of {base}",
-        title_justify="left",
-    )  # fmt: skip
+    header = ("repo", "made by", "fits", "licence", "downloads", "weights differ by", "")
+    drawn = Table(*header, title=f"Relatives of {base}", title_justify="left")
     for c in sorted(found, key=lambda c: not c.fits):
         d = c.difference
         change = f"{percent(d.mean)} ({percent(d.least)} to {percent(d.most)})" if d else ""
@@ -122,7 +121,7 @@ def plan_table(plan: "Plan") -> Table:
     return table
 
 
-def report_table(report: Mapping[str, Any]) -> Table:
+def report_table(report: Report) -> Table:
     """The card's table: dense beside pruned, one row per measurement that the report holds."""
     table = Table("", "dense", "pruned", "change")
     for row in tables.table(report):

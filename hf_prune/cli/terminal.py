@@ -86,11 +86,13 @@ def line(value: dict[str, Any]) -> None:
     print(json.dumps(plain(value), allow_nan=False), flush=True)
 
 
-def show_report(report: dict[str, Any]) -> None:
+def show_report(raw: dict[str, Any]) -> None:
     """The table of a report and the sentences below it."""
     from hf_prune.cli.screen import report_table
+    from hf_prune.report.schema.report import Report
     from hf_prune.report.text import report_lines
 
+    report = Report.from_dict(raw, "The run")
     show(report_table(report))
     for line in report_lines(report):
         print(line)

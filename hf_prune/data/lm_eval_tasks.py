@@ -21,8 +21,11 @@ import yaml
 from jinja2 import StrictUndefined
 from jinja2.sandbox import SandboxedEnvironment, SecurityError
 
+from hf_prune.data.local_files import here
 from hf_prune.errors import InvalidData, InvalidRecipe, SourceError, UnsafeSource
 
+YAML = (".yaml", ".yml")
+"""What a task's file ends with."""
 FEWSHOT_SEED = 1234
 """Of lm_eval's command line."""
 
@@ -56,12 +59,13 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_constructor("!function", lambda loader, node: _Code(node.value))
 
 
-def installed() -> str:
-    """lm_eval's own."""
+def installed(name: str | None = None) -> str:
+    """lm_eval's own version; `name` is the task that needs it, where that is not a file."""
     try:
         return importlib.metadata.version("lm_eval")
     except importlib.metadata.PackageNotFoundError:
-        message = "Harness tasks need the package lm_eval, which is missing; run pip install 'hf-prune[eval]'."
+        who = f"There is no file {name} here, and harness tasks" if name else "Harness tasks"
+        message = f"{who} need the package lm_eval, which is missing; run pip install 'hf-prune[eval]'."
         raise InvalidRecipe(message) from None
 
 
@@ -72,7 +76,7 @@ def request_of(name: str, include: Sequence[Path], allow_code: bool) -> Request:
         InvalidData: the file describes no task.
         UnsafeSource: it names Python code, and `allow_code` is not set.
     """
-    path = Path(name).expanduser() if name.endswith((".yaml", ".yml")) else _included(name, include)
+    path = (here(name) or Path(name)) if name.endswith(YAML) else _included(name, include)
     if path is None:
         return Request(name)
     config, files = _load(path)
@@ -186,7 +190,7 @@ def _known(name: str, manager: Any) -> dict[str, Any]:
         raise InvalidRecipe(f"{name!r} is a group of tasks in lm_eval; name members, such as {', '.join(shown)}.")
     near = difflib.get_close_matches(name, manager.all_subtasks, 3, cutoff=0.5)
     hint = f"did you mean {', '.join(near)}?" if near else "lm-eval ls subtasks lists them."
-    raise InvalidRecipe(f"lm_eval {installed()} has no task {name!r}; {hint}")
+    raise InvalidRecipe(f"There is no file {name} here, and lm_eval {installed()} has no task {name!r}; {hint}")
 
 
 @contextlib.contextmanager

@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from hf_prune.data.hub_datasets import dataset_rows, explained, split_names
 from hf_prune.data.lm_eval_tasks import (
+    YAML,
     check_request,
     installed,
     open_task,
@@ -19,8 +21,9 @@ from hf_prune.data.lm_eval_tasks import (
     sandbox,
     task_manager,
 )
+from hf_prune.data.local_files import here, looks_local
+from hf_prune.data.records import ENDINGS, kind_of
 from hf_prune.data.tasks import Item, Task, bundled_tasks, load_file
-from hf_prune.data.windows import dataset_rows, explained, split_names
 from hf_prune.errors import InvalidData, InvalidRecipe
 
 Use = Literal["search", "report"]
@@ -68,15 +71,61 @@ def check_apart(searched: Sequence[Task], reported: Sequence[Task]) -> None:
             )
 
 
+def check_entries(entries: Sequence[str], use: Use = "report", *, force: bool = False, names: bool = True) -> None:
+    """Read the files among entries of tasks, and look for the datasets and tasks that others name.
+
+    Args:
+        entries: as `load_tasks` takes them.
+        use: as there.
+        force: as there.
+        names: look for tasks of lm_eval, whose list takes seconds to read.
+
+    Raises:
+        HfPruneError: as `load_tasks`.
+    """
+    for entry in entries:
+        if entry.endswith(YAML):
+            check_harness(entry, names=names)
+        elif _of_file(entry) is None:
+            if here(entry) or "/" in entry:
+                _side(entry, use, force)
+            else:
+                check_harness(entry, names=names)
+
+
+def check_harness(name: str, *, names: bool = True) -> None:
+    """Read the file of a task of lm_eval, which is not run; look for its name among those of lm_eval.
+
+    Args:
+        name: a name or a file (.yaml).
+        names: look at more than files.
+
+    Raises:
+        HfPruneError: as `load_tasks`.
+    """
+    request = request_of(name, (), False)
+    if names:
+        installed(None if request.path else name)
+        with quiet():
+            check_request(request, task_manager(request.config is None), False)
+
+
 def _task(entry: str, use: Use, force: bool) -> Task:
-    path = Path(entry).expanduser()
-    if path.suffix in (".yaml", ".yml"):
-        return _of_harness(entry, use, force)
-    if path.is_file() or path.suffix == ".jsonl":
-        return load_file(path)
-    if path.is_dir() or "/" in entry:
-        return _of_dataset(entry, use, force)
+    if not entry.endswith(YAML):
+        if (task := _of_file(entry)) is not None:
+            return task
+        if here(entry) or "/" in entry:
+            return _of_dataset(entry, use, force)
     return _of_harness(entry, use, force)
+
+
+def _of_file(entry: str) -> Task | None:
+    path = here(entry)
+    if path and path.is_file() or entry.endswith(ENDINGS):
+        return load_file(path or Path(entry))
+    if path is None and looks_local(entry):
+        raise InvalidData(f"There is no task file or folder {entry} here; check the path given as --tasks.")
+    return None
 
 
 # Datasets -------------------------------------------------------------------------------------------------------------
@@ -117,7 +166,8 @@ LAYOUTS: Mapping[frozenset[str], Callable[[Mapping[str, Any]], Item]] = {
 SIDES: Mapping[Use, tuple[str, ...]] = {"search": ("train",), "report": ("validation", "test")}
 
 
-def _of_dataset(entry: str, use: Use, force: bool) -> Task:
+def _side(entry: str, use: Use, force: bool) -> tuple[str, str, str]:
+    """What an entry says of a dataset: repo, config, and the split for a use."""
     repo, config, split = (entry.split(":", 2) + [""] * 2)[:3]
     available = split_names(repo, config, entry)
     side = split or next((s for s in SIDES[use] if s in available), "")
@@ -130,6 +180,11 @@ def _of_dataset(entry: str, use: Use, force: bool) -> Task:
         raise InvalidData(
             f"{entry} is a public test split: {SPOILS}; take the train split, or insist with --force-test-split."
         )
+    return repo, config, side
+
+
+def _of_dataset(entry: str, use: Use, force: bool) -> Task:
+    repo, config, side = _side(entry, use, force)
     name = config if config and config != "default" else repo.rstrip("/").rsplit("/", 1)[-1]
     with explained(entry):
         columns, rows = dataset_rows(repo, config, side)
@@ -148,13 +203,19 @@ def _of_dataset(entry: str, use: Use, force: bool) -> Task:
 def _whole(layout: Callable[[Mapping[str, Any]], Item], row: Mapping[str, Any], entry: str, number: int) -> Item:
     try:
         item = layout(row)
+        if any(isinstance(row.get(options), str) for options in ("choices", "endings")):
+            raise TypeError
         if not 0 <= item.answer < len(item.choices) or len(item.choices) < 2:
             raise ValueError
-        return item
     except (ValueError, TypeError, KeyError):
         raise InvalidData(
             f"Row {number} of the dataset {entry} has no answer among its options; choose a split with answers."
         ) from None
+    if (other := next((t for t in (item.context, *item.choices) if not isinstance(t, str)), "")) != "":
+        raise InvalidData(
+            f"Row {number} of the dataset {entry} has {kind_of(other)} where a text belongs; choose another dataset."
+        )
+    return item
 
 
 def _thinned(items: Sequence[Item]) -> Iterator[Item]:
@@ -166,7 +227,7 @@ def _thinned(items: Sequence[Item]) -> Iterator[Item]:
 
 
 def _of_harness(name: str, use: Use, force: bool) -> Task:
-    installed()
+    installed(None if name.endswith(YAML) else name)
     request = request_of(name, (), False)
     with quiet():
         manager = task_manager(request.config is None)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from hf_prune.blueprint import Fidelity
-from hf_prune.evaluation.dense import Call, Reference
+from hf_prune.evaluation.comparison import Reference
+from hf_prune.evaluation.dense import Call
 from hf_prune.evaluation.packed_tasks import Sheet
 from hf_prune.limits import STATE_BYTES
 

@@ -5,10 +5,8 @@ from one real forward, and what happens before the first layer is left to the mo
 """
 
 import copy
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -17,13 +15,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hf_prune.errors import BaseOverflow, UnsupportedArchitecture
+from hf_prune.evaluation.comparison import Reference, log_rest
 from hf_prune.evaluation.last_layer import answering, from_first
 from hf_prune.limits import GPU_TILE_TOKENS, TILE_TOKENS, TOP_K
 from hf_prune.models.families import Family
 
 NOTHING: Mapping[str, Tensor] = {}
 HEAD_FLOATS, GPU_HEAD_FLOATS = 1 << 20, 1 << 28
-COSINE_FLOATS = 1 << 17
 Halves = tuple[Tensor, Tensor] | None
 """Attention and MLP outputs of a layer, when they are recorded."""
 Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -47,42 +45,6 @@ class Batch(NamedTuple):
     call: Call
     whole: bool = False
     asked: Tensor | None = None
-
-
-class Targets(NamedTuple):
-    """What a dense model expects next: token ids and log-probabilities of the k likeliest, [..., k], and the log of the
-    mass outside of them, [...], None when k is the vocabulary."""
-
-    top: Tensor
-    log_p: Tensor
-    log_tail: Tensor | None
-
-    @classmethod
-    def of(cls, logits: Tensor, k: int) -> "Targets":
-        """From logits [..., V]."""
-        log_p, top = logits.float().log_softmax(-1).topk(min(k, logits.shape[-1]), sorted=False)
-        return cls(top, log_p, None if log_p.shape[-1] == logits.shape[-1] else log_rest(log_p))
-
-
-@dataclass(frozen=True, eq=False)
-class Reference:
-    """What the dense model does on the windows, run once.
-
-    tokens: [N, T] int64. hidden: per layer boundary [N, T, d]; hidden[i] enters layer i, hidden[-1] the final norm.
-    top, log_p: [N, T-1, k] token ids and dense log-probabilities of the k likeliest next tokens.
-    p: exp(log_p). log_tail: [N, T-1] log of the dense mass outside the top k, None when k is the vocabulary.
-    nll: [N, T-1] dense negative log-likelihood of the text. calls: keyword arguments of each layer, batch size 1.
-    """
-
-    tokens: Tensor
-    hidden: tuple[Tensor, ...]
-    top: Tensor
-    log_p: Tensor
-    p: Tensor
-    log_tail: Tensor | None
-    nll: Tensor
-    calls: tuple[tuple[tuple[Any, ...], dict[str, Any]], ...]
-    modules: tuple[tuple[Tensor, Tensor], ...] | None = None
 
 
 class Dense:
@@ -296,57 +258,6 @@ def check_finite(states: Tensor) -> None:
             f"The base itself overflows in {dtype}: its own forward gives NaN or infinite values on this text; "
             f"{wider.get(dtype, 'choose another base')}."
         )
-
-
-def compared(reference: Reference, rows: slice, logits: Tensor) -> tuple[Tensor, Tensor]:
-    """KL(dense || candidate) and NLL per token, float32 [n, T-1] each; overwrites the float32 logits [n, T-1, V].
-
-    KL runs over the dense top k and one bucket for the rest: a lower bound of the full KL (log-sum inequality), exact
-    when k is the vocabulary.
-    """
-    log_q = logits.gather(-1, reference.top[rows])
-    wanted = logits.gather(-1, reference.tokens[rows, 1:, None])
-    largest = logits.amax(-1, keepdim=True)
-    log_z = logits.sub_(largest).exp_().sum(-1, keepdim=True).log_().add_(largest)
-    torch.sub(log_z, wanted, out=wanted)
-    log_p = reference.log_p[rows]
-    kl = torch.sub(log_p, log_q.sub_(log_z)).mul_(reference.p[rows]).sum(-1)
-    if reference.log_tail is not None:
-        kl += reference.log_tail[rows].exp() * (reference.log_tail[rows] - log_rest(log_q))
-    return kl.clamp_(min=0.0), wanted.squeeze(-1)
-
-
-def log_rest(log_p: Tensor) -> Tensor:
-    """log(1 - sum exp log_p) over the last axis: the mass outside the listed tokens."""
-    return torch.log1p(-log_p.exp().sum(-1).clamp(max=1 - 1e-7))
-
-
-def cosine(a: Tensor, b: Tensor) -> Tensor:
-    """Cosine over the last axis, in float32; on CPU in pieces that stay in cache, since fresh memory costs more."""
-    rows = max(1, COSINE_FLOATS // a[0].numel()) if a.device.type == "cpu" else len(a)
-    pieces = zip(a.split(rows), b.split(rows), strict=True)
-    return torch.cat([torch.nn.functional.cosine_similarity(x.float(), y.float(), dim=-1) for x, y in pieces])
-
-
-def block_influence(reference: Reference) -> tuple[float, ...]:
-    """BI_i = 1 - E cos(h_i, h_{i+1}) per layer (ShortGPT, arXiv 2403.03853, eq. 1)."""
-    return influence(reference.hidden)
-
-
-def influence(hidden: Sequence[Tensor]) -> tuple[float, ...]:
-    """The same from states [N, T, d] at every layer boundary."""
-    return tuple(1.0 - float(cosine(a, b).mean()) for a, b in zip(hidden, hidden[1:], strict=False))
-
-
-def block_distance(reference: Reference) -> tuple[tuple[float, ...], ...]:
-    """d[l][n-1] = arccos(cos(h_l, h_{l+n})) / pi on last tokens (Gromov et al., arXiv 2403.17887, eq. 7)."""
-    last = [h[:, -1] for h in reference.hidden]
-    depth = len(last) - 1
-
-    def distance(a: Tensor, b: Tensor) -> float:
-        return float((torch.arccos(cosine(a, b).double().clamp(-1, 1)) / math.pi).mean())
-
-    return tuple(tuple(distance(last[i], last[i + n]) for n in range(1, depth - i + 1)) for i in range(depth))
 
 
 def _joined(halves: Sequence[tuple[Tensor, Tensor]]) -> Halves:

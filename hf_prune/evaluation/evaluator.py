@@ -7,7 +7,7 @@ that layer, so its weights are touched once a generation. Memory is bounded by t
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -18,28 +18,13 @@ from hf_prune.assembly.layer_bank import LayerBank
 from hf_prune.blueprint import GONE, Blueprint, Fidelity, LayerSpec
 from hf_prune.errors import InvalidBlueprint
 from hf_prune.evaluation.batches import Piece, batches
-from hf_prune.evaluation.dense import Batch, Dense, compared, cosine
+from hf_prune.evaluation.comparison import Totals, add_update, compare, gelaco, halves_cosine
+from hf_prune.evaluation.dense import Batch, Dense
 from hf_prune.evaluation.objectives import Measures
 from hf_prune.evaluation.packed_tasks import Exam, answered
 from hf_prune.evaluation.prefix_trie import Node, grown, most_alive, place, reach
 from hf_prune.evaluation.teachers import Teachers
 from hf_prune.limits import TOP_K
-
-
-@dataclass
-class Totals:
-    """Running sums over tokens of one candidate."""
-
-    kl: float = 0.0
-    nll: float = 0.0
-    cosine: float = 0.0
-    gelaco: float = 0.0
-    tokens: int = 0
-    broken: bool = False
-    token_kl: list[Tensor] = field(default_factory=list)
-    token_nll: list[Tensor] = field(default_factory=list)
-    corpora: Tensor | None = None
-    answers: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
 
 @dataclass
@@ -122,7 +107,7 @@ class Evaluator:
         found = []
         for rows in self.dense.tiles(self.reference.tokens, self.dense.head_tokens):
             logits = model(input_ids=self.reference.tokens[rows], use_cache=False).logits[:, :-1]
-            found.append([x.cpu() for x in compared(self.reference, rows, logits.float())])
+            found.append([x.cpu() for x in compare(self.reference, rows, logits.float())])
         return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
 
     @torch.inference_mode()
@@ -296,26 +281,11 @@ class Evaluator:
     # Comparing with the dense model ---------------------------------------------------------------------------------
 
     def _compare(self, node: Node, window: slice) -> None:
-        """Add this edge's update cosine: original update of the source layers it stands for against its own."""
-        if node.dense:
-            node.cosine = node.parent.cosine + 1.0
-        elif self.with_updates:
-            # The first position is left out: attention sinks there dwarf every other update.
-            hidden = self.reference.hidden
-            begin = min(node.begin, node.end - 1)
-            update = (node.states[0] - node.parent.states[0])[:, 1:]
-            target = (hidden[node.end][window] - hidden[begin][window])[:, 1:]
-            node.cosine = node.parent.cosine + cosine(update, target).mean()
+        if node.dense or self.with_updates:
+            add_update(node, self.reference, window)
         if node.inner is not None:
-            node.halves = node.parent.halves + self._halves(node, range(node.begin, node.end), window)
-
-    def _halves(self, node: Node, layers: range, window: slice) -> Tensor | float:
-        """Sum over source layers of the cosines of attention and MLP outputs with those of this node."""
-        return sum(
-            cosine(ours, theirs[window]).mean()
-            for i in layers
-            for ours, theirs in zip(node.inner, self.reference.modules[i], strict=True)
-        )
+            layers = range(node.begin, node.end)
+            node.halves = node.parent.halves + halves_cosine(node, self.reference, layers, window)
 
     def _score(
         self,
@@ -348,13 +318,13 @@ class Evaluator:
         by_corpus.index_add_(0, self.corpora[window], rows)
         sums = torch.stack([kl.sum(dtype=torch.float64), nll.sum(dtype=torch.float64)]).tolist()
         similar = float(node.cosine) / node.depth
-        gelaco = self._gelaco(node, window) if node.inner is not None else math.nan
+        thirds = gelaco(node, self.reference, window) if node.inner is not None else math.nan
         for t in totals:
             t.broken |= not all(map(math.isfinite, sums))
             t.kl += sums[0]
             t.nll += sums[1]
             t.cosine += similar * kl.numel()
-            t.gelaco += gelaco * kl.numel()
+            t.gelaco += thirds * kl.numel()
             t.tokens += kl.numel()
             t.corpora = by_corpus if t.corpora is None else t.corpora + by_corpus
             if keep_tokens:
@@ -371,20 +341,10 @@ class Evaluator:
 
         def one(tile: slice) -> None:
             part = slice(window.start + tile.start, window.start + tile.stop)
-            kl[tile], nll[tile] = compared(ref, part, dense.logits(state[tile, :-1]).float())
+            kl[tile], nll[tile] = compare(ref, part, dense.logits(state[tile, :-1]).float())
 
         self.dense.each(one, [(tile,) for tile in self.dense.tiles(state, self.dense.head_tokens)])
         return kl, nll
-
-    def _gelaco(self, node: Node, window: slice) -> float:
-        """GeLaCo v1 (arXiv 2507.10059): thirds of attention, feed-forward and final-hidden cosine, l against psi(l).
-
-        Source layers behind the last output layer belong to it.
-        """
-        depth = len(self.reference.hidden) - 1
-        halves = node.halves + self._halves(node, range(node.end, depth), window)
-        final = cosine(node.states[0], self.reference.hidden[-1][window]).mean()
-        return float(halves / depth + final) / 3
 
     def _measures(self, totals: Totals, blueprint: Blueprint, fidelity: Fidelity) -> Measures:
         parameters = self.parameters(blueprint)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from hf_prune.data.tasks import TaskScores
+from hf_prune.data.task_scores import TaskScores
 
 REVISION = 3
 """Raised when a value gets another meaning, so that journals of the old one are not gone on with."""

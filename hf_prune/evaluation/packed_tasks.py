@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_prune.data.tasks import Question, Task, TaskScores, judged, longest, questions, slopes
+from hf_prune.data.task_scores import Question, TaskScores, judged, longest, questions, slopes
+from hf_prune.data.tasks import Task
 from hf_prune.evaluation.dense import Call, Dense
 from hf_prune.limits import EXAM_BYTES
 from hf_prune.models.attention_masks import BlockMask

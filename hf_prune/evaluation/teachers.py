@@ -12,7 +12,8 @@ from torch import Tensor
 
 from hf_prune.assembly.layer_bank import LayerBank
 from hf_prune.blueprint import LayerSpec, Part
-from hf_prune.evaluation.dense import Call, Dense, Reference, Targets
+from hf_prune.evaluation.comparison import Reference, Targets
+from hf_prune.evaluation.dense import Call, Dense
 from hf_prune.evaluation.residual_maps import between_halves
 
 

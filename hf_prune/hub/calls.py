@@ -80,8 +80,15 @@ def passing(error: BaseException) -> bool:
     return code in (408, 429) or (code is not None and code >= 500) or unreachable(error) or garbled
 
 
-def explain(error: BaseException, what: str, revision: str | None = None) -> SourceError:
-    """The sentence for a source `what` that could not be read."""
+def explain(error: BaseException, what: str, revision: str | None = None, *, typed: bool = False) -> SourceError:
+    """The sentence for a source `what` that could not be read.
+
+    Args:
+        error: what the client raised.
+        what: the repo.
+        revision: of the repo.
+        typed: the name may as well have been meant as that of a folder, which is not there.
+    """
     kinds = list(chain(error))
 
     def is_a(kind: type[BaseException]) -> bool:
@@ -98,8 +105,14 @@ def explain(error: BaseException, what: str, revision: str | None = None) -> Sou
         return SourceForbidden(f"The Hub has disabled {what}, so nobody can read it; choose another source.")
     if is_a(RepositoryNotFoundError):
         who = "your login may not read it: check the name and the login" if get_token() else f"is private: {LOGIN}"
-        return SourceNotFound(f"There is no folder {what} here, and the repo {what} does not exist or {who}.")
-    return _explain_status(error, what)
+        found: SourceError = SourceNotFound(f"The repo {what} does not exist or {who}.")
+    else:
+        found = _explain_status(error, what)
+    if not typed:
+        return found
+    said = str(found)
+    said = f"the{said[3:]}" if said.startswith("The ") else said
+    return type(found)(f"There is no folder {what} here, and {said}")
 
 
 def _explain_status(error: BaseException, what: str) -> SourceError:

@@ -6,11 +6,13 @@ import posixpath
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from hf_prune.errors import AdapterAlone, BrokenCheckpoint, IncompatibleSources, SourceError, UnsafeSource
+from hf_prune.errors import BrokenCheckpoint, SourceError, UnsafeSource
+from hf_prune.hub import adapters
+from hf_prune.hub.kinds import describe, refuse_adapter
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
-ADAPTER_CONFIG, ADAPTER = "adapter_config.json", "adapter_model.safetensors"
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.ckpt")
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "*.model", "*.tiktoken", "tekken.json")
 SPEECH = (
     *VOCABULARIES,
@@ -73,9 +75,15 @@ def weights(
             f"{what} holds no safetensors, only pickles, which can run code when read; "
             "choose a source with safetensors, or pass --allow-pickle if you trust it."
         )
-    others = candidates(files)
+    if adapters.CONFIG in files:
+        raise refuse_adapter(what, _json(what, adapters.CONFIG, read).get("base_model_name_or_path"))
+    found, others = describe([n for n in files if n != "config.json"]), candidates(files)
     beside = f"; {others[0]} is there, but has neither name" if others else ""
-    raise SourceError(f"{what} holds no weights that transformers loads; it needs {SINGLE} or {INDEX}{beside}.")
+    raise SourceError(
+        f"{what} {found}."
+        if found
+        else f"{what} holds no weights that transformers loads; it needs {SINGLE} or {INDEX}{beside}."
+    )
 
 
 def candidates(files: Collection[str]) -> list[str]:
@@ -117,9 +125,14 @@ def config(what: str, files: Collection[str], read: Callable[[str], bytes]) -> d
         BrokenCheckpoint: it is not JSON.
     """
     if "config.json" not in files:
-        if ADAPTER_CONFIG in files:
-            raise AdapterAlone(f"{what} is an adapter, not a model; write its base in front: BASE+{what}.")
-        raise SourceError(f"{what} has no config.json, so it is no transformers model; choose another source.")
+        if adapters.CONFIG in files:
+            raise refuse_adapter(what, _json(what, adapters.CONFIG, read).get("base_model_name_or_path"))
+        found = describe(files)
+        raise SourceError(
+            f"{what} {found}."
+            if found
+            else f"{what} has no config.json, so it is no transformers model; choose another source."
+        )
     return _json(what, "config.json", read)
 
 
@@ -152,10 +165,10 @@ def tokenizer_code(files: Collection[str], read: Callable[[str], bytes]) -> bool
 
 def check_model(what: str, files: Collection[str], raw: Mapping[str, Any], trust_remote_code: bool) -> None:
     """Raise UnsafeSource for code nobody allowed, SourceError when there is no tokenizer or an adapter too many."""
-    if ADAPTER_CONFIG in files:
+    if adapters.CONFIG in files:
         raise SourceError(
-            f"{what} holds a model and an adapter ({ADAPTER_CONFIG}), and transformers loads both as one; keep the one "
-            "that you mean there, or name the adapter's own place: BASE+ADAPTER."
+            f"{what} holds a model and an adapter ({adapters.CONFIG}), and transformers loads both as one; keep there "
+            "the one that you mean, or name the adapter's own place: BASE+ADAPTER."
         )
     if needs_code(raw) and not trust_remote_code:
         raise UnsafeSource(
@@ -166,26 +179,13 @@ def check_model(what: str, files: Collection[str], raw: Mapping[str, Any], trust
         raise SourceError(f"{what} has no tokenizer files; copy those of its base model next to the weights.")
 
 
-def check_adapter(what: str, files: Collection[str], read: Callable[[str], bytes]) -> None:
-    """Raise IncompatibleSources unless this is a LoRA, UnsafeSource when its weights are pickles."""
-    if ADAPTER_CONFIG not in files:
-        raise IncompatibleSources(f"{what} has no {ADAPTER_CONFIG}, so it is no PEFT adapter; after + comes a LoRA.")
-    kind = _json(what, ADAPTER_CONFIG, read).get("peft_type")
-    if kind != "LORA":
-        raise IncompatibleSources(f"{what} is an adapter of type {kind}; hf_prune merges LoRA adapters only.")
-    if ADAPTER not in files:
-        unsafe = "adapter_model.bin" in files
-        kind_of_error = UnsafeSource if unsafe else BrokenCheckpoint
-        has = "only a pickle of its weights" if unsafe else "no weights"
-        raise kind_of_error(f"{what} has {has}; it needs {ADAPTER}: save the adapter with safe_serialization.")
-
-
 def needed(files: Collection[str], weight_files: Collection[str], code: bool) -> list[str]:
     """Everything worth downloading of a model."""
     extra = (*SPEECH, *ABOUT, "config.json") + (("*.py",) if code else ())
     return sorted({*weight_files, *matching(files, extra)})
 
 
-def needed_of_adapter(files: Collection[str]) -> list[str]:
-    """Everything worth downloading of an adapter."""
-    return matching(files, (ADAPTER_CONFIG, ADAPTER, *ABOUT))
+def needed_of_adapter(files: Collection[str], allow_pickle: bool) -> list[str]:
+    """Everything worth downloading of an adapter: a vocabulary of its own goes with resized embeddings."""
+    weights = adapters.WEIGHTS if adapters.WEIGHTS in files or not allow_pickle else adapters.PICKLE
+    return matching(files, (adapters.CONFIG, weights, *SPEECH, *ABOUT))

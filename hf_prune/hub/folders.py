@@ -42,8 +42,10 @@ class Folder:
 
     @classmethod
     def open(cls, name: Name, folder: Path) -> "Folder":
-        """List what matters in a folder."""
-        paths = (*folder.iterdir(), *folder.glob("additional_chat_templates/*"))
+        """List what matters in a folder; of a file (GGUF) that alone."""
+        if folder.is_file():
+            return cls(name, folder.parent, {folder.name: folder.stat().st_size}, {})
+        paths = (*folder.iterdir(), *folder.glob("additional_chat_templates/*"), *folder.glob("checkpoint-*/*"))
         files = {p.relative_to(folder).as_posix(): p.stat().st_size for p in sorted(paths) if p.is_file()}
         text = (folder / "README.md").read_text(encoding="utf-8", errors="replace") if "README.md" in files else ""
         return cls(name, folder, files, read_card(text))
@@ -133,6 +135,7 @@ def read_card(text: str) -> dict[str, Any]:
 
 def about(raw: Mapping[str, Any], pipeline_tag: str | None = None) -> dict[str, Any]:
     """The entries of a card that a smaller model inherits."""
-    keys = ("license", "license_name", "license_link", "language", "pipeline_tag", "tags", "base_model")
+    keys = ("license", "license_name", "license_link", "language", "pipeline_tag", "tags", "base_model",
+            "base_model_relation")  # fmt: skip
     found = {k: raw[k] for k in keys if raw.get(k)}
     return {"pipeline_tag": pipeline_tag, **found} if pipeline_tag else found

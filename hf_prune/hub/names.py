@@ -11,12 +11,14 @@ from hf_prune.hub.calls import scrub
 
 REFERENCE = re.compile(r"(?P<repo>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[^\s@+]+))?")
 
+LONGEST_SHOWN = 100
+"""Characters of a name that an error repeats."""
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """A local folder (`folder` is set), or a repo and perhaps a branch, tag or commit."""
+    """A local folder or GGUF file (`folder` is set), or a repo and perhaps a branch, tag or commit."""
 
     repo: str
     revision: str | None = None
@@ -42,19 +44,32 @@ def parse(base: str) -> tuple[Name, Name | None]:
         return whole, None
     splits = [(base[: m.start()], base[m.end() :]) for m in re.finditer(r"\+", base)]
     splits.sort(key=lambda sides: -sum(_folder(side) is not None for side in sides))
-    for left, right in splits:
-        if all(_folder(side) is not None or _is_reference(side) for side in (left, right)):
-            return _name(left), _name(right)
+    for enough in (all, any):
+        # Where one side is a name, the other one is meant as a name of its own.
+        pair = next((sides for sides in splits if enough(map(_is_name, sides))), None)
+        if pair and (enough is all or not _is_name(base)):
+            return _name(pair[0], base), _name(pair[1], base)
     return _name(base), None
 
 
+def _is_name(text: str) -> bool:
+    return _folder(text) is not None or _is_reference(text)
+
+
 def _folder(text: str) -> Name | None:
-    path = Path(text).expanduser()
+    path = _path(text)
+    model = path is not None and (path.is_dir() or path.suffix == ".gguf" and path.is_file())
+    return Name(path.resolve().name, folder=path) if model else None
+
+
+def _path(text: str) -> Path | None:
+    """What is here under this name."""
     try:
-        found = bool(text) and path.is_dir()
-    except OSError:
-        found = False
-    return Name(path.resolve().name, folder=path) if found else None
+        path = Path(text).expanduser()
+        return path if text and path.exists() else None
+    except (OSError, ValueError, RuntimeError):
+        # Too long for a name, or the home of somebody unknown.
+        return None
 
 
 def _is_reference(text: str) -> bool:
@@ -66,17 +81,28 @@ def _is_reference(text: str) -> bool:
     return match is not None and match["repo"] not in (".", "..")
 
 
-def _name(text: str) -> Name:
+def _name(text: str, within: str = "") -> Name:
     if (folder := _folder(text)) is not None:
         return folder
+    if _path(text) is not None:
+        raise SourceNotFound(
+            f"{scrub(text)!r} is a file, not a model's folder; name the folder it lies in, with config.json and a "
+            "tokenizer."
+        )
     if (match := REFERENCE.fullmatch(text)) and _is_reference(text):
         return Name(match["repo"], match["revision"])
-    shown = scrub(text)
+    said = scrub(text)[:LONGEST_SHOWN]
+    part = f" (of {scrub(within)[:LONGEST_SHOWN]!r})" if within not in ("", text) else ""
     if "@" in text and _folder(text.rsplit("@", 1)[0]) is not None:
-        raise SourceNotFound(f"{shown!r} names a revision, but a local folder has none; leave out what follows @.")
+        raise SourceNotFound(f"{said!r} names a revision, but a local folder has none; leave out what follows @.")
     if "://" in text:
-        raise SourceNotFound(f"{shown!r} is an address; write the repo name as NAMESPACE/NAME, or @REVISION after it.")
+        raise SourceNotFound(f"{said!r} is an address; write the repo name as NAMESPACE/NAME, or @REVISION after it.")
     raise SourceNotFound(
-        f"{shown!r} is neither a folder here nor a repo name; write a folder, NAMESPACE/NAME, "
+        f"{said!r}{part} is neither a folder here nor a repo name; write a folder, NAMESPACE/NAME, "
         "NAMESPACE/NAME@REVISION, or BASE+ADAPTER."
     )
+
+
+def shown(text: object) -> str:
+    """What a stranger's file says, short enough and plain enough for a sentence of ours."""
+    return re.sub(r"[^\w .:/+-]", "?", scrub(str(text)))[:60]

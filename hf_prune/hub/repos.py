@@ -9,14 +9,16 @@ from typing import Any
 from huggingface_hub import HfApi, constants, get_cached_repo_tree, hf_hub_download, hf_hub_url, snapshot_download
 from huggingface_hub.errors import (
     CachedRepoTreeNotFoundError,
+    GatedRepoError,
     LocalEntryNotFoundError,
+    RepositoryNotFoundError,
     RevisionResolutionError,
 )
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-from hf_prune.errors import HfPruneError, NotEnoughDisk
-from hf_prune.hub.calls import Retry, explain, passing, unreachable
+from hf_prune.errors import HfPruneError, NotEnoughDisk, SourceNotFound
+from hf_prune.hub.calls import Retry, chain, explain, passing, unreachable
 from hf_prune.hub.folders import Folder, TensorInfo, about, read_card, read_header
 from hf_prune.hub.names import Name
 
@@ -127,11 +129,26 @@ def resolve(name: Name, retry: Retry) -> Folder | Repo:
     except Exception as e:
         if (unreachable(e) or (name.pinned and passing(e))) and (cached := _cached(name, retry)):
             return cached
-        raise explain(e, name.repo, name.revision) from e
+        typed = not Path(name.repo).exists()
+        raise _elsewhere(e, name, retry) or explain(e, name.repo, name.revision, typed=typed) from e
     files = {s.rfilename: s.size or 0 for s in info.siblings}
     blobs = {s.rfilename: s.lfs.sha256 if s.lfs else s.blob_id for s in info.siblings}
     known = about(info.card_data.to_dict() if info.card_data else {}, info.pipeline_tag)
     return Repo(name, info.sha, files, known, blobs, bool(info.gated), bool(info.private), retry=retry)
+
+
+def _elsewhere(error: Exception, name: Name, retry: Retry) -> SourceNotFound | None:
+    """The error for a name that is taken by a dataset or a Space."""
+    if not any(isinstance(e, RepositoryNotFoundError) and not isinstance(e, GatedRepoError) for e in chain(error)):
+        return None
+    for kind in ("dataset", "space"):
+        try:
+            retry(HfApi().repo_info, name.repo, repo_type=kind)
+        except Exception:
+            continue
+        hint = "; texts are given with --data" if kind == "dataset" else ""
+        return SourceNotFound(f"{name.repo} is a {kind} on the Hub, not a model; name a model{hint}.")
+    return None
 
 
 def _cached(name: Name, retry: Retry) -> Repo | None:

@@ -270,4 +270,4 @@ class Collapse(WholeLayers):
 
     def space(self, recipe: Any, facts: Facts) -> CollapseSpace:
         """Groups, by the recipe's rules."""
-        return CollapseSpace(facts.depth, facts.remove or None, recipe.rules, recipe.norms)
+        return CollapseSpace(facts.depth, facts.remove or None, recipe.collapse.rules, recipe.collapse.norms)

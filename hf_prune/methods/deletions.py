@@ -47,7 +47,7 @@ class WholeLayers:
 
     def check(self, recipe: Any) -> None:
         """Time is no measure of whole layers."""
-        if recipe.latency is not None:
+        if recipe.size.latency is not None:
             raise ValueError(f"latency is what widths are chosen by, and method is {recipe.method}; give a ratio")
 
     def target(self, recipe: Any, sizes: Sizes) -> Target:
@@ -56,18 +56,18 @@ class WholeLayers:
         Raises:
             InvalidRecipe: the target would remove no layer, or all of them, or one that does not exist.
         """
-        if recipe.drop:
-            return _by_hand(recipe.dropped(), sizes)
+        if recipe.size.drop:
+            return _by_hand(recipe.size.dropped(), sizes)
         depth = sizes.depth
         for name, keeps in (("keep_layers", True), ("drop_layers", False)):
-            if (count := getattr(recipe, name)) is not None:
+            if (count := getattr(recipe.size, name)) is not None:
                 if not 1 <= count < depth:
                     raise InvalidRecipe(
                         f"{name} is {count}, but the model has {depth} layers; "
                         f"{'keep' if keeps else 'remove'} between 1 and {depth - 1} of them."
                     )
                 return _layers(depth - count if keeps else count, sizes)
-        ratio = recipe.ratio or DEFAULT_RATIO
+        ratio = recipe.size.ratio or DEFAULT_RATIO
         remove = math.ceil(ratio / sizes.share - 0.5)
         if not 1 <= remove < depth:
             raise InvalidRecipe(
@@ -87,7 +87,7 @@ class WholeLayers:
 
     def comparisons(self, recipe: Any, facts: Facts) -> tuple[Comparison, ...]:
         """The cuts that the recipe names, in its order."""
-        return deletions(recipe.baselines) if facts.remove else ()
+        return deletions(recipe.search.baselines) if facts.remove else ()
 
     def starts(self, space: Space, facts: Facts, cuts: Sequence[tuple[int, ...]]) -> tuple[Genome, ...]:
         """The comparisons' cuts; for a front, the least influential layers of every number."""

@@ -390,9 +390,9 @@ class Stitch(WholeLayers):
     def check(self, recipe: Any) -> None:
         """One teacher's training, and layers by number, have no meaning for several models."""
         super().check(recipe)
-        if recipe.search_heal:
+        if recipe.heal.finalist_tokens:
             raise ValueError("search_heal has one teacher and stitch several; leave it out and train with --heal")
-        if recipe.drop:
+        if recipe.size.drop:
             raise ValueError("drop names layers of one model; with variants say how many go with --drop-layers")
 
     def moves(self, recipe: Any, facts: Facts) -> int:
@@ -402,13 +402,13 @@ class Stitch(WholeLayers):
 
     def space(self, recipe: Any, facts: Facts, blend: bool = True) -> StitchSpace:
         """Mixes of base and variants by the recipe's merges; without `blend` one parent a layer."""
-        merges = recipe.merges if blend else ("linear",)
+        merges = recipe.stitch.merges if blend else ("linear",)
         return StitchSpace(
             facts.depth,
             facts.remove or None,
             facts.parents,
             merges,
-            recipe.mix_halves,
+            recipe.stitch.mix_halves,
             blend,
             facts.embed_of,
             facts.head_of,
@@ -417,9 +417,9 @@ class Stitch(WholeLayers):
     def comparisons(self, recipe: Any, facts: Facts) -> tuple[Comparison, ...]:
         """Cuts of the parents and of their mean, and searches that lack a part; beside a front, cuts of the base."""
         if facts.front:
-            return deletions(recipe.baselines)
-        cuts = cuts_of_parents(recipe.baselines, facts)
-        return (*cuts, *ablations(recipe.baselines, facts, self.space(recipe, facts, blend=False)))
+            return deletions(recipe.search.baselines)
+        cuts = cuts_of_parents(recipe.search.baselines, facts)
+        return (*cuts, *ablations(recipe.search.baselines, facts, self.space(recipe, facts, blend=False)))
 
     def starts(self, space: StitchSpace, facts: Facts, cuts: Sequence[tuple[int, ...]]) -> tuple[Genome, ...]:
         """The comparisons' cuts and late and middle ones, of every parent, of their mean, and of blends that lean on

@@ -282,17 +282,15 @@ class Width:
 
     def check(self, recipe: Any) -> None:
         """Sizes in layers have no meaning for widths."""
-        if recipe.latency is not None and not 0 < recipe.latency < 1:
-            raise ValueError(f"latency is the share of the dense time to keep, between 0 and 1, not {recipe.latency}")
-        if other := next((n for n in ("keep_layers", "drop_layers") if getattr(recipe, n) is not None), None):
+        if other := next((n for n in ("keep_layers", "drop_layers") if getattr(recipe.size, n) is not None), None):
             raise ValueError(
                 f"method {recipe.method} removes heads and neurons, not {other}; say how much with --ratio"
             )
-        if recipe.drop:
+        if recipe.size.drop:
             raise ValueError(
                 f"drop names layers, and method {recipe.method} cuts inside them; choose --method collapse"
             )
-        if recipe.levels < 2 or (recipe.multiple_of or 1) < 1 or recipe.damping <= 0:
+        if recipe.width.levels < 2 or (recipe.width.multiple_of or 1) < 1 or recipe.width.damping <= 0:
             raise ValueError("levels must be at least 2, multiple_of at least 1 and damping above 0")
 
     def target(self, recipe: Any, sizes: Sizes) -> Target:
@@ -301,18 +299,18 @@ class Width:
         Raises:
             InvalidRecipe: more than the layers hold.
         """
-        ratio = recipe.ratio or (1 - recipe.latency if recipe.latency else DEFAULT_RATIO)
+        ratio = recipe.size.ratio or (1 - recipe.size.latency if recipe.size.latency else DEFAULT_RATIO)
         held = sizes.depth * sizes.share
-        if recipe.latency is None and ratio >= held:
+        if recipe.size.latency is None and ratio >= held:
             raise InvalidRecipe(f"ratio {ratio:g} is more than the layers hold; ask for less than {held:.3f}.")
         goal = f"remove {ratio:.0%} of all parameters"
-        if recipe.latency is not None:
-            goal = f"keep {recipe.latency:.0%} of the time"
+        if recipe.size.latency is not None:
+            goal = f"keep {recipe.size.latency:.0%} of the time"
         return Target(max(1, round(ratio / sizes.share)), ratio, None, goal, whole=False)
 
     def libraries(self, recipe: Any) -> tuple[str, ...]:
         """Its own, and those that baselines have of their own."""
-        others = [] if recipe.every_size else [n for n in recipe.baselines if n in KINDS]
+        others = [] if recipe.every_size else [n for n in recipe.search.baselines if n in KINDS]
         return (LIBRARY, *others)
 
     def moves(self, recipe: Any, facts: Facts) -> int:
@@ -321,12 +319,12 @@ class Width:
 
     def space(self, recipe: Any, facts: Facts) -> WidthSpace:
         """Levels of the library; while there is none, as many as it will have."""
-        costs = facts.costs or (tuple(map(float, reversed(range(recipe.levels)))),) * (2 * facts.depth)
+        costs = facts.costs or (tuple(map(float, reversed(range(recipe.width.levels)))),) * (2 * facts.depth)
         return WidthSpace(costs, facts.limit, facts.libraries.get(LIBRARY, ""), self.depth_too)
 
     def comparisons(self, recipe: Any, facts: Facts) -> tuple[Comparison, ...]:
         """Single models; none beside a front."""
-        names = [name for name in BASELINES if name in recipe.baselines]
+        names = [name for name in BASELINES if name in recipe.search.baselines]
         if facts.front or not facts.remove:
             return ()
         space, told = self.space(recipe, facts), ", ".join(names)

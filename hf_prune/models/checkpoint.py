@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import re
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from safetensors.torch import save_file
 
 from hf_prune.errors import BrokenCheckpoint, IncompatibleSources, UnsafeSource
 from hf_prune.hub import contents
+from hf_prune.models.adapter import Adapter
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -79,116 +79,6 @@ class Loaded:
     def __call__(self) -> torch.Tensor:
         """The tensor, memory-mapped where the file allows it."""
         return self.tensor
-
-
-BEYOND_LORA = ("use_dora", "use_qalora", "use_bdlora", "lora_bias", "layer_replication", "trainable_token_indices",
-               "target_parameters", "alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config",
-               "velora_config")  # fmt: skip
-"""Settings of an adapter that make it more than W + scale * B A."""
-PLAIN_STARTS = (None, True, False, "gaussian", "orthogonal", "eva")
-"""Initialisations that leave the base as it is; PiSSA, OLoRA and others subtract their start from it."""
-
-
-@dataclass(frozen=True, eq=False)
-class Adapter:
-    """A PEFT LoRA, merged tensor by tensor: W + scale * B A (Hu et al. 2021, eq. 3).
-
-    `transposed` names the modules that store [in, out], as GPT-2 does; None: as the adapter's config says.
-    """
-
-    folder: Path
-    transposed: frozenset[str] | None = None
-
-    @cached_property
-    def config(self) -> Mapping[str, Any]:
-        """adapter_config.json.
-
-        Raises:
-            BrokenCheckpoint: it is missing or malformed.
-            IncompatibleSources: not a plain LoRA (DoRA, bias training and other PEFT types are refused by name).
-        """
-        try:
-            raw = dict(json.loads((self.folder / "adapter_config.json").read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
-            raise BrokenCheckpoint(
-                f"{self.folder.name}/adapter_config.json is missing or malformed; download the adapter again."
-            ) from None
-        odd = [k for k in BEYOND_LORA if raw.get(k)]
-        odd += ["bias"] if raw.get("bias", "none") != "none" else []
-        start = raw.get("init_lora_weights")
-        odd += [] if start in PLAIN_STARTS else [f"init_lora_weights={start}"]
-        if raw.get("peft_type") != "LORA" or odd:
-            what = f"uses {', '.join(odd)}" if odd else f"is of type {raw.get('peft_type')}"
-            raise IncompatibleSources(
-                f"The adapter {self.folder.name} {what}; hf_prune merges plain LoRA on load. "
-                "Merge it with peft's merge_and_unload() and use the merged model."
-            )
-        return raw
-
-    @cached_property
-    def tensors(self) -> "Mapping[str, Stored]":
-        """Readers by adapter tensor name."""
-        return stored_tensors([self.folder / "adapter_model.safetensors"])
-
-    @cached_property
-    def modules(self) -> Mapping[str, tuple[str, str]]:
-        """Module path -> names of its A and B tensors."""
-        found: dict[str, tuple[str, str]] = {}
-        for name in self.tensors:
-            match = re.fullmatch(r"base_model\.model\.(.+)\.lora_A(?:\.default)?\.weight", name)
-            if match:
-                found[match[1]] = (name, name.replace("lora_A", "lora_B"))
-        known = {n for pair in found.values() for n in pair} | set(self.saved.values())
-        if unknown := sorted(set(self.tensors) - known):
-            raise IncompatibleSources(
-                f"The adapter {self.folder.name} holds {unknown[0]}, which is neither a linear LoRA pair nor a "
-                "saved module."
-            )
-        if absent := sorted(known - set(self.tensors)):
-            raise BrokenCheckpoint(f"The adapter {self.folder.name} lacks {absent[0]}; download it again.")
-        return found
-
-    @cached_property
-    def saved(self) -> Mapping[str, str]:
-        """Tensors that replace the base's (`modules_to_save`): model name -> adapter name."""
-        names = tuple(self.config.get("modules_to_save") or ())
-        return {
-            re.sub(r"\.modules_to_save(\.default)?", "", n.removeprefix("base_model.model.")): n
-            for n in self.tensors
-            if any(f".{m}." in n for m in names)
-        }
-
-    def scale(self, module: str) -> float:
-        """See `lora_scale`."""
-        return lora_scale(self.config, module)
-
-    def apply(self, name: str, weight: torch.Tensor) -> torch.Tensor:
-        """The merged tensor, in the base's dtype; `weight` itself where the adapter does not reach."""
-        module = name.removesuffix(".weight")
-        if name in self.saved:
-            change = self.tensors[self.saved[name]]()
-        elif module == name or module not in self.modules:
-            return weight
-        else:
-            change = self._delta(module)
-        if change.shape != weight.shape:
-            raise IncompatibleSources(
-                f"The adapter {self.folder.name} does not fit: {name} is {tuple(weight.shape)}, "
-                f"its update {tuple(change.shape)}."
-            )
-        return (change if name in self.saved else weight.float() + change).to(weight.dtype)
-
-    def _delta(self, module: str) -> torch.Tensor:
-        a, b = (self.tensors[n]().float() for n in self.modules[module])
-        flipped = self.config.get("fan_in_fan_out") if self.transposed is None else module in self.transposed
-        return ((b @ a).T if flipped else b @ a) * self.scale(module)
-
-
-def lora_scale(config: Mapping[str, Any], module: str) -> float:
-    """alpha / r, or alpha / sqrt(r) with rank stabilisation; patterns override both, peft's default is 8."""
-    rank = _pattern(config.get("rank_pattern"), module, config.get("r", 8))
-    alpha = _pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", 8))
-    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
 @dataclass(frozen=True, eq=False)
@@ -389,10 +279,3 @@ def _pickled(files: Sequence[Path]) -> dict[str, Loaded]:
             reason = str(e).split("\n")[0][:200]
             raise BrokenCheckpoint(f"{where} is truncated or malformed ({reason}); download it again.") from None
     return readers
-
-
-def _pattern(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
-    for key, value in (patterns or {}).items():
-        if re.fullmatch(rf"(.*\.)?({key})", module):
-            return value
-    return default

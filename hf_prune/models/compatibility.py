@@ -1,12 +1,12 @@
 """Does a fine-tuned variant fit its base? Told from configs, tokenizer files and headers, before a download."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from hf_prune.blueprint import LOCAL, Source
 from hf_prune.hub import Peek, TensorInfo
+from hf_prune.hub.adapters import PAIR, has_rows
 from hf_prune.models.headers import layer_prefix, setting
 from hf_prune.models.vocabulary import vocabulary
 
@@ -157,14 +157,17 @@ def _shape(tensor: TensorInfo | None) -> tuple[int, ...] | None:
 def _adapter(variant: Peek) -> Iterator[Row]:
     """Every LoRA pair must fit a matrix of the model."""
     for name, info in variant.adapter.items():
-        match = re.fullmatch(r"base_model\.model\.(.+)\.lora_([AB])(?:\.default)?\.weight", name)
+        match = PAIR.fullmatch(name)
         if not match:
             continue
-        shape = _shape(variant.tensors.get(f"{match[1]}.weight"))
-        side = info.shape[1] if match[2] == "A" else info.shape[0]
-        if shape is None or side not in shape:
+        module = match["module"]
+        shape = _shape(variant.tensors.get(f"{module}.weight"))
+        side = info.shape[1] if match["side"] == "A" else info.shape[0]
+        # Stacked experts have tensors below the name, and a tied head has none: of those PEFT knows.
+        elsewhere = has_rows(module) or any(n.startswith(f"{module}.") for n in variant.tensors)
+        if (shape is None and not elsewhere) or (shape is not None and side not in shape):
             yield Row(
-                f"adapter on {match[1]}", _text(shape), _text(tuple(info.shape)), "fatal", "it fits no matrix there"
+                f"adapter on {module}", _text(shape), _text(tuple(info.shape)), "fatal", "it fits no matrix there"
             )
             return
     if variant.adapter:

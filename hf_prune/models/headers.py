@@ -93,8 +93,8 @@ def weigh(peek: "Peek") -> Weights:
             f"{peek.source} has no safetensors, so its sizes cannot be read without loading it; "
             "convert it to safetensors, or skip plan and run compress --allow-pickle."
         )
-    # What a source's own code expects is known once it runs, which a plan does not.
-    return _by_names(peek) if needs_code(peek.config) else _as_loaded(peek)
+    # What a source's own code expects is known once it runs, and a plain checkpoint's names once that is made.
+    return _by_names(peek) if needs_code(peek.config) or peek.prepared else _as_loaded(peek)
 
 
 def _as_loaded(peek: "Peek") -> Weights:

@@ -9,11 +9,13 @@ import torch
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel
 
 from hf_prune.blueprint import Source
-from hf_prune.errors import BrokenCheckpoint, IncompatibleSources, UnsafeSource
+from hf_prune.errors import BrokenCheckpoint, UnsafeSource
 from hf_prune.hub.contents import needs_code
-from hf_prune.models.checkpoint import Adapter, Checkpoint
+from hf_prune.models.adapter import Adapter
+from hf_prune.models.checkpoint import Checkpoint
 from hf_prune.models.families import Family, depth_of, read_config
 from hf_prune.models.loading import Fit, match_tensors, same, tied
+from hf_prune.models.prepared import prepared
 
 VOCABULARIES = ("embed_tokens.weight", "lm_head.weight", "wte.weight", "embed_in.weight")
 """Tensors with a row per token."""
@@ -21,7 +23,8 @@ VOCABULARIES = ("embed_tokens.weight", "lm_head.weight", "wte.weight", "embed_in
 
 @dataclass(frozen=True, eq=False)
 class Parent:
-    """One opened source: what `Blueprint.sources[i]` points to; `levels` are its level libraries by digest.
+    """One opened source: what `Blueprint.sources[i]` points to; `levels` are its level libraries by digest, `how` says
+    in words what made a plain checkpoint of it.
 
     Code beside the weights is run only where somebody allowed it and transformers cannot do without: of the model with
     `trust_remote_code`, of its tokenizer with `trust_tokenizer_code`.
@@ -35,6 +38,7 @@ class Parent:
     base: "Parent | None" = None
     rows: tuple[int, ...] | None = None
     levels: dict[str, Any] = field(default_factory=dict)
+    how: tuple[str, ...] = ()
 
     @classmethod
     def open(
@@ -45,20 +49,25 @@ class Parent:
         *,
         allow_pickle: bool = False,
         trust_remote_code: bool = False,
+        dequantize: bool = False,
     ) -> "Parent":
-        """Open config and shard headers of a local folder; no weights are read.
+        """Open config and shard headers of a local folder; no weights are read, unless they must be prepared first.
 
         Raises:
             UnsupportedArchitecture, BrokenCheckpoint, UnsafeSource, IncompatibleSources: as the modules that read.
         """
-        checkpoint = Checkpoint(folder, Adapter(adapter) if adapter else None, allow_pickle)
+        plain = prepared(
+            source, folder, adapter, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code,
+            dequantize=dequantize,
+        )  # fmt: skip
+        checkpoint = Checkpoint(plain.folder, plain.adapter and Adapter(plain.adapter), allow_pickle)
         trusted = trust_remote_code and needs_code(checkpoint.config)
-        config = read_config(folder, trusted, source.repo)
+        config = read_config(plain.folder, trusted, source.repo)
         found = match_tensors(source.repo, config, checkpoint.opened().tensors, same, trusted)
         transposed = [n for n, m in found.model.named_modules() if type(m).__name__ == "Conv1D"]
         checkpoint = checkpoint.named(found.readers, transposed)
-        _refuse_untying(checkpoint, found.model)
-        return cls(source, found, checkpoint, trusted, trust_remote_code and checkpoint.tokenizer_code)
+        words = trust_remote_code and checkpoint.tokenizer_code
+        return cls(source, found, checkpoint, trusted, words, how=plain.how)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -200,13 +209,3 @@ class Parent:
     def parameters(self) -> int:
         """Parameters of the dense model, tied tensors counted once."""
         return sum(s.numel() for s in self.shapes.values())
-
-
-def _refuse_untying(checkpoint: Checkpoint, model: PreTrainedModel) -> None:
-    # PEFT replaces the embedding alone and leaves the head as it was; a tied model cannot hold both.
-    adapter = checkpoint.adapter
-    if adapter and (both := [name for name in tied(model).values() if name in adapter.saved]):
-        raise IncompatibleSources(
-            f"The adapter {adapter.folder.name} replaces {both[0]}, which its base also uses as the head; "
-            "merge it with peft's merge_and_unload() and use the merged model."
-        )

@@ -11,7 +11,8 @@ import torch
 from hf_prune import hub
 from hf_prune.errors import HfPruneError
 from hf_prune.hub import Peek, Relative, TensorInfo
-from hf_prune.models.checkpoint import DTYPES, lora_scale
+from hf_prune.models.adapter import lora_scale
+from hf_prune.models.checkpoint import DTYPES
 from hf_prune.models.compatibility import verdict
 from hf_prune.models.headers import layer_prefix
 

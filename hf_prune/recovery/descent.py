@@ -20,7 +20,8 @@ from torch import Tensor
 from hf_prune.assembly.layer_bank import LayerBank, sharing
 from hf_prune.atomic_files import written
 from hf_prune.blueprint import Blueprint, Fidelity, LayerSpec
-from hf_prune.evaluation.dense import Call, Dense, Reference, Targets, after
+from hf_prune.evaluation.comparison import Reference, Targets
+from hf_prune.evaluation.dense import Call, Dense, after
 from hf_prune.evaluation.evaluator import Evaluator
 from hf_prune.evaluation.objectives import DOUBT_WEIGHT
 from hf_prune.evaluation.packed_tasks import Sheet

@@ -27,7 +27,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from hf_prune.evaluation.dense import Targets, log_rest
+from hf_prune.evaluation.comparison import Targets, log_rest
 from hf_prune.models.experts import stacked
 from hf_prune.models.families import Family
 

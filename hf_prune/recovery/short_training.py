@@ -19,7 +19,8 @@ from torch import Tensor
 
 from hf_prune.assembly.layer_bank import LayerBank, sharing
 from hf_prune.blueprint import Blueprint, LayerSpec, Part
-from hf_prune.evaluation.dense import Call, Dense, Targets, after, compared
+from hf_prune.evaluation.comparison import Targets, compare
+from hf_prune.evaluation.dense import Call, Dense, after
 from hf_prune.evaluation.evaluator import Evaluator
 from hf_prune.limits import TOP_K
 from hf_prune.recovery.heal import Course, distillation
@@ -180,7 +181,7 @@ class Candidate:
         for tile in self.dense.tiles(reference.hidden[0][rows], self.dense.tile_tokens):
             part = slice(rows.start + tile.start, rows.start + tile.stop)
             states = self._states(reference.hidden[self.learns][part], reference.calls, self.learns)
-            found = compared(reference, part, self.dense.logits(states[:, :-1]).float())
+            found = compare(reference, part, self.dense.logits(states[:, :-1]).float())
             kl, nll, count = kl + float(found[0].sum()), nll + float(found[1].sum()), count + found[0].numel()
         return (kl / count, nll / count) if math.isfinite(kl + nll) else (math.inf, math.inf)
 

@@ -1,7 +1,8 @@
 """Which licence a model made from others carries."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+
+from hf_prune.report.schema.model import SourceCard
 
 STRICTNESS = tuple(
     tuple(group.split())
@@ -23,12 +24,12 @@ STRICTNESS = tuple(
 """Licence identifiers of the Hub from free to strict: later groups restrict more, and so do later names in a group."""
 
 
-def inherited_licence(parents: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+def inherited_licence(parents: Sequence[SourceCard]) -> tuple[str, str]:
     """The most restrictive licence among the parents, and a sentence about it.
 
     A parent without a licence makes the result `unknown`: nothing was granted that could be passed on.
     """
-    names = {str(p["repo"]): [x.lower() for x in listed(p.get("license"))] or ["unknown"] for p in parents}
+    names = {p.repo: [x.lower() for x in listed(p.license)] or ["unknown"] for p in parents}
     every = sorted({x for found in names.values() for x in found}, key=_strictness)
     licence = every[-1] if every else "unknown"
     if licence == "unknown":
@@ -39,11 +40,11 @@ def inherited_licence(parents: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
     return licence, f"{licence}, the most restrictive of the parents' ({', '.join(every)}). Their terms all apply."
 
 
-def listed(value: Any) -> list[str]:
-    """Metadata of a card that may be absent, one text or a list of them, as a list."""
-    if not value:
+def listed(stated: str | Sequence[str] | None) -> list[str]:
+    """What a card says once, several times or not at all, as a list."""
+    if not stated:
         return []
-    return [str(x) for x in value] if isinstance(value, list | tuple) else [str(value)]
+    return [stated] if isinstance(stated, str) else list(stated)
 
 
 def _strictness(licence: str) -> tuple[int, int]:

@@ -1,6 +1,6 @@
 """A finished folder measured beside its dense parent, its bare cut and the baselines."""
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,15 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from hf_prune.assembly.assemble import quiet
 from hf_prune.assembly.base_check import stock_model
 from hf_prune.blueprint import Fidelity
-from hf_prune.data import tasks
+from hf_prune.data.task_scores import score
 from hf_prune.evaluation import speed
 from hf_prune.evaluation.evaluator import Evaluator
 from hf_prune.events import Advanced, Event, watched
 from hf_prune.report import lm_eval, stages, statistics
 from hf_prune.report.lm_eval import HarnessScores
 from hf_prune.report.retention import Standings, retention, standings
+from hf_prune.report.schema.course import Healing
+from hf_prune.report.schema.scores import Speed
 from hf_prune.report.stages import Observed, observe
 from hf_prune.session.restore import ADAPTER
 from hf_prune.session.selection import Winner
@@ -26,7 +28,7 @@ from hf_prune.session.session import Session
 
 def _loaded(session: Session, folder: Path) -> PreTrainedModel:
     """The finished folder as a user gets it, in the precision of the search so that all columns are alike."""
-    code = session.recipe.trust_remote_code
+    code = session.recipe.trust.remote_code
     with quiet():
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=session.dtype, local_files_only=True, trust_remote_code=code
@@ -37,13 +39,13 @@ def _loaded(session: Session, folder: Path) -> PreTrainedModel:
 
 
 def measured(
-    session: Session, winner: Winner, folder: Path, healing: Mapping[str, Any] | None
+    session: Session, winner: Winner, folder: Path, healing: Healing | None
 ) -> Generator[Event, None, dict[str, Any]]:
-    """Every figure of the report that needs the finished folder, on the report split.
+    """Every section of the report that needs the finished folder, by its name, on the report split.
 
     Args:
         session: the run.
-        winner: the model and what it is compared with.
+        found: the winner and what it is compared with.
         folder: holds the weights.
         healing: figures of the training that followed, if one did.
     """
@@ -65,7 +67,7 @@ def measured(
         "tasks": statistics.task_scores(dense.tasks, ours.tasks, rng),
         "stages": stages.stages(seen, windows, rng),
         "generation": stages.spoken(seen, session.inputs.tokenizer, windows),
-        "speed": speed.measure(models, rng),
+        "speed": Speed(**speed.measure(models, rng)),
         "retention": known and retention(session, winner, known),
     }
 
@@ -75,7 +77,7 @@ def _observed(
     evaluator: Evaluator,
     winner: Winner,
     folder: Path,
-    healing: Mapping[str, Any] | None,
+    healing: Healing | None,
     known: Standings | None,
 ) -> dict[str, Observed]:
     """Every stage that this run has, dense first; one model at a time beside the dense one.
@@ -89,7 +91,7 @@ def _observed(
         blueprints["repaired"] = winner.blueprint
     scores = evaluator.token_scores(list(blueprints.values()), Fidelity(len(windows.tokens)))
     texts = dict(zip(blueprints, scores, strict=True))
-    trained = bool(healing and healing["kept"])
+    trained = healing is not None and healing.kept
     last = "healed" if trained else list(blueprints)[-1]
     seen = {}
     for stage in [*blueprints, *(["healed"] if trained else [])]:
@@ -101,11 +103,11 @@ def _observed(
             model = session.assembled(blueprints[stage])
         text = texts[stage] if stage in texts else evaluator.live_scores(model)
         digest = blueprints[stage].digest if stage in blueprints else f"{winner.blueprint.digest}-{recipe.digest}"
-        harness = scores_of(model, session, digest) if recipe.lm_eval else {}
+        harness = scores_of(model, session, digest) if recipe.report.lm_eval else {}
         if known and stage != last:
             answers = known.answers(blueprints[stage])
         else:
-            answers = {t.name: tasks.score(model, session.inputs.tokenizer, t) for t in questions}
+            answers = {t.name: score(model, session.inputs.tokenizer, t) for t in questions}
         seen[stage] = observe(model, text, session.inputs.tokenizer, windows, answers, harness)
     return seen
 
@@ -123,5 +125,10 @@ def scores_of(model: PreTrainedModel, session: Session, digest: str) -> dict[str
     recipe, cache = session.recipe, Path("~/.cache/hf_prune/lm_eval").expanduser()
     key = f"{digest}-{str(session.dtype).removeprefix('torch.')}"
     return lm_eval.scores(
-        model, session.inputs.tokenizer, recipe.lm_eval, digest=key, limit=recipe.lm_eval_limit, cache=cache
+        model,
+        session.inputs.tokenizer,
+        recipe.report.lm_eval,
+        digest=key,
+        limit=recipe.report.lm_eval_limit,
+        cache=cache,
     )

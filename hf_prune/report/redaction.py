@@ -25,12 +25,11 @@ def public_recipe(recipe: Mapping[str, Any], local: Iterable[str] = ()) -> dict[
     for key, value in recipe.items():
         if key in RECIPE_LEFT_OUT:
             continue
-        if key == "variants":
-            public[key] = ["+".join(public_source(x, local, False) for x in v.split("+")) for v in value]
-        elif isinstance(value, list | tuple):
-            public[key] = [public_source(x, local) if isinstance(x, str) else x for x in value]
+        if isinstance(value, list | tuple):
+            named = _public_model if key == "variants" else public_source
+            public[key] = [named(x, local) if isinstance(x, str) else x for x in value]
         elif key == "base":
-            public[key] = "+".join(public_source(x, local, False) for x in str(value).split("+"))
+            public[key] = _public_model(str(value), local)
         else:
             public[key] = without_paths(value) if isinstance(value, str) else value
     return public
@@ -75,6 +74,11 @@ def public_source(text: str, local: Iterable[str] = (), is_path: bool = False) -
     spelled = re.match(r"[/~.\\]|[A-Za-z]:[\\/]", text) or "\\" in text or text.count("/") > 1
     path = is_path or spelled or re.search(r"\.(jsonl?|txt|ya?ml)$", text)
     return name if path or name in local or ("/" in text and os.path.exists(text)) else text
+
+
+def _public_model(text: str, local: Iterable[str]) -> str:
+    """A model, perhaps with an adapter behind a plus sign."""
+    return "+".join(public_source(x, local) for x in text.split("+"))
 
 
 def _last_name(path: str) -> str:

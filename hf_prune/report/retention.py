@@ -3,15 +3,19 @@
 One sweep over the report split: corpora and tasks, for all parents, the result and its baselines alike.
 """
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
 
 from hf_prune.blueprint import Blueprint, Fidelity
-from hf_prune.data.tasks import ACCURACIES, Z95, Task, TaskScores
+from hf_prune.data.task_scores import ACCURACIES, TaskScores
+from hf_prune.data.tasks import Task
 from hf_prune.evaluation.evaluator import Evaluator
 from hf_prune.evaluation.objectives import Measures
 from hf_prune.evaluation.packed_tasks import Exam
+from hf_prune.report.schema.scores import Kept, Retention, RetentionRow
+from hf_prune.report.schema.section import Interval
+from hf_prune.report.statistics import Z95
 from hf_prune.session.selection import Winner
 from hf_prune.session.session import Session
 
@@ -50,39 +54,42 @@ def standings(
         corpora=[names.index(c) for c in windows.corpora],
         exam=lambda dense: Exam(dense, session.evidence.reported, session.inputs.tokenizer, session.recipe.seed),
     )
-    evidence = Fidelity(len(windows.tokens), items=session.recipe.task_items)
+    evidence = Fidelity(len(windows.tokens), items=session.recipe.tasks.items)
     measures = evaluator.evaluate([blueprint for _, _, blueprint in rows], evidence, progress)
     return Standings(tuple(rows), measures, tuple(names), tuple(evaluator.exam.tasks))
 
 
-def retention(session: Session, winner: Winner, known: Standings) -> dict[str, Any]:
+def retention(session: Session, winner: Winner, known: Standings) -> Retention:
     """The section of the report.
 
-    Retention is accuracy over that of the best dense parent, which is the one with the best mean; `best` is that of the
-    parent that is best at the task. Names that end in `_norm` say the same of length-normalised accuracy, which has a
-    reference of its own. `difference` is the mean accuracy of a row minus that of the winner; `doubt` and what ends in
-    `_doubt` are in nats per item (`TaskScores.doubts`), where less is better.
+    `difference` is the mean accuracy of a row minus that of the winner; doubts are `TaskScores.doubts`.
     """
     dense = known.measures[: len(session.inputs.parents)]
     ours = known.measures[len(dense) + (winner.blueprint != winner.cut)]
     best = {how: max(range(len(dense)), key=lambda k, how=how: _mean(dense[k], how)) for how in ACCURACIES}
     rows = []
     for (name, what, blueprint), m in zip(known.rows, known.measures, strict=True):
-        row = {"name": name, "label": what, "digest": blueprint.digest, "log_perplexity": m.text}
-        row["corpora"] = dict(zip(known.corpora, m.texts, strict=False))
-        for how, suffix in ACCURACIES.items():
-            row |= {f"{k}{suffix}": v for k, v in _kept(m, dense, best[how], how).items()}
-            row[f"difference{suffix}"], row[f"difference_ci{suffix}"] = difference(m, ours, how)
-        row["doubt"] = m.doubt
-        row["difference_doubt"], row["difference_ci_doubt"] = difference(m, ours, "doubts")
+        by_accuracy = [(suffix, _kept(m, ours, dense, best[how], how)) for how, suffix in ACCURACIES.items()]
+        behind, behind_ci = difference(m, ours, "doubts")
+        row = RetentionRow(
+            name=name,
+            label=what,
+            digest=blueprint.digest,
+            log_perplexity=m.text,
+            corpora=dict(zip(known.corpora, m.texts, strict=False)),
+            **{f"{field}{suffix}": value for suffix, kept in by_accuracy for field, value in asdict(kept).items()},
+            doubt=m.doubt,
+            difference_doubt=behind,
+            difference_ci_doubt=behind_ci,
+        )
         rows.append(row)
-    return {
+    return Retention(
         **{f"reference{suffix}": known.rows[best[how]][1] for how, suffix in ACCURACIES.items()},
-        "corpora": list(known.corpora),
-        "tasks": [t.name for t in known.tasks],
-        "items": session.recipe.task_items,
-        "rows": rows,
-    }
+        corpora=known.corpora,
+        tasks=tuple(t.name for t in known.tasks),
+        items=session.recipe.tasks.items,
+        rows=tuple(rows),
+    )
 
 
 def _rows(session: Session, winner: Winner) -> list[tuple[str, str, Blueprint]]:
@@ -93,7 +100,7 @@ def _rows(session: Session, winner: Winner) -> list[tuple[str, str, Blueprint]]:
     return [*parents, *ours, *((r.name, r.label, r.blueprint) for r in winner.baselines)]
 
 
-def difference(theirs: Measures, ours: Measures, how: str) -> tuple[float, list[float]]:
+def difference(theirs: Measures, ours: Measures, how: str) -> tuple[float, Interval]:
     """Mean over the tasks of what items score, theirs minus ours, and its 95 % interval on the same items.
 
     Args:
@@ -106,7 +113,7 @@ def difference(theirs: Measures, ours: Measures, how: str) -> tuple[float, list[
     middle = sum(g.mean() for g in gaps) / len(gaps)
     # The tasks' items are independent: the variance of their mean is the sum of theirs.
     half = Z95 * sum(g.var() / len(g) for g in gaps) ** 0.5 / len(gaps)
-    return float(middle), [float(middle - half), float(middle + half)]
+    return float(middle), (float(middle - half), float(middle + half))
 
 
 def _mean(measures: Measures, how: str) -> float:
@@ -117,18 +124,21 @@ def _accuracies(measures: Measures, how: str) -> dict[str, float]:
     return {t.task: float(getattr(t, how).mean()) for t in measures.tasks}
 
 
-def _kept(mine: Measures, parents: Sequence[Measures], best: int, how: str) -> dict[str, Any]:
-    """Accuracy and retention, task by task and on average."""
+def _kept(mine: Measures, ours: Measures, parents: Sequence[Measures], best: int, how: str) -> Kept:
+    """Accuracy and retention, task by task and on average, and the distance to ours."""
     accuracy, reference = _accuracies(mine, how), _accuracies(parents[best], how)
     top = {t: max(_accuracies(p, how)[t] for p in parents) for t in accuracy}
-    return {
-        "accuracy": accuracy,
-        "mean_accuracy": _mean(mine, how),
-        "retention": {t: _share(a, reference[t]) for t, a in accuracy.items()},
-        "mean_retention": _share(sum(accuracy.values()), sum(reference.values())),
-        "best_retention": {t: _share(a, top[t]) for t, a in accuracy.items()},
-    }
+    ahead, ci = difference(mine, ours, how)
+    return Kept(
+        accuracy=accuracy,
+        mean_accuracy=_mean(mine, how),
+        retention={t: _share(a, reference[t]) for t, a in accuracy.items()},
+        mean_retention=_share(sum(accuracy.values()), sum(reference.values())),
+        best_retention={t: _share(a, top[t]) for t, a in accuracy.items()},
+        difference=ahead,
+        difference_ci=ci,
+    )
 
 
-def _share(ours: float, theirs: float) -> float | None:
-    return ours / theirs if theirs else None
+def _share(ours: float, theirs: float) -> float:
+    return ours / theirs if theirs else math.nan

@@ -5,29 +5,15 @@ Perplexity hides collapse; a model that loops shows it here first.
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from transformers import GenerationConfig
 
+from hf_prune.report.schema.scores import Fluency
+
 REPEATED = 4
 """Length of the n-grams that `repetition` counts."""
-
-
-@dataclass(frozen=True, slots=True)
-class GenerationStats:
-    """`repetition`: share of 4-grams that repeat an earlier one of their sample (mean over samples, 0 to 1);
-    `distinct_2`: distinct over all bigrams of all samples (Li et al. 2016, arXiv:1510.03055);
-    `mean_length`: tokens until the end-of-text token, or all that were asked for."""
-
-    repetition: float
-    distinct_2: float
-    mean_length: float
-
-    def to_dict(self) -> dict[str, float]:
-        """The three figures under their own names."""
-        return asdict(self)
 
 
 def greedy(model: Any, prompts: Sequence[torch.Tensor], new_tokens: int) -> tuple[tuple[int, ...], ...]:
@@ -51,11 +37,13 @@ def greedy(model: Any, prompts: Sequence[torch.Tensor], new_tokens: int) -> tupl
     return tuple(said[i] for i in range(len(prompts)))
 
 
-def statistics(samples: Sequence[Sequence[int]]) -> GenerationStats:
-    """Figures of `GenerationStats` for samples as `greedy` gives them; empty samples count with length 0."""
+def fluency(samples: Sequence[Sequence[int]]) -> Fluency:
+    """How samples as `greedy` gives them repeat themselves; empty samples count with length 0."""
     rates = [repetition(s) for s in samples]
     lengths = [len(s) for s in samples]
-    return GenerationStats(sum(rates) / len(rates), distinct(samples, 2), sum(lengths) / len(lengths))
+    return Fluency(
+        repetition=sum(rates) / len(rates), distinct_2=distinct(samples, 2), mean_length=sum(lengths) / len(lengths)
+    )
 
 
 def repetition(sample: Sequence[int], n: int = REPEATED) -> float:

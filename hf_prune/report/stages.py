@@ -1,5 +1,6 @@
 """What a model can still do, dense, cut, repaired and healed; each difference is paired with the dense parent."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -7,13 +8,25 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel
 
-from hf_prune.data import tasks
+from hf_prune.data.task_scores import TaskScores, longest
 from hf_prune.data.windows import Windows
 from hf_prune.metrics import text_scores
 from hf_prune.report import samples, statistics
 from hf_prune.report.lm_eval import HarnessScores
+from hf_prune.report.schema.scores import (
+    Generation,
+    HarnessMetric,
+    HarnessTask,
+    Sample,
+    Score,
+    StageGeneration,
+    Stages,
+    StageText,
+    Task,
+    Text,
+)
+from hf_prune.report.schema.section import ByStage, StageName
 
-STAGES = ("dense", "cut", "repaired", "healed")
 PROMPT_TOKENS, NEW_TOKENS = 24, 64
 PROMPTS, SHOWN, WORST = 24, 6, 3
 """Report windows whose beginnings are continued; samples shown in order, and those that lost most."""
@@ -28,7 +41,7 @@ class Observed:
     """
 
     text: statistics.TokenScores
-    tasks: Mapping[str, tasks.TaskScores]
+    tasks: Mapping[str, TaskScores]
     said: tuple[tuple[int, ...], ...]
     closeness: Mapping[str, np.ndarray]
     harness: Mapping[str, HarnessScores]
@@ -39,19 +52,19 @@ def observe(
     text: statistics.TokenScores,
     tokenizer: Any,
     windows: Windows,
-    answers: Mapping[str, tasks.TaskScores],
+    answers: Mapping[str, TaskScores],
     harness: Mapping[str, HarnessScores],
 ) -> Observed:
     """Let a live model go on with the first tokens of report windows; the rest is known of it."""
     rows = windows.tokens[:PROMPTS]
-    room = max(1, min(NEW_TOKENS, tasks.longest(model.config) - PROMPT_TOKENS))
+    room = max(1, min(NEW_TOKENS, longest(model.config) - PROMPT_TOKENS))
     said = samples.greedy(model, list(rows[:, :PROMPT_TOKENS]), room)
     wanted = rows[:, PROMPT_TOKENS : PROMPT_TOKENS + NEW_TOKENS].tolist()
     close = text_scores([_speech(tokenizer, ids) for ids in said], [_speech(tokenizer, ids) for ids in wanted])
     return Observed(text, answers, said, close, harness)
 
 
-def stages(seen: Mapping[str, Observed], windows: Windows, rng: np.random.Generator) -> dict[str, Any]:
+def stages(seen: Mapping[StageName, Observed], windows: Windows, rng: np.random.Generator) -> Stages:
     """The capability table: per corpus, task, metric of generated text and lm_eval metric, every stage beside dense.
 
     Args:
@@ -60,21 +73,16 @@ def stages(seen: Mapping[str, Observed], windows: Windows, rng: np.random.Genera
         rng: decides the resamples of paired intervals.
     """
     dense = seen["dense"]
-    return {
-        "names": list(seen),
-        "text": _by_corpus(seen, windows),
-        "tasks": {
-            name: {stage: statistics.task_scores({name: dense.tasks[name]}, {name: o.tasks[name]}, rng)[name]
-                   for stage, o in seen.items()}
-            for name in dense.tasks
-        },
-        "generation": {stage: _generated(o, dense) for stage, o in seen.items()},
-        "harness": {name: {stage: _harness(o.harness[name], dense.harness[name]) for stage, o in seen.items()}
-                    for name in dense.harness},
-    }  # fmt: skip
+    return Stages(
+        names=tuple(seen),
+        text=_by_corpus(seen, windows),
+        tasks={name: _by_task(seen, name, rng) for name in dense.tasks},
+        generation=ByStage[StageGeneration](**{stage: _generated(o, dense) for stage, o in seen.items()}),
+        harness={name: _by_harness_task(seen, name) for name in dense.harness},
+    )
 
 
-def spoken(seen: Mapping[str, Observed], tokenizer: Any, windows: Windows) -> dict[str, Any]:
+def spoken(seen: Mapping[StageName, Observed], tokenizer: Any, windows: Windows) -> Generation:
     """Greedy continuations side by side, `pruned` being the last stage, and how much they repeat themselves.
 
     `samples` are the first prompts, `worst` those on whose windows the last stage lost most against dense.
@@ -83,54 +91,76 @@ def spoken(seen: Mapping[str, Observed], tokenizer: Any, windows: Windows) -> di
     loss = (seen[final].text[1] - seen["dense"].text[1]).double().mean(1)[: len(windows.tokens[:PROMPTS])]
     worst = loss.argsort(descending=True)[:WORST].tolist()
 
-    def shown(row: int) -> dict[str, str]:
+    def shown(row: int) -> Sample:
         prompt = _speech(tokenizer, windows.tokens[row, :PROMPT_TOKENS].tolist())
         texts = {stage: _speech(tokenizer, o.said[row]) for stage, o in seen.items()}
-        return {"prompt": prompt, **texts, "pruned": texts[final]}
+        return Sample(prompt=prompt, **texts, pruned=texts[final])
 
-    stats = {stage: samples.statistics(o.said).to_dict() for stage, o in seen.items()}
-    return {
-        "samples": [shown(row) for row in range(min(SHOWN, len(loss)))],
-        "worst": [shown(row) for row in worst],
-        "new_tokens": NEW_TOKENS,
-        **stats,
-        "pruned": stats[final],
-    }
-
-
-def closed(dense: float, cut: float, now: float) -> float | None:
-    """Share of the gap between dense and cut that is closed; None where the cut cost nothing."""
-    return (cut - now) / (cut - dense) if cut > dense else None
+    fluencies = {stage: samples.fluency(o.said) for stage, o in seen.items()}
+    return Generation(
+        samples=tuple(shown(row) for row in range(min(SHOWN, len(loss)))),
+        worst=tuple(shown(row) for row in worst),
+        new_tokens=NEW_TOKENS,
+        **fluencies,
+        pruned=fluencies[final],
+    )
 
 
-def _by_corpus(seen: Mapping[str, Observed], windows: Windows) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for stage, o in seen.items():
-        for corpus, row in statistics.text(seen["dense"].text, o.text, windows).items():
-            kept = {k: row[k] for k in ("kl", "kl_ci", "log_ratio", "log_ratio_ci")}
-            found.setdefault(corpus, {})[stage] = {**row["pruned"], **kept}
-    for rows in found.values():
-        for row in rows.values() if "cut" in rows else ():
-            row["closed"] = closed(0.0, rows["cut"]["log_ratio"], row["log_ratio"])
+def closed(dense: float, cut: float, now: float) -> float:
+    """Share of the gap between dense and cut that is closed; NaN where the cut cost nothing."""
+    return (cut - now) / (cut - dense) if cut > dense else math.nan
+
+
+def _by_corpus(seen: Mapping[StageName, Observed], windows: Windows) -> dict[str, ByStage[StageText]]:
+    texts = {stage: statistics.text(seen["dense"].text, o.text, windows) for stage, o in seen.items()}
+    found = {}
+    for corpus in texts["dense"]:
+        gap = texts["cut"][corpus].log_ratio if "cut" in texts else math.nan
+        rows = {stage: _stage_text(text[corpus], gap) for stage, text in texts.items()}
+        found[corpus] = ByStage[StageText](**rows)
     return found
 
 
-def _generated(ours: Observed, dense: Observed) -> dict[str, Any]:
-    row: dict[str, Any] = samples.statistics(ours.said).to_dict()
+def _stage_text(row: Text, gap: float) -> StageText:
+    """A stage beside the gap in log-perplexity that the cut opened."""
+    return StageText(
+        **row.pruned.given(),
+        kl=row.kl,
+        kl_ci=row.kl_ci,
+        log_ratio=row.log_ratio,
+        log_ratio_ci=row.log_ratio_ci,
+        closed=closed(0.0, gap, row.log_ratio),
+    )
+
+
+def _by_task(seen: Mapping[StageName, Observed], name: str, rng: np.random.Generator) -> ByStage[Task]:
+    dense = seen["dense"].tasks[name]
+    rows = {stage: statistics.task_scores({name: dense}, {name: o.tasks[name]}, rng)[name] for stage, o in seen.items()}
+    return ByStage[Task](**rows)
+
+
+def _generated(ours: Observed, dense: Observed) -> StageGeneration:
+    scores = {}
     for name, values in ours.closeness.items():
         difference, ci = statistics.interval(values - dense.closeness[name])
-        row[name] = {"value": float(values.mean()), "difference": difference, "difference_ci": ci}
-    return row
+        scores[name] = Score(value=float(values.mean()), difference=difference, difference_ci=ci)
+    return StageGeneration(**samples.fluency(ours.said).given(), **scores)
 
 
-def _harness(ours: HarnessScores, dense: HarnessScores) -> dict[str, Any]:
-    row: dict[str, Any] = {}
+def _by_harness_task(seen: Mapping[StageName, Observed], name: str) -> ByStage[HarnessTask]:
+    dense = seen["dense"].harness[name]
+    return ByStage[HarnessTask](**{stage: _harness(o.harness[name], dense) for stage, o in seen.items()})
+
+
+def _harness(ours: HarnessScores, dense: HarnessScores) -> HarnessTask:
+    rows = {}
     for name, value in ours.metrics.items():
-        row[name] = {"value": value, "higher_is_better": ours.higher_is_better.get(name)}
+        row = HarnessMetric(value=value, higher_is_better=ours.higher_is_better.get(name))
         if name in ours.items:
             difference, ci = statistics.interval(ours.items[name] - dense.items[name])
-            row[name] |= {"difference": difference, "difference_ci": ci, "items": len(ours.items[name])}
-    return {"version": ours.version, "metrics": row}
+            row = row.replace(difference=difference, difference_ci=ci, items=len(ours.items[name]))
+        rows[name] = row
+    return HarnessTask(version=ours.version, metrics=rows)
 
 
 def _speech(tokenizer: Any, ids: Sequence[int]) -> str:

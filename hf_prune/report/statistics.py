@@ -1,4 +1,4 @@
-"""What was measured, pruned beside dense: plain numbers in, one JSON-ready dict out.
+"""What was measured, pruned beside dense: plain numbers in, sections of a report out.
 
 Every figure is taken on the report split, which neither the search nor the choice among finalists has seen.
 """
@@ -7,33 +7,65 @@ import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
 
 from hf_prune.assembly.assemble import Parent
-from hf_prune.blueprint import GONE, Blueprint, Fidelity, LayerSpec, Part
-from hf_prune.data import tasks
+from hf_prune.blueprint import GONE, Blueprint, Fidelity, LayerSpec, Part, Source
+from hf_prune.data.task_scores import TaskScores
 from hf_prune.data.windows import Windows
 from hf_prune.evaluation import speed
 from hf_prune.evaluation.evaluator import Evaluator
+from hf_prune.report.schema.course import Corpus, Hardware, Split
+from hf_prune.report.schema.model import LayerOrigin, LayerWidth, ModelSize, Size, SourceCard
+from hf_prune.report.schema.scores import Answers, Baseline, Perplexity, Task, Text
+from hf_prune.report.schema.section import Interval
 
 Z95 = 1.959963984540054
 TokenScores = tuple[torch.Tensor, torch.Tensor]
 
 
-def interval(values: np.ndarray) -> tuple[float, list[float]]:
+def interval(values: np.ndarray) -> tuple[float, Interval]:
     """Mean over windows and its 95 % normal interval; windows are the independent units, tokens inside one are not."""
     mean = float(values.mean())
     if len(values) < 2 or not np.isfinite(values).all():
-        return mean, [mean, mean]
+        return mean, (mean, mean)
     half = Z95 * float(values.std(ddof=1)) / math.sqrt(len(values))
-    return mean, [mean - half, mean + half]
+    return mean, (mean - half, mean + half)
 
 
-def text(dense: TokenScores, pruned: TokenScores, windows: Windows) -> dict[str, Any]:
+def wilson(successes: int, trials: int, z: float = Z95) -> tuple[float, float]:
+    """Wilson's score interval for a proportion (JASA 22, 1927); 95 % by default."""
+    share = successes / trials
+    scale = 1 + z * z / trials
+    middle = (share + z * z / (2 * trials)) / scale
+    half = z / scale * (share * (1 - share) / trials + z * z / (4 * trials * trials)) ** 0.5
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def paired_difference(
+    ours: np.ndarray, theirs: np.ndarray, rng: np.random.Generator, draws: int = 10_000
+) -> tuple[float, tuple[float, float]]:
+    """Difference in accuracy (ours - theirs) on the same items, with a 95 % interval by paired bootstrap.
+
+    Only the items on which the two disagree matter, so a resample of the items is one multinomial draw of three counts.
+
+    Args:
+        ours: bool [items].
+        theirs: bool [items], the same items in the same order.
+        rng: decides the resamples.
+        draws: number of resamples.
+    """
+    n = len(ours)
+    won, lost = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
+    counts = rng.multinomial(n, [won / n, lost / n, (n - won - lost) / n], size=draws)
+    low, high = np.quantile((counts[:, 0] - counts[:, 1]) / n, [0.025, 0.975])
+    return (won - lost) / n, (float(low), float(high))
+
+
+def text(dense: TokenScores, pruned: TokenScores, windows: Windows) -> dict[str, Text]:
     """Perplexity of both, KL and their paired log-ratio, per corpus and over all windows.
 
     Args:
@@ -47,25 +79,25 @@ def text(dense: TokenScores, pruned: TokenScores, windows: Windows) -> dict[str,
     return {name: _text_row(dense, pruned, mask) for name, mask in rows.items()}
 
 
-def _text_row(dense: TokenScores, pruned: TokenScores, mask: np.ndarray) -> dict[str, Any]:
+def _text_row(dense: TokenScores, pruned: TokenScores, mask: np.ndarray) -> Text:
     nll_dense, nll = (s[1].double().mean(1).numpy()[mask] for s in (dense, pruned))
     kl, kl_ci = interval(pruned[0].double().mean(1).numpy()[mask])
     ratio, ratio_ci = interval(nll - nll_dense)
-    return {
-        "tokens": int(mask.sum()) * pruned[1].shape[1],
-        "dense": perplexity(nll_dense),
-        "pruned": perplexity(nll),
-        "kl": kl,
-        "kl_ci": kl_ci,
-        "log_ratio": ratio,
-        "log_ratio_ci": ratio_ci,
-    }
+    return Text(
+        tokens=int(mask.sum()) * pruned[1].shape[1],
+        dense=perplexity(nll_dense),
+        pruned=perplexity(nll),
+        kl=kl,
+        kl_ci=kl_ci,
+        log_ratio=ratio,
+        log_ratio_ci=ratio_ci,
+    )
 
 
-def perplexity(nll: np.ndarray) -> dict[str, Any]:
+def perplexity(nll: np.ndarray) -> Perplexity:
     """exp of the mean of per-window NLLs [windows], with the exponentiated interval."""
-    mean, ends = interval(nll)
-    return {"perplexity": _exp(mean), "ci": [_exp(e) for e in ends]}
+    mean, (low, high) = interval(nll)
+    return Perplexity(perplexity=_exp(mean), ci=(_exp(low), _exp(high)))
 
 
 def _exp(x: float) -> float:
@@ -73,25 +105,38 @@ def _exp(x: float) -> float:
 
 
 def task_scores(
-    dense: Mapping[str, tasks.TaskScores], pruned: Mapping[str, tasks.TaskScores], rng: np.random.Generator
-) -> dict[str, Any]:
+    dense: Mapping[str, TaskScores], pruned: Mapping[str, TaskScores], rng: np.random.Generator
+) -> dict[str, Task]:
     """Accuracy of both on the same items, with the paired difference; what ends in `_norm` is of acc_norm."""
     section = {}
     for name, theirs in dense.items():
         ours = pruned[name]
-        row: dict[str, Any] = {"items": len(theirs.correct), "chance": theirs.chance, "dense": {}, "pruned": {}}
-        for how, suffix in tasks.ACCURACIES.items():
-            for who, scores in (("dense", theirs), ("pruned", ours)):
-                right = getattr(scores, how)
-                row[who][f"accuracy{suffix}"] = float(right.mean())
-                row[who][f"ci{suffix}"] = list(tasks.wilson(int(right.sum()), len(right)))
-            difference, ci = tasks.difference(getattr(ours, how), getattr(theirs, how), rng)
-            row |= {f"difference{suffix}": difference, f"difference_ci{suffix}": list(ci)}
-        section[name] = row
+        difference, ci = paired_difference(ours.correct, theirs.correct, rng)
+        difference_norm, ci_norm = paired_difference(ours.correct_norm, theirs.correct_norm, rng)
+        section[name] = Task(
+            items=len(theirs.correct),
+            chance=theirs.chance,
+            dense=_answers(theirs),
+            pruned=_answers(ours),
+            difference=difference,
+            difference_ci=ci,
+            difference_norm=difference_norm,
+            difference_ci_norm=ci_norm,
+        )
     return section
 
 
-def sizes(parent: Parent, blueprint: Blueprint, live: int, stored: tuple[int, int], itemsize: int) -> dict[str, Any]:
+def _answers(scores: TaskScores) -> Answers:
+    right, right_norm = scores.correct, scores.correct_norm
+    return Answers(
+        accuracy=float(right.mean()),
+        ci=wilson(int(right.sum()), len(right)),
+        accuracy_norm=float(right_norm.mean()),
+        ci_norm=wilson(int(right_norm.sum()), len(right_norm)),
+    )
+
+
+def sizes(parent: Parent, blueprint: Blueprint, live: int, stored: tuple[int, int], itemsize: int) -> Size:
     """Parameters, bytes, layers and KV cache of dense and pruned.
 
     Args:
@@ -102,115 +147,96 @@ def sizes(parent: Parent, blueprint: Blueprint, live: int, stored: tuple[int, in
         itemsize: bytes of one cache element.
     """
     layers = blueprint.canonical().layers
-    caching = sum(s.attn_level != GONE for s in layers)
-    return {
-        "dense": {
-            "parameters": parent.parameters,
-            "bytes": parent.bytes,
-            "layers": parent.depth,
-            "kv_bytes_per_token": speed.kv_bytes_per_token(parent.config, itemsize),
-        },
-        "pruned": {
-            "parameters": stored[0],
-            "active_parameters": live,
-            "bytes": stored[1],
-            "layers": len(layers),
-            # Stock classes cache keys and values of a silenced attention too.
-            "kv_bytes_per_token": _cached(parent, layers, itemsize),
-            "layers_with_attention": caching,
-        },
-        "removed_ratio": 1 - live / parent.parameters,
-    }
+    dense = ModelSize(
+        parameters=parent.parameters,
+        bytes=parent.bytes,
+        layers=parent.depth,
+        kv_bytes_per_token=speed.kv_bytes_per_token(parent.config, itemsize),
+    )
+    pruned = ModelSize(
+        parameters=stored[0],
+        active_parameters=live,
+        bytes=stored[1],
+        layers=len(layers),
+        # Stock classes cache keys and values of a silenced attention too.
+        kv_bytes_per_token=_cached(parent, layers, itemsize),
+        layers_with_attention=sum(s.attn_level != GONE for s in layers),
+    )
+    return Size(dense=dense, pruned=pruned, removed_ratio=1 - live / parent.parameters)
 
 
 def _cached(parent: Parent, layers: Sequence[LayerSpec], itemsize: int) -> int:
     """Bytes that the cache holds per token."""
     each = speed.kv_bytes_per_token(parent.config, itemsize, 1)
-    narrow = {i: parent.levels[s.library] for i, s in enumerate(layers) if s.library}
-    shares = [narrow[i].left("attention", s.attn_level) / narrow[i].widths.groups if i in narrow else 1.0
-              for i, s in enumerate(layers)]  # fmt: skip
-    return round(each * sum(shares))
+    return round(each * sum(_share_of_groups(parent, spec) for spec in layers))
 
 
-def widths(parent: Parent, blueprint: Blueprint) -> list[dict[str, int]] | None:
+def _share_of_groups(parent: Parent, spec: LayerSpec) -> float:
+    """How many of a layer's key-value heads are left."""
+    if not spec.library:
+        return 1.0
+    levels = parent.levels[spec.library]
+    return levels.left("attention", spec.attn_level) / levels.widths.groups
+
+
+def widths(parent: Parent, blueprint: Blueprint) -> list[LayerWidth] | None:
     """Heads and neurons of every output layer, and of the dense one; None where no layer is narrower."""
     found = []
     for spec in blueprint.canonical().layers:
         if spec.library:
             levels = parent.levels[spec.library]
-            heads = levels.left("attention", spec.attn_level) * levels.widths.heads
-            found.append({"source": spec.anchor.layer, "heads": heads, "neurons": levels.left("mlp", spec.mlp_level),
-                          "of_heads": levels.widths.groups * levels.widths.heads,
-                          "of_neurons": levels.widths.neurons})  # fmt: skip
+            width = LayerWidth(
+                source=spec.anchor.layer,
+                heads=levels.left("attention", spec.attn_level) * levels.widths.heads,
+                neurons=levels.left("mlp", spec.mlp_level),
+                of_heads=levels.widths.groups * levels.widths.heads,
+                of_neurons=levels.widths.neurons,
+            )
+            found.append(width)
     return found or None
 
 
-def fates(blueprint: Blueprint, depth: int) -> list[dict[str, Any]]:
-    """What became of every source layer, for the table and the layer strip.
-
-    One of kept, narrowed, removed, merged, attn_removed, mlp_removed, or norms_only: its norms went to an output layer
-    that has the rest of its weights from elsewhere.
-    """
-    homes: list[list[dict[str, Any]]] = [[] for _ in range(depth)]
-    for output, spec in enumerate(blueprint.canonical().layers):
-        for part in spec.parts:
-            fate = "kept" if len(spec.parts) == 1 else "merged"
-            if spec.attn_level > 0 or spec.mlp_level > 0:
-                fate = "narrowed"
-            if spec.attn_level == GONE or spec.mlp_level == GONE:
-                fate = "attn_removed" if spec.attn_level == GONE else "mlp_removed"
-            homes[part.layer].append({"fate": fate, "output": output, "weight": part.weight})
-        if spec.norms and spec.norms.layer not in [p.layer for p in spec.parts]:
-            homes[spec.norms.layer].append({"fate": "norms_only", "output": output, "weight": 0.0})
-    gone = {"fate": "removed", "output": None, "weight": 0.0}
-    return [
-        {"source": i, **(max(found, key=lambda f: f["weight"]) if found else gone)} for i, found in enumerate(homes)
-    ]
-
-
-def origins(blueprint: Blueprint, names: Sequence[str]) -> list[dict[str, Any]]:
+def origins(blueprint: Blueprint, names: Sequence[str]) -> list[LayerOrigin]:
     """Per output layer the source layer and the weight of every parent, of the MLP apart where it has its own."""
     return [
-        {
-            "source": spec.anchor.layer,
-            "merge": spec.merge,
-            "parents": _weights(spec.parts, names),
-            "mlp": _weights(spec.mlp.parts, names) if spec.mlp else None,
-            "mlp_merge": spec.mlp.merge if spec.mlp else None,
-        }
+        LayerOrigin(
+            source=spec.anchor.layer,
+            merge=spec.merge,
+            parents=_weights(spec.parts, names),
+            mlp=_weights(spec.mlp.parts, names) if spec.mlp else None,
+            mlp_merge=spec.mlp.merge if spec.mlp else None,
+        )
         for spec in blueprint.layers
     ]
 
 
-def _weights(parts: Sequence[Part], names: Sequence[str]) -> Mapping[str, float]:
+def _weights(parts: Sequence[Part], names: Sequence[str]) -> dict[str, float]:
     return {names[p.source]: p.weight for p in parts}
 
 
 def baselines(
     entries: Sequence[tuple[str, str, Blueprint]], evaluator: Evaluator, windows: Windows, ours: TokenScores
-) -> list[dict[str, Any]]:
+) -> list[Baseline]:
     """Rows of the comparison at equal size: (name, label, blueprint), bare cuts in one sweep over the report split."""
     scores = evaluator.token_scores([b for _, _, b in entries], Fidelity(len(windows.tokens)))
     our_nll = ours[1].double().mean(1).numpy()
     rows = []
     for (name, label, blueprint), (kl, nll) in zip(entries, scores, strict=True):
         per_window = nll.double().mean(1).numpy()
-        ratio = interval(per_window - our_nll)[1]
         layers = blueprint.canonical().layers
         kept = {p.layer for s in layers for p in s.parts}
-        rows.append(
-            {
-                "name": name,
-                "label": label,
-                **({"blueprint": blueprint.to_json()} if _beyond_deletion(blueprint, evaluator) else {}),
-                "removed": [i for i in range(evaluator.bank.parents[0].depth) if i not in kept],
-                "layers": len(layers),
-                "parameters": evaluator.parameters(blueprint),
-                **perplexity(per_window),
-                "kl": float(kl.double().mean()),
-                "log_ratio_ci_vs_ours": None if name == "hf_prune" else ratio,
-            }
+        row = Baseline(
+            name=name,
+            label=label,
+            **({"blueprint": blueprint.to_json()} if _beyond_deletion(blueprint, evaluator) else {}),
+            removed=tuple(i for i in range(evaluator.bank.parents[0].depth) if i not in kept),
+            layers=len(layers),
+            parameters=evaluator.parameters(blueprint),
+            **perplexity(per_window).given(),
+            kl=float(kl.double().mean()),
+            log_ratio_ci_vs_ours=None if name == "hf_prune" else interval(per_window - our_nll)[1],
         )
+        rows.append(row)
     return rows
 
 
@@ -220,29 +246,30 @@ def _beyond_deletion(blueprint: Blueprint, evaluator: Evaluator) -> bool:
     return not alone or any(s.library or len(s.parts) > 1 for s in blueprint.layers)
 
 
-def splits(windows: Mapping[str, Windows]) -> dict[str, Any]:
+def splits(windows: Mapping[str, Windows]) -> dict[str, Split]:
     """Windows, tokens and origin of every split and corpus."""
-    return {
-        name: {
-            "windows": len(w.tokens),
-            "tokens": w.tokens.numel(),
-            "length": w.tokens.shape[1],
-            "corpora": {c: {"windows": w.corpora.count(c), "origin": w.origin[c]} for c in sorted(set(w.corpora))},
-        }
-        for name, w in windows.items()
-    }
+    return {name: _split(w) for name, w in windows.items()}
+
+
+def _split(w: Windows) -> Split:
+    return Split(
+        windows=len(w.tokens),
+        tokens=w.tokens.numel(),
+        length=w.tokens.shape[1],
+        corpora={c: Corpus(windows=w.corpora.count(c), origin=w.origin[c]) for c in sorted(set(w.corpora))},
+    )
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
     """What the measurements ran on."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
-    return {
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "memory_gib": round(memory / 2**30, 1),
-        "accelerator": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-    }
+    return Hardware(
+        processor=_processor(),
+        cores=os.cpu_count(),
+        threads=torch.get_num_threads(),
+        memory_gib=round(memory / 2**30, 1),
+        accelerator=torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+    )
 
 
 def _processor() -> str:
@@ -254,9 +281,16 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def sources(blueprint: Blueprint, cards: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def sources(pinned: Sequence[Source], cards: Sequence[Mapping[str, Any]]) -> list[SourceCard]:
     """Pinned parents with the licence and language their own cards state."""
     return [
-        {**asdict(s), "license": c.get("license"), "language": c.get("language")}
-        for s, c in zip(blueprint.sources, cards, strict=True)
+        SourceCard(
+            repo=source.repo,
+            revision=source.revision,
+            adapter=source.adapter,
+            license=card.get("license"),
+            language=card.get("language"),
+            **({"how": tuple(card["how"])} if card.get("how") else {}),
+        )
+        for source, card in zip(pinned, cards, strict=True)
     ]

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel
-
+from hf_prune.recipe import Recipe
 from hf_prune.report import verdicts
+from hf_prune.report.schema.report import Report
 from hf_prune.report.verdicts import amount, percent
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ def event_dict(event: "Event") -> dict[str, Any]:
 
 def plain(value: Any) -> Any:
     """JSON values all the way down; infinities and NaN, which JSON lacks, become "inf", "-inf" and "nan"."""
-    if isinstance(value, BaseModel):
-        return plain(value.model_dump(mode="json"))
+    if isinstance(value, Recipe):
+        return plain(value.flat())
     if is_dataclass(value):
         return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, Mapping):
@@ -42,6 +42,7 @@ def plan_rows(plan: "Plan") -> dict[str, str]:
         "model": f"{plan.base} ({plan.model_type})",
         "layers": f"{plan.depth} of {layer} parameters each; {amount(plan.outside_parameters)} outside the layers",
         "size": f"{amount(plan.parameters)} parameters, {amount(plan.bytes, 'B')}",
+        **({"before": "; ".join(plan.notes)} if plan.notes else {}),
         "asked": plan.asked,
         "result": _planned_result(plan),
         "disk": f"{amount(plan.disk_bytes, 'B')}, of which download {amount(plan.download_bytes, 'B')}",
@@ -60,7 +61,7 @@ def plan_rows(plan: "Plan") -> dict[str, str]:
     return rows
 
 
-def report_lines(report: Mapping[str, Any]) -> list[str]:
+def report_lines(report: Report) -> list[str]:
     """The card's warnings and verdicts, one sentence or two each."""
     found = (verdicts.size_miss(report), verdicts.baseline_verdict(report), verdicts.merging_verdict(report))
     warned = [f"Warning: {w}" for w in verdicts.warnings(report)]

@@ -105,8 +105,10 @@ def _like_the_result(
     """A search with as many trials as the main one, and a choice on the selection windows like there."""
     recipe, evidence = session.recipe, session.evidence
     trials = evaluations(recipe, facts)
-    stages = tuple(sorted({evidence.fidelity(max(1, recipe.sequences // 2)), evidence.full}))
-    schedule = Schedule(stages, trials, recipe.population, recipe.offspring, one.starts(_cuts(found)), FINALISTS)
+    stages = tuple(sorted({evidence.fidelity(max(1, recipe.data.sequences // 2)), evidence.full}))
+    schedule = Schedule(
+        stages, trials, recipe.search.population, recipe.search.offspring, one.starts(_cuts(found)), FINALISTS
+    )
     search = SEARCHERS[one.searcher].propose(scorer.space, schedule, np.random.default_rng(recipe.seed))
     ranked = yield from drive(focused(search, (0,)), scorer.evaluate, journal, scorer.key, total=trials)
     wanted = [Trial(o.trial.genome, evidence.selection) for o in ranked]

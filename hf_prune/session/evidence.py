@@ -7,7 +7,7 @@ from typing import Any
 from hf_prune.blueprint import Fidelity
 from hf_prune.data.task_sources import check_apart, load_tasks
 from hf_prune.data.tasks import Task
-from hf_prune.data.windows import Windows, windows
+from hf_prune.data.windows import Windows, check_chats, windows
 from hf_prune.errors import InvalidData
 from hf_prune.limits import FINAL_STAGES
 from hf_prune.recipe import DEFAULT_DATA, TASK_OBJECTIVES, Recipe
@@ -51,11 +51,13 @@ class Evidence:
             InvalidData: as `windows`, or windows that are longer than the model reads.
         """
         r = self.recipe
-        counts = {"search": r.sequences, "selection": r.selection_sequences, "report": r.report_sequences}
-        if self.positions and r.length > self.positions:
+        counts = {"search": r.data.sequences, "selection": r.data.selection_sequences, "report": r.report.sequences}
+        if self.positions and r.data.length > self.positions:
             raise InvalidData(
-                f"length is {r.length}, but {self.repo} reads at most {self.positions} tokens; lower --length."
+                f"length is {r.data.length}, but {self.repo} reads at most {self.positions} tokens; lower --length."
             )
+        if r.heal.tokens:
+            check_chats(r.data.text or (DEFAULT_DATA,), self.tokenizer, r.tasks.force_test_split)
         return {split: self._read(split, n) for split, n in counts.items()}
 
     def training(self, count: int) -> Windows:
@@ -67,9 +69,9 @@ class Evidence:
         return self._read("heal", count, at_most=True)
 
     def _read(self, split: str, count: int, at_most: bool = False) -> Windows:
-        r = self.recipe
-        data = r.data or (DEFAULT_DATA,)
-        return windows(data, self.tokenizer, split, count, r.length, r.force_test_split, self.rows, at_most=at_most)
+        data, forced = self.recipe.data, self.recipe.tasks.force_test_split
+        text = data.text or (DEFAULT_DATA,)
+        return windows(text, self.tokenizer, split, count, data.length, forced, self.rows, at_most=at_most)
 
     @cached_property
     def corpora(self) -> tuple[str, ...]:
@@ -79,7 +81,7 @@ class Evidence:
     @property
     def lessons(self) -> int:
         """Windows that finalists may be trained on before the best is chosen."""
-        return -(-self.recipe.search_heal * 2 ** (FINAL_STAGES - 1) // self.recipe.length)
+        return -(-self.recipe.heal.finalist_tokens * 2 ** (FINAL_STAGES - 1) // self.recipe.data.length)
 
     # Tasks ---------------------------------------------------------------------------------------------------------
 
@@ -87,11 +89,11 @@ class Evidence:
     def searched(self) -> tuple[Task, ...]:
         """The tasks of the search; no item of theirs is in the report."""
         r = self.recipe
-        if self.over or not r.search_tasks:
+        if self.over or not r.tasks.search:
             return ()
-        found = load_tasks(r.search_tasks, "search", force=r.force_test_split)
-        need = r.learned_items + r.selection_items
-        learning = "tune_items" if r.learned_items > r.search_items else "search_items"
+        found = load_tasks(r.tasks.search, "search", force=r.tasks.force_test_split)
+        need = r.learned_items + r.tasks.selection_items
+        learning = "tune_items" if r.learned_items > r.tasks.search_items else "search_items"
         if short := next((t for t in found if len(t.items) < need), None):
             raise InvalidData(
                 f"The task {short.name} has {len(short.items)} items, but {learning} and selection_items ask for "
@@ -103,23 +105,23 @@ class Evidence:
     @cached_property
     def reported(self) -> tuple[Task, ...]:
         """The tasks of the report: all its tables show the same `task_items` items of each, spread over the answers."""
-        return tuple(t.spread(self.recipe.task_items) for t in self._report_tasks)
+        return tuple(t.spread(self.recipe.tasks.items) for t in self._report_tasks)
 
     @cached_property
     def _report_tasks(self) -> tuple[Task, ...]:
-        return load_tasks(self.recipe.tasks)
+        return load_tasks(self.recipe.tasks.names)
 
     # How much ------------------------------------------------------------------------------------------------------
 
     def fidelity(self, sequences: int) -> Fidelity:
         """So many windows of search text, and the same share of the items of every task."""
-        share = self.recipe.search_items * sequences // self.recipe.sequences
+        share = self.recipe.tasks.search_items * sequences // self.recipe.data.sequences
         return Fidelity(sequences, items=max(1, share) if self.searched else 0)
 
     @property
     def full(self) -> Fidelity:
         """All the search evidence."""
-        return self.fidelity(self.recipe.sequences)
+        return self.fidelity(self.recipe.data.sequences)
 
     @property
     def text(self) -> Fidelity:
@@ -130,12 +132,12 @@ class Evidence:
     def learning(self) -> Fidelity:
         """What gradient descent on weights learns from: tasks, too, where the objective looks at them."""
         r = self.recipe
-        asks = self.searched and r.objective in TASK_OBJECTIVES
-        return replace(self.full, items=(r.tune_items or r.search_items) if asks else 0)
+        asks = self.searched and r.search.objective in TASK_OBJECTIVES
+        return replace(self.full, items=(r.tune.items or r.tasks.search_items) if asks else 0)
 
     @property
     def selection(self) -> Fidelity:
         """What chooses among finalists."""
         r = self.recipe
-        tasks = {"items": r.selection_items, "first_item": r.learned_items} if self.searched else {}
-        return Fidelity(r.selection_sequences, start=r.sequences, **tasks)
+        tasks = {"items": r.tasks.selection_items, "first_item": r.learned_items} if self.searched else {}
+        return Fidelity(r.data.selection_sequences, start=r.data.sequences, **tasks)

@@ -14,7 +14,7 @@ from hf_prune.session.session import Session
 
 def members(session: Session, finalists: Sequence[Outcome]) -> list[dict[str, Any]]:
     """Members of a front from dense to small, knee marked; each carries its blueprint, ready to be assembled."""
-    objective = session.recipe.objective
+    objective = session.recipe.search.objective
     rows = []
     for outcome in finalists:
         blueprint = session.scorer.blueprint(outcome.trial.genome)
@@ -62,7 +62,7 @@ def public(member: Mapping[str, Any]) -> dict[str, Any]:
 def points(session: Session, journal: Journal) -> list[dict[str, Any]]:
     """Every candidate that saw all search evidence and did not break: share removed and its values by column."""
     total, where = session.inputs.base.parameters, session.columns.index("params")
-    full = Fidelity(session.recipe.sequences)
+    full = Fidelity(session.recipe.data.sequences)
     return [
         {"removed_ratio": 1 - r.values[where] / total, **dict(zip(session.columns, r.values, strict=True))}
         for r in journal.rows()
@@ -72,7 +72,8 @@ def points(session: Session, journal: Journal) -> list[dict[str, Any]]:
 
 def hypervolume(session: Session, journal: Journal) -> list[list[float]]:
     """History of the area that the front cuts from (nothing removed, worst finite quality seen)."""
-    seen = [(-p["removed_ratio"], p[session.recipe.objective]) for p in points(session, journal)]
-    batches = [seen[i : i + session.recipe.offspring] for i in range(0, len(seen), session.recipe.offspring)]
+    search = session.recipe.search
+    seen = [(-p["removed_ratio"], p[search.objective]) for p in points(session, journal)]
+    batches = [seen[i : i + search.offspring] for i in range(0, len(seen), search.offspring)]
     worst = max((v for _, v in seen), default=1.0)
     return [list(p) for p in hypervolume_history(batches, (0.0, worst))]

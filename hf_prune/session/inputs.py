@@ -90,7 +90,7 @@ def open_inputs(recipe: Recipe, parents: Sequence[Parent] = ()) -> Inputs:
         SourceError, UnsupportedArchitecture, IncompatibleSources: a source cannot be used, or not by this method.
         InvalidRecipe: the target cannot be met.
     """
-    trust = recipe.trust
+    trust = recipe.trust.arguments
     check_variants(recipe.base, recipe.variants, **trust)
     pulled = [hub.pull(recipe.base, **trust), *(pull_variant(recipe.base, v, **trust) for v in recipe.variants)]
     if not parents:
@@ -102,4 +102,5 @@ def open_inputs(recipe: Recipe, parents: Sequence[Parent] = ()) -> Inputs:
         # Refused now, not once the dense model has read all its text.
         Widths.of(base.config)
     target = target_of(recipe, Sizes((base.layer_parameters,) * base.depth, base.parameters))
-    return Inputs(recipe, tuple(parents), target, tuple(p.card for p in pulled))
+    cards = tuple({**p.card, "how": parent.how} for p, parent in zip(pulled, parents, strict=True))
+    return Inputs(recipe, tuple(parents), target, cards)

@@ -55,13 +55,13 @@ def calibrate(session: Session) -> Generator[Event, None, Session]:
         check_finite(session.evaluator.reference.hidden[-1])
         return session
     except BaseOverflow:
-        if session.recipe.dtype != "auto" or session.dtype == torch.float32:
+        if session.recipe.machine.dtype != "auto" or session.dtype == torch.float32:
             raise
     native = session.device.type == "cuda" and session.dtype == torch.float16 and torch.cuda.is_bf16_supported()
     wider = torch.bfloat16 if native else torch.float32
     names = [str(d).removeprefix("torch.") for d in (session.dtype, wider)]
     found = found_of(session) or {"parents": []}
-    _write(session, found["parents"], {"in": names[0], "measured_in": names[1]})
+    _write(session, found["parents"], {"precision": names[0], "measured_in": names[1]})
     yield Stage("calibrate", f"again in {names[1]}: the base itself overflows in {names[0]}")
     # Of the narrow run nothing is kept, the model least of all.
     session = replace(session, precision=wider)
@@ -79,7 +79,7 @@ def found_of(session: Session) -> dict[str, Any] | None:
 
 def _of(session: Session) -> dict[str, Any]:
     versions = {name: version(name) for name in ("torch", "transformers", "peft")}
-    how = {"dtype": session.recipe.dtype, "device": session.device.type}
+    how = {"dtype": session.recipe.machine.dtype, "device": session.device.type}
     return {"sources": list(map(str, session.inputs.sources)), **how, **versions}
 
 

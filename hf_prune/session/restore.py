@@ -40,7 +40,7 @@ def make_libraries(session: Session) -> Generator[Event, None, None]:
     kinds, depth = session.inputs.method.libraries(session.recipe), session.inputs.depth
     if not kinds:
         return
-    windows = session.recipe.library_sequences
+    windows = session.recipe.width.sequences
     yield Stage("library", f"levels of {depth} layers on at most {windows} windows")
 
     def work(tell: Tell) -> None:
@@ -48,7 +48,7 @@ def make_libraries(session: Session) -> Generator[Event, None, None]:
             session.library(kind, partial(_layer_done, tell, number * depth, depth * len(kinds)))
 
     yield from watched(work)
-    if session.recipe.latency is not None:
+    if session.recipe.size.latency is not None:
         yield Stage("latency", "prefill and decode at every level, on this device")
         session.latencies  # noqa: B018 - measured here, under its own stage
     session.clock.lap("library")
@@ -65,7 +65,7 @@ def tune_mixes(session: Session, winner: Winner) -> Generator[Event, None, Winne
         session: the run.
         winner: its blueprint is a bare cut as the search found it, which becomes one of those it is compared with.
     """
-    yield Stage("tune", f"{session.recipe.tune} steps on {session.recipe.sequences} windows")
+    yield Stage("tune", f"{session.recipe.tune.steps} steps on {session.recipe.data.sequences} windows")
     blueprint, summary = yield from watched(lambda tell: _tune(session, winner.cut, tell))
     yield Tuned(summary["before"], summary["after"], summary["kept"])
     if not summary["kept"]:
@@ -77,7 +77,7 @@ def tune_mixes(session: Session, winner: Winner) -> Generator[Event, None, Winne
 
 def _tune(session: Session, cut: Blueprint, tell: Tell) -> tuple[Blueprint, dict[str, Any]]:
     recipe, evaluator, evidence = session.recipe, session.evaluator, session.evidence.learning
-    path = session.workdir.tuned(recipe.search_digest, cut.digest, f"{recipe.tune}-{evidence.items}")
+    path = session.workdir.tuned(recipe.search_digest, cut.digest, f"{recipe.tune.steps}-{evidence.items}")
     if path.is_file():
         done = Blueprint.from_json(path.read_text(encoding="utf-8"))
     else:
@@ -86,7 +86,7 @@ def _tune(session: Session, cut: Blueprint, tell: Tell) -> tuple[Blueprint, dict
             evaluator,
             cut,
             evidence,
-            recipe.tune,
+            recipe.tune.steps,
             lambda done, total, loss: tell(Advanced("tune", done, total, loss)),
             path.with_suffix(".safetensors"),
         ).blueprint
@@ -103,10 +103,10 @@ def _learning(session: Session, before: float, after: float) -> dict[str, Any]:
     """What gradient descent learned from, and what the selection split says to it."""
     recipe, evidence = session.recipe, session.evidence.learning
     return {
-        "steps": recipe.tune,
+        "steps": recipe.tune.steps,
         "windows": evidence.sequences,
         "items": evidence.items,
-        "objective": recipe.objective,
+        "objective": recipe.search.objective,
         "before": before,
         "after": after,
         "kept": after < before,
@@ -123,7 +123,7 @@ def repair_cut(session: Session, winner: Winner) -> Generator[Event, None, Winne
     recipe = session.recipe
     if winner.blueprint != winner.cut:
         return winner
-    yield Stage("repair", f"{recipe.reach}, on at most {recipe.repair_sequences} windows")
+    yield Stage("repair", f"{recipe.repair.reach}, on at most {recipe.repair.sequences} windows")
     blueprint, summary = yield from watched(lambda tell: _repair(session, winner.cut, tell))
     yield Repaired(summary["kl_before"], summary["kl_after"], summary["kept"])
     return replace(winner, blueprint=blueprint if summary["kept"] else winner.cut, repair=summary)
@@ -131,14 +131,14 @@ def repair_cut(session: Session, winner: Winner) -> Generator[Event, None, Winne
 
 def _repair(session: Session, cut: Blueprint, tell: Tell) -> tuple[Blueprint, dict[str, Any]]:
     """Refitted; where the search asks tasks, as far as its objective is best on the selection split."""
-    windows = session.recipe.repair_sequences
+    windows = session.recipe.repair.sequences
     done = session.repaired(cut, windows, lambda done, total: tell(Advanced("repair", done, total)))
     whole = done.blueprint
     strengths = STRENGTHS if session.evidence.searched else STRENGTHS[-1:]
     bare, *ways = _judged(session, [cut, *(weakened(session.bank, whole, evenly(whole, s)) for s in strengths)])
     best = min(ways, key=lambda way: way.worth)
     strength, learning = strengths[ways.index(best)], None
-    if session.recipe.tune and session.evidence.learning.items:
+    if session.recipe.tune.steps and session.evidence.learning.items:
         shares = _shares(session, whole, strength, tell)
         ways += _judged(session, [weakened(session.bank, whole, shares)])
         taken = [list(pair) if spec.repair else None for spec, pair in zip(whole.layers, shares, strict=True)]
@@ -146,7 +146,7 @@ def _repair(session: Session, cut: Blueprint, tell: Tell) -> tuple[Blueprint, di
         best = min(best, ways[-1], key=lambda way: way.worth)
     _let_go(session, [whole, *(way.blueprint for way in ways)], best.blueprint)
     return best.blueprint, {
-        "reach": session.recipe.reach,
+        "reach": session.recipe.repair.reach,
         "windows": len(session.evidence.training(windows).tokens),
         "strength": strength,
         "learning": learning,
@@ -176,13 +176,13 @@ def _judged(session: Session, blueprints: Sequence[Blueprint]) -> list[_Way]:
 def _shares(session: Session, whole: Blueprint, strength: float, tell: Tell) -> Shares:
     """How much of each correction to take, learned as the mixes are."""
     recipe, evidence = session.recipe, session.evidence.learning
-    how = f"{recipe.tune}-{evidence.items}-{strength}"
+    how = f"{recipe.tune.steps}-{evidence.items}-{strength}"
     return tune_repair(
         session.evaluator,
         whole,
         strength,
         evidence,
-        recipe.tune,
+        recipe.tune.steps,
         lambda done, total, loss: tell(Advanced("repair", done, total, loss)),
         session.workdir.shares(recipe.search_digest, whole.digest, how),
     )
@@ -213,14 +213,14 @@ def heal_model(session: Session, folder: Path) -> Generator[Event, None, Trainin
         folder: holds the assembled model.
     """
     recipe = session.recipe
-    yield Stage("heal", f"{recipe.heal:,} tokens, {recipe.heal_method}")
+    yield Stage("heal", f"{recipe.heal.tokens:,} tokens, {recipe.heal.method}")
     home = session.workdir.healing(recipe.digest)
     done = yield from watched(lambda tell: _heal(session, folder, home, tell))
     yield Healed(done.before, done.after, done.tokens, done.kept)
     stored = _stored(session, folder, done) if done.kept else None
     summary = {
-        "method": recipe.heal_method,
-        "objective": {"kl": recipe.heal_kl, "ce": recipe.heal_ce, "top_k": recipe.heal_top_k},
+        "method": recipe.heal.method,
+        "objective": {"kl": recipe.heal.kl, "ce": recipe.heal.ce, "top_k": recipe.heal.top_k},
         "before": done.before,
         "after": done.after,
         "kept": done.kept,
@@ -236,35 +236,35 @@ def heal_model(session: Session, folder: Path) -> Generator[Event, None, Trainin
 def course(recipe: Recipe) -> Course:
     """The recipe's fields that say how to train."""
     return Course(
-        tokens=recipe.heal,
-        method=recipe.heal_method,
-        rank=recipe.heal_rank,
-        alpha=recipe.heal_alpha,
-        kl=recipe.heal_kl,
-        ce=recipe.heal_ce,
-        top_k=recipe.heal_top_k,
-        rate=recipe.heal_lr,
-        batch=recipe.heal_batch,
-        checks=recipe.heal_checks,
-        patience=recipe.heal_patience,
+        tokens=recipe.heal.tokens,
+        method=recipe.heal.method,
+        rank=recipe.heal.rank,
+        alpha=recipe.heal.alpha,
+        kl=recipe.heal.kl,
+        ce=recipe.heal.ce,
+        top_k=recipe.heal.top_k,
+        rate=recipe.heal.lr,
+        batch=recipe.heal.batch,
+        checks=recipe.heal.checks,
+        patience=recipe.heal.patience,
         seed=recipe.seed,
-        checkpointing=recipe.gradient_checkpointing,
+        checkpointing=recipe.heal.gradient_checkpointing,
     )
 
 
 def _windows(recipe: Recipe) -> int:
-    return -(-recipe.heal // recipe.length)
+    return -(-recipe.heal.tokens // recipe.data.length)
 
 
 def _heal(session: Session, folder: Path, home: Path, tell: Tell) -> Healing:
     recipe = session.recipe
     # All weights are trained in float32, a LoRA is float32 beside weights as they are.
-    dtype = torch.float32 if recipe.heal_method == "full" else session.dtype
+    dtype = torch.float32 if recipe.heal.method == "full" else session.dtype
     with quiet(), warnings.catch_warnings():
         # Of peft, about transformers' names for what it uses.
         warnings.simplefilter("ignore", FutureWarning)
         student = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, trust_remote_code=recipe.trust_remote_code
+            folder, dtype=dtype, local_files_only=True, trust_remote_code=recipe.trust.remote_code
         ).to(session.device)
         train, held = session.evidence.training(_windows(recipe)), session.evidence.windows["selection"]
         teacher, whose = session.bank.model, None
@@ -290,22 +290,22 @@ def _heal(session: Session, folder: Path, home: Path, tell: Tell) -> Healing:
 def _stored(session: Session, folder: Path, done: Healing) -> tuple[int, int] | None:
     """Merge into the folder's weights, tensor by tensor for a LoRA; or lay the adapter beside them."""
     recipe = session.recipe
-    if recipe.heal_method != "full":
+    if recipe.heal.method != "full":
         done.model.save_pretrained(folder / ADAPTER)
         (folder / ADAPTER / "README.md").unlink(missing_ok=True)
-        if recipe.keep_adapter:
-            _named_base(folder / ADAPTER / "adapter_config.json", recipe.push_to)
+        if recipe.heal.keep_adapter:
+            _named_base(folder / ADAPTER / "adapter_config.json", recipe.publish.repo)
             return None
     merged = folder / "merged"
     merged.mkdir()
     # Tensor by tensor, no adapter of stacked experts is merged.
-    plain = recipe.heal_method == "lora" and not stacked(session.bank.model)
+    plain = recipe.heal.method == "lora" and not stacked(session.bank.model)
     adapter = folder / ADAPTER if plain else None
-    parent = Parent.open(session.inputs.base.source, folder, adapter, trust_remote_code=recipe.trust_remote_code)
+    parent = Parent.open(session.inputs.base.source, folder, adapter, trust_remote_code=recipe.trust.remote_code)
     if adapter:
         stored = write(Blueprint.identity(parent.source, parent.depth), [parent], merged)
     else:
-        model = done.model.merge_and_unload() if recipe.heal_method != "full" else done.model
+        model = done.model.merge_and_unload() if recipe.heal.method != "full" else done.model
         stored = write_live(model, parent, merged)
     del parent
     for old in folder.glob("model*.safetensors*"):

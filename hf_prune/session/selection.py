@@ -66,10 +66,10 @@ def best_unseen(
     few, stages = _last_rounds(session, order)
     if len(few) < 2:
         return scorer.blueprint(order[0].trial.genome), None
-    means = ["repaired"] * session.recipe.repair + ["trained"] * bool(session.recipe.search_heal)
+    means = ["repaired"] * session.recipe.repair.enabled + ["trained"] * bool(session.recipe.heal.finalist_tokens)
     yield Stage("select", f"{len(few)} finalists, {' and '.join(means)}")
     # What training does not measure cannot tell candidates apart.
-    column = 0 if OBJECTIVES[session.recipe.objective].of_trained else session.columns.index("kl")
+    column = 0 if OBJECTIVES[session.recipe.search.objective].of_trained else session.columns.index("kl")
     genomes = [o.trial.genome for o in few]
     asking, total = focused(finals(genomes, stages), (column,)), _asked(len(few), len(stages))
     ranked = yield from drive(asking, scorer.evaluate, journal, scorer.key, batch=1, total=total)
@@ -90,11 +90,11 @@ def best_unseen(
 def _last_rounds(session: Session, order: Sequence[Outcome]) -> tuple[Sequence[Outcome], list[Fidelity]]:
     """Who takes part in the last rounds, and what each round gives them."""
     recipe, selection = session.recipe, session.evidence.selection
-    repair = recipe.repair_sequences if recipe.repair else 0
-    if recipe.search_heal:
-        tokens = [recipe.search_heal * 2**i for i in range(FINAL_STAGES)]
+    repair = recipe.repair.sequences if recipe.repair.enabled else 0
+    if recipe.heal.finalist_tokens:
+        tokens = [recipe.heal.finalist_tokens * 2**i for i in range(FINAL_STAGES)]
         return order[: 2**FINAL_STAGES], [replace(selection, heal_tokens=t, repair=repair) for t in tokens]
-    return order[: recipe.repair_finalists if repair else 1], [replace(selection, repair=repair)]
+    return order[: recipe.repair.finalists if repair else 1], [replace(selection, repair=repair)]
 
 
 def _asked(candidates: int, stages: int) -> int:

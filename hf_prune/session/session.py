@@ -19,7 +19,7 @@ from hf_prune.assembly.patches import load_patches, save_patches
 from hf_prune.atomic_files import write_text
 from hf_prune.blueprint import Blueprint, Fidelity, Genome
 from hf_prune.errors import InvalidRecipe
-from hf_prune.evaluation.dense import block_distance, block_influence, influence
+from hf_prune.evaluation.comparison import block_distance, block_influence, influence
 from hf_prune.evaluation.evaluator import Evaluator
 from hf_prune.evaluation.objectives import OBJECTIVES, REVISION, Measures
 from hf_prune.evaluation.packed_tasks import Exam
@@ -69,15 +69,15 @@ class Session:
     @cached_property
     def device(self) -> torch.device:
         """Where the search runs."""
-        if self.recipe.device != "auto":
-            return torch.device(self.recipe.device)
+        if self.recipe.machine.device != "auto":
+            return torch.device(self.recipe.machine.device)
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     @cached_property
     def dtype(self) -> torch.dtype:
         """Precision of the search: the checkpoint's own where the device computes in it, else float32."""
-        if self.precision or self.recipe.dtype != "auto":
-            return self.precision or getattr(torch, self.recipe.dtype)
+        if self.precision or self.recipe.machine.dtype != "auto":
+            return self.precision or getattr(torch, self.recipe.machine.dtype)
         stored = self.inputs.base.dtype
         native = self.device.type != "cpu" or stored == torch.bfloat16 and computes_bfloat16()
         return stored if native else torch.float32
@@ -90,7 +90,7 @@ class Session:
 
     def _capacity(self) -> int:
         """Merged layers kept beside the base."""
-        memory, parents = self.recipe.memory, len(self.inputs.parents)
+        memory, parents = self.recipe.machine.memory, len(self.inputs.parents)
         if memory is None:
             return MERGED_LAYERS
         layer = self.inputs.base.layer_parameters * self.dtype.itemsize
@@ -123,7 +123,7 @@ class Session:
         return Evaluator(
             self.bank,
             torch.cat([evidence.windows[s].tokens for s in ("search", "selection")]),
-            with_modules=OBJECTIVES[self.recipe.objective].needs_modules,
+            with_modules=OBJECTIVES[self.recipe.search.objective].needs_modules,
             corpora=[evidence.corpora.index(c) for c in self._texts()],
             exam=(lambda dense: Exam(dense, evidence.searched, evidence.tokenizer, self.recipe.seed))
             if evidence.searched
@@ -203,7 +203,7 @@ class Session:
         each = [f"task:{t.name}" for t in self.evidence.searched]
         tasks = ("tasks", "tasks_norm", "doubt", *each) if each else ()
         text = ("text",) if len(self.inputs.parents) > 1 else ()
-        return tuple(dict.fromkeys((self.recipe.objective, *ALWAYS, *tasks, *text)))
+        return tuple(dict.fromkeys((self.recipe.search.objective, *ALWAYS, *tasks, *text)))
 
     def measure(self, blueprints: Sequence[Blueprint], fidelity: Fidelity) -> Sequence[Measures]:
         """As they are, in one sweep; or each after the repair and the training that the fidelity asks for."""
@@ -228,13 +228,13 @@ class Session:
     def schedule(self, trials: int, seeds: tuple[Genome, ...] = (), finalists: int = FINALISTS) -> Schedule:
         """What the recipe's search may spend."""
         recipe = self.recipe
-        stages = SEARCHERS[recipe.search].stages(recipe.sequences, recipe.length)
+        stages = SEARCHERS[recipe.search.searcher].stages(recipe.data.sequences, recipe.data.length)
         fidelities = tuple(map(self.evidence.fidelity, stages))
         return Schedule(
             fidelities,
             max(trials, 1),
-            recipe.population,
-            recipe.offspring,
+            recipe.search.population,
+            recipe.search.offspring,
             seeds,
             finalists,
             self.scores(),
@@ -243,7 +243,7 @@ class Session:
     def scores(self, whole: Blueprint | None = None) -> Scores:
         """One-shot scores of the dense model, or of another whole one."""
         if whole is not None:
-            return Scores(influence(self.evaluator.states(whole, self.recipe.sequences)))
+            return Scores(influence(self.evaluator.states(whole, self.recipe.data.sequences)))
         reference = self.evaluator.reference
         return Scores(block_influence(reference), block_distance(reference))
 
@@ -253,10 +253,10 @@ class Session:
         """The level library of a kind, made when it is first asked for; layers of this run may name it from then on."""
         if kind not in self._libraries:
             r, base = self.recipe, self.inputs.base
-            text = self.evidence.training(r.library_sequences)
-            multiple = r.multiple_of or (8 if self.device.type == "cpu" else 64)
-            options = Options(kind, r.levels, multiple, r.damping)
-            found = made(self.evaluator.dense, base, text, options, r.library and Path(r.library), progress)
+            text = self.evidence.training(r.width.sequences)
+            multiple = r.width.multiple_of or (8 if self.device.type == "cpu" else 64)
+            options = Options(kind, r.width.levels, multiple, r.width.damping)
+            found = made(self.evaluator.dense, base, text, options, r.width.library and Path(r.width.library), progress)
             base.levels[found.digest] = found
             self._libraries[kind] = found
         return self._libraries[kind]
@@ -273,8 +273,8 @@ class Session:
             InvalidRecipe: the time asked for is less than the model takes without its layers.
         """
         base, depth, target = self.inputs.base, self.inputs.depth, self.inputs.target
-        if self.recipe.latency is not None:
-            return within(self.latencies.request, depth, self.recipe.latency)
+        if self.recipe.size.latency is not None:
+            return within(self.latencies.request, depth, self.recipe.size.latency)
         levels = self.library(self.inputs.method.libraries(self.recipe)[0])
         sizes = [levels.sizes(base, i) for i in range(depth)]
         costs = tuple(tuple(map(float, s[half])) for half in HALVES for s in sizes)
@@ -307,7 +307,7 @@ class Session:
             return Repaired.from_json(path.read_text(encoding="utf-8"))
         held = self.evidence.windows["selection"]
         whose = [self.teacher(c) for windows in (fit, held) for c in windows.corpora]
-        reach = self.recipe.reach
+        reach = self.recipe.repair.reach
         done = repair(self.bank, cut, fit.tokens, held.tokens, reach=reach, teachers=whose, progress=progress)
         save_patches(self.bank.named(done.blueprint), patches)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -325,7 +325,7 @@ class Session:
         """What a journal must agree on to be resumed."""
         recipe, evidence, sources = self.recipe, self.evidence, self.inputs.sources
         # Scores of repaired or trained candidates depend on the text of that, too.
-        changing = max(evidence.lessons, recipe.repair_sequences if recipe.repair else 0)
+        changing = max(evidence.lessons, recipe.repair.sequences if recipe.repair.enabled else 0)
         return {
             "recipe": recipe.search_digest,
             "base": str(self.inputs.base.source),

@@ -6,7 +6,7 @@ import gradio as gr
 import pytest
 
 from hf_prune.app import workers
-from hf_prune.app.actions import Handlers
+from hf_prune.app.actions import Actions
 from hf_prune.app.forms import DEMO, METHODS, TINY
 from hf_prune.app.runs import LOCAL, Runs
 from tests import runs as small
@@ -19,11 +19,11 @@ LOGIN = gr.OAuthToken(token="hf_ns_secret", scope="openid", expires_at=2**31)
 
 
 @pytest.fixture
-def do(tmp_path, monkeypatch) -> Handlers:
+def do(tmp_path, monkeypatch) -> Actions:
     """The app of a Space, of which nobody works on the runs."""
     monkeypatch.setattr(Runs, "_serve", lambda self: None)
     workers.warm()
-    return Handlers(Runs(tmp_path / "runs"), "ns/app")
+    return Actions(Runs(tmp_path / "runs"), "ns/app")
 
 
 def test_the_plan_of_a_repo_and_where_else_it_can_run(do, hub_server):
@@ -31,7 +31,7 @@ def test_the_plan_of_a_repo_and_where_else_it_can_run(do, hub_server):
     looked, planned, command, recipe, job, tabs = do.look(None, "ns/model", *FORM)
     assert looked == planned and "remove 3 layers" in planned and tabs.selected == "size"
     assert command == "hf-prune compress ns/model --ratio 0.4"
-    assert recipe == "base: ns/model\nratio: 0.4\n"
+    assert recipe == "base: ns/model\nsize:\n  ratio: 0.4\n"
     assert job.startswith("hf jobs run --flavor cpu-upgrade") and "--push-to NAMESPACE/NAME" in job
     assert not hub_server.seen("/resolve/main/model.safetensors"), "no weights before a run"
 
@@ -106,7 +106,7 @@ def clicked(point: object) -> gr.SelectData:
 
 @pytest.mark.slow
 def test_a_finished_front_is_compared_spoken_to_and_published(tmp_path, hub_server):
-    do = Handlers(Runs(tmp_path / "runs"))
+    do = Actions(Runs(tmp_path / "runs"))
     run = do.runs.begin(small.recipe(tmp_path, search="nsga2"), LOCAL)
     end = time.monotonic() + 300
     while do.runs.state(run) not in ("done", "failed"):

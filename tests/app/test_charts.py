@@ -3,11 +3,12 @@ import re
 import pytest
 
 from hf_prune.app import charts
+from hf_prune.report.schema.model import Member
 
 FRONT = [
-    {"removed_ratio": 0.1, "layers": 9, "kl": 0.02},
-    {"removed_ratio": 0.3, "layers": 7, "kl": 0.2, "knee": True},
-    {"removed_ratio": 0.9, "layers": 1, "kl": 5.0},
+    Member(removed_ratio=0.1, layers=9, parameters=90, kl=0.02),
+    Member(removed_ratio=0.3, layers=7, parameters=70, kl=0.2, knee=True),
+    Member(removed_ratio=0.9, layers=1, parameters=10, kl=5.0),
 ]
 
 
@@ -30,6 +31,6 @@ def test_axes_have_names_units_and_ticks():
     assert {"10", "50", "90"} <= set(re.findall(r"'>(\d+)</text>", svg)) and ">0.1</text>" in svg
 
 
-@pytest.mark.parametrize("members", [[], FRONT[:1], [FRONT[0], {**FRONT[0], "kl": 0.0}]])
+@pytest.mark.parametrize("members", [[], FRONT[:1], [FRONT[0], FRONT[0].replace(values={"kl": 0.0})]])
 def test_no_front_is_too_short_to_draw(members):
     assert charts.front(members, "kl").count("<circle") == len(members)

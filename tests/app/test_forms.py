@@ -8,6 +8,7 @@ from hf_prune.app.forms import DEMO, SPECIALISTS, TITLES, Form, examples, recipe
 from hf_prune.errors import HfPruneError, InvalidRecipe
 from hf_prune.methods import METHODS
 from hf_prune.recipe import Recipe
+from hf_prune.recipe.fields import Heal, Publish, Trust
 
 NAMES = list(TITLES)
 LAYERS, STITCHED, NARROW = (METHODS[name].title for name in ("collapse", "stitch", "width"))
@@ -24,14 +25,14 @@ def test_a_form_is_the_recipe_it_says():
 
 def test_every_size_at_once_is_a_front():
     made = recipe_of(Form("ns/model", front=True), strangers=True)
-    assert (made.search, made.ratio) == ("nsga2", None)
+    assert (made.search.searcher, made.size.ratio) == ("nsga2", None)
 
 
 def test_variants_are_lines_of_repos_and_belong_to_stitching():
     made = recipe_of(Form("ns/model", "ns/a\n ns/b@main \n\n", STITCHED), strangers=True)
-    assert made.variants == ("ns/a", "ns/b@main") and made.tune
-    assert not recipe_of(Form("ns/model", "ns/a", STITCHED, tune=False), strangers=True).tune
-    assert not recipe_of(Form("ns/model", "ns/a", STITCHED, front=True), strangers=True).tune
+    assert made.variants == ("ns/a", "ns/b@main") and made.tune.steps
+    assert not recipe_of(Form("ns/model", "ns/a", STITCHED, tune=False), strangers=True).tune.steps
+    assert not recipe_of(Form("ns/model", "ns/a", STITCHED, front=True), strangers=True).tune.steps
     with pytest.raises(InvalidRecipe, match="Variants are for stitching"):
         recipe_of(Form("ns/model", "ns/a", LAYERS), strangers=True)
 
@@ -40,7 +41,7 @@ def test_variants_are_lines_of_repos_and_belong_to_stitching():
 def test_every_example_is_a_recipe_of_the_bundled_family(row):
     base, variants, method, size, front, repair, trials = row
     made = recipe_of(Form(base, variants, method, size, front, repair, evaluations=trials), strangers=True)
-    assert Path(made.base, "config.json").is_file() and made.data
+    assert Path(made.base, "config.json").is_file() and made.data.text
     assert len(made.variants) == (len(SPECIALISTS) if variants else 0)
 
 
@@ -69,7 +70,8 @@ def test_no_input_of_any_field_breaks_anything_but_a_sentence(values, sound):
     except HfPruneError as e:
         assert 10 < len(str(e)) < 700
     else:
-        assert not made.trust_remote_code and not made.allow_pickle and made.push_to is None
+        assert made.trust == Trust() and made.publish == Publish()
+        assert made.heal == Heal(tokens=made.heal.tokens)
 
 
 @given(st.sampled_from(NAMES), st.floats(1, 90), st.booleans(), st.sampled_from(["0", "250k", "1M"]))

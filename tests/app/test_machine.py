@@ -19,7 +19,7 @@ def test_an_estimate_is_as_exact_as_it_can_know(seconds, words):
 
 def test_time_follows_the_operations_and_the_measured_machine(tmp_path, monkeypatch):
     recipe = Recipe.of(base=str(base(tmp_path / "base")), ratio=0.3, heal="1M")
-    found = plan(recipe, *peeks(recipe.base, recipe.variants, **recipe.trust))
+    found = plan(recipe, *peeks(recipe.base, recipe.variants, **recipe.trust.arguments))
     assert machine.time_of(found) == ""
     known = Future()
     # So slow that the search takes one hour and the training another.

@@ -2,6 +2,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_prune.app import markup
+from hf_prune.report.schema.model import LayerFate
 
 EVIL = "<script>alert('x')</script>"
 
@@ -23,7 +24,7 @@ def test_no_path_of_the_machine_gets_out():
 
 
 def test_a_strip_has_a_box_per_layer_and_a_legend_of_what_is_there():
-    layers = [{"source": 0, "fate": "kept"}, {"source": 1, "fate": "removed"}, {"source": 2, "fate": "kept"}]
+    layers = [LayerFate(source=i, fate=fate) for i, fate in enumerate(("kept", "removed", "kept"))]
     html = markup.strip(layers, "three layers")
     assert html.count("<b class='kept'") == 2 and html.count("<b class='removed'") == 1
     assert "merged" not in html and "three layers" in html

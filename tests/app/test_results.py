@@ -8,7 +8,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hf_prune.app import results
+from hf_prune.blueprint import Blueprint, LayerSpec, Part, Source
 from hf_prune.errors import InvalidRecipe
+from hf_prune.report.schema.model import Member
+from hf_prune.report.schema.report import Report
 
 EVIL = "<script>alert(1)</script>"
 REPORT = {
@@ -39,9 +42,12 @@ def shown(folder, report):
 def test_a_report_cannot_bring_markup_along(tmp_path):
     assert "layer 0: kept" in shown(tmp_path, REPORT)
     report = copy.deepcopy(REPORT)
-    report["layers"][0]["source"] = EVIL
+    report["text"][EVIL] = report["text"]["all"]
+    report["text"]["other"] = report["text"]["all"]
     found = shown(tmp_path, report)
     assert "<script" not in found and "&lt;script&gt;" in found
+    report["layers"][0]["source"] = EVIL
+    assert shown(tmp_path, report) == "", "a layer has a number"
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
@@ -60,9 +66,13 @@ def test_a_stranger_names_repos_only(tmp_path, monkeypatch):
 
 
 def test_a_member_is_one_of_the_front():
-    front = [{"removed_ratio": 0.5, "layers": 1, "kl": 0.3, "blueprint": {"layers": [{"parts": [{"layer": 0}]}]}}]
-    found = results.member(REPORT, front, 0)
+    made = json.loads(Blueprint((Source("m", "r"),), (LayerSpec((Part(0, 0),)),)).to_json())
+    front, report = (
+        (Member(removed_ratio=0.5, layers=1, parameters=50, kl=0.3, blueprint=made),),
+        Report.from_dict(REPORT),
+    )
+    found = results.member(report, front, 0)
     assert "50.0 %" in found and found.count("<b class='kept'") == found.count("<b class='removed'") == 1
     for number in (-1, 1, "0", None, 0.0):
         with pytest.raises(InvalidRecipe, match="no such model"):
-            results.member(REPORT, front, number)
+            results.member(report, front, number)

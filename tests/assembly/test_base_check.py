@@ -8,7 +8,8 @@ from hf_prune.assembly.base_check import check_base, compare_tensors, stock_mode
 from hf_prune.assembly.layer_bank import LayerBank
 from hf_prune.blueprint import LayerSpec, Part, Source
 from hf_prune.errors import Misread
-from hf_prune.models.checkpoint import Adapter, Checkpoint
+from hf_prune.models.adapter import Adapter
+from hf_prune.models.checkpoint import Checkpoint
 from hf_prune.models.parent import Parent
 from tests.foreign.builders import build, put, restate, stored
 from tests.runs import adapter

@@ -18,7 +18,7 @@ from hf_prune import __version__, errors
 from hf_prune.blueprint import Blueprint, Fidelity, Outcome, Source, Trial
 from hf_prune.cli.main import app
 from hf_prune.events import Advanced, Assembled, Finished, Healed, Pushed, Reported, Scored, Stage, Started
-from hf_prune.recipe import Recipe, spelled
+from hf_prune.recipe import OPTIONS, Recipe, spelled
 
 ROOT = Path(__file__).parents[2]
 REPORT = {
@@ -91,6 +91,7 @@ VALUES = {
     "device": "cpu",
     "dtype": "float32",
     "allow_pickle": True,
+    "dequantize": True,
     "trust_remote_code": True,
     "force_test_split": True,
     "push_to": "me/small",
@@ -144,7 +145,7 @@ def model():
 @pytest.mark.parametrize("command", ["compress", "plan"])
 def test_every_recipe_field_has_a_flag_with_its_description_and_default(command):
     shown = {p.name: p for p in get_command(app).commands[command].params}
-    for name, field in Recipe.model_fields.items():
+    for name, field in ((name, option.field) for name, option in OPTIONS.items()):
         assert shown[name].help.startswith(field.description)
         if name != "base":
             assert spelled(name) in shown[name].opts
@@ -153,9 +154,9 @@ def test_every_recipe_field_has_a_flag_with_its_description_and_default(command)
 
 
 def test_flags_make_the_same_recipe_as_python(pipeline):
-    assert set(VALUES) | {"base", "ratio", "drop", "drop_layers", "search_heal", "latency"} == set(
-        Recipe.model_fields
-    ), "give a new field a value here"
+    assert set(VALUES) | {"base", "ratio", "drop", "drop_layers", "search_heal", "latency"} == set(OPTIONS), (
+        "give a new field a value here"
+    )
     result = hf_prune("compress", "ns/m", *flags(VALUES))
     assert result.exit_code == 0, result.output
     assert pipeline.recipes == [Recipe.of(base="ns/m", **VALUES)]
@@ -176,6 +177,14 @@ def test_two_sizes_on_the_command_line_still_contradict(pipeline):
     assert result.exit_code == 2 and "ratio and keep_layers" in result.stderr and not pipeline.recipes
 
 
+@pytest.mark.parametrize("content", ["base: [", b"\xff\xfeb\x00", b"\x80"])
+def test_a_recipe_that_is_no_yaml_is_refused_in_a_line(pipeline, tmp_path, content):
+    (tmp_path / "r.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
+    result = hf_prune("compress", "--recipe", tmp_path / "r.yaml")
+    assert result.exit_code == 2 and result.stderr.startswith("Error: Cannot read the recipe ")
+    assert result.stderr.count("\n") == 1 and not pipeline.recipes
+
+
 def test_an_unknown_key_gets_the_nearest_name(pipeline, tmp_path):
     (tmp_path / "r.yaml").write_text("base: ns/m\nobjectiv: kl\n")
     result = hf_prune("compress", "--recipe", tmp_path / "r.yaml")
@@ -191,7 +200,10 @@ def test_an_unknown_key_gets_the_nearest_name(pipeline, tmp_path):
         (["compress", "ns/m", "--baselines", "first"], "shortgpt"),
         (["compress", "ns/m", "--ratio", "much"], "--ratio"),
         (["compress", "ns/m", "--recipe", "missing.yaml"], "missing.yaml"),
-        (["push", "nowhere", "me/small"], "nowhere"),
+        (["compress", "--recipe", "typo.yaml"], "There is no recipe file typo.yaml here"),
+        (["push", "nowhere", "me/small"], "There is no folder nowhere here"),
+        (["export", "folder/typo"], "There is no folder folder/typo here"),
+        (["export", "typo", "--format", "nemotron-nas"], "There is no folder typo here"),
     ],
 )
 def test_bad_usage_exits_with_2(pipeline, args, words):
@@ -299,8 +311,10 @@ def test_demo_compresses_the_bundled_model_by_a_quarter(pipeline):
     result = hf_prune("demo", "--output", "there", "-q")
     assert result.exit_code == 0, result.output
     (recipe,) = pipeline.recipes
-    assert (recipe.ratio, recipe.output) == (0.25, "there")
-    assert (Path(recipe.base) / "model.safetensors").is_file() and list(Path(recipe.data[0]).glob("*.search.jsonl"))
+    assert (recipe.size.ratio, recipe.output) == (0.25, "there")
+    assert (Path(recipe.base) / "model.safetensors").is_file() and list(
+        Path(recipe.data.text[0]).glob("*.search.jsonl")
+    )
 
 
 def test_assemble_passes_its_arguments_on(pipeline, tmp_path):
@@ -371,6 +385,45 @@ def test_push_is_private_unless_told_and_says_when_nothing_changed(model, monkey
 def test_version_and_bare_command():
     assert hf_prune("--version").stdout == f"{__version__}\n"
     assert "compress" in hf_prune().output
+
+
+def shown(command, flag, monkeypatch, columns=80):
+    """Sections of the help: heading to lines."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    result = hf_prune(command, flag)
+    assert result.exit_code == 0, result.output
+    assert max(map(len, result.output.splitlines())) <= columns
+    sections = {}
+    for line in result.output.splitlines():
+        if line and not line.startswith(" "):
+            heading = line
+        sections.setdefault(heading.rstrip(":"), []).append(line)
+    return sections
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("command", ["compress", "plan", "heal", "report"])
+def test_help_shows_what_most_people_need_and_all_of_it_by_group(command, columns, monkeypatch):
+    few, all_ = (shown(command, flag, monkeypatch, columns) for flag in ("--help", "--help-all"))
+    names = {p.name for p in get_command(app).commands[command].params}
+    asked = [
+        o for o in OPTIONS.values() if o.name in names and o.name not in ("base", "heal" if command == "heal" else "")
+    ]
+    offered = "\n".join(few["Options"])
+    for option in asked:
+        assert (f"  {option.flag} " in offered) is option.first
+        heading = f"{option.path[0]} ({option.about})" if option.about else "Options"
+        assert any(line.startswith(f"  {option.flag} ") for line in all_[heading])
+        if not option.first and option.about:
+            assert any(line.startswith(f"  {option.path[0]} ") for line in few["More, by group; --help-all shows them"])
+    assert "--help-all" in offered and "More" not in str(list(all_))
+
+
+def test_help_shows_ten_options_first(monkeypatch):
+    lines = shown("compress", "--help", monkeypatch)["Options"]
+    flags = [line.split()[0] for line in lines if line.startswith("  -")]
+    assert flags[:10] == ["--variant", "--output", "--method", "--ratio", "--data", "--repair", "--heal", "--push-to",
+                          "--recipe", "--dry-run"]  # fmt: skip
 
 
 def test_help_loads_no_model_library():

@@ -14,6 +14,7 @@ from hf_prune.blueprint import Fidelity, Genome, Outcome, Trial
 from hf_prune.cli.screen import Screen
 from hf_prune.events import Advanced, Healed, Pushed, Repaired, Scored, Stage, Started, Tuned
 from hf_prune.recipe import Recipe
+from hf_prune.report.schema.report import Report
 from hf_prune.report.text import event_dict, plain, report_lines
 
 EVENTS = (
@@ -119,6 +120,6 @@ def test_a_report_that_must_not_be_used_says_so():
         "layers": [{"source": 0, "fate": "kept"}],
         "certificate": {"ok": False},
     }
-    lines = report_lines(report)
+    lines = report_lines(Report.from_dict(report))
     assert lines[0].startswith("Warning: ") and "Do not use" in lines[0]
     assert any("25.0 %" in line for line in lines[1:])

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from hf_prune.errors import UnsupportedArchitecture
-from hf_prune.evaluation.dense import COSINE_FLOATS, Dense, block_distance, block_influence, cosine, log_rest
+from hf_prune.evaluation.comparison import COSINE_FLOATS, block_distance, block_influence, cosine, log_rest
+from hf_prune.evaluation.dense import Dense
 from tests.families import DEPTH, EVERY
 from tests.oracle import logits, row, saved, stock, tokens
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_prune.data.tasks import TaskScores
+from hf_prune.data.task_scores import TaskScores
 from hf_prune.evaluation.objectives import OBJECTIVES, Measures, values
 from hf_prune.recipe import TASK_OBJECTIVES
 

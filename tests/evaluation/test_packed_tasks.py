@@ -13,14 +13,15 @@ from hf_prune.assembly.assemble import Parent, assemble
 from hf_prune.assembly.layer_bank import LayerBank
 from hf_prune.blueprint import Blueprint, Fidelity, LayerSpec, Part, Source
 from hf_prune.data.bundled import demo_folder
+from hf_prune.data.task_scores import Question, score
 from hf_prune.data.task_sources import load_tasks
-from hf_prune.data.tasks import Item, Question, Task, score
+from hf_prune.data.tasks import Item, Task
 from hf_prune.evaluation.dense import Dense
 from hf_prune.evaluation.evaluator import Evaluator
 from hf_prune.evaluation.packed_tasks import Exam, packed_row, seen, sharing
 from hf_prune.limits import EXAM_BYTES
 from hf_prune.models.families import family_of
-from tests.data.test_tasks import FAMILIES, MIXED, random_model
+from tests.data.test_task_scores import FAMILIES, MIXED, random_model
 
 FEW_SHOT = Task(
     "shots",

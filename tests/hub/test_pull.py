@@ -80,6 +80,14 @@ def test_an_existing_folder_wins_over_every_other_reading(tmp_path, monkeypatch)
         ("ns/a@", "neither a folder"),
         ("https://hf_abcdefghij@huggingface.co/ns/a", "is an address"),
         ("../x@main", "neither a folder"),
+        ("~/typo", "'~/typo' is neither a folder here"),
+        ("~nobody-at-all/x", "neither a folder"),
+        ("models/typo/", "neither a folder"),
+        ("x" * 5000, "neither a folder"),
+        ("ns/base+./typo", "'./typo' (of 'ns/base+./typo') is neither a folder here"),
+        ("./typo+ns/lora", "'./typo' (of './typo+ns/lora') is neither a folder here"),
+        ("./a+./b", "'./a+./b' is neither a folder here"),
+        (__file__, "is a file, not a model's folder"),
     ],
 )
 def test_names_that_mean_nothing(text, says):
@@ -286,7 +294,7 @@ def test_a_folder_that_cannot_be_read(tmp_path, monkeypatch):
 
 ADAPTERS = {
     "none": (model(), errors.IncompatibleSources, "no adapter_config.json"),
-    "not LoRA": (adapter("LOHA"), errors.IncompatibleSources, "type LOHA"),
+    "in no weights": (adapter("PREFIX_TUNING"), errors.IncompatibleSources, "type PREFIX_TUNING"),
     "pickle": (
         without(adapter(), "adapter_model.safetensors") | {"adapter_model.bin": b"x"},
         errors.UnsafeSource,

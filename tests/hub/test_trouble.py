@@ -11,7 +11,7 @@ from hf_prune import errors
 from hf_prune.hub import peek, pull
 from tests.hub import Hub
 from tests.hub.samples import model
-from tests.hub.test_pull import INDEX, Naps, sentence
+from tests.hub.test_pull import INDEX, Naps, folder, sentence
 
 # access
 
@@ -100,8 +100,35 @@ def test_offline_mode_says_so(hub_server):
     ran = subprocess.run(
         [sys.executable, "-c", code], env=os.environ | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True
     )
-    assert ran.stdout.startswith("SourceOffline ns/base is not in the cache and HF_HUB_OFFLINE is set")
+    said = "SourceOffline There is no folder ns/base here, and ns/base is not in the cache and HF_HUB_OFFLINE is set"
+    assert ran.stdout.startswith(said)
     assert not hub_server.requests
+
+
+@pytest.mark.parametrize("typed", ["{}", "{}@main", "{folder}+{}"])
+@pytest.mark.parametrize("name", ["typo", "models/typo"])
+@pytest.mark.parametrize("trouble", [None, 500, 401, "drop"])
+@pytest.mark.parametrize("how", [peek, pull])
+def test_a_mistyped_folder_is_said_not_to_be_here_before_what_the_hub_says(
+    hub_server, tmp_path, monkeypatch, typed, name, trouble, how
+):
+    monkeypatch.chdir(tmp_path)
+    folder(tmp_path / "here", model())
+    if trouble == "drop":
+        hub_server.faults.drop(".", 9999)
+    elif trouble:
+        hub_server.faults.status("GET /api/models", trouble, 9999)
+    with pytest.raises(errors.SourceError) as caught:
+        how(typed.format(name, folder="here"), sleep=Naps())
+    assert sentence(caught).startswith(f"There is no folder {name} here, and ")
+
+
+def test_a_folder_that_is_here_is_not_said_to_be_missing(hub_server, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder(tmp_path / "models" / "base", model())
+    with pytest.raises(errors.SourceNotFound) as caught:
+        pull("models/base@main")
+    assert "folder" not in sentence(caught)
 
 
 def test_the_index_is_read_from_the_pinned_commit(hub_server: Hub):

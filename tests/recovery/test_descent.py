@@ -16,7 +16,7 @@ from hf_prune.evaluation.evaluator import Evaluator
 from hf_prune.evaluation.objectives import DOUBT_WEIGHT
 from hf_prune.evaluation.packed_tasks import Exam
 from hf_prune.recovery.descent import Sum, _Layer, _Stack, _Tasks, descend
-from tests.data.test_tasks import MIXED
+from tests.data.test_task_scores import MIXED
 from tests.evaluation.test_packed_tasks import EXACT, FEW_SHOT
 from tests.families import DEPTH, mean
 from tests.oracle import opened, tokens

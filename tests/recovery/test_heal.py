@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 from transformers import modeling_utils
 
-from hf_prune.evaluation.dense import Targets
+from hf_prune.evaluation.comparison import Targets
 from hf_prune.models.experts import stacked
 from hf_prune.recovery.heal import COMPLETE, Course, distillation, heal, lora_targets
 from tests.families import EVERY, tiny

@@ -9,7 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from hf_prune.report.card import code, fence, hub_parents, md, write_card
+from hf_prune.report import card
+from hf_prune.report.card_data import hub_parents
+from hf_prune.report.markdown import code, fence, md
+from hf_prune.report.schema.model import SourceCard
+from hf_prune.report.schema.report import Report
 
 
 def text_entry(dense, pruned, kl):
@@ -94,6 +98,10 @@ def report():
     return make_report()
 
 
+def write_card(report, folder, figures=FIGURES, parents=()):
+    return card.write_card(Report.from_dict(report), folder, figures, [SourceCard(**p) for p in parents])
+
+
 def render(report, folder, figures=FIGURES, parents=()):
     return write_card(report, folder, figures, parents).read_text(encoding="utf-8")
 
@@ -149,14 +157,13 @@ def test_several_parents_are_a_merge_with_the_strictest_licence(report, tmp_path
 
 
 def test_an_adapter_is_named_beside_its_base():
-    parents = [{"repo": "a/base", "revision": "1" * 40, "adapter": "b/lora@" + "2" * 40}]
+    parents = [SourceCard(repo="a/base", revision="1" * 40, adapter="b/lora@" + "2" * 40)]
     assert hub_parents(parents) == ["a/base", "b/lora"]
-    local = [{"repo": "folder", "revision": "sha256-0123", "adapter": "lora-folder@sha256-4567", "is_local": True}]
-    assert hub_parents(local) == []
+    assert hub_parents([SourceCard(repo="folder", revision="sha256-0123", adapter="lora-folder@sha256-4567")]) == []
 
 
 def test_a_local_base_is_no_base_model(report, tmp_path):
-    parents = [{"repo": "storymath-16l", "revision": "sha256-0123456789ab", "is_local": True, "license": None}]
+    parents = [{"repo": "storymath-16l", "revision": "sha256-0123456789ab", "license": None}]
     path = write_card(report, tmp_path, FIGURES, parents)
     data = ModelCard.load(path).data
     assert data.base_model is None and "base_model_relation" not in data.to_dict()
@@ -291,7 +298,7 @@ def test_loading_needs_no_extra_package_and_names_the_repo(report, tmp_path):
 
 def test_the_recipe_on_the_card_is_yaml(report, tmp_path):
     recipe = re.search(r"```yaml\n(.*?)```", render(report, tmp_path), re.S)[1]
-    assert yaml.safe_load(recipe) == {"base": "storymath-16l", "ratio": 0.25, "data": ["data"]}
+    assert yaml.safe_load(recipe) == {"base": "storymath-16l", "size": {"ratio": 0.25}, "data": {"text": ["data"]}}
 
 
 def test_infinite_perplexity_is_said_and_kept_out_of_the_metadata(report, tmp_path):

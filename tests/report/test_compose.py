@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from hf_prune.pipeline import run
 from hf_prune.recipe import Recipe
-from hf_prune.report.compose import plain
+from hf_prune.report.schema.report import Report
+from hf_prune.report.schema.section import jsonable
+from tests.report.test_schema import sections
 from tests.runs import recipe
 
 VALUES = st.recursive(
@@ -22,11 +24,11 @@ VALUES = st.recursive(
 
 @given(VALUES)
 def test_whatever_is_measured_becomes_strict_json(value):
-    json.loads(json.dumps(plain(value), allow_nan=False))
+    json.loads(json.dumps(jsonable(value), allow_nan=False))
 
 
 def test_infinities_stay_readable_and_numpy_numbers_are_numbers():
-    found = plain({"a": math.inf, "b": -math.inf, "c": math.nan, "d": np.float32(0.5), "e": np.int64(3), 4: (1, 2)})
+    found = jsonable({"a": math.inf, "b": -math.inf, "c": math.nan, "d": np.float32(0.5), "e": np.int64(3), 4: (1, 2)})
     assert found == {"a": "inf", "b": "-inf", "c": None, "d": 0.5, "e": 3, "4": [1, 2]}
 
 
@@ -39,8 +41,11 @@ def done(tmp_path_factory):
 def test_the_recipe_beside_the_weights_is_what_was_asked_without_paths(done):
     _, result = done
     stored = yaml.safe_load((result.folder / "recipe.yaml").read_text())
-    assert stored["ratio"] == 0.3 and stored["seed"] == 5 and stored["base"] == "base" and "output" not in stored
-    assert Recipe.of(**stored).evaluations == 24
+    assert (
+        stored["size"] == {"ratio": 0.3} and stored["seed"] == 5 and stored["base"] == "base" and "output" not in stored
+    )
+    assert Recipe.of(**stored).search.evaluations == 24
+    assert result.report["recipe"] == Recipe.of(**stored).changed(), "a report keeps flat names"
 
 
 def test_the_report_names_its_command_seed_and_dense_reference(done):
@@ -52,6 +57,15 @@ def test_the_report_names_its_command_seed_and_dense_reference(done):
     assert {"pull", "check", "calibrate", "baselines", "search", "select", "assemble", "report", "total"} == set(
         report["seconds"]
     )
+
+
+def test_a_run_writes_every_field_and_no_other(done):
+    _, result = done
+    written = Report.load(result.folder / "report.json")
+    assert written.to_dict() == result.report
+    of_several_parents = {"parents", "dense_parent", "teachers", "origins", "ends"}
+    assert set(result.report) == set(Report.model_fields) - of_several_parents
+    assert not [section for section in sections(written) if section.model_extra]
 
 
 def test_the_summary_of_the_search_is_that_of_its_journal(done):

@@ -11,6 +11,10 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from hf_prune.report import figures
+from hf_prune.report.figures import FrontPoint
+from hf_prune.report.schema.course import Healing
+from hf_prune.report.schema.report import Report
+from hf_prune.report.schema.scores import Stages
 from tests.report.test_card import make_report
 
 
@@ -26,20 +30,17 @@ def layers(fates):
 
 
 def strip_report(fates, repo="ns/model"):
-    return {"layers": layers(fates), "sources": [{"repo": repo}]}
+    return Report.from_dict({**make_report(), "layers": layers(fates), "sources": [{"repo": repo}]})
 
 
 POINTS = [(i + 1, 2.0 / (i + 1) + 0.1, (4, 8, 16)[i // 10]) for i in range(30)]
-FRONT = [
-    {"removed_ratio": r, "layers": 16 - n, "kl": 0.05 * 2**n, "knee": n == 2}
-    for n, r in enumerate((0.1, 0.2, 0.3, 0.4))
-]
-OTHERS = [{"removed_ratio": 0.2, "kl": 1.0}]
+FRONT = [FrontPoint(r, 0.05 * 2**n, 16 - n, n == 2) for n, r in enumerate((0.1, 0.2, 0.3, 0.4))]
+OTHERS = [FrontPoint(0.2, 1.0)]
 CURVE = [[0, 2.0], [1000, 1.9], [2000, 1.7], [3000, 1.8]]
 
 
 def staged(count, tasks=True, broken=False):
-    """A report of so many stages."""
+    """So many stages."""
     names = ["dense", "cut", "repaired", "healed"][:count]
     worth = dict(zip(names, (10.0, 14.0, 12.0, 11.0), strict=False))
     text = {
@@ -53,18 +54,22 @@ def staged(count, tasks=True, broken=False):
         for corpus in ("math", "wiki")
     }
     answers = {"accuracy": 0.5, "ci": [0.4, 0.6], "accuracy_norm": 0.5}
-    each = {n: {"chance": 0.25, "dense": answers, "pruned": answers} for n in names}
-    return {"stages": {"names": names, "text": text, "tasks": {"math_cloze": each} if tasks else {}}}
+    each = {n: {"items": 4, "chance": 0.25, "dense": answers, "pruned": answers} for n in names}
+    return Stages(names=names, text=text, tasks={"math_cloze": each} if tasks else {})
+
+
+def course(curve):
+    return Healing(method="lora", before=2.0, after=1.7, kept=True, tokens=3000, curve=curve)
 
 
 DRAW = {
     "strip": lambda path: figures.layer_strip(strip_report("kk-mmknka-pk"), path),
     "history": lambda path: figures.search_history(POINTS, path, objective="kl", baselines={"SLEB": 0.3, "last": 0.31}),
     "pareto": lambda path: figures.pareto(FRONT, OTHERS, [[1, 0.1], [9, 0.4]], path, objective="kl"),
-    "comparison": lambda path: figures.comparison(make_report(), path),
+    "comparison": lambda path: figures.comparison(Report.from_dict(make_report()), path),
     "capabilities": lambda path: figures.capabilities(staged(4), path),
-    "healing": lambda path: figures.healing({"healing": {"curve": CURVE}}, path),
-}  # fmt: skip
+    "healing": lambda path: figures.healing(course(CURVE), path),
+}
 
 
 @pytest.fixture
@@ -110,8 +115,9 @@ def test_a_failure_keeps_the_old_picture_and_leaves_nothing(tmp_path, monkeypatc
 
 
 def test_no_window_system_is_loaded(tmp_path):
-    code = "import sys; from hf_prune import figures\n"
-    code += f"figures.layer_strip({strip_report('k-')!r}, {str(tmp_path / 'a.png')!r})\n"
+    code = "import sys; from hf_prune.report import figures; from hf_prune.report.schema.report import Report\n"
+    made = f"Report.from_json({strip_report('k-').to_json()!r})"
+    code += f"figures.layer_strip({made}, {str(tmp_path / 'a.png')!r})\n"
     code += "assert 'matplotlib.pyplot' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert (tmp_path / "a.png").exists()
@@ -203,7 +209,7 @@ def test_comparison_orders_by_perplexity_with_ours_first(tmp_path, drawn):
     report = make_report()
     report["baselines"] += [{"name": "random", "label": "random", "perplexity": "inf", "ci": None}]
     report["baselines"] += [{"name": "hf_prune", "label": "hf_prune", "perplexity": 27.08, "ci": None}]
-    figures.comparison(report, tmp_path / "a.png")
+    figures.comparison(Report.from_dict(report), tmp_path / "a.png")
     axes = drawn[0].axes[0]
     assert [t.get_text() for t in axes.get_yticklabels()] == ["this model", "SLEB (greedy)", "last layers", "random"]
     assert "27.1" in words(drawn[0]) and "not finite" in words(drawn[0]) and "dense model 18.9" in words(drawn[0])
@@ -213,12 +219,13 @@ def test_comparison_orders_by_perplexity_with_ours_first(tmp_path, drawn):
 def test_far_apart_perplexities_get_a_logarithmic_axis_from_the_dense_model(tmp_path, drawn):
     report = make_report()
     report["baselines"][1]["perplexity"] = 5528.0
-    figures.comparison(report, tmp_path / "a.png")
+    figures.comparison(Report.from_dict(report), tmp_path / "a.png")
     axes = drawn[0].axes[0]
     assert axes.get_xscale() == "log" and all(p.get_x() == 18.93 for p in axes.patches)
 
 
 @pytest.mark.parametrize("draw", [lambda p: figures.layer_strip(strip_report(""), p),
+                                  lambda p: figures.healing(course([]), p),
                                   lambda p: figures.search_history([], p, objective="kl"),
                                   lambda p: figures.pareto([], [], None, p, objective="kl")])  # fmt: skip
 def test_nothing_to_draw_is_an_error(tmp_path, draw):
@@ -243,5 +250,5 @@ def test_capabilities_of_a_broken_cut_are_drawn(tmp_path, drawn):
 
 @pytest.mark.parametrize(("curve", "said"), [(CURVE, "kept: 1.70"), ([[0, 1.0], [10, 2.0]], "before training")])
 def test_the_course_of_a_training_marks_what_was_kept(tmp_path, drawn, curve, said):
-    figures.healing({"healing": {"curve": curve}}, tmp_path / "h.png")
+    figures.healing(course(curve), tmp_path / "h.png")
     assert said in words(drawn[0]) and "thousand tokens" in words(drawn[0])

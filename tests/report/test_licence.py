@@ -3,10 +3,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_prune.report.licence import STRICTNESS, inherited_licence, listed
+from hf_prune.report.schema.model import SourceCard
 
 
 def parents(*licences):
-    return [{"repo": f"ns/m{i}", "license": x} for i, x in enumerate(licences)]
+    return [SourceCard(repo=f"ns/m{i}", license=x) for i, x in enumerate(licences)]
 
 
 @pytest.mark.parametrize(

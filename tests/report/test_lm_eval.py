@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_prune.data import tasks
 from hf_prune.data.bundled import demo_folder
+from hf_prune.data.task_scores import score
 from hf_prune.data.task_sources import load_tasks
 from hf_prune.errors import InvalidData, InvalidRecipe, SourceError, UnsafeSource
 from hf_prune.report import lm_eval
@@ -305,7 +305,7 @@ def offline(monkeypatch):
 def test_lm_eval_and_our_tasks_agree_item_by_item(pair, folder, offline, capfd, monkeypatch):
     model, tokenizer = pair
     monkeypatch.chdir(folder)
-    ours = tasks.score(model.eval(), tokenizer, load_tasks([folder / "items.jsonl"])[0])
+    ours = score(model.eval(), tokenizer, load_tasks([folder / "items.jsonl"])[0])
     padding = tokenizer.pad_token, tokenizer.padding_side
     model.train()
     capfd.readouterr()
@@ -330,7 +330,7 @@ def test_other_families_agree_too(pair, folder, offline, family):
     places = {"n_positions" if family == "gpt2" else "max_position_embeddings": 300}
     model = tiny(family, vocab_size=len(pair[1]), **places)
     before = {name: (p.data_ptr(), p.clone()) for name, p in model.named_parameters(remove_duplicate=False)}
-    ours = tasks.score(model, pair[1], load_tasks([folder / "items.jsonl"])[0])
+    ours = score(model, pair[1], load_tasks([folder / "items.jsonl"])[0])
     theirs = scores(model, pair[1], [str(folder / "cloze.yaml")], digest="d", limit=None, cache=None)["cloze"]
     np.testing.assert_array_equal(theirs.items["acc"], ours.correct)
     np.testing.assert_array_equal(theirs.items["acc_norm"], ours.correct_norm)

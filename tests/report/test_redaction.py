@@ -40,7 +40,7 @@ def test_a_whole_recipe():
         base="/home/jane/tiny", output="/home/jane/out", ratio=0.25, tasks=("secret/cloze.jsonl", "ns/quiz:all"),
         data=("/home/jane/text", "Salesforce/wikitext:wikitext-2-raw-v1"), commit_message="for jane",
         push_to="ns/small",
-    ).model_dump(mode="json", exclude_defaults=True)  # fmt: skip
+    ).changed()  # fmt: skip
     assert public_recipe(recipe) == {
         "base": "tiny", "ratio": 0.25, "data": ["text", "Salesforce/wikitext:wikitext-2-raw-v1"],
         "tasks": ["cloze.jsonl", "ns/quiz:all"], "push_to": "ns/small",

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_prune.data.tasks import TaskScores
+from hf_prune.data.task_scores import TaskScores
 from hf_prune.evaluation.objectives import Measures
 from hf_prune.report.retention import difference
 
@@ -48,4 +48,4 @@ def test_the_interval_is_that_of_resampled_items() -> None:
 
 def test_a_model_is_not_ahead_of_itself() -> None:
     same = measured([[True, False, True]])
-    assert difference(same, same, "correct") == (0.0, [0.0, 0.0])
+    assert difference(same, same, "correct") == (0.0, (0.0, 0.0))

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from hf_prune.data.bundled import demo_folder
-from hf_prune.report.samples import distinct, greedy, repetition, statistics
+from hf_prune.report.samples import distinct, fluency, greedy, repetition
 
 TOKENS = st.lists(st.integers(0, 5), max_size=30)
 
@@ -72,7 +72,7 @@ def test_figures_by_hand():
     assert repetition([1, 2, 3]) == 0.0
     assert distinct([[1, 2, 1, 2], [1, 2]], 2) == pytest.approx(2 / 4)
     assert distinct([[], [1]], 2) == 0.0
-    got = statistics([[7] * 10, [1, 2, 3, 4], []])
+    got = fluency([[7] * 10, [1, 2, 3, 4], []])
     assert got.to_dict() == pytest.approx({"repetition": 2 / 7, "distinct_2": 4 / 12, "mean_length": 14 / 3})
 
 

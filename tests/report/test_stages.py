@@ -1,15 +1,20 @@
 """The capability table: every stage beside dense, paired, and nothing but what was seen."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
-from hf_prune.data.tasks import TaskScores
+from hf_prune.data.task_scores import TaskScores
 from hf_prune.data.windows import Windows
-from hf_prune.report import stages, tables, verdicts
+from hf_prune.report import stages, statistics, tables, verdicts
 from hf_prune.report.lm_eval import HarnessScores
+from hf_prune.report.schema.report import Report
+from hf_prune.report.schema.section import STAGES
 from hf_prune.report.stages import Observed
 from tests.families import VOCABULARY, tiny
+from tests.report.test_card import make_report
 
 CORPORA = ("a", "b") * 15
 WINDOWS = Windows("report", torch.arange(30 * 90).view(30, 90) % VOCABULARY, CORPORA, {"a": "x", "b": "y"})
@@ -47,25 +52,25 @@ def table():
 
 def test_the_share_closed_is_that_of_the_gap_in_log_perplexity():
     found = table()
-    assert found["names"] == ["dense", "cut", "repaired", "healed"] and set(found["text"]) == {"a", "b", "all"}
-    for corpus in found["text"].values():
-        shares = [corpus[s]["closed"] for s in found["names"]]
+    assert found.names == STAGES and set(found.text) == {"a", "b", "all"}
+    for corpus in found.text.values():
+        shares = [corpus.of(s).closed for s in found.names]
         assert shares == pytest.approx([1.0, 0.0, 0.5, 0.75], abs=1e-5)
-        assert corpus["dense"]["log_ratio_ci"] == [0.0, 0.0] and corpus["cut"]["kl"] == pytest.approx(1.0)
-    assert stages.closed(1.0, 1.0, 0.5) is None
+        assert corpus.dense.log_ratio_ci == (0.0, 0.0) and corpus.cut.kl == pytest.approx(1.0)
+    assert math.isnan(stages.closed(1.0, 1.0, 0.5))
 
 
 def test_differences_are_paired_with_dense():
     found = table()
-    assert found["tasks"]["cloze"]["cut"]["difference"] == -0.75 and found["tasks"]["cloze"]["dense"]["difference"] == 0
-    rouge = found["generation"]["healed"]["rouge1"]
-    assert rouge["difference"] == pytest.approx(-0.1) and rouge["difference_ci"] == pytest.approx([-0.1, -0.1])
-    acc = found["harness"]["arc"]["repaired"]["metrics"]["acc"]
-    assert acc["value"] == 0.5 and acc["difference"] == -0.5 and acc["items"] == 4
+    assert found.tasks["cloze"].cut.difference == -0.75 and found.tasks["cloze"].dense.difference == 0
+    rouge = found.generation.healed.rouge1
+    assert rouge.difference == pytest.approx(-0.1) and rouge.difference_ci == pytest.approx((-0.1, -0.1))
+    acc = found.harness["arc"].repaired.metrics["acc"]
+    assert acc.value == 0.5 and acc.difference == -0.5 and acc.items == 4
 
 
 def test_the_worst_samples_are_those_of_the_windows_that_lost_most():
-    shown = stages.spoken(four(), Speaker(), WINDOWS)
+    shown = stages.spoken(four(), Speaker(), WINDOWS).to_dict()
     assert len(shown["samples"]) == 6 and len(shown["worst"]) == 3
     first = [int(s["prompt"].split()[0]) for s in shown["worst"]]
     assert first == [int(WINDOWS.tokens[row, 0]) for row in (23, 22, 21)]
@@ -77,10 +82,8 @@ def report(names, **more):
     four_of = four()
     kept = {n: four_of[n] for n in names}
     made = stages.stages(kept, WINDOWS, np.random.default_rng(0))
-    text = {
-        c: {"dense": rows["dense"], "pruned": rows[names[-1]], **rows[names[-1]]} for c, rows in made["text"].items()
-    }
-    return {"stages": made, "text": text, **more}
+    text = statistics.text(kept["dense"].text, kept[names[-1]].text, WINDOWS)
+    return Report.from_dict({**make_report(), "baselines": [], "merging": None, "stages": made, "text": text, **more})
 
 
 REPAIR = {"kept": True, "kl_before": 1.0, "kl_after": 0.5, "windows": 192}
@@ -89,15 +92,15 @@ HEALING = {"kept": True, "before": 1.5, "after": 1.2, "tokens": 1_000_000, "meth
 
 def test_the_card_has_a_column_per_stage_and_drops_rows_of_zeros():
     for count in (2, 3, 4):
-        header, rows = tables.stage_table(report(stages.STAGES[:count]))
-        assert header == ["", *stages.STAGES[:count]] and all(len(r) == count + 1 for r in rows)
+        header, rows = tables.stage_table(report(STAGES[:count]))
+        assert header == ["", *STAGES[:count]] and all(len(r) == count + 1 for r in rows)
     labels = [r[0] for r in rows]
     assert "cloze accuracy" in labels and "lm_eval arc, acc" in labels and not any("Exact" in x for x in labels)
-    assert tables.stage_table({}) == ([""], [])
+    assert tables.stage_table(report(("dense", "cut"), stages=None)) == ([""], [])
 
 
 def test_what_came_back_is_said_and_what_did_not_help_too():
-    names = stages.STAGES
+    names = STAGES
     both = verdicts.recovery_verdict(report(names, repair=REPAIR, healing=HEALING))
     assert "closes 50 % of the gap" in both[0] and "together 75 % of that gap" in both[1]
     alone = verdicts.recovery_verdict(report(("dense", "cut", "healed"), healing=HEALING))
@@ -112,11 +115,11 @@ def test_what_came_back_is_said_and_what_did_not_help_too():
 
 
 def test_baselines_are_compared_with_the_bare_cut():
-    made = report(stages.STAGES, repair=REPAIR, healing=HEALING, layers=[{"fate": "merged"}])
     rival = {"name": "last", "label": "last layers", "perplexity": 1e9, "log_ratio_ci_vs_ours": [1.0, 2.0]}
-    cut = made["stages"]["text"]["all"]["cut"]["perplexity"]
-    assert verdicts.bare(made)["perplexity"] == cut
-    said = verdicts.baseline_verdict({**made, "baselines": [rival]})
+    made = report(STAGES, repair=REPAIR, healing=HEALING, layers=[{"source": 0, "fate": "merged"}], baselines=[rival])
+    cut = made.stages.text["all"].cut.perplexity
+    assert verdicts.bare(made).perplexity == cut
+    said = verdicts.baseline_verdict(made)
     assert f"this model's bare cut {verdicts.significant(cut)}" in said
 
 

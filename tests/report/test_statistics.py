@@ -1,4 +1,4 @@
-"""Report: intervals, ratios and ranks are what the formulas say; every source layer has exactly one fate."""
+"""Report: intervals, ratios and ranks are what the formulas say."""
 
 import math
 
@@ -8,8 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_prune.blueprint import GONE, Blueprint, LayerSpec, Part, Source
-from hf_prune.data.tasks import TaskScores, wilson
+from hf_prune.data.task_scores import TaskScores
 from hf_prune.data.windows import Windows
 from hf_prune.report import statistics
 
@@ -34,73 +33,66 @@ def test_the_interval_is_the_normal_one_over_windows(values):
 
 
 def test_one_window_or_an_infinite_one_has_no_spread():
-    assert statistics.interval(np.array([3.0])) == (3.0, [3.0, 3.0])
-    assert statistics.interval(np.array([3.0, math.inf]))[1] == [math.inf, math.inf]
+    assert statistics.interval(np.array([3.0])) == (3.0, (3.0, 3.0))
+    assert statistics.interval(np.array([3.0, math.inf]))[1] == (math.inf, math.inf)
+
+
+@given(st.integers(1, 2000), st.floats(0, 1))
+def test_wilson_bounds_solve_its_equation(n, share):
+    k = round(share * n)
+    low, high = statistics.wilson(k, n)
+    assert 0 <= low <= k / n + 1e-12 and k / n - 1e-12 <= high <= 1
+    for p in (low, high):
+        if 0 < p < 1:
+            assert (p - k / n) ** 2 == pytest.approx(statistics.Z95**2 * p * (1 - p) / n, rel=1e-6, abs=1e-12)
+
+
+def test_difference_resamples_pairs():
+    rng = np.random.default_rng(1)
+    ours, theirs = rng.random(200) < 0.6, rng.random(200) < 0.4
+    value, (low, high) = statistics.paired_difference(ours, theirs, np.random.default_rng(0))
+    assert value == pytest.approx(ours.mean() - theirs.mean())
+    picks = rng.integers(0, 200, (4000, 200))
+    plain = np.quantile(ours[picks].mean(1) - theirs[picks].mean(1), [0.025, 0.975])
+    np.testing.assert_allclose([low, high], plain, atol=0.012)
+    assert statistics.paired_difference(ours, theirs, np.random.default_rng(0)) == (value, (low, high))
+    assert statistics.paired_difference(ours, ours, np.random.default_rng(0)) == (0.0, (0.0, 0.0))
 
 
 def test_both_accuracies_of_a_task_come_with_their_intervals_and_paired_differences():
     right = np.array([True] * 30 + [False] * 10)
     dense, pruned = (TaskScores("t", 0.25, np.zeros((40, 4)), *pair) for pair in ((right, ~right), (~right, ~right)))
     row = statistics.task_scores({"t": dense}, {"t": pruned}, np.random.default_rng(0))["t"]
-    assert (row["dense"]["accuracy"], row["dense"]["accuracy_norm"]) == (0.75, 0.25)
-    assert row["dense"]["ci"] == list(wilson(30, 40)) and row["pruned"]["ci_norm"] == list(wilson(10, 40))
-    assert row["difference"] == -0.5 and row["difference_ci"][0] < -0.5 < row["difference_ci"][1] < 0
-    assert row["difference_norm"] == 0.0 and row["difference_ci_norm"] == [0.0, 0.0]
+    assert (row.dense.accuracy, row.dense.accuracy_norm) == (0.75, 0.25)
+    assert row.dense.ci == statistics.wilson(30, 40) and row.pruned.ci_norm == statistics.wilson(10, 40)
+    assert row.difference == -0.5 and row.difference_ci[0] < -0.5 < row.difference_ci[1] < 0
+    assert row.difference_norm == 0.0 and row.difference_ci_norm == (0.0, 0.0)
 
 
 def test_perplexity_ratio_and_divergence_per_corpus_and_over_all():
     dense, pruned = scores([0, 0, 0, 0], [1, 2, 3, 4]), scores([0.1, 0.2, 0.3, 0.4], [1.5, 2.5, 3.5, 5.5])
     found = statistics.text(dense, pruned, windows(["a", "b", "a", "b"]))
-    assert set(found) == {"a", "b", "all"} and found["a"]["tokens"] == 8 and found["all"]["tokens"] == 16
-    assert found["a"]["dense"]["perplexity"] == pytest.approx(math.exp(2))
-    assert found["b"]["pruned"]["perplexity"] == pytest.approx(math.exp(4))
-    assert found["b"]["log_ratio"] == pytest.approx(1.0) and found["b"]["kl"] == pytest.approx(0.3)
+    assert set(found) == {"a", "b", "all"} and found["a"].tokens == 8 and found["all"].tokens == 16
+    assert found["a"].dense.perplexity == pytest.approx(math.exp(2))
+    assert found["b"].pruned.perplexity == pytest.approx(math.exp(4))
+    assert found["b"].log_ratio == pytest.approx(1.0) and found["b"].kl == pytest.approx(0.3)
     # Paired: equal differences leave no spread, however far apart the windows are.
-    assert found["a"]["log_ratio_ci"] == pytest.approx([0.5, 0.5])
-    low, high = found["a"]["dense"]["ci"]
+    assert found["a"].log_ratio_ci == pytest.approx((0.5, 0.5))
+    low, high = found["a"].dense.ci
     assert low < math.exp(2) < high
 
 
 def test_a_broken_model_has_infinite_perplexity():
-    assert statistics.perplexity(np.array([math.inf, math.inf]))["perplexity"] == math.inf
-    assert statistics.perplexity(np.array([800.0]))["perplexity"] == math.inf
-
-
-@given(st.permutations(range(8)))
-def test_rank_correlation_is_that_of_the_ranks(order):
-    distance = sum((i - x) ** 2 for i, x in enumerate(order))
-    expected = 1 - 6 * distance / (8 * 63)
-    assert statistics.spearman([math.exp(i) for i in range(8)], list(order)) == pytest.approx(expected)
-
-
-def test_ties_share_their_rank_and_too_little_says_nothing():
-    assert statistics.spearman([1, 1, 2, 3], [1, 1, 2, 3]) == pytest.approx(1)
-    assert math.isnan(statistics.spearman([1, 2], [1, 2])) and math.isnan(statistics.spearman([1, 1, 1], [1, 2, 3]))
-
-
-SPECS = (
-    LayerSpec((Part(0, 0),)),
-    LayerSpec((Part(0, 2),), norms=Part(0, 1)),
-    LayerSpec((Part(0, 3, 0.25), Part(0, 4, 0.75)), norms=Part(0, 4)),
-    LayerSpec((Part(0, 6),), attn_level=GONE),
-    LayerSpec((Part(0, 7),), mlp_level=GONE),
-)
-
-
-def test_every_source_layer_has_one_fate():
-    found = statistics.fates(Blueprint((Source("m", "r"),), SPECS), 8)
-    fates = ["kept", "norms_only", "kept", "merged", "merged", "removed", "attn_removed", "mlp_removed"]
-    assert [x["source"] for x in found] == list(range(8)) and [x["fate"] for x in found] == fates
-    assert [x["output"] for x in found] == [0, 1, 1, 2, 2, None, 3, 4]
-    assert [found[i]["weight"] for i in (3, 4, 5)] == [0.25, 0.75, 0.0]
+    assert statistics.perplexity(np.array([math.inf, math.inf])).perplexity == math.inf
+    assert statistics.perplexity(np.array([800.0])).perplexity == math.inf
 
 
 def test_splits_count_windows_tokens_and_corpora():
     found = statistics.splits({"report": windows(["a", "b", "a"])})["report"]
-    assert found["windows"] == 3 and found["tokens"] == 15 and found["length"] == 5
-    assert found["corpora"] == {"a": {"windows": 2, "origin": "x"}, "b": {"windows": 1, "origin": "x"}}
+    assert (found.windows, found.tokens, found.length) == (3, 15, 5)
+    assert {name: (c.windows, c.origin) for name, c in found.corpora.items()} == {"a": (2, "x"), "b": (1, "x")}
 
 
 def test_hardware_names_a_processor_and_no_accelerator_on_the_cpu():
     found = statistics.hardware(torch.device("cpu"))
-    assert found["processor"] and found["cores"] >= 1 and found["accelerator"] is None
+    assert found.processor and found.cores >= 1 and found.accelerator is None

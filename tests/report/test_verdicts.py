@@ -5,7 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_prune.report import verdicts
+from hf_prune.report.schema.model import removed_layers
+from hf_prune.report.schema.report import Report
 from tests.report.test_card import make_report
+
+
+def tell(verdict, report):
+    """What a verdict says of a report that is given as JSON."""
+    return verdict(Report.from_dict(report))
 
 
 @pytest.fixture
@@ -56,7 +63,7 @@ def no_damage(report):
 
 
 def test_a_good_model_gets_no_warning(report):
-    assert verdicts.warnings(no_damage(report)) == []
+    assert tell(verdicts.warnings, no_damage(report)) == []
 
 
 @pytest.mark.parametrize(
@@ -65,7 +72,7 @@ def test_a_good_model_gets_no_warning(report):
 def test_lost_perplexity_is_said_plainly(report, ratio, words):
     text = report["text"]["all"]
     text["pruned"]["perplexity"] = text["dense"]["perplexity"] * ratio
-    assert words in verdicts.warnings(report)[0]
+    assert words in tell(verdicts.warnings, report)[0]
 
 
 @pytest.mark.parametrize(
@@ -81,48 +88,50 @@ def test_lost_perplexity_is_said_plainly(report, ratio, words):
 )  # fmt: skip
 def test_each_kind_of_damage_has_its_warning(report, change, words):
     change(no_damage(report))
-    (warning,) = verdicts.warnings(report)
+    (warning,) = tell(verdicts.warnings, report)
     assert words in warning
 
 
 def test_beating_the_best_baseline_needs_the_paired_interval(report):
     best = report["baselines"][0]
-    assert verdicts.baseline_verdict(report).startswith("The search beats the best baseline, SLEB (greedy)")
+    assert tell(verdicts.baseline_verdict, report).startswith("The search beats the best baseline, SLEB (greedy)")
     best["log_ratio_ci_vs_ours"] = [-0.01, 0.03]
-    assert "did not clearly beat" in verdicts.baseline_verdict(report)
+    assert "did not clearly beat" in tell(verdicts.baseline_verdict, report)
     best |= {"log_ratio_ci_vs_ours": [-0.04, -0.01], "perplexity": 26.4}
-    assert "lost to the best baseline" in verdicts.baseline_verdict(report)
+    assert "lost to the best baseline" in tell(verdicts.baseline_verdict, report)
     best["log_ratio_ci_vs_ours"] = None
-    assert "proves little" in verdicts.baseline_verdict(report)
+    assert "proves little" in tell(verdicts.baseline_verdict, report)
     best["removed"] = [11, 7, 6, 3]
-    assert "removes the same layers" in verdicts.baseline_verdict(report)
+    assert "removes the same layers" in tell(verdicts.baseline_verdict, report)
 
 
 def test_no_rival_no_verdict(report):
     report["baselines"] = [{"name": "hf_prune", "label": "this model", "perplexity": 27.08}]
-    assert verdicts.baseline_verdict(report) is None
+    assert tell(verdicts.baseline_verdict, report) is None
 
 
 def test_merging_is_judged_only_where_something_was_merged(report):
-    assert "Nothing is merged" in verdicts.merging_verdict(report)
+    assert "Nothing is merged" in tell(verdicts.merging_verdict, report)
     report["layers"][5]["fate"] = "norms_only"
-    assert "did not help" in verdicts.merging_verdict(report) and verdicts.deleted(report) is None
-    report["layers"][5]["fate"] = "merged"
-    assert "did not help" in verdicts.merging_verdict(report)
-    report["merging"] = {"ours": 0.29, "deletion": 0.31, "helps": True}
-    assert "Merging helped" in verdicts.merging_verdict(report) and "0.290 against 0.310" in verdicts.merging_verdict(
-        report
+    assert (
+        "did not help" in tell(verdicts.merging_verdict, report)
+        and removed_layers(Report.from_dict(report).layers) is None
     )
+    report["layers"][5]["fate"] = "merged"
+    assert "did not help" in tell(verdicts.merging_verdict, report)
+    report["merging"] = {"ours": 0.29, "deletion": 0.31, "helps": True}
+    assert "Merging helped" in tell(verdicts.merging_verdict, report)
+    assert "0.290 against 0.310" in tell(verdicts.merging_verdict, report)
     report["merging"] = None
-    assert verdicts.merging_verdict(report) is None
+    assert tell(verdicts.merging_verdict, report) is None
 
 
 def test_the_missed_target_is_stated(report):
-    assert "23.1 % are gone, 1.9 percentage points less" in verdicts.size_miss(report)
+    assert "23.1 % are gone, 1.9 percentage points less" in tell(verdicts.size_miss, report)
     report["size"]["asked_ratio"] = 0.2307
-    assert verdicts.size_miss(report) is None
+    assert tell(verdicts.size_miss, report) is None
     report["size"]["asked_ratio"] = None
-    assert verdicts.size_miss(report) is None
+    assert tell(verdicts.size_miss, report) is None
     predicted = {"request": 0.598, "prefill": 0.571, "decode": 0.62}
     measured = {"request": 0.641, "prefill": 0.5, "decode": 0.7}
     report["latency"] = {"asked": 0.6, "predicted": predicted, "measured": measured, "prompt_tokens": 256,
@@ -131,7 +140,7 @@ def test_the_missed_target_is_stated(report):
         "60.0 % of the dense model's time for a request (256 tokens in, 32 out); the table of levels predicts 59.8 % "
         "(prefill 57.1 %, decoding 62.0 %), the finished model takes 64.1 % (prefill 50.0 %, decoding 70.0 %)."
     )
-    assert said in verdicts.size_miss(report)
+    assert said in tell(verdicts.size_miss, report)
 
 
 def kept(name, label, accuracy, lead):
@@ -149,49 +158,49 @@ def test_who_keeps_most_of_the_tasks_is_said_for_both_accuracies(report, lead, w
     rows = [kept("parent", "base", 0.5, [0.1, 0.2]), kept("hf_prune", "hf_prune", 0.3, [0, 0]),
             kept("greedy", "cut by SLEB", 0.31, lead), kept("last", "last layers", 0.28, [0.1, 0.2])]  # fmt: skip
     report["retention"] = {"reference": "base", "reference_norm": "base", "rows": rows}
-    said = verdicts.retention_verdict(report)
+    said = tell(verdicts.retention_verdict, report)
     assert [s.partition(" over")[0] for s in said] == ["Mean accuracy", "Mean acc_norm"]
     assert all(f"this model 30.0 %, the best of the other cuts, cut by SLEB, 31.0 %; {words}" in s for s in said)
     report["retention"]["rows"].append(kept("repaired", "hf_prune, repaired", 0.32, [0, 0]))
-    assert all("this model, repaired, 32.0 %" in s for s in verdicts.retention_verdict(report))
+    assert all("this model, repaired, 32.0 %" in s for s in tell(verdicts.retention_verdict, report))
 
 
 def test_without_rivals_nothing_is_said_of_retention(report):
-    assert verdicts.retention_verdict(report) == []
+    assert tell(verdicts.retention_verdict, report) == []
     report["retention"] = {"reference": "base", "rows": [kept("hf_prune", "hf_prune", 0.3, [0, 0])]}
-    assert verdicts.retention_verdict(report) == []
+    assert tell(verdicts.retention_verdict, report) == []
 
 
 def test_what_the_search_found_is_no_baseline_of_what_tuning_made_of_it(report):
-    said = verdicts.baseline_verdict(report)
+    said = tell(verdicts.baseline_verdict, report)
     report["baselines"].append({"name": "searched", "label": "hf_prune, as searched", "perplexity": 1.0})
-    assert verdicts.baseline_verdict(report) == said
+    assert tell(verdicts.baseline_verdict, report) == said
     rows = [kept("hf_prune", "hf_prune", 0.3, [0, 0]), kept("searched", "as searched", 0.9, [0.1, 0.2])]
     report["retention"] = {"reference": "base", "rows": rows}
-    assert verdicts.retention_verdict(report) == []
+    assert tell(verdicts.retention_verdict, report) == []
 
 
 @pytest.mark.parametrize(
     ("kept", "words"), [(True, "the model as searched is among"), (False, "did not help, so they stay")]
 )
 def test_what_tuning_brought_is_said(report, kept, words):
-    assert verdicts.tuning_verdict(report) is None
+    assert tell(verdicts.tuning_verdict, report) is None
     report["tuning"] = {"steps": 20, "windows": 48, "objective": "kl", "before": 0.8489, "after": 0.8052, "kept": kept}
-    said = verdicts.tuning_verdict(report)
+    said = tell(verdicts.tuning_verdict, report)
     assert "20 steps on 48 search windows, kl 0.849 → 0.805 on the selection split" in said and words in said
     report["tuning"]["strength"] = 0.5
-    assert "48 search windows, taken 50 % of the way, kl" in verdicts.tuning_verdict(report)
+    assert "48 search windows, taken 50 % of the way, kl" in tell(verdicts.tuning_verdict, report)
     report["tuning"]["items"] = 96
-    assert "48 search windows and 96 items of every search task, taken 50" in verdicts.tuning_verdict(report)
+    assert "48 search windows and 96 items of every search task, taken 50" in tell(verdicts.tuning_verdict, report)
 
 
 def test_how_far_a_repair_was_taken_is_said_where_it_is_not_all(report):
     repair = {"kept": True, "windows": 4, "kl_before": 0.8, "kl_after": 0.5, "strength": 0.75}
     report["repair"], report["stages"] = repair, {"text": {"wiki": {"repaired": {"closed": 0.5}}}}
-    (said,) = verdicts.recovery_verdict(report)
+    (said,) = tell(verdicts.recovery_verdict, report)
     assert "Repair (closed form, taken 75 % of the way, 4 windows, KL" in said
     report["repair"] = {**repair, "strength": 1.0}
-    assert "of the way" not in verdicts.recovery_verdict(report)[0]
+    assert "of the way" not in tell(verdicts.recovery_verdict, report)[0]
 
 
 @pytest.mark.parametrize(
@@ -204,7 +213,7 @@ def test_how_far_each_half_of_a_repair_goes_is_said(report, kept, words):
     report["repair"] = {"kept": True, "windows": 4, "kl_before": 0.8, "kl_after": 0.5, "strength": 0.5,
                         "learning": learning}  # fmt: skip
     report["stages"] = {"text": {"wiki": {"repaired": {"closed": 0.5}}}}
-    closed, shares = verdicts.recovery_verdict(report)
+    closed, shares = tell(verdicts.recovery_verdict, report)
     assert ("taken 50 % of the way" in closed) != kept
     assert "48 search windows and 96 items of every search task, abilities 16.42 → 16.39" in shares and words in shares
 
@@ -216,8 +225,8 @@ def test_where_the_cut_cost_nothing_no_share_of_the_cost_came_back(report, stage
     report |= {"repair": repair} if stage == "repaired" else {"healing": healing}
     corpus = {stage: {"closed": 0.5}}
     report["stages"] = {"text": {"stories": corpus, "wiki": corpus}}
-    (said,) = verdicts.recovery_verdict(report)
+    (said,) = tell(verdicts.recovery_verdict, report)
     assert "50 % of the gap" in said and "of the way" not in said
     report["stages"]["text"]["wiki"] = {stage: {"closed": None}}
-    (said,) = verdicts.recovery_verdict(report)
+    (said,) = tell(verdicts.recovery_verdict, report)
     assert said.endswith("the cut opened no gap in log-perplexity to close in at least one corpus.") and "–" not in said

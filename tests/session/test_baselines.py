@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM
 
 from hf_prune import compress, run
 from hf_prune.blueprint import Blueprint
-from hf_prune.data.tasks import score
+from hf_prune.data.task_scores import score
 from hf_prune.errors import IncompatibleSources, SourceError
-from hf_prune.evaluation.dense import block_influence, influence
+from hf_prune.evaluation.comparison import block_influence, influence
 from hf_prune.evaluation.objectives import values
 from hf_prune.events import Advanced, Finished, Scored, Tuned
 from hf_prune.recovery.mixes import midway, tune, tune_repair
@@ -56,7 +56,7 @@ def test_every_corpus_has_the_teacher_that_knows_it_best(home):
 def test_block_influence_of_a_parent_is_that_of_its_own_run(home):
     session = open_session(stitching(home))
     alone = open_session(recipe(home, base=str(home / "tuned"), data=(str(home / "text.txt"),), output=str(home / "x")))
-    ours = influence(session.evaluator.states(session.inputs.identity(1), session.recipe.sequences))
+    ours = influence(session.evaluator.states(session.inputs.identity(1), session.recipe.data.sequences))
     theirs = block_influence(alone.evaluator.dense.run(alone.evidence.windows["search"].tokens))
     assert ours == pytest.approx(theirs, abs=1e-3)
 
@@ -277,7 +277,9 @@ def test_where_mixes_are_learned_from_tasks_so_is_how_far_each_half_of_a_repair_
         return
     whole, learning = session.repaired(cut, 16).blueprint, summary["learning"]
     shares = tune_repair(session.evaluator, whole, summary["strength"], session.evidence.learning, 4)
-    assert replace(session, over=True).learning.items == 0, "a finished result is trained without its search tasks"
+    assert replace(session.evidence, over=True).learning.items == 0, (
+        "a finished result is trained without its search tasks"
+    )
     assert len(steps) == 4 and learning["shares"] == [list(pair) for pair in shares]
     ways = [weakened(session.bank, whole, taken) for taken in (evenly(whole, summary["strength"]), shares)]
     worth = [values(m, session.columns)[0] for m in session.evaluator.evaluate(ways, session.evidence.selection)]

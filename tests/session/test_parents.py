@@ -108,7 +108,7 @@ def test_a_base_that_overflows_is_run_in_a_wider_precision(tmp_path):
     stages, session = over(calibrate(session))
     assert session.dtype == torch.float32 and torch.isfinite(session.evaluator.reference.hidden[-1]).all()
     assert stages[-1].detail == "again in float32: the base itself overflows in float16"
-    assert found_of(session)["overflow"] == {"in": "float16", "measured_in": "float32"}
+    assert found_of(session)["overflow"] == {"precision": "float16", "measured_in": "float32"}
     # A resumed run knows.
     _, again = over(check_parents(replace(open_session(wanted), precision=torch.float16)))
     assert again.dtype == torch.float32

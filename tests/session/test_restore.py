@@ -210,7 +210,7 @@ def test_left_between_the_rounds_it_goes_on_and_trains_nobody_twice(aware, home,
     assert again.report["selection"] == aware.report["selection"]
     asked = rounds(again.folder)
     # Each round goes on where the one before ended: a candidate's steps are taken once, in either run.
-    tokens = BATCH * recipe.length
+    tokens = BATCH * recipe.data.length
     per_round = [asked[t] * (t // tokens - (t // 2 // tokens if t > 1000 else 0)) for t in asked]
     assert len(steps) == sum(per_round)
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 
 from hf_prune.blueprint import Fidelity
-from hf_prune.data.tasks import TaskScores
+from hf_prune.data.task_scores import TaskScores
 from hf_prune.evaluation.objectives import Measures
 from hf_prune.session.scorer import keep_items
 

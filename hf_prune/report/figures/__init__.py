@@ -2,11 +2,19 @@
 
 from hf_prune.report.figures.parents import layer_map
 from hf_prune.report.figures.recovery import capabilities, healing
-from hf_prune.report.figures.search import STRIP_COLUMNS, comparison, layer_strip, pareto, search_history
+from hf_prune.report.figures.search import (
+    STRIP_COLUMNS,
+    FrontPoint,
+    comparison,
+    layer_strip,
+    pareto,
+    search_history,
+)
 from hf_prune.report.figures.widths import layer_widths
 
 __all__ = [
     "STRIP_COLUMNS",
+    "FrontPoint",
     "capabilities",
     "comparison",
     "healing",

@@ -62,9 +62,9 @@ def digits(value: float) -> str:
     return f"{value:#.3g}".rstrip(".") if value < 1000 else f"{value:,.0f}" if value < 1e6 else f"{value:.2e}"
 
 
-def number(value: Any) -> float:
-    """A number of the report; null is infinite."""
-    return math.inf if value is None else float(value)
+def height(value: float) -> float:
+    """Where a number of the report is drawn: one that is not known as high as an infinite one."""
+    return math.inf if math.isnan(value) else value
 
 
 def plain(text: Any) -> str:

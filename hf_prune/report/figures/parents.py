@@ -1,27 +1,30 @@
 """Which parents a stitched model is made of, layer by layer."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from matplotlib.colors import TwoSlopeNorm
 
 from hf_prune.report.figures.canvas import GREY, INK, PALE, canvas, plain, save
+from hf_prune.report.schema.model import LayerOrigin
+from hf_prune.report.schema.report import Report
+
+Half = Literal["attention", "mlp"]
 
 
-def layer_map(report: Mapping[str, Any], path: str | Path) -> Path:
+def layer_map(report: Report, path: str | Path) -> Path:
     """Parents against source layers; a cell holds the weight of that parent, removed layers are hatched.
 
     Args:
-        report: content of report.json; reads `origins`, `parents` and `size`.
+        report: uses `origins`, `parents` and `size`.
         path: of the PNG.
     """
-    names, depth = [str(n) for n in report["parents"]], report["size"]["dense"]["layers"]
-    rows = {layer["source"]: layer for layer in report["origins"]}
-    halves = any(layer["mlp"] for layer in rows.values())
+    names, depth = report.parents, report.size.dense.layers
+    rows = {layer.source: layer for layer in report.origins}
+    halves = any(layer.mlp for layer in rows.values())
     drawing = canvas(1.5 + 0.42 * len(names) * (1 + halves))
     axes = drawing.subplots()
-    lines = [(n, half) for n in names for half in (("parents", "mlp") if halves else ("parents",))]
+    lines = [(n, half) for n in names for half in (("attention", "mlp") if halves else ("attention",))]
     table = [[_weight(rows.get(i), n, half) for i in range(depth)] for n, half in lines]
     shown = [[x or 0.0 for x in row] for row in table]
     largest = max(1.0, *(abs(x) for row in shown for x in row))
@@ -30,11 +33,12 @@ def layer_map(report: Mapping[str, Any], path: str | Path) -> Path:
         for x, weight in enumerate(row):
             if weight:
                 dark = abs(weight) > 0.6 * largest
-                axes.text(x, y, f"{weight:.3g}".removeprefix("0").replace("-", "−"), ha="center", va="center", size=7.5,
-                          color="white" if dark else INK)  # fmt: skip
+                shown_weight = f"{weight:.3g}".removeprefix("0").replace("-", "−")
+                colour = "white" if dark else INK
+                axes.text(x, y, shown_weight, ha="center", va="center", size=7.5, color=colour)
     for x in set(range(depth)) - set(rows):
         axes.axvspan(x - 0.5, x + 0.5, facecolor=PALE, edgecolor=GREY, hatch="////", lw=0, zorder=3)
-    suffix = {"parents": "  attention", "mlp": "  MLP"} if halves else {"parents": ""}
+    suffix = {"attention": "  attention", "mlp": "  MLP"} if halves else {"attention": ""}
     axes.set_yticks(range(len(lines)), [plain(n) + suffix[half] for n, half in lines])
     axes.set_xticks(range(depth))
     axes.set_xlabel("source layer (hatched: removed)")
@@ -44,7 +48,8 @@ def layer_map(report: Mapping[str, Any], path: str | Path) -> Path:
     return save(drawing, path)
 
 
-def _weight(layer: Mapping[str, Any] | None, name: str, half: str) -> float | None:
+def _weight(layer: LayerOrigin | None, name: str, half: Half) -> float | None:
     if layer is None:
         return None
-    return (layer[half] or layer["parents"]).get(name, 0.0)
+    weights = layer.mlp if half == "mlp" and layer.mlp else layer.parents
+    return weights.get(name, 0.0)

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from matplotlib.axes import Axes
 
@@ -17,38 +16,34 @@ from hf_prune.report.figures.canvas import (
     canvas,
     digits,
     finish,
-    number,
+    height,
     plain,
     save,
 )
+from hf_prune.report.schema.course import Healing
+from hf_prune.report.schema.scores import Stages, StageText, Task
+from hf_prune.report.schema.section import StageName
 
 COLOURS = {"dense": GREY, "cut": PALE, "repaired": SKY, "healed": BLUE}
 
 
-def capabilities(report: Mapping[str, Any], path: str | Path) -> Path:
-    """Bars by stage with 95 % intervals: perplexity per corpus, beside it accuracy per task.
-
-    Args:
-        report: content of report.json; reads `stages`.
-        path: of the PNG.
-    """
-    stages = report["stages"]
-    names = stages["names"]
-    texts = [c for c in stages["text"] if c != "all"]
-    tasks = list(stages["tasks"])
+def capabilities(stages: Stages, path: str | Path) -> Path:
+    """Bars by stage with 95 % intervals: perplexity per corpus, beside it accuracy per task."""
+    names = stages.names
+    texts = [c for c in stages.text if c != "all"]
+    tasks = list(stages.tasks)
     drawing = canvas(3.8)
     sides = drawing.subplots(1, 2 if tasks else 1, width_ratios=[len(texts), len(tasks)] if tasks else None)
     left, right = sides if tasks else (sides, None)
-    ratios = {c: {n: stages["text"][c][n] for n in names} for c in texts}
-    dense = {c: number(ratios[c]["dense"]["perplexity"]) for c in texts}
-    bars = {n: [_relative(ratios[c][n], dense[c]) for c in texts] for n in names if n != "dense"}
+    dense = {c: height(stages.text[c].dense.perplexity) for c in texts}
+    bars = {n: [_relative(stages.text[c].of(n), dense[c]) for c in texts] for n in names if n != "dense"}
     _bars(left, texts, bars, 1.0)
     finish(left, "Perplexity, times the dense model", "", "")
     if right is not None:
-        rows = {n: [_accuracy(stages["tasks"][t][n], n) for t in tasks] for n in names}
+        rows = {n: [_accuracy(stages.tasks[t].of(n), n) for t in tasks] for n in names}
         _bars(right, [t.removesuffix("_cloze") for t in tasks], rows, None)
         for i, task in enumerate(tasks):
-            chance = 100 * stages["tasks"][task]["dense"]["chance"]
+            chance = 100 * stages.tasks[task].dense.chance
             right.plot([i - 0.45, i + 0.45], [chance, chance], color=INK, lw=1, ls=(0, (2, 2)))
         finish(right, "Accuracy, % (dotted: guessing)", "", "")
     handles = (right or left).get_legend_handles_labels()
@@ -56,15 +51,15 @@ def capabilities(report: Mapping[str, Any], path: str | Path) -> Path:
     return save(drawing, path)
 
 
-def healing(report: Mapping[str, Any], path: str | Path) -> Path:
+def healing(course: Healing, path: str | Path) -> Path:
     """Loss on the selection windows against tokens trained on, with the state that was kept.
 
-    Args:
-        report: content of report.json; reads `healing`.
-        path: of the PNG.
+    Raises:
+        ValueError: the training's curve has no points.
     """
-    course = report["healing"]
-    tokens, losses = zip(*[(t / 1e3, number(loss)) for t, loss in course["curve"]], strict=True)
+    if not course.curve:
+        raise ValueError("The course of a training needs at least one point.")
+    tokens, losses = zip(*[(t / 1e3, height(loss)) for t, loss in course.curve], strict=True)
     drawing = canvas(3.2)
     axes = drawing.subplots()
     axes.plot(tokens, losses, color=BLUE, lw=1.6, marker="o", ms=4)
@@ -81,15 +76,16 @@ Bar = tuple[float, float, float]
 """Value and the ends of its 95 % interval."""
 
 
-def _relative(row: Mapping[str, Any], dense: float) -> Bar:
+def _relative(row: StageText, dense: float) -> Bar:
     """Perplexity over that of the dense model, with the paired interval."""
-    low, high = (math.exp(min(number(x), 700.0)) for x in row["log_ratio_ci"])
-    return number(row["perplexity"]) / dense, low, high
+    low, high = (math.exp(min(height(x), 700.0)) for x in row.log_ratio_ci)
+    return height(row.perplexity) / dense, low, high
 
 
-def _accuracy(row: Mapping[str, Any], stage: str) -> Bar:
-    ours = row["dense" if stage == "dense" else "pruned"]
-    return 100 * ours["accuracy"], 100 * ours["ci"][0], 100 * ours["ci"][1]
+def _accuracy(row: Task, stage: StageName) -> Bar:
+    ours = row.dense if stage == "dense" else row.pruned
+    low, high = ours.ci
+    return 100 * ours.accuracy, 100 * low, 100 * high
 
 
 def _bars(axes: Axes, groups: Sequence[str], rows: Mapping[str, Sequence[Bar]], line: float | None) -> None:
@@ -99,9 +95,9 @@ def _bars(axes: Axes, groups: Sequence[str], rows: Mapping[str, Sequence[Bar]], 
         places = [i + (k - (len(rows) - 1) / 2) * width for i in range(len(groups))]
         heights = [min(b[0], ceiling) for b in bars]
         axes.bar(places, heights, width * 0.92, color=COLOURS[stage], label=stage)
-        errors = [[max(h - b[1], 0) for h, b in zip(heights, bars, strict=True)],
-                  [max(min(b[2], ceiling) - h, 0) for h, b in zip(heights, bars, strict=True)]]  # fmt: skip
-        axes.errorbar(places, heights, yerr=errors, fmt="none", color=INK, lw=1, capsize=2)
+        below = [max(h - b[1], 0) for h, b in zip(heights, bars, strict=True)]
+        above = [max(min(b[2], ceiling) - h, 0) for h, b in zip(heights, bars, strict=True)]
+        axes.errorbar(places, heights, yerr=[below, above], fmt="none", color=INK, lw=1, capsize=2)
     if line is not None:
         axes.axhline(line, color=GREY, lw=1, label="dense")
     axes.set_xticks(range(len(groups)), [plain(g) for g in groups])

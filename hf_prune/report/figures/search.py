@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
@@ -25,11 +25,15 @@ from hf_prune.report.figures.canvas import (
     canvas,
     digits,
     finish,
-    number,
+    height,
     plain,
     plain_ticks,
     save,
 )
+from hf_prune.report.schema.model import LayerFate
+from hf_prune.report.schema.report import Report
+from hf_prune.report.schema.scores import total
+from hf_prune.report.schema.section import Interval
 
 DASHED = {"ec": GREY, "lw": 0.8, "ls": (0, (2, 2))}
 STRIP_COLUMNS = 40
@@ -59,35 +63,35 @@ OBJECTIVES = {
 }
 
 
-def layer_strip(report: Mapping[str, Any], path: str | Path) -> Path:
+def layer_strip(report: Report, path: str | Path) -> Path:
     """What became of every source layer: source row above, output row below, a line for every contribution.
 
     Args:
-        report: uses `layers` (one entry per source layer: source, fate, output, weight) and `sources`.
+        report: uses `layers` and `sources`.
         path: PNG to write. More than 40 layers wrap into rows of equal length.
 
     Raises:
         ValueError: the report lists no layers.
     """
-    layers = report["layers"]
+    layers = report.layers
     if not layers:
         raise ValueError("The layer strip needs at least one source layer.")
     bands = math.ceil(len(layers) / STRIP_COLUMNS)
     per_band = math.ceil(len(layers) / bands)
     figure = canvas(0.85 + 1.45 * bands, None)
     # Fixed margins in inches, so that a box has the same height however many rows there are.
-    height = figure.get_figheight()
-    top, bottom = 1 - 0.42 / height, 0.38 / height
+    inches = figure.get_figheight()
+    top, bottom = 1 - 0.42 / inches, 0.38 / inches
     homes = _homes(layers)
     for band in range(bands):
         piece = layers[band * per_band : (band + 1) * per_band]
         step = (top - bottom) / bands
         axes = figure.add_axes((0.075, top - (band + 1) * step, 0.915, step))
         _strip_band(axes, piece, homes, max(per_band, 14))
-    name = plain(" + ".join(s["repo"] for s in report["sources"]))
+    name = plain(" + ".join(s.repo for s in report.sources))
     title = f"{name}: {len(layers)} layers become {len(homes)}"
-    figure.text(0.01, 1 - 0.3 / height, title, weight="bold", size=11)
-    present = [f for f in FATES if any(x["fate"] == f for x in layers)]
+    figure.text(0.01, 1 - 0.3 / inches, title, weight="bold", size=11)
+    present = [f for f in FATES if any(x.fate == f for x in layers)]
     edges = {f: DASHED if f == "removed" else {"ec": INK, "lw": 0.8} for f in present}
     handles = [Patch(fc=FATES[f][0], label=FATES[f][1], **edges[f]) for f in present]
     figure.legend(
@@ -141,9 +145,18 @@ def search_history(
     return save(figure, path)
 
 
+class FrontPoint(NamedTuple):
+    """A model in the plane of size and quality: share of parameters removed (0 to 1), and value of the objective."""
+
+    removed: float
+    value: float
+    layers: int | None = None
+    knee: bool = False
+
+
 def pareto(
-    front: Sequence[Mapping[str, Any]],
-    others: Sequence[Mapping[str, Any]],
+    front: Sequence[FrontPoint],
+    others: Sequence[FrontPoint],
     hypervolume: Sequence[Sequence[float]] | None,
     path: str | Path,
     *,
@@ -152,11 +165,11 @@ def pareto(
     """Quality against size: the non-dominated models, the knee, the dominated ones, and the hypervolume history.
 
     Args:
-        front: entries with removed_ratio (share of parameters, 0 to 1), the objective's value, and `knee`.
-        others: dominated candidates, same keys.
+        front: models that no other beats on both.
+        others: dominated candidates.
         hypervolume: (trials, hypervolume) pairs, or None.
         path: PNG to write.
-        objective: key of the value in each entry, `kl` where an entry lacks it.
+        objective: name of the value.
 
     Raises:
         ValueError: the front is empty.
@@ -166,15 +179,16 @@ def pareto(
     figure = canvas(4.2)
     grid = figure.add_gridspec(1, 2 if hypervolume else 1, width_ratios=[2.2, 1] if hypervolume else [1])
     axes = figure.add_subplot(grid[0])
-    line, rest = _pairs(sorted(front, key=lambda p: p["removed_ratio"]), objective), _pairs(others, objective)
+    line, rest = _pairs(sorted(front, key=lambda p: p.removed)), _pairs(others)
     _value_axis(axes, [v for _, v in line + rest])
     if rest:
         axes.scatter(*zip(*rest, strict=True), s=12, color=PALE, lw=0, label=f"dominated ({len(rest)})", zorder=1)
     label = f"front ({len(line)})"
     axes.plot(*zip(*line, strict=True), color=BLUE, marker="o", ms=5, lw=1.5, drawstyle="steps-post", label=label)
-    for point in (p for p in front if p.get("knee")):
-        x, y = _pairs([point], objective)[0]
-        knee = f"knee: {x:.0f} % removed, {point['layers']} layers" if "layers" in point else f"knee: {x:.0f} % removed"
+    for point in (p for p in front if p.knee):
+        x, y = _pairs([point])[0]
+        left = "" if point.layers is None else f", {point.layers} layers"
+        knee = f"knee: {x:.0f} % removed{left}"
         axes.plot(x, y, marker="D", ms=10, mfc="none", mec=VERMILION, mew=2, ls="none", label=knee, zorder=4)
     finish(axes, "Quality against size", "parameters removed (%)", OBJECTIVES.get(objective, plain(objective)))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -186,18 +200,18 @@ def pareto(
     return save(figure, path)
 
 
-def comparison(report: Mapping[str, Any], path: str | Path) -> Path:
+def comparison(report: Report, path: str | Path) -> Path:
     """Report-split perplexity of the result and the baselines, with 95 % intervals and the dense model as a line.
 
     On a logarithmic axis bars start at the dense model, so their length is the log-perplexity lost.
 
     Args:
-        report: uses `text.all` and `baselines`.
+        report: uses the text `all`, the stages and the baselines.
         path: PNG to write.
     """
-    dense = number(report["text"]["all"]["dense"]["perplexity"])
-    rows = _comparison_rows(report)
-    finite = [r["perplexity"] for r in rows if math.isfinite(r["perplexity"])] + [dense]
+    dense = height(total(report.text).dense.perplexity)
+    rows = _bars(report)
+    finite = [r.perplexity for r in rows if math.isfinite(r.perplexity)] + [dense]
     figure = canvas(1.35 + 0.42 * len(rows))
     axes = figure.add_subplot()
     log = max(finite) / min(finite) > LOG_SPREAD
@@ -205,7 +219,7 @@ def comparison(report: Mapping[str, Any], path: str | Path) -> Path:
         axes.set_xscale("log")
         plain_ticks(axes.xaxis)
     start = dense if log else 0.0
-    intervals = [x for r in rows for x in map(number, r.get("ci") or ()) if math.isfinite(x)]
+    intervals = [x for r in rows for x in r.ci or () if math.isfinite(x)]
     reach = max(finite + intervals)
     limits = (min(finite) / 1.15, reach * (reach / dense) ** 0.16) if log else (0, reach * 1.15)
     axes.set_xlim(*limits)
@@ -213,7 +227,7 @@ def comparison(report: Mapping[str, Any], path: str | Path) -> Path:
         _bar(axes, y, row, start, limits[1])
     axes.axvline(dense, color=INK, lw=1.5, ls=(0, (5, 3)))
     axes.annotate(f"dense model {digits(dense)}", (dense, -0.72), xytext=(5, 0), textcoords="offset points", size=9)
-    axes.set_yticks(range(len(rows)), [plain(r["label"]) for r in rows])
+    axes.set_yticks(range(len(rows)), [plain(r.label) for r in rows])
     axes.set_ylim(len(rows) - 0.45, -1.05)
     axes.tick_params(axis="y", length=0)
     axes.get_yticklabels()[0].set_weight("bold")
@@ -223,30 +237,30 @@ def comparison(report: Mapping[str, Any], path: str | Path) -> Path:
     return save(figure, path)
 
 
-def _homes(layers: Sequence[Mapping[str, Any]]) -> dict[int, int]:
+def _homes(layers: Sequence[LayerFate]) -> dict[int, int]:
     """Output layer -> the source layer it is drawn under: its heaviest contribution."""
-    heaviest: dict[int, Mapping[str, Any]] = {}
+    heaviest: dict[int, LayerFate] = {}
     for x in layers:
-        j = x.get("output")
-        if j is not None and (j not in heaviest or x["weight"] > heaviest[j]["weight"]):
+        j = x.output
+        if j is not None and (j not in heaviest or x.weight > heaviest[j].weight):
             heaviest[j] = x
-    return {j: x["source"] for j, x in sorted(heaviest.items())}
+    return {j: x.source for j, x in sorted(heaviest.items())}
 
 
-def _strip_band(axes: Axes, piece: Sequence[Mapping[str, Any]], homes: Mapping[int, int], columns: int) -> None:
-    first = piece[0]["source"]
+def _strip_band(axes: Axes, piece: Sequence[LayerFate], homes: Mapping[int, int], columns: int) -> None:
+    first = piece[0].source
     here = [j for j, home in homes.items() if first <= home < first + len(piece)]
     shift = (len(piece) - len(here)) / 2
     place = {j: i + shift for i, j in enumerate(here)}
     size = 10 if columns <= 24 else 7.5
     for i, x in enumerate(piece):
         _source_box(axes, i, x, size)
-        if x.get("output") in place:
-            line = {"color": FATES[x["fate"]][0], "lw": 2.2 if columns <= 24 else 1.6, "solid_capstyle": "round"}
-            axes.plot([i, place[x["output"]]], [-0.06, -0.74], zorder=1, **line)
-        elif x.get("output") is not None:
-            axes.text(i, -0.1, f"↳{x['output']}", ha="center", va="top", size=size - 1, color=INK)
-    fates = {x["output"]: x["fate"] for x in piece if homes.get(x.get("output")) == x["source"]}
+        if x.output in place:
+            line = {"color": FATES[x.fate][0], "lw": 2.2 if columns <= 24 else 1.6, "solid_capstyle": "round"}
+            axes.plot([i, place[x.output]], [-0.06, -0.74], zorder=1, **line)
+        elif x.output is not None:
+            axes.text(i, -0.1, f"↳{x.output}", ha="center", va="top", size=size - 1, color=INK)
+    fates = {x.output: x.fate for x in piece if homes.get(x.output) == x.source}
     for j in here:
         axes.add_patch(Rectangle((place[j] - 0.42, -1.4), 0.84, 0.6, fc=FATES[fates[j]][0], ec=INK, lw=0.6))
         axes.text(place[j], -1.1, str(j), ha="center", va="center", size=size, color=INK)
@@ -257,18 +271,17 @@ def _strip_band(axes: Axes, piece: Sequence[Mapping[str, Any]], homes: Mapping[i
     axes.axis("off")
 
 
-def _source_box(axes: Axes, x: float, layer: Mapping[str, Any], size: float) -> None:
-    fate = layer["fate"]
+def _source_box(axes: Axes, x: float, layer: LayerFate, size: float) -> None:
+    fate, weight = layer.fate, layer.weight
     colour = FATES[fate][0]
     gone = {"removed": (0.0, 0.8), "attn_removed": (0.4, 0.4), "mlp_removed": (0.0, 0.4)}.get(fate)
     axes.add_patch(Rectangle((x - 0.42, 0), 0.84, 0.8, fc=colour, ec="none" if gone else INK, lw=0.6))
     if gone:
         axes.add_patch(Rectangle((x - 0.42, gone[0]), 0.84, gone[1], fc="white", **DASHED))
-    weight = layer.get("weight")
-    merged = fate == "merged" and weight is not None
+    merged = fate == "merged" and not math.isnan(weight)
     number_y = {"attn_removed": 0.2, "mlp_removed": 0.6}.get(fate, 0.55 if merged else 0.4)
     ink = GREY if fate == "removed" else INK
-    axes.text(x, number_y, str(layer["source"]), ha="center", va="center", size=size, color=ink)
+    axes.text(x, number_y, str(layer.source), ha="center", va="center", size=size, color=ink)
     if merged:
         # Two decimals without the leading zero: four characters are what a narrow box holds.
         text = f"{weight:.2f}".rstrip("0").rstrip(".").replace("0.", ".", 1) if abs(weight) < 1 else f"{weight:.3g}"
@@ -341,32 +354,43 @@ def _spread_labels(axes: Axes, reference: Sequence[tuple[str, float]], floor: fl
         previous = y
 
 
-def _comparison_rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    own = [{"label": "this model", **report["text"]["all"]["pruned"], "own": True}]
-    stages = (report.get("stages") or {}).get("names") or ()
-    if len(stages) > 2:
-        own[0]["label"] = f"this model, {stages[-1]}"
-        own.append({"label": "its bare cut", **report["stages"]["text"]["all"]["cut"], "own": True})
-    rivals = [{**b, "own": False} for b in report.get("baselines") or () if b["name"] != "hf_prune"]
-    rows = [{**row, "perplexity": number(row["perplexity"])} for row in (*own, *rivals)]
-    return sorted(rows, key=lambda row: (not row["own"], row["perplexity"]))
+class Bar(NamedTuple):
+    """A model of the comparison; `own` is ours."""
+
+    label: str
+    perplexity: float
+    ci: Interval | None
+    own: bool
 
 
-def _bar(axes: Axes, y: int, row: Mapping[str, Any], start: float, edge: float) -> None:
-    value, colour = row["perplexity"], BLUE if row["own"] else PALE
+def _bars(report: Report) -> list[Bar]:
+    ours, stages = total(report.text).pruned, report.stages
+    own = [Bar("this model", height(ours.perplexity), ours.ci, True)]
+    if stages and len(stages.names) > 2:
+        cut = total(stages.text).cut
+        own = [own[0]._replace(label=f"this model, {stages.names[-1]}")]
+        own.append(Bar("its bare cut", height(cut.perplexity), cut.ci, True))
+    rivals = [Bar(b.label, height(b.perplexity), b.ci, False) for b in report.baselines if b.name != "hf_prune"]
+    return sorted([*own, *rivals], key=lambda bar: (not bar.own, bar.perplexity))
+
+
+def _bar(axes: Axes, y: int, row: Bar, start: float, edge: float) -> None:
+    value, colour = row.perplexity, BLUE if row.own else PALE
     if not math.isfinite(value):
         axes.barh(y, edge - start, left=start, height=0.62, fc="white", ec=GREY, hatch="///", lw=0.6)
         axes.text(edge, y, "not finite ", ha="right", va="center", backgroundcolor="white")
         return
     axes.barh(y, value - start, left=start, height=0.62, color=colour)
-    end, ci = value, [number(x) for x in row.get("ci") or ()]
-    if ci and all(map(math.isfinite, ci)):
-        error = [[max(value - ci[0], 0)], [max(ci[1] - value, 0)]]
+    end = value
+    if row.ci and all(map(math.isfinite, row.ci)):
+        low, high = row.ci
+        error = [[max(value - low, 0)], [max(high - value, 0)]]
         axes.errorbar(value, y, xerr=error, color=INK, lw=1.2, capsize=3)
-        end = max(end, ci[1])
+        end = max(end, high)
     axes.annotate(digits(value), (end, y), xytext=(5, 0), textcoords="offset points", va="center")
 
 
-def _pairs(points: Iterable[Mapping[str, Any]], objective: str) -> list[tuple[float, float]]:
-    pairs = [(100 * p["removed_ratio"], number(p.get(objective, p.get("kl")))) for p in points]
+def _pairs(points: Iterable[FrontPoint]) -> list[tuple[float, float]]:
+    """Percent removed, and value, of those that do not break."""
+    pairs = [(100 * p.removed, p.value) for p in points]
     return [p for p in pairs if math.isfinite(p[1])]

@@ -1,0 +1,87 @@
+"""A chat as the base was taught to read it: rendered by its tokenizer's template, or refused by file and line."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from hf_prune.data.documents import Chat
+from hf_prune.errors import InvalidData
+
+Messages = Sequence[dict[str, Any]]
+LONGEST_REASON = 200
+"""Characters of what a template says when it refuses."""
+TOOLS = "leave such chats out, or take a base that was taught to call tools"
+
+
+def rendered(document: str, tokenizer: Any) -> str:
+    """A chat as text, special tokens written out; a text as it is.
+
+    Raises:
+        InvalidData: there is no template, or it does not take this chat, or leaves out its tools or all of it.
+    """
+    if not isinstance(document, Chat):
+        return document
+    if not getattr(tokenizer, "chat_template", None):
+        raise InvalidData(
+            f"{document.where} is a chat, but the base's tokenizer has no chat template; give plain text, or take a "
+            "base that was taught to chat."
+        )
+    messages, tools = document.parts
+    try:
+        text = _render(tokenizer, messages, tools)
+    except Exception as e:
+        # Whatever a template does wrong comes up here, in as many kinds of errors as there are operations.
+        raise _refused(document, f"refuses {document.where} ({_reason(e)})", _advice(tokenizer, messages)) from None
+    if not text.strip():
+        raise _refused(document, f"makes nothing of {document.where}", _advice(tokenizer, messages))
+    if _leaves_out_tools(tokenizer, messages, tools, text):
+        raise _refused(document, f"leaves out the tool calls or results of {document.where}", TOOLS)
+    return text
+
+
+def _refused(document: Chat, what: str, advice: str) -> InvalidData:
+    return InvalidData(f"The base's chat template {what}; {advice}.")
+
+
+def _render(tokenizer: Any, messages: Messages, tools: Any) -> str:
+    return tokenizer.apply_chat_template(list(messages), tools=tools, tokenize=False)
+
+
+def _reason(error: Exception) -> str:
+    said = " ".join(str(error).split()) or type(error).__name__
+    return "".join(letter for letter in said if letter.isprintable())[:LONGEST_REASON].rstrip(".")
+
+
+def _advice(tokenizer: Any, messages: Messages) -> str:
+    """What would make the template take these messages."""
+    others = [m for m in messages if m["role"] not in ("system", "developer")]
+    if len(others) < len(messages) and _takes(tokenizer, others):
+        return "it knows no system messages: put their words into the first message of the user"
+    if any(one["role"] == next_["role"] for one, next_ in zip(others, others[1:], strict=False)):
+        return "make one message of those that follow each other with the same role"
+    if any(m["role"] == "tool" or "tool_calls" in m for m in messages):
+        return TOOLS
+    return 'change the chat as it asks, or give it as {"text": ...}'
+
+
+def _takes(tokenizer: Any, messages: Messages) -> bool:
+    try:
+        return bool(messages) and bool(_render(tokenizer, messages, None).strip())
+    except Exception:
+        return False
+
+
+def _leaves_out_tools(tokenizer: Any, messages: Messages, tools: Any, text: str) -> bool:
+    """Whether the rendered text would be the same without any tool call, or with other results of tools."""
+    others = []
+    if any("tool_calls" in m for m in messages):
+        others.append([{"content": "", **{k: v for k, v in m.items() if k != "tool_calls"}} for m in messages])
+    if any(m["role"] == "tool" for m in messages):
+        others.append([{**m, "content": f"{m.get('content')}."} if m["role"] == "tool" else m for m in messages])
+    for other in others:
+        try:
+            if _render(tokenizer, other, tools) == text:
+                return True
+        except Exception:
+            # It looks at them, or it would not miss them.
+            continue
+    return False

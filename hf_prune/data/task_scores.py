@@ -1,0 +1,285 @@
+"""Scores: which option is likeliest after a context, or is the answer, word for word, what would be generated?
+
+Tokenisation and the two accuracies follow EleutherAI's lm-evaluation-harness (`_encode_pair`, `acc`, `acc_norm`). Doubt
+is how far a model is from telling the right option, whatever it sounds like: NORM CORRECT PROB of DataDecide (arXiv
+2504.11393) behind temperature scaling (arXiv 1706.04599).
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from hf_prune.data.tasks import Item, Task
+from hf_prune.data.windows import adds_bos
+
+TOKEN_BUDGET = 2048
+"""Tokens of one batch, padding included."""
+LOGIT_BUDGET = 2**26
+"""Logits of one batch: 256 MiB in float32."""
+ACCURACIES = {"correct": "", "correct_norm": "_norm"}
+"""Ways to be right, of `TaskScores`, and how the names of their figures end."""
+LARGEST_SCALE, HALVINGS = 64.0, 40
+"""Of what options are compared by; a task whose items are all answered rightly has no least doubt."""
+LARGEST_EXPONENT = 600.0
+"""A larger one has no finite exp in float64, from 710 on."""
+
+
+@dataclass(frozen=True, eq=False)
+class TaskScores:
+    """`log_likelihoods` float64 [items, most options], natural log, -inf where an item has fewer options; `correct`
+    and `correct_norm` bool [items]: by summed log-likelihood, and by log-likelihood per character of the option.
+
+    doubts: float64 [items], nats, `doubts` of the log-likelihoods per character; where text is to be generated,
+    -log-likelihood per character.
+    """
+
+    task: str
+    chance: float
+    log_likelihoods: np.ndarray
+    correct: np.ndarray
+    correct_norm: np.ndarray
+    doubts: np.ndarray | None = None
+
+    @property
+    def doubt(self) -> float:
+        """Mean of `doubts`."""
+        return math.nan if self.doubts is None else float(self.doubts.mean())
+
+    @property
+    def accuracy(self) -> float:
+        """Share of items answered rightly (lm-eval's acc)."""
+        return float(self.correct.mean())
+
+    @property
+    def accuracy_norm(self) -> float:
+        """Share answered rightly with length-normalised options (lm-eval's acc_norm)."""
+        return float(self.correct_norm.mean())
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """An item in tokens: the `prefix` all options share, and per option the rest, its last `scored` tokens the option.
+
+    Every rest begins with at least one token of the context, so that its first logits predict the option's first token.
+    """
+
+    number: int
+    prefix: tuple[int, ...]
+    rests: tuple[tuple[int, ...], ...]
+    scored: tuple[int, ...]
+
+    @property
+    def width(self) -> int:
+        """Tokens of the longest rest."""
+        return max(map(len, self.rests))
+
+
+def score(model: Any, tokenizer: Any, task: Task) -> TaskScores:
+    """Let a model answer a task; it is used as it is (device, precision, eval or train mode)."""
+    items = task.items
+    asked = questions(items, tokenizer, longest(model.config))
+    table = np.full((len(items), max(len(i.choices) for i in items)), -np.inf)
+    hits = np.zeros(len(items), bool)
+    for batch in _batches(asked, model.get_input_embeddings().weight.shape[0]):
+        for question, values, hit in zip(batch, *_log_likelihoods(model, batch), strict=True):
+            table[question.number, : len(values)] = values
+            hits[question.number] = hit
+    return judged(replace(task, items=items), table, hits)
+
+
+def questions(items: Sequence[Item], tokenizer: Any, most: int) -> list[Question]:
+    """Items in tokens; rows longer than `most` tokens lose their beginning."""
+    bos = adds_bos(tokenizer)
+    return [_question(n, item, tokenizer, bos, most) for n, item in enumerate(items)]
+
+
+def judged(task: Task, table: np.ndarray, hits: np.ndarray) -> TaskScores:
+    """What log-likelihoods make of a task.
+
+    Args:
+        task: its items are the rows.
+        table: float64 [items, most options], -inf where an item has fewer.
+        hits: bool [items]: every token of the first option was the likeliest.
+    """
+    fair = table / _characters(task, table.shape[1])
+    if task.kind == "exact":
+        return TaskScores(task.name, task.chance, table, hits, hits, -fair[:, 0])
+    answers = _answers(task)
+    right, fairly = table.argmax(1) == answers, fair.argmax(1) == answers
+    return TaskScores(task.name, task.chance, table, right, fairly, doubts(fair, answers))
+
+
+def slopes(task: Task, table: np.ndarray) -> np.ndarray:
+    """Gradient of a task's `TaskScores.doubt` by its log-likelihoods, float64 [items, most options]; see `judged`."""
+    characters = _characters(task, table.shape[1])
+    if task.kind == "exact":
+        return -1.0 / (len(table) * characters)
+    return doubt_slopes(table / characters, _answers(task)) / characters
+
+
+def _characters(task: Task, most: int) -> np.ndarray:
+    """Of every option, float64 [items, most options]; 1 where there is none."""
+    return np.array([[*map(len, i.choices), *[1] * (most - len(i.choices))] for i in task.items], float)
+
+
+def _answers(task: Task) -> np.ndarray:
+    return np.array([i.answer for i in task.items])
+
+
+def encode_pair(
+    tokenizer: Any, context: str, choice: str, bos: bool, joint: str | None = None
+) -> tuple[list[int], list[int]]:
+    """Token ids of context and option, as lm-evaluation-harness cuts them.
+
+    `joint` separates the two, by default a space unless one has white space there; white space at the end of the
+    context goes to the option, where most tokenizers glue it to the word. An empty context becomes the start (or
+    end-of-text) token alone; one that begins with the start token gets no second one.
+    """
+    kept = context.rstrip()
+    if joint is None:
+        joint = "" if context != kept or choice[:1].isspace() or not kept else " "
+    tail = context[len(kept) :] + joint + choice
+    head = tokenizer(kept, add_special_tokens=False, verbose=False)["input_ids"]
+    whole = tokenizer(kept + tail, add_special_tokens=False, verbose=False)["input_ids"]
+    start = [tokenizer.bos_token_id] if bos and head[:1] != [tokenizer.bos_token_id] else []
+    if not head and not start:
+        start = [tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id]
+    cut = min(len(head), len(whole) - 1)
+    return start + whole[:cut], whole[cut:]
+
+
+def longest(config: Any) -> int:
+    """Most tokens that a model reads."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None) or 2**31
+
+
+def _question(number: int, item: Item, tokenizer: Any, bos: bool, longest: int) -> Question:
+    """Too long a row loses its beginning."""
+    pairs = [encode_pair(tokenizer, item.context, c, bos, item.joint) for c in item.choices]
+    rows = [(head + tail)[-longest:] for head, tail in pairs]
+    scored = tuple(min(len(tail), len(row) - 1) for row, (_, tail) in zip(rows, pairs, strict=True))
+    most = min(len(row) - n for row, n in zip(rows, scored, strict=True)) - 1
+    shared = next((i for i in range(most) if len({row[i] for row in rows}) > 1), most)
+    return Question(number, tuple(rows[0][:shared]), tuple(tuple(row[shared:]) for row in rows), scored)
+
+
+def _batches(questions: Sequence[Question], vocabulary: int) -> Iterator[list[Question]]:
+    """Questions of similar length together, within the budgets (a single question may exceed them)."""
+    batch: list[Question] = []
+    for question in sorted(questions, key=lambda q: (len(q.prefix), q.width)):
+        both = [*batch, question]
+        options, width = sum(len(q.rests) for q in both), max(q.width for q in both)
+        # An empty prefix beside a full one would be a row of nothing but padding.
+        apart = bool(batch) and not batch[0].prefix and bool(question.prefix)
+        full = len(both) * len(question.prefix) > TOKEN_BUDGET or options * width > TOKEN_BUDGET
+        if batch and (apart or full or options * width * vocabulary > LOGIT_BUDGET):
+            yield batch
+            both = [question]
+        batch = both
+    if batch:
+        yield batch
+
+
+@torch.inference_mode()
+def _log_likelihoods(model: Any, batch: Sequence[Question]) -> tuple[list[list[float]], list[bool]]:
+    """Summed log-probability of every option, and whether each token of the first was the likeliest.
+
+    The shared prefixes run once and lend their cache to the options.
+    """
+    owner = [i for i, q in enumerate(batch) for _ in q.rests]
+    tokens, mask = _padded([r for q in batch for r in q.rests], left=False)
+    scored = torch.tensor([n for q in batch for n in q.scored]).unsqueeze(1)
+    position = torch.arange(1, tokens.shape[1])
+    length = mask.sum(1, keepdim=True)
+    asked = (position >= length - scored) & (position < length)
+    logits = _logits(model, batch, tokens, mask, torch.tensor(owner))[:, :-1].float()
+    target = tokens[:, 1:].to(logits.device)
+    chosen = logits.gather(-1, target.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)
+    asked = asked.to(logits.device)
+    sums = iter(chosen.double().masked_fill(~asked, 0.0).sum(1).tolist())
+    likeliest = iter(((logits.argmax(-1) == target) | ~asked).all(1).tolist())
+    return [[next(sums) for _ in q.rests] for q in batch], [[next(likeliest) for _ in q.rests][0] for q in batch]
+
+
+def _logits(
+    model: Any, batch: Sequence[Question], tokens: torch.Tensor, mask: torch.Tensor, owner: torch.Tensor
+) -> torch.Tensor:
+    device = model.device
+    if not batch[0].prefix:
+        return model(input_ids=tokens.to(device), attention_mask=mask.to(device), use_cache=False).logits
+    prefix, before = _padded([q.prefix for q in batch], left=True)
+    places = (before.cumsum(1) - 1).clamp(min=0).to(device)
+    # Padding stays at the last place of its row, which learned positions have: nobody sees it, but it is looked up.
+    behind = before.sum(1)[owner].unsqueeze(1) + mask.cumsum(1) - 1
+    first = model(
+        input_ids=prefix.to(device),
+        attention_mask=before.to(device),
+        position_ids=places,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    first.past_key_values.batch_select_indices(owner.to(device))
+    return model(
+        input_ids=tokens.to(device),
+        attention_mask=torch.cat([before[owner], mask], 1).to(device),
+        position_ids=behind.to(device),
+        past_key_values=first.past_key_values,
+        use_cache=True,
+    ).logits
+
+
+def _padded(rows: Sequence[Sequence[int]], left: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens and attention mask, int64 [rows, longest row]."""
+    width = max(map(len, rows))
+    tokens = torch.zeros(len(rows), width, dtype=torch.long)
+    mask = torch.zeros_like(tokens)
+    for i, row in enumerate(rows):
+        where = slice(width - len(row), width) if left else slice(0, len(row))
+        tokens[i, where] = torch.tensor(row, dtype=torch.long)
+        mask[i, where] = 1
+    return tokens, mask
+
+
+def doubts(values: np.ndarray, answers: np.ndarray) -> np.ndarray:
+    """-log p of the right options, nats, float64 [items], with p = softmax(b values) and the b >= 0 that makes their
+    mean least: what the values tell, however sure they sound, and never worse than guessing.
+
+    Args:
+        values: float64 [items, most options], -inf where an item has fewer.
+        answers: int [items].
+    """
+    return np.log(_fitted(values, answers)[1].sum(1))
+
+
+def doubt_slopes(values: np.ndarray, answers: np.ndarray) -> np.ndarray:
+    """Gradient of the mean of `doubts` by the values, shaped as they are: b (p - 1 at the right option) / items.
+
+    The mean is least at b, so that what the values do to b counts for nothing (envelope theorem).
+    """
+    scale, given = _fitted(values, answers)
+    slopes = given / given.sum(1, keepdims=True)
+    slopes[np.arange(len(values)), answers] -= 1.0
+    return scale * slopes / len(values)
+
+
+def _fitted(values: np.ndarray, answers: np.ndarray) -> tuple[float, np.ndarray]:
+    """The scale, and exp of how far options are ahead of the right one at it, 0 where an item has none."""
+    there = np.isfinite(values)
+    right = values[np.arange(len(values)), answers][:, None]
+    ahead = np.where(there, values, right) - right
+
+    def shares(scale: float) -> np.ndarray:
+        return np.exp(np.where(there, np.minimum(scale * ahead, LARGEST_EXPONENT), -np.inf))
+
+    low, high = 0.0, LARGEST_SCALE
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        given = shares(middle)
+        # The mean is convex in the scale; this is its slope.
+        rises = ((given * ahead).sum(1) / given.sum(1)).mean() > 0
+        low, high = (low, middle) if rises else (middle, high)
+    return low, shares(low)

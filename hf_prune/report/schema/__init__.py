@@ -1,0 +1,1 @@
+"""What report.json holds, as frozen dataclasses of pydantic: sections and the report they make."""

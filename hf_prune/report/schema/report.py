@@ -1,0 +1,84 @@
+"""What report.json holds: everything the card says, for programs."""
+
+from typing import Any
+
+from hf_prune.report.schema.course import (
+    BaseCheck,
+    Certificate,
+    Hardware,
+    Healing,
+    Latency,
+    Learning,
+    Merging,
+    Repair,
+    SearchSummary,
+    Selection,
+    Split,
+)
+from hf_prune.report.schema.document import Document
+from hf_prune.report.schema.model import Ends, LayerFate, LayerOrigin, LayerWidth, Member, Size, SourceCard
+from hf_prune.report.schema.scores import Baseline, Generation, Retention, Speed, Stages, Task, Text
+from hf_prune.report.schema.section import Count, Number
+
+
+class Report(Document):
+    """What was asked for, how the model was made, what it is, and what was measured; corpora and tasks by name.
+
+    The corpus `all` stands for all text, and what is absent in an old report was not measured then.
+    `command` has a line for every command that took part; `recipe` is what was asked for, without paths. From `parents`
+    to `ends` there is something in models made of several parents only: their names, the best of them, who was the
+    teacher on which corpus, and what every output layer is made of. `hypervolume` is (candidates so far, hypervolume of
+    the front). `seconds` by stage of the run.
+    """
+
+    hf_prune: str | None = None
+    command: str | None = None
+    recipe: dict[str, Any] = {}
+    recipe_digest: str | None = None
+    digest: str = ""
+    sources: tuple[SourceCard, ...] = ()
+    method: str = ""
+    search: str = ""
+    objective: str = "kl"
+    seed: int = 0
+    size: Size
+    layers: tuple[LayerFate, ...]
+    widths: tuple[LayerWidth, ...] | None = None
+    own_code: bool = False
+    parents: tuple[str, ...] = ()
+    dense_parent: str | None = None
+    teachers: dict[str, str] = {}
+    origins: tuple[LayerOrigin, ...] = ()
+    ends: Ends | None = None
+    splits: dict[str, Split] = {}
+    text: dict[str, Text] = {}
+    baselines: tuple[Baseline, ...] = ()
+    tasks: dict[str, Task] = {}
+    stages: Stages | None = None
+    generation: Generation | None = None
+    speed: Speed | None = None
+    retention: Retention | None = None
+    tuning: Learning | None = None
+    repair: Repair | None = None
+    healing: Healing | None = None
+    selection: Selection | None = None
+    merging: Merging | None = None
+    search_summary: SearchSummary | None = None
+    base_check: BaseCheck | None = None
+    certificate: Certificate | None = None
+    front: tuple[Member, ...] | None = None
+    hypervolume: tuple[tuple[Count, Number], ...] | None = None
+    hardware: Hardware | None = None
+    versions: dict[str, str] = {}
+    latency: Latency | None = None
+    seconds: dict[str, Number] = {}
+
+    @property
+    def push_to(self) -> str | None:
+        """The repo that the recipe asked to publish to."""
+        return self.recipe.get("push_to")
+
+    @property
+    def trusts_code(self) -> bool:
+        """Whether the base brings code of its own."""
+        return bool(self.recipe.get("trust_remote_code"))

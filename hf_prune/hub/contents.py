@@ -77,7 +77,8 @@ def weights(
         )
     if adapters.CONFIG in files:
         raise refuse_adapter(what, _json(what, adapters.CONFIG, read).get("base_model_name_or_path"))
-    found, others = describe([n for n in files if n != "config.json"]), candidates(files)
+    rest, others = [n for n in files if n != "config.json"], candidates(files)
+    found = describe(rest) if rest else None
     beside = f"; {others[0]} is there, but has neither name" if others else ""
     raise SourceError(
         f"{what} {found}."

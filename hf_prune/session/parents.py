@@ -33,13 +33,14 @@ def check_parents(session: Session) -> Generator[Event, None, Session]:
         Misread: names the tensor that differs.
     """
     parents = session.inputs.parents
+    rows, length = CERTIFIED
+    # Text that cannot be read is told before anything is loaded.
+    tokens = session.evidence.windows["search"].tokens[:rows, :length]
     yield Stage("check", f"{'the base' if len(parents) == 1 else f'{len(parents)} parents'} against stock transformers")
     found = found_of(session)
     if found and found["overflow"]:
         return replace(session, precision=getattr(torch, found["overflow"]["measured_in"]))
     if not found:
-        rows, length = CERTIFIED
-        tokens = session.evidence.windows["search"].tokens[:rows, :length]
         _write(session, [_checked(session, k, tokens) for k in range(len(parents))], None)
     return session
 

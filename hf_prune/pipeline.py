@@ -293,6 +293,9 @@ def _rivals(job: Job, journal: Journal, remove: int, clock: Clock) -> Generator[
         ranked = yield from drive(focused(search, (column,)), scorer.evaluate, journal, scorer.key)
         best = yield from in_full(job, journal, scorer, ranked[len(ranked) // 2 if name == "random" else 0])
         blueprint = scorer.blueprint(best.trial.genome)
+        if not scorer.writable(blueprint):
+            yield Stage("baselines", f"{name} is left out: {job.parent.config.model_type} cannot be without its layers")
+            continue
         rivals.append(Rival(name, blueprint, job.removed(blueprint), best.values, LABELS[name]))
     clock.lap("baselines")
     return tuple(rivals)

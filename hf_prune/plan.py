@@ -1,13 +1,14 @@
 """What a run would do, from a config and safetensors headers alone: sizes, memory, disk, forward tokens."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from hf_prune.blueprint import LOCAL
-from hf_prune.errors import InvalidRecipe
+from hf_prune.errors import InvalidRecipe, UnsupportedArchitecture
 from hf_prune.methods import METHODS
+from hf_prune.models.families import FAMILIES, WIDTHS, Family, refuse
 from hf_prune.models.headers import BYTES, Weights, number, weigh
 from hf_prune.recipe import DEFAULT_RATIO, TASK_OBJECTIVES, Recipe
 
@@ -101,11 +102,16 @@ def plan(recipe: Recipe, peek: "Peek", variants: "Sequence[Peek]" = ()) -> Plan:
     Raises:
         InvalidRecipe: the target leaves no layer, removes none, or names layers that do not exist.
         SourceError: the repo has no safetensors, so there are no headers to count from.
-        UnsupportedArchitecture: no numbered layers among the tensor names.
+        UnsupportedArchitecture: no numbered layers among the tensor names, or none of a family that this method cuts.
     """
     weights = weigh(peek)
     depth = len(weights.layers)
+    family = _family(recipe, peek.config)
+    if family:
+        check_layers(recipe, family, weights.kinds)
     target = layers_to_remove(recipe, depth, weights.layers, weights.total)
+    if family and recipe.drop:
+        _check_cut(peek.config, family, [i for i in range(depth) if i not in recipe.dropped()])
     kept = depth if recipe.method.startswith("width") else depth - target.remove
     result = round(weights.total * (1 - target.removed_ratio))
     # A removed half stays in the file as zeros (stock classes have no layer without it), so halves save no bytes.
@@ -141,6 +147,67 @@ def plan(recipe: Recipe, peek: "Peek", variants: "Sequence[Peek]" = ()) -> Plan:
         # Finalists that are trained: 8, then 4 and 2, each round for twice as long as all before it.
         train_tokens=recipe.heal + 16 * recipe.search_heal + tunings(recipe) * recipe.tune * tokens,
     )
+
+
+def _family(recipe: Recipe, settings: Mapping[str, Any]) -> Family | None:
+    """None where only the model's own code would tell."""
+    row = FAMILIES.get(settings.get("model_type", ""))
+    if row and not row.last:
+        refuse(row, settings)
+        return row
+    if recipe.trust_remote_code and settings.get("auto_map"):
+        return None
+    # What has no row is read off its modules, and those are transformers'.
+    from hf_prune.models.inference import config_of, family_of
+
+    return family_of(config_of(settings))
+
+
+def _check_cut(settings: Mapping[str, Any], family: Family, kept: Sequence[int]) -> None:
+    """Refuse layers that cannot stand without the others."""
+    alike = isinstance(family.attention, str) and not family.inferred
+    if not alike:
+        from hf_prune.models.inference import config_of
+        from hf_prune.models.numbering import sliced
+
+        sliced(config_of(settings), family, kept)
+
+
+def check_layers(recipe: Recipe, family: Family, kinds: Sequence[int]) -> None:
+    """Refuse what cannot be done to the layers of a family.
+
+    Args:
+        recipe: what is asked for.
+        family: of the base.
+        kinds: number of each layer's kind; tensors of layers of one kind have the same names and shapes.
+
+    Raises:
+        UnsupportedArchitecture: says what cannot be done, and what can.
+    """
+    name = family.model_type
+    if recipe.method.startswith("width") and name not in WIDTHS:
+        raise UnsupportedArchitecture(
+            f"Width pruning knows {', '.join(WIDTHS)}, not {name!r}; choose --method collapse, which removes whole "
+            "layers."
+        )
+    needs = {
+        "method halves removes": recipe.method == "halves",
+        "--mix-halves mixes": recipe.mix_halves,
+        "--repair refits": bool(recipe.repair),
+        f"objective {recipe.objective} compares": recipe.objective == "gelaco_v1",
+    }
+    if not family.halved and (need := next((n for n, asked in needs.items() if asked), None)):
+        raise UnsupportedArchitecture(
+            f"{need[0].upper()}{need[1:]} attention and MLP apart, and hf_prune does not know them in the layers of "
+            f"{name}; choose --method collapse without it."
+        )
+    if len(set(kinds)) > 1 and recipe.method in ("collapse", "intervals"):
+        deletes = recipe.method == "collapse" and any(r.startswith("keep") for r in recipe.rules)
+        if not deletes:
+            raise UnsupportedArchitecture(
+                f"The layers of this {name} are of {len(set(kinds))} kinds, which cannot be merged with each other; "
+                "choose --method collapse with --rules keep."
+            )
 
 
 def tunings(recipe: Recipe) -> int:

@@ -32,7 +32,7 @@ from hf_prune.data.windows import windows
 from hf_prune.evaluation.evaluator import Evaluator
 from hf_prune.evaluation.speed import computes_bfloat16
 from hf_prune.methods import METHODS
-from hf_prune.models.families import family_of
+from hf_prune.models.inference import family_of
 from hf_prune.report.statistics import spearman
 
 SHAPES = {

@@ -21,9 +21,11 @@ from hf_prune.blueprint import GONE, Blueprint, LayerSpec, Mix, all_parts
 from hf_prune.errors import IncompatibleSources, InvalidBlueprint, ReloadMismatch
 from hf_prune.models.auto_classes import classes, is_pruned, pruned_config, uniform_config
 from hf_prune.models.checkpoint import SHARD_BYTES, write_shards
-from hf_prune.models.experts import apart
-from hf_prune.models.families import Family, sliced
+from hf_prune.models.conversions import Read, as_files
+from hf_prune.models.families import Family
+from hf_prune.models.inference import skeleton
 from hf_prune.models.modeling_pruned import PREFIX
+from hf_prune.models.numbering import sliced
 from hf_prune.models.parent import Parent
 
 
@@ -126,6 +128,7 @@ def check(blueprint: Blueprint, parents: Sequence[Parent], patches: Patches = NO
                     f"The blueprint asks for layer {part.layer} of {parents[part.source].source}, "
                     f"which has {parents[part.source].depth} layers."
                 )
+        _check_kinds(spec, parents)
         _check_patch(spec, parents, patches)
 
 
@@ -142,6 +145,22 @@ def _check_levels(spec: LayerSpec, parent: Parent) -> None:
         )
     if spec.attn_level >= levels.count("attention") or spec.mlp_level >= levels.count("mlp"):
         raise InvalidBlueprint("A level of the blueprint is beyond those of its level library.")
+
+
+def _check_kinds(spec: LayerSpec, parents: Sequence[Parent]) -> None:
+    anchor = spec.anchor
+    kinds, family = parents[anchor.source].kinds, parents[anchor.source].family
+    for part in all_parts(spec):
+        if parents[part.source].kinds[part.layer] != kinds[anchor.layer]:
+            raise InvalidBlueprint(
+                f"The blueprint merges layers {anchor.layer} and {part.layer} of a {family.model_type}, which do not "
+                "have the same tensors."
+            )
+    if not family.halved and (spec.mlp or GONE in (spec.attn_level, spec.mlp_level)):
+        raise InvalidBlueprint(
+            f"The blueprint speaks of halves of layers, and those of a {family.model_type} are no two halves that "
+            "hf_prune knows."
+        )
 
 
 def _check_patch(spec: LayerSpec, parents: Sequence[Parent], patches: Patches) -> None:
@@ -255,15 +274,11 @@ def write(
     check(blueprint, parents, patches)
     base = parents[0]
     config = output_config(blueprint, parents)
-    sizes = []
-
-    def sized() -> Iterator[tuple[str, int, Callable[[], torch.Tensor]]]:
-        for name, read in plan_tensors(blueprint, parents, patches):
-            shape, item = _shape_and_item(name, blueprint, parents)
-            sizes.append((shape.numel(), shape.numel() * item))
-            yield from _in_files(name, read, shape, item, base.family, is_pruned(config))
-
-    write_shards(sized(), folder, shard_bytes)
+    planned = [
+        (name, *_shape_and_item(name, blueprint, parents), read)
+        for name, read in plan_tensors(blueprint, parents, patches)
+    ]
+    write_shards(_in_files(planned, config, base), folder, shard_bytes)
     config.save_pretrained(folder)
     _keep_architecture(folder, base, model_class(config, base).__name__)
     for pattern in TOKENIZER_FILES:
@@ -275,7 +290,7 @@ def write(
             shutil.copyfile(path, folder / path.name)
     save_patches({s.repair: patches[s.repair] for s in blueprint.layers if s.repair}, folder / PATCH_FILE)
     (folder / "blueprint.json").write_text(blueprint.to_json(indent=1) + "\n", encoding="utf-8")
-    return sum(n for n, _ in sizes), sum(b for _, b in sizes)
+    return _size(planned)
 
 
 def write_live(model: PreTrainedModel, parent: Parent, folder: Path) -> tuple[int, int]:
@@ -284,18 +299,18 @@ def write_live(model: PreTrainedModel, parent: Parent, folder: Path) -> tuple[in
     Returns:
         Parameters and bytes of the written weights.
     """
-    state = model.state_dict()
-    sizes = []
+    state, planned = model.state_dict(), []
+    for name, shape in parent.shapes.items():
+        like = parent.checkpoint.tensor(name)
+        read = lambda name=name, dtype=like.dtype: state[name].to("cpu", dtype).contiguous()  # noqa: E731
+        planned.append((name, shape, like.itemsize, read))
+    write_shards(_in_files(planned, parent.config, parent), folder, SHARD_BYTES)
+    return _size(planned)
 
-    def sized() -> Iterator[tuple[str, int, Callable[[], torch.Tensor]]]:
-        for name, shape in parent.shapes.items():
-            like = parent.checkpoint.tensor(name)
-            sizes.append((shape.numel(), like.nbytes))
-            read = lambda name=name, dtype=like.dtype: state[name].to("cpu", dtype).contiguous()  # noqa: E731
-            yield from _in_files(name, read, shape, like.itemsize, parent.family, is_pruned(parent.config))
 
-    write_shards(sized(), folder, SHARD_BYTES)
-    return sum(n for n, _ in sizes), sum(b for _, b in sizes)
+def _size(planned: Sequence[tuple[str, torch.Size, int, Read]]) -> tuple[int, int]:
+    """Parameters and bytes."""
+    return sum(s.numel() for _, s, _, _ in planned), sum(s.numel() * item for _, s, item, _ in planned)
 
 
 def _shape_and_item(name: str, blueprint: Blueprint, parents: Sequence[Parent]) -> tuple[torch.Size, int]:
@@ -311,13 +326,12 @@ def _shape_and_item(name: str, blueprint: Blueprint, parents: Sequence[Parent]) 
 
 
 def _in_files(
-    name: str, read: Callable[[], torch.Tensor], shape: torch.Size, item: int, family: Family, stacked: bool
-) -> Iterator[tuple[str, int, Callable[[], torch.Tensor]]]:
-    """A tensor as files have it: experts apart, but in models of our own classes, whose files are theirs alone."""
-    pieces = [(name, read)] if stacked else list(apart(name, read, shape))
-    for piece, one in pieces:
-        spelled = next((s + piece.removeprefix(m) for m, s in family.renames if piece.startswith(m)), piece)
-        yield spelled, shape.numel() * item // len(pieces), one
+    planned: Sequence[tuple[str, torch.Size, int, Read]], config: PretrainedConfig, base: Parent
+) -> Iterator[tuple[str, int, Read]]:
+    """Tensors as stock files have them; as they are in models of our own classes, whose files are theirs alone."""
+    stock = None if is_pruned(config) else skeleton(config, base.trust_remote_code)
+    for name, shape, item, read in as_files(planned, stock) if stock else planned:
+        yield name, shape.numel() * item, read
 
 
 def _keep_architecture(folder: Path, parent: Parent, name: str) -> None:

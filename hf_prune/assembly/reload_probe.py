@@ -6,10 +6,12 @@ Usage: reload_probe.py FOLDER WINDOWS.safetensors ANSWER.safetensors DTYPE DEVIC
                                   forks of a process that has imported transformers and nothing else; prints exit codes
 """
 
+import inspect
 import json
 import os
 import sys
 import traceback
+from typing import Any
 
 import torch
 import transformers
@@ -29,18 +31,27 @@ def main(folder: str, windows: str, answer: str, dtype: str, device: str, *flags
     model.eval().to(device)
     tokens = load_file(windows)["tokens"].to(device)
     half = tokens.shape[1] // 2
+    # As generate() does: some models cannot tell from their cache alone where a token stands.
+    placed = "position_ids" in inspect.signature(model.forward).parameters
     with torch.inference_mode():
         whole = model(input_ids=tokens, use_cache=False).logits
         out = model(input_ids=tokens[:, :half], use_cache=True)
         steps = [out.logits]
         for t in range(half, tokens.shape[1]):
-            out = model(input_ids=tokens[:, t : t + 1], past_key_values=out.past_key_values, use_cache=True)
+            where = {"position_ids": torch.full_like(tokens[:, :1], t)} if placed else {}
+            out = model(input_ids=tokens[:, t : t + 1], use_cache=True, **cache(out), **where)
             steps.append(out.logits)
     loading = {k: sorted(map(str, v)) for k, v in info.items()}
     loading["transformers"] = transformers.__version__
     loading["hf_prune_imported"] = "hf_prune" in sys.modules
     tensors = {"logits": whole.float().cpu(), "cached": torch.cat(steps, 1).float().cpu()}
     save_file(tensors, answer, metadata={"loading": json.dumps(loading)})
+
+
+def cache(out: Any) -> dict[str, Any]:
+    """What the next step is given; state-space models call it otherwise."""
+    name = next(n for n in ("past_key_values", "cache_params") if getattr(out, n, None) is not None)
+    return {name: getattr(out, name)}
 
 
 def serve() -> None:

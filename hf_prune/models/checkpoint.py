@@ -6,7 +6,7 @@ import os
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from hf_prune.errors import BrokenCheckpoint, IncompatibleSources, UnsafeSource
-from hf_prune.models.experts import Stack, stacks
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -181,12 +180,12 @@ def lora_scale(config: Mapping[str, Any], module: str) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """The tensors of one model folder, read lazily."""
+    """The tensors of one model folder, read lazily; `own` has their readers by the model's names, once these are known."""
 
     folder: Path
     adapter: Adapter | None = None
     allow_pickle: bool = False
-    aliases: Mapping[str, str] = field(default_factory=dict)
+    own: Mapping[str, Any] | None = None
 
     @classmethod
     def open(cls, folder: str | Path, adapter: str | Path | None = None, allow_pickle: bool = False) -> "Checkpoint":
@@ -203,11 +202,11 @@ class Checkpoint:
         return self
 
     @cached_property
-    def tensors(self) -> "Mapping[str, Stored | Loaded | Stack]":
-        """Readers by tensor name; experts that have a matrix each are also read as one stack."""
+    def tensors(self) -> "Mapping[str, Stored | Loaded]":
+        """Readers by the names in the files."""
         files = _weight_files(self.folder)
         if files:
-            return (readers := _readers(files)) | stacks(readers)
+            return _readers(files)
         pickles = sorted(self.folder.glob("pytorch_model*.bin"))
         if not pickles:
             raise BrokenCheckpoint(f"{self.folder.name} holds no weights: neither {SINGLE} nor {INDEX} is there.")
@@ -216,39 +215,27 @@ class Checkpoint:
                 f"{self.folder.name} holds only pickles ({pickles[0].name}), which can run code when read; convert it "
                 "to safetensors, or pass --allow-pickle if you trust its author."
             )
-        return (readers := _pickled(pickles)) | stacks(readers)
+        return _pickled(pickles)
 
     def named(
-        self,
-        expected: Mapping[str, Sequence[int]],
-        base_prefix: str,
-        renames: Sequence[tuple[str, str]] = (),
-        transposed: Iterable[str] = (),
+        self, expected: Mapping[str, Sequence[int]], readers: Mapping[str, Any], transposed: Iterable[str] = ()
     ) -> "Checkpoint":
         """The same checkpoint under the model's own names.
 
-        Files may be saved from the bare trunk (`h.0...` in GPT-2) or spell a prefix otherwise (`embed_out.` in
-        GPT-NeoX).
-
         Args:
             expected: shape of every tensor of the model, tied duplicates left out.
-            base_prefix: of the trunk.
-            renames: prefixes (module, file).
+            readers: by the model's names, see `conversions.as_modules`.
             transposed: modules whose weights are stored [in, out].
 
         Raises:
             BrokenCheckpoint: a tensor has another shape than the model's.
             IncompatibleSources: an adapter changes modules that the model does not have.
         """
-        others = [(base_prefix + ".", ""), *renames]
-        spelled = [(n, old + n.removeprefix(new)) for n in expected for new, old in others if n.startswith(new)]
-        aliases = {n: s for n, s in spelled if n not in self.tensors and s in self.tensors}
         for name, shape in expected.items():
-            stored = self.tensors.get(aliases.get(name, name))
-            if stored and tuple(stored.shape) != tuple(shape):
+            if name in readers and tuple(readers[name].shape) != tuple(shape):
                 raise BrokenCheckpoint(
-                    f"{self.folder.name}: tensor {name} has shape {list(stored.shape)}, but by its config.json it "
-                    f"must have {list(shape)}; download the checkpoint again."
+                    f"{self.folder.name}: tensor {name} has shape {list(readers[name].shape)}, but by its config.json "
+                    f"it must have {list(shape)}; download the checkpoint again."
                 )
         adapter = self.adapter and replace(self.adapter, transposed=frozenset(transposed))
         if adapter:
@@ -258,10 +245,16 @@ class Checkpoint:
                     f"The adapter {adapter.folder.name} changes {strange[0]}, which {self.folder.name} does not have "
                     "as a tensor of its own."
                 )
-        return Checkpoint(self.folder, adapter, self.allow_pickle, aliases)
+        return Checkpoint(self.folder, adapter, self.allow_pickle, readers)
 
     def __contains__(self, name: str) -> bool:
-        return self.aliases.get(name, name) in self.tensors
+        return name in (self.tensors if self.own is None else self.own)
+
+    def _reader(self, name: str) -> Any:
+        found = (self.tensors if self.own is None else self.own).get(name)
+        if found is None:
+            raise BrokenCheckpoint(f"{self.folder.name} has no tensor {name}; the checkpoint is incomplete.")
+        return found
 
     def tensor(self, name: str) -> torch.Tensor:
         """One tensor in the checkpoint's dtype, adapter merged.
@@ -269,10 +262,7 @@ class Checkpoint:
         Raises:
             BrokenCheckpoint: absent, unreadable, or not finite.
         """
-        stored = self.aliases.get(name, name)
-        if stored not in self.tensors:
-            raise BrokenCheckpoint(f"{self.folder.name} has no tensor {name}; the checkpoint is incomplete.")
-        tensor = self.tensors[stored]()
+        tensor = self._reader(name)()
         if self.adapter:
             tensor = self.adapter.apply(name, tensor)
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
@@ -283,10 +273,7 @@ class Checkpoint:
 
     def itemsize(self, name: str) -> int:
         """Bytes per element of a stored tensor, from its header where there is one."""
-        stored = self.aliases.get(name, name)
-        if stored not in self.tensors:
-            raise BrokenCheckpoint(f"{self.folder.name} has no tensor {name}; the checkpoint is incomplete.")
-        return self.tensors[stored].itemsize
+        return self._reader(name).itemsize
 
 
 def write_shards(

@@ -19,11 +19,13 @@ HEADS = ("lm_head.weight", "embed_out.weight")
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Parameters of a checkpoint: one count per layer, everything outside the layers, and stored bytes."""
+    """Parameters of a checkpoint: one count per layer, everything outside the layers, and stored bytes; per layer the
+    number of its kind, which is one where tensors have the same names and shapes."""
 
     layers: tuple[int, ...]
     outside: int
     bytes: int
+    kinds: tuple[int, ...] = ()
 
     @property
     def total(self) -> int:
@@ -48,16 +50,20 @@ def weigh(peek: "Peek") -> Weights:
         tensors = {n: t for n, t in tensors.items() if not n.endswith(HEADS)}
     prefix, depth = layer_prefix(tensors, setting(peek.config, "num_hidden_layers", "n_layer"))
     counts: Counter[int] = Counter()
+    parts: dict[int, set[tuple[str, tuple[int, ...]]]] = defaultdict(set)
     outside = size = 0
     for name, info in tensors.items():
         count = math.prod(info.shape)
         size += count * BYTES.get(info.dtype, 1)
-        index = name.removeprefix(prefix).partition(".")[0] if name.startswith(prefix) else ""
+        index, _, suffix = name.removeprefix(prefix).partition(".") if name.startswith(prefix) else ("", "", "")
         if index.isdigit():
             counts[int(index)] += count
+            parts[int(index)].add((suffix, tuple(info.shape)))
         else:
             outside += count
-    return Weights(tuple(counts[i] for i in range(depth)), outside, size)
+    sets = [frozenset(parts[i]) for i in range(depth)]
+    kinds = tuple(map(list(dict.fromkeys(sets)).index, sets))
+    return Weights(tuple(counts[i] for i in range(depth)), outside, size, kinds)
 
 
 def layer_prefix(names: "Mapping[str, TensorInfo]", depth: int | None = None) -> tuple[str, int]:

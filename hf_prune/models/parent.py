@@ -11,7 +11,10 @@ from transformers import PretrainedConfig, PreTrainedModel
 from hf_prune.blueprint import Source
 from hf_prune.errors import IncompatibleSources
 from hf_prune.models.checkpoint import Checkpoint
-from hf_prune.models.families import Family, depth_of, family_of, read_config, skeleton
+from hf_prune.models.conversions import as_modules
+from hf_prune.models.families import Family
+from hf_prune.models.inference import family_of, read_config, skeleton
+from hf_prune.models.numbering import depth_of
 
 VOCABULARIES = ("embed_tokens.weight", "lm_head.weight", "wte.weight", "embed_in.weight")
 """Tensors with a row per token."""
@@ -51,9 +54,8 @@ class Parent:
         )
         skeleton = parent.skeleton
         transposed = [n for n, m in skeleton.named_modules() if type(m).__name__ == "Conv1D"]
-        checkpoint = parent.checkpoint.named(
-            parent.shapes, skeleton.base_model_prefix, parent.family.renames, transposed
-        )
+        readers = as_modules(parent.checkpoint.tensors, skeleton)
+        checkpoint = parent.checkpoint.named(parent.shapes, readers, transposed)
         _refuse_untying(checkpoint, skeleton)
         return replace(parent, checkpoint=checkpoint)
 
@@ -104,6 +106,15 @@ class Parent:
                 found[int(index)].append(suffix)
         return tuple(map(tuple, found))
 
+    @cached_property
+    def kinds(self) -> tuple[int, ...]:
+        """Per layer the number of its kind: layers of one kind have tensors of the same names and shapes."""
+        sets = [
+            tuple((s, self.shapes[f"{self.family.prefix}{i}.{s}"]) for s in sorted(suffixes))
+            for i, suffixes in enumerate(self.layer_suffixes)
+        ]
+        return tuple(map(list(dict.fromkeys(sets)).index, sets))
+
     def outside_tensor(self, name: str) -> torch.Tensor:
         """A tensor of the embeddings, the final norm or the head, in the checkpoint's dtype."""
         if self.base is None:
@@ -147,7 +158,7 @@ class Parent:
 
 def _tied(model: PreTrainedModel) -> dict[str, str]:
     keys = getattr(model, "_tied_weights_keys", None) or {}
-    return dict(keys) if model.config.tie_word_embeddings else {}
+    return dict(keys) if getattr(model.config, "tie_word_embeddings", False) else {}
 
 
 def _refuse_untying(checkpoint: Checkpoint, model: PreTrainedModel) -> None:

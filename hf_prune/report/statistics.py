@@ -126,11 +126,12 @@ def sizes(parent: Parent, blueprint: Blueprint, live: int, stored: tuple[int, in
 
 def _cached(parent: Parent, layers: Sequence[LayerSpec], itemsize: int) -> int:
     """Bytes that the cache holds per token."""
-    each = speed.kv_bytes_per_token(parent.config, itemsize, 1)
-    narrow = {i: parent.levels[s.library] for i, s in enumerate(layers) if s.library}
-    shares = [narrow[i].left("attention", s.attn_level) / narrow[i].widths.groups if i in narrow else 1.0
-              for i, s in enumerate(layers)]  # fmt: skip
-    return round(each * sum(shares))
+    held = 0.0
+    for spec in layers:
+        levels = parent.levels[spec.library] if spec.library else None
+        share = levels.left("attention", spec.attn_level) / levels.widths.groups if levels else 1.0
+        held += share * speed.kv_bytes_per_token(parent.config, itemsize, [spec.anchor.layer])
+    return round(held)
 
 
 def widths(parent: Parent, blueprint: Blueprint) -> list[dict[str, int]] | None:

@@ -26,10 +26,10 @@ from hf_prune.evaluation.packed_tasks import Exam
 from hf_prune.evaluation.speed import computes_bfloat16
 from hf_prune.methods import METHODS
 from hf_prune.methods.width import WidthSpace
+from hf_prune.models.numbering import sliced
 from hf_prune.models.variants import beside, check_variants, pull_variant
-from hf_prune.plan import Target, layers_to_remove
+from hf_prune.plan import Target, check_layers, layers_to_remove
 from hf_prune.recipe import DEFAULT_DATA, TASK_OBJECTIVES, Recipe
-from hf_prune.recovery.heads_and_neurons import Widths
 from hf_prune.recovery.latency import width_budget
 from hf_prune.recovery.levels import Kind, Levels, Options, made
 from hf_prune.recovery.repair import Repaired, repair
@@ -322,7 +322,7 @@ class Job:
         if self.recipe.method.startswith("width"):
             return Scorer(self, self.widths)
         if self.recipe.method == "collapse":
-            return Scorer(self, method(depth, remove, self.recipe.rules, self.recipe.norms))
+            return Scorer(self, method(depth, remove, self.recipe.rules, self.recipe.norms, self.parent.kinds))
         return Scorer(self, method(depth, 2 * remove if remove and self.recipe.method == "halves" else remove))
 
     def stitches(self, merges: tuple[str, ...], blend: bool = True) -> Any:
@@ -397,9 +397,10 @@ def open_job(recipe: Recipe) -> Job:
     parent, *others = (Parent.open(p.source, p.folder, p.adapter, **trust) for p in pulled)
     parents = (parent, *(beside(parent, other) for other in others))
     check(Blueprint(tuple(p.source for p in parents), (LayerSpec((Part(0, 0),)),)), parents)
-    if recipe.method.startswith("width"):
-        # Refused now, not once the dense model has read all its text.
-        Widths.of(parent.config)
+    # Refused now, not once the dense model has read all its text.
+    check_layers(recipe, parent.family, parent.kinds)
     sizes = [parent.layer_parameters] * parent.depth
     target = layers_to_remove(recipe, parent.depth, sizes, parent.parameters)
+    if recipe.drop:
+        sliced(parent.config, parent.family, [i for i in range(parent.depth) if i not in recipe.dropped()])
     return Job(recipe, parents, target, tuple(p.card for p in pulled))

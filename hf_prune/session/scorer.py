@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from hf_prune.assembly.assemble import alive
 from hf_prune.blueprint import Blueprint, Fidelity, Genome, Part, Trial
 from hf_prune.evaluation.objectives import Measures, values
 from hf_prune.methods.stitch import Stack
+from hf_prune.models.numbering import is_writable
 from hf_prune.session.items import keep_items
 
 
@@ -41,11 +43,19 @@ class Scorer:
         found: dict[int, tuple[float, ...]] = {}
         for fidelity in dict.fromkeys(t.fidelity for t in trials):
             numbers = [i for i, t in enumerate(trials) if t.fidelity == fidelity]
-            blueprints = [self.blueprint(trials[i].genome) for i in numbers]
-            measured = self._measured(blueprints, fidelity)
-            keep_items(self.job.items, [b.digest for b in blueprints], fidelity, measured)
-            found |= {i: values(m, self.job.columns) for i, m in zip(numbers, measured, strict=True)}
+            blueprints = {i: self.blueprint(trials[i].genome) for i in numbers}
+            # What no config can say is as bad as it gets, so the search leaves it.
+            found |= {i: (math.inf,) * len(self.job.columns) for i, b in blueprints.items() if not self.writable(b)}
+            blueprints = {i: b for i, b in blueprints.items() if i not in found}
+            measured = self._measured(list(blueprints.values()), fidelity) if blueprints else ()
+            keep_items(self.job.items, [b.digest for b in blueprints.values()], fidelity, measured)
+            found |= {i: values(m, self.job.columns) for i, m in zip(blueprints, measured, strict=True)}
         return [found[i] for i in range(len(trials))]
+
+    def writable(self, blueprint: Blueprint) -> bool:
+        """Whether a config can say which layers are left; almost always."""
+        base = self.job.parents[0]
+        return is_writable(base.config, base.family, [s.anchor.layer for s in alive(blueprint).layers])
 
     def _measured(self, blueprints: Sequence[Blueprint], fidelity: Fidelity) -> Sequence[Measures]:
         if not fidelity.repair and not fidelity.heal_tokens:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hf_prune.evaluation.dense import Batch, Dense
 from hf_prune.evaluation.last_layer import answering
 from hf_prune.models.attention_masks import BlockMask
-from hf_prune.models.families import FAMILIES, family_of
+from hf_prune.models.families import FAMILIES
+from hf_prune.models.inference import family_of
 from hf_prune.models.modeling_pruned import Skipped
 from tests.families import VOCABULARY, tiny
 

@@ -18,7 +18,7 @@ from hf_prune.data.tasks import Item, Question, Task, score
 from hf_prune.evaluation.dense import Dense
 from hf_prune.evaluation.evaluator import Evaluator
 from hf_prune.evaluation.packed_tasks import KEPT_BYTES, Exam, packed_row, seen, sharing
-from hf_prune.models.families import family_of
+from hf_prune.models.inference import family_of
 from tests.data.test_tasks import FAMILIES, MIXED, random_model
 
 FEW_SHOT = Task(

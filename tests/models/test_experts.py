@@ -14,7 +14,8 @@ from hf_prune.assembly.assemble import assemble, write
 from hf_prune.errors import BrokenCheckpoint, UnsupportedArchitecture
 from hf_prune.evaluation.dense import Dense
 from hf_prune.models.experts import STACKS
-from hf_prune.models.families import FAMILIES, family_of
+from hf_prune.models.families import FAMILIES
+from hf_prune.models.inference import family_of
 from hf_prune.pipeline import run
 from hf_prune.recovery.heal import Course, heal
 from hf_prune.recovery.levels import build

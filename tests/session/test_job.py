@@ -90,8 +90,8 @@ def test_the_search_runs_in_bfloat16_only_where_checkpoint_and_processor_do(tmp_
     monkeypatch.setattr(jobs, "computes_bfloat16", lambda: native)
     job = open_job(recipe(tmp_path, keep_layers=4))
     assert job.dtype == torch.float32
-    job.parent.checkpoint.__dict__["tensors"] = {
-        n: lambda t=t: t().bfloat16() for n, t in job.parent.checkpoint.tensors.items()
+    job.parent.checkpoint.__dict__["own"] = {
+        n: lambda t=t: t().bfloat16() for n, t in job.parent.checkpoint.own.items()
     }
     assert open_job(job.recipe).dtype == torch.float32
     fresh = jobs.Job(job.recipe, (replace(job.parent),), job.target, job.cards)

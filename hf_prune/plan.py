@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hf_prune.blueprint import LOCAL
 from hf_prune.errors import InvalidRecipe, UnsupportedArchitecture
 from hf_prune.methods import METHODS
-from hf_prune.models.families import FAMILIES, WIDTHS, Family, refuse
+from hf_prune.models.families import CUT_BY_WIDTH, FAMILIES, Family, refuse
 from hf_prune.models.headers import BYTES, Weights, number, weigh
 from hf_prune.recipe import DEFAULT_RATIO, TASK_OBJECTIVES, Recipe
 
@@ -185,9 +185,9 @@ def check_layers(recipe: Recipe, family: Family, kinds: Sequence[int]) -> None:
         UnsupportedArchitecture: says what cannot be done, and what can.
     """
     name = family.model_type
-    if recipe.method.startswith("width") and name not in WIDTHS:
+    if recipe.method.startswith("width") and name not in CUT_BY_WIDTH:
         raise UnsupportedArchitecture(
-            f"Width pruning knows {', '.join(WIDTHS)}, not {name!r}; choose --method collapse, which removes whole "
+            f"Width pruning knows {', '.join(CUT_BY_WIDTH)}, not {name!r}; choose --method collapse, which removes whole "
             "layers."
         )
     needs = {

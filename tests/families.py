@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from hf_prune.assembly.assemble import Parent
 from hf_prune.blueprint import Blueprint, LayerSpec, Part, Source
+from tests.shrunk import shrunk
 
 DEPTH, VOCABULARY = 6, 97
 SOURCE = Source("ns/tiny", "a" * 40)
@@ -62,9 +63,26 @@ INFERRED: dict[str, dict[str, Any]] = {
 EVERY = {**TINY, **INFERRED}
 
 
+def config_of(model_type: str, **changes: Any) -> PretrainedConfig:
+    """By the settings here, or those that its names tell."""
+    if model_type not in EVERY:
+        return shrunk(model_type, **changes)
+    return AutoConfig.for_model(model_type, **{**EVERY[model_type], **changes})
+
+
+def jittered(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
+    """With noise on every parameter, so that one left out or swapped shows."""
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            noise = torch.randn(p.shape, generator=draw)
+            p.copy_(p + 0.3 * noise if p.dim() == 1 else p + 0.1 * noise)
+    return model.eval()
+
+
 def tiny(model_type: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any) -> PreTrainedModel:
     """A seeded random model; norms and biases are random too, so that one left out or swapped shows."""
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **{**EVERY[model_type], **changes}))
+    model = AutoModelForCausalLM.from_config(config_of(model_type, **changes))
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in model.parameters():

@@ -86,6 +86,12 @@ def shrunk(model_type: str, **changes: Any) -> PretrainedConfig:
     return language_tower(made(**_shrunk(made) | changes))
 
 
+def whole(model_type: str) -> PretrainedConfig:
+    """The config of all of a model whose language tower is one of these."""
+    made = CONFIG_MAPPING[model_type]
+    return made(**_shrunk(made))
+
+
 def _shrunk(made: type[PretrainedConfig]) -> dict[str, Any]:
     """Settings of a config class and, in it, of others."""
     found: dict[str, Any] = {}

@@ -212,7 +212,7 @@ UNCUT: Mapping[str, str] = {
 """Model types that no cut is made of, and why, where their modules do not show it."""
 
 
-WIDTHS = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "gemma2", "gemma3_text", "phi3", "smollm3")
+CUT_BY_WIDTH = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "gemma2", "gemma3_text", "phi3", "smollm3")
 """Families that can be cut by width; `modeling_pruned`, which travels alone, has them too."""
 
 

@@ -49,6 +49,10 @@ def weigh(peek: "Peek") -> Weights:
     if setting(peek.config, "tie_word_embeddings") and len(tensors) > 1:
         tensors = {n: t for n, t in tensors.items() if not n.endswith(HEADS)}
     prefix, depth = layer_prefix(tensors, setting(peek.config, "num_hidden_layers", "n_layer"))
+    if "text_config" in peek.config:
+        # What sees or hears does not come along when the language tower is taken.
+        trunk = re.sub(r"\w+\.$", "", prefix)
+        tensors = {n: t for n, t in tensors.items() if n.startswith(trunk) or n.endswith(HEADS)}
     counts: Counter[int] = Counter()
     parts: dict[int, set[tuple[str, tuple[int, ...]]]] = defaultdict(set)
     outside = size = 0

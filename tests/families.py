@@ -40,8 +40,10 @@ TINY: dict[str, dict[str, Any]] = {
     "gemma3_text": {**GROUPED, **MIXED, **TIED, "head_dim": 8, "query_pre_attn_scalar": 8},
     "phi3": {**GROUPED, "sliding_window": 5},
     "olmo2": GROUPED,
+    "glm4": {**GROUPED, "head_dim": 8},
     "qwen3_moe": {**GROUPED, "head_dim": 16, "moe_intermediate_size": 48, "num_experts": 4, "num_experts_per_tok": 2},
     "smollm3": {**GROUPED, **MIXED, **TIED, "use_sliding_window": True, "no_rope_layers": [1, 1, 0, 1, 0, 0]},
+    "granite": {**GROUPED, **TIED, "residual_multiplier": 0.7, "attention_multiplier": 0.4, "logits_scaling": 2.0},
     "gpt_neox": {**SHARED, "rotary_pct": 0.5},
     "gpt2": {
         "vocab_size": VOCABULARY, "n_layer": DEPTH, "n_embd": 32, "n_head": 4, "n_positions": 64, "bos_token_id": 1,
@@ -49,11 +51,10 @@ TINY: dict[str, dict[str, Any]] = {
     },
     "opt": {**SHARED, **TIED, "ffn_dim": 48, "word_embed_proj_dim": 16},
 }  # fmt: skip
-"""Settings by model type, one per row of `architecture.FAMILIES`."""
+"""Settings by model type, of the rows of `families.FAMILIES` that most tests go through."""
 
 INFERRED: dict[str, dict[str, Any]] = {
     "cohere": {**GROUPED, **TIED, "logit_scale": 0.4},
-    "granite": {**GROUPED, **TIED, "residual_multiplier": 0.7, "attention_multiplier": 0.4, "logits_scaling": 2.0},
     "olmo": {**GROUPED, "clip_qkv": 2.0},
     "stablelm": {**GROUPED, "use_qkv_bias": True},
     "starcoder2": {**GROUPED, **TIED, "sliding_window": 5, "use_bias": True},

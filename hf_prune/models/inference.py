@@ -149,7 +149,9 @@ def _layers(model: PreTrainedModel, config: PretrainedConfig) -> tuple[str, str]
     lists = {
         path: len(module)
         for path, module in model.named_modules()
-        if isinstance(module, torch.nn.ModuleList) and len(module) and not re.search(r"\.\d+(\.|$)", path)
+        if isinstance(module, torch.nn.ModuleList)
+        and not re.search(r"\.\d+(\.|$)", path)
+        and not all(BESIDE.search(type(m).__name__) for m in module)
     }
     for key in DEPTHS:
         depth = getattr(config, key, None)
@@ -219,8 +221,8 @@ def _halves_of(layer: torch.nn.Module) -> dict[str, list[str]] | None:
     if len(attention) != 1 or len(mlp) != 1 or others:
         return None
     attention_out = _named(layer, attention[0], ATTENTION_OUT)
-    mlp_out = _named(layer, mlp[0], MLP_OUT)
-    if len(attention_out) != 1 or len(mlp_out) != 1:
+    mlp_out = _stacked(layer, mlp[0]) or _named(layer, mlp[0], MLP_OUT)
+    if len(attention_out) != 1 or not mlp_out or len(mlp_out) > 1 and not _stacked(layer, mlp[0]):
         return None
     return {"attention": attention, "attention_out": attention_out, "mlp": mlp, "mlp_out": mlp_out}
 
@@ -230,7 +232,14 @@ def _is_attention(module: torch.nn.Module) -> bool:
 
 
 def _is_mlp(module: torch.nn.Module) -> bool:
-    return bool(re.search(r"(mlp|feedforward|ffn)$", type(module).__name__.lower()))
+    return bool(re.search(r"(mlp|feedforward|ffn|moe|moelayer|moeblock)$", type(module).__name__.lower()))
+
+
+def _stacked(layer: torch.nn.Module, child: str) -> list[str]:
+    """What a mixture of experts adds by: the stack of all experts, and the map of one that all tokens pass."""
+    names = [n for n, _ in layer.get_submodule(child).named_parameters(prefix=child)]
+    last = [n for n in names if re.search(r"(^|\.)(down_proj|down_proj_bias|down_proj\.weight)$", n)]
+    return [n.removesuffix(".weight") for n in last] if any(n.endswith("experts.down_proj") for n in names) else []
 
 
 def _named(layer: torch.nn.Module, child: str, names: Iterable[str]) -> list[str]:

@@ -118,7 +118,7 @@ def _periods(raw: Mapping[str, Any], depth: int, kept: Sequence[int]) -> dict[st
         found["attention_types"] = [[[raw["attention_layers"][i]], 1] for i in kept]
     if blocks := raw.get("block_types"):
         found["block_types"] = [blocks[i % len(blocks)] for i in kept]
-    if raw.get("moe_layer_interval"):
+    if raw.get("moe_layer_start_index") is not None:
         start, end = raw["moe_layer_start_index"], raw["moe_layer_end_index"]
         found["moe_layer_start_index"] = _first("moe_layer_start_index", start, kept)
         found["moe_layer_end_index"] = _first("moe_layer_end_index", end + 1, kept) - 1

@@ -100,8 +100,9 @@ def weigh(peek: "Peek") -> Weights:
             f"{peek.source} has no safetensors, so its sizes cannot be read without loading it; "
             "convert it to safetensors, or skip plan and run compress --allow-pickle."
         )
-    # What a source's own code expects is known once it runs, which a plan does not.
-    return _by_names(peek) if needs_code(peek.config) else _as_loaded(peek)
+    # What a source's own code expects is known once it runs, which a plan does not; GGUF has names of its own.
+    apart = needs_code(peek.config) or any(n.endswith(".gguf") for n in peek.weights)
+    return _by_names(peek) if apart else _as_loaded(peek)
 
 
 def _as_loaded(peek: "Peek") -> Weights:
@@ -155,6 +156,8 @@ def _by_names(peek: "Peek") -> Weights:
     Raises:
         UnsupportedArchitecture: the layers cannot be told from the names.
     """
+    from hf_prune.models.numbering import kinds_of
+
     tensors = {n: t for n, t in peek.tensors.items() if not _is_buffer(n, t)}
     if setting(peek.config, "tie_word_embeddings") and len(tensors) > 1:
         tensors = {n: t for n, t in tensors.items() if not n.endswith(HEADS)}
@@ -164,7 +167,7 @@ def _by_names(peek: "Peek") -> Weights:
         index = name.removeprefix(prefix).partition(".")[0] if name.startswith(prefix) else ""
         stored = _stored(info)
         sizes[name] = Size(int(index) if index.isdigit() else None, math.prod(info.shape), stored, stored)
-    return Weights(sizes, depth)
+    return Weights(sizes, depth, kinds=kinds_of({n: t.shape for n, t in tensors.items()}, prefix, depth))
 
 
 def layer_prefix(names: "Mapping[str, TensorInfo]", depth: int | None = None) -> tuple[str, int]:

@@ -191,15 +191,15 @@ def check_layers(recipe: Recipe, family: Family, kinds: Sequence[int]) -> None:
             "layers."
         )
     needs = {
-        "method halves removes": recipe.method == "halves",
-        "--mix-halves mixes": recipe.mix_halves,
-        "--repair refits": bool(recipe.repair),
-        f"objective {recipe.objective} compares": recipe.objective == "gelaco_v1",
+        "--method halves removes": recipe.method == "halves" and not family.halved,
+        "--mix-halves mixes": recipe.mix_halves and not family.halved,
+        "--repair refits": bool(recipe.repair) and not family.halved,
+        f"--objective {recipe.objective} compares": recipe.objective == "gelaco_v1" and not family.modular,
     }
-    if not family.halved and (need := next((n for n, asked in needs.items() if asked), None)):
+    if need := next((words for words, lacking in needs.items() if lacking), None):
         raise UnsupportedArchitecture(
-            f"{need[0].upper()}{need[1:]} attention and MLP apart, and hf_prune does not know them in the layers of "
-            f"{name}; choose --method collapse without it."
+            f"{need} attention and MLP of a layer by themselves, and those of {name} are no two parts that hf_prune "
+            "knows; leave it out."
         )
     if len(set(kinds)) > 1 and recipe.method in ("collapse", "intervals"):
         deletes = recipe.method == "collapse" and any(r.startswith("keep") for r in recipe.rules)

@@ -197,12 +197,16 @@ def check_layers(recipe: Recipe, family: Family, kinds: Sequence[int]) -> None:
             f"Width pruning knows {', '.join(CUT_BY_WIDTH)}, not {name!r}; choose --method collapse, which removes "
             "whole layers."
         )
-    repairs = "--repair refits" if recipe.repair.enabled else None
-    compares = "objective gelaco_v1 compares" if recipe.search.objective == "gelaco_v1" else None
-    if not family.halved and (need := method.takes_apart(recipe) or repairs or compares):
+    objective = recipe.search.objective
+    needs = {
+        method.takes_apart(recipe): not family.halved,
+        "--repair refits": recipe.repair.enabled and not family.halved,
+        f"--objective {objective} compares": objective == "gelaco_v1" and not family.modular,
+    }
+    if need := next((words for words, lacking in needs.items() if words and lacking), None):
         raise UnsupportedArchitecture(
-            f"{need[0].upper()}{need[1:]} attention and MLP apart, and hf_prune does not know them in the layers of "
-            f"{name}; choose --method collapse without it."
+            f"{need} attention and MLP of a layer by themselves, and those of {name} are no two parts that hf_prune "
+            "knows; leave it out."
         )
     if len(set(kinds)) > 1 and method.merges(recipe):
         raise UnsupportedArchitecture(

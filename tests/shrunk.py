@@ -10,7 +10,7 @@ from hf_prune.models.configs import language_tower
 
 DEPTH, VOCABULARY = 6, 97
 SIZES = (
-    (r"index_topk|keep_window_size", 64),
+    (r"index_topk|keep_window_size|max_inference_chunksize", 64),
     (r"topk_group$", 1),
     (r"(num_hidden_layers|n_layers?|num_layers|coder_layers|num_blocks)$", DEPTH),
     (r"vocab_size$", VOCABULARY),
@@ -22,7 +22,7 @@ SIZES = (
     (r"(intermediate_size|ffn_dim|d_ff|n_inner|ffn_hidden_size|inner_dim)$", 48),
     (r"(num_experts|n_routed_experts|num_local_experts|moe_num_experts)$", 4),
     (r"(num_experts_per_tok(en)?|top_?k|moe_k|n_group|num_expert_group)$", 2),
-    (r"(max_position_embeddings|n_positions|n_ctx|max_seq_len|seq_length|max_sequence_length)$", 64),
+    (r"(max_position_embeddings|n_positions|n_ctx|max_seq_len|seq_length|max_sequence_length|model_max_length)$", 64),
     (r"sliding_window|window_size|attention_window", 5),
 )
 """Numbers by the first pattern that fits; any other is kept, or 16 where it is large."""

@@ -162,6 +162,11 @@ class Dense:
         tokens = tokens.to(self.device)
         calls, logits = self.record(tokens[:1])
         check_finite(logits)
+        if len(calls) != len(self.layers):
+            raise UnsupportedArchitecture(
+                f"{self.family.model_type} calls its {len(self.layers)} layers {len(calls)} times on a window of "
+                f"{tokens.shape[1]} tokens, so candidates cannot be scored; shorter windows (--length) may help."
+            )
         hidden = [torch.cat([self.embed(tokens[rows]) for rows in self.tiles(tokens, self.tile_tokens)])]
         modules = []
         for layer, call in zip(self.layers, calls, strict=True):

@@ -89,7 +89,7 @@ class Tap:
     def __enter__(self) -> "Tap":
         self.hooks = [m.register_forward_hook(self._note) for m in self.modules]
         if self.silent is not None:
-            self.hooks.append(self.silent.register_forward_hook(lambda _, __, output: torch.zeros_like(output)))
+            self.hooks.append(self.silent.register_forward_hook(lambda _, __, output: _silenced(output)))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -112,6 +112,11 @@ class Tap:
     def inputs(self, module: torch.nn.Module) -> tuple[Tensor, ...]:
         """All that a module was called with in this thread's last run."""
         return self.seen.found[module][0]
+
+
+def _silenced(output: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
+    # A mixture may return its router's scores beside its states.
+    return (torch.zeros_like(output[0]), *output[1:]) if isinstance(output, tuple) else torch.zeros_like(output)
 
 
 def exact(device: torch.device) -> torch.device:

@@ -149,7 +149,7 @@ class Method(Protocol):
         """Kinds of level libraries made before the search, that of its own space first."""
 
     def takes_apart(self, recipe: Any) -> str | None:
-        """What of it does something to attention and MLP separately ("method halves removes"), which layers of some
+        """What of it does something to attention and MLP separately ("--method halves removes"), which layers of some
         families do not allow; None where layers are one piece."""
 
     def merges(self, recipe: Any) -> bool:

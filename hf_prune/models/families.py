@@ -53,6 +53,11 @@ class Family:
         """Whether a layer is two halves that each add to the residual stream."""
         return self.attention is not None
 
+    @property
+    def modular(self) -> bool:
+        """Whether each half is one module, whose output can be looked at."""
+        return self.halved and not isinstance(self.mlp, tuple)
+
     def is_norm(self, suffix: str) -> bool:
         """Whether a tensor of a layer (`self_attn.q_norm.weight`) belongs to a normalisation."""
         return bool(re.search(r"norm|(^|\.)ln_", suffix))

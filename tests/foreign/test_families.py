@@ -24,9 +24,12 @@ from hf_prune.models.families import CUT_BY_WIDTH, FAMILIES
 from hf_prune.models.headers import weigh
 from hf_prune.models.inference import family_of
 from hf_prune.models.parent import Parent
+from hf_prune.pipeline import run
 from hf_prune.plan import plan
 from hf_prune.recipe import Recipe
 from tests.families import SOURCE, jittered
+from tests.runs import base
+from tests.runs import recipe as small
 from tests.shrunk import DEPTH, shrunk, whole
 from tests.supported import README, REASONS, between, listed, outcome
 
@@ -95,10 +98,11 @@ def stock(folder: Path) -> PreTrainedModel:
     return model.eval().requires_grad_(False)
 
 
-def saved(config, folder: Path) -> PreTrainedModel:
+def saved(config, folder: Path, tokenizer: bool = True) -> PreTrainedModel:
     torch.manual_seed(0)
     jittered(AutoModelForCausalLM.from_config(config)).save_pretrained(folder)
-    (folder / "tokenizer.json").write_text("{}")
+    if tokenizer:
+        (folder / "tokenizer.json").write_text("{}")
     return stock(folder)
 
 
@@ -224,7 +228,7 @@ def test_halves_are_silenced_or_refused(name, tmp_path):
     if not parent.family.halved:
         with pytest.raises(InvalidBlueprint, match="no two halves"):
             cut(parent, tmp_path / "cut", *halved)
-        with pytest.raises(UnsupportedArchitecture, match="Method halves removes attention and MLP apart"):
+        with pytest.raises(UnsupportedArchitecture, match="--method halves removes attention and MLP of a layer"):
             plan(recipe, peek)
         return
     assert GONE == -1 and plan(recipe, peek).method == "halves"
@@ -253,6 +257,38 @@ def test_width_is_refused_by_plan_and_run_alike(name, tmp_path):
     saved(shrunk(name), tmp_path)
     with pytest.raises(UnsupportedArchitecture, match=f"Width pruning knows llama, .*, not '{name}'"):
         plan(Recipe.of(base=str(tmp_path), method="width"), hub.peek(str(tmp_path)))
+
+
+def test_a_cut_that_no_config_can_say_is_refused_by_plan_and_run_alike(tmp_path):
+    saved(shrunk("gemma4_text"), tmp_path)
+    recipe = Recipe.of(base=str(tmp_path), drop="5", output=str(tmp_path / "small"))
+    for asked in (lambda: plan(recipe, hub.peek(str(tmp_path))), lambda: run(recipe)):
+        with pytest.raises(UnsupportedArchitecture, match="last layer of a gemma4_text must be of full_attention"):
+            asked()
+
+
+RUNS = {
+    "gemma4_text": {},
+    "gpt_oss": {"method": "halves"},
+    "lfm2": {"repair": True},
+    "nemotron_h": {"heal": "512", "heal_batch": 2, "heal_checks": 1},
+    "qwen3_next": {},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_goes_from_a_recipe_to_a_model_that_stock_transformers_loads(name, tmp_path):
+    folder = base(tmp_path / "base")
+    (folder / "model.safetensors").unlink()
+    tokens = {"vocab_size": 512, "max_position_embeddings": 256, "bos_token_id": 0, "eos_token_id": 1}
+    saved(shrunk(name, **tokens, pad_token_id=None), folder, tokenizer=False)
+    done = run(small(tmp_path, base=str(folder), keep_layers=4, **RUNS[name]))
+    assert done.report["certificate"]["ok"] and done.report["certificate"]["without_hf_prune"]
+    assert stock(done.folder).config.model_type == name
+    # Whatever is cut, Gemma 4 keeps its last layer.
+    last = [b for b in done.report["baselines"] if b["name"] == "last"]
+    assert bool(last) == (name != "gemma4_text")
 
 
 # Language towers -----------------------------------------------------------------------------------------------------

@@ -110,6 +110,13 @@ def test_another_recipe_does_not_touch_a_finished_folder_unless_told(done, home,
     assert removed(tmp_path / "small") == [2] and leftovers(tmp_path) == []
 
 
+def test_a_folder_whose_report_is_broken_is_no_result(tmp_path):
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small/report.json").write_text('{"version": 1, "size": ')
+    with pytest.raises(InvalidRecipe, match="--overwrite"):
+        run(recipe(tmp_path, ratio=0.3))
+
+
 def test_the_result_in_python(done, home, hub_server, tmp_path):
     result = run(recipe(home, ratio=0.3))
     assert result.model.config.num_hidden_layers == 4 and result.front is None

@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from hf_prune.errors import HfPruneError, IncompatibleSources, InvalidBlueprint, InvalidRecipe, SourceError
+from hf_prune.blueprint import Blueprint, Source
+from hf_prune.errors import (
+    HfPruneError,
+    IncompatibleSources,
+    InvalidBlueprint,
+    InvalidRecipe,
+    InvalidReport,
+    SourceError,
+)
 from hf_prune.events import Advanced, Stage
 from hf_prune.pipeline import run
 from hf_prune.recipe import OPTIONS, Recipe
@@ -149,6 +157,28 @@ def test_what_cannot_be_measured_is_refused_in_one_sentence(plain, home, tmp_pat
     wrong(IncompatibleSources, "weights would differ", base=str(tmp_path / "b"))
     wrong(InvalidRecipe, "compress its base again", keep_layers=5)
     assert content(copy) == before and leftovers(tmp_path) == []
+
+
+def test_what_a_broken_report_holds_is_not_built(plain, home, tmp_path):
+    raw = strict(plain.folder / "report.json")
+    pinned, rival = Blueprint.from_json((plain.folder / "blueprint.json").read_text()), raw["baselines"][1]
+    elsewhere = Blueprint.identity(Source("ns/other", "a" * 40), 6).to_json()
+    deeper = Blueprint.identity(pinned.sources[0], 7).to_json()
+    for error, match, change in (
+        (InvalidReport, r"report.json holds no report of hf_prune \(size: Field required\)", {"size": ...}),
+        (InvalidReport, r"\(baselines.0.layers: ", {"baselines": [{**rival, "layers": "four"}]}),
+        (InvalidRecipe, "Layer 77 cannot be removed", {"baselines": [{**rival, "removed": [77]}]}),
+        (InvalidBlueprint, "made from other sources", {"baselines": [{**rival, "blueprint": elsewhere}]}),
+        (InvalidBlueprint, "asks for layer 6", {"baselines": [{**rival, "blueprint": deeper}]}),
+        (HfPruneError, "no task '5'", {"recipe": {**raw["recipe"], "tasks": 5}}),
+    ):
+        theirs = Path(shutil.copytree(plain.folder, tmp_path / "theirs"))
+        broken = {k: v for k, v in {**raw, **change}.items() if v is not ...}
+        (theirs / "report.json").write_text(json.dumps(broken))
+        before = content(theirs)
+        refused(error, match, lambda t=theirs: list(report_folder(t, **where(home))))
+        assert content(theirs) == before
+        shutil.rmtree(theirs)
 
 
 def test_what_cannot_be_healed_is_refused_in_one_sentence(plain, home, tmp_path):

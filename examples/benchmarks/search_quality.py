@@ -265,7 +265,7 @@ def show(rows: Sequence[Row], best: Sequence[Cut], nll: Scoring) -> None:
 
 def ppl(nll: np.ndarray) -> str:
     """Perplexity of per-window NLLs."""
-    return f"{perplexity(nll)['perplexity']:.2f}"
+    return f"{perplexity(nll).perplexity:.2f}"
 
 
 if __name__ == "__main__":

@@ -171,7 +171,7 @@ class Bench:
 
     def _perplexity(self, model: torch.nn.Module) -> float:
         nll = self.evaluator.live_scores(model)[1].double().mean(1)
-        return perplexity(np.asarray(nll))["perplexity"]
+        return perplexity(np.asarray(nll)).perplexity
 
 
 def opened(recipe: Recipe) -> Session:

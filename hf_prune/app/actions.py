@@ -51,8 +51,8 @@ class Actions:
         except HfPruneError as e:
             raise gr.Error(public(str(e)), print_exception=False) from None
         if not found:
-            raise gr.Error(f"No model for text has {words.strip()[:80]!r} in its name; try other words.",
-                           print_exception=False)  # fmt: skip
+            said = f"No model for text has {words.strip()[:80]!r} in its name; try other words."
+            raise gr.Error(said, print_exception=False)
         return gr.update(choices=repos(found), value=found[0])
 
     def look(self, token: Token, *fields: Any) -> list[Any]:
@@ -106,8 +106,8 @@ class Actions:
                 raise InvalidRecipe(found.too_small)
             run = self.runs.begin(recipe, self._owner(visitor, profile), token.token if token else None)
         except HfPruneError as e:
-            return ["", gr.Tabs(selected="run"), "", gr.Timer(active=False), self._refusal(e),
-                    "", "", HIDDEN, HIDDEN]  # fmt: skip
+            refused = self._refusal(e)
+            return ["", gr.Tabs(selected="run"), "", gr.Timer(active=False), refused, "", "", HIDDEN, HIDDEN]
         return [run.id, gr.Tabs(selected="run"), *self._live(run)]
 
     def tick(self, visitor: str, id: str, seen: str, profile: Profile = None) -> list[Any]:
@@ -141,13 +141,14 @@ class Actions:
         state = self.runs.state(run)
         found = progress.Progress.of(run.events())
         mark = f"{run.id} {state} {found.count}"
-        active = gr.Timer(active=state in ("queued", "running"))
+        at_work = state in ("queued", "running")
+        active = gr.Timer(active=at_work)
         if mark == seen:
             return [gr.skip(), active, *[gr.skip()] * 5]
-        recipe = run.recipe
-        return [mark, active, progress.html(found, state, self.runs.ahead(run)), charts.drawn(found, recipe),
-                progress.layers(found, recipe), gr.update(visible=state in ("queued", "running")),
-                gr.update(visible=state in ("stopped", "failed"))]  # fmt: skip
+        recipe, stopped = run.recipe, gr.update(visible=state in ("stopped", "failed"))
+        words = progress.html(found, state, self.runs.ahead(run))
+        drawn = charts.drawn(found, recipe), progress.layers(found, recipe)
+        return [mark, active, words, *drawn, gr.update(visible=at_work), stopped]
 
     # Results --------------------------------------------------------------------------------------------------------
 

@@ -67,7 +67,7 @@ def document(record: Any, where: str) -> str:
         if is_cut(raw if isinstance(raw, str) else json.dumps(raw, ensure_ascii=False)):
             raise ValueError(f"it holds {HALF}")
         return raw if isinstance(raw, str) else Chat(json.dumps(raw), where)
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise unclear(where, EXPECTED, str(e)) from None
 
 
@@ -87,8 +87,8 @@ def _said(record: Any) -> Any:
     if "text" in record:
         return _text(record, "text")
     if turns := next((key for key in TURNS if key in record), None):
-        head = _system(record) if turns != "messages" else []
-        return _chat([*head, *_rows(record[turns], turns)], record)
+        rows = _rows(record[turns], turns)
+        return _chat([*_system(record), *rows] if turns != "messages" and rows else rows, record)
     if set(PASSAGES) <= set(record):
         return _passages(record)
     if pair := next((pair for pair in EXCHANGES if set(pair) <= set(record)), None):

@@ -65,7 +65,8 @@ def is_cut(text: str) -> bool:
 
 def is_conversation(values: list[Any]) -> bool:
     """Whether a list holds the turns of one chat, not records."""
-    return bool(values) and all(isinstance(v, dict) and ("role" in v or "from" in v) for v in values)
+    turns = ({"role", "content"}, {"role", "tool_calls"}, {"from", "value"})
+    return bool(values) and all(isinstance(v, dict) and any(keys <= set(v) for keys in turns) for v in values)
 
 
 def kind_of(value: Any) -> str:

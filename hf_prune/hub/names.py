@@ -7,7 +7,7 @@ from pathlib import Path
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from hf_prune.errors import SourceNotFound
-from hf_prune.hub.calls import scrub
+from hf_prune.hub.retries import scrub
 
 REFERENCE = re.compile(r"(?P<repo>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[^\s@+]+))?")
 

@@ -12,9 +12,9 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from hf_prune.errors import PublishError
-from hf_prune.hub.calls import LOGIN, TRIES, Retry, chain, delay, passing, scrub, status, unreachable
+from hf_prune.hub.listing import changed, listing, stale
 from hf_prune.hub.names import COMMIT
-from hf_prune.hub.upload import changed, listing, stale
+from hf_prune.hub.retries import LOGIN, TRIES, Retry, chain, delay, passing, scrub, status, unreachable
 
 Kind = Literal["model", "space"]
 MESSAGE = "Upload pruned model with hf_prune"

@@ -18,9 +18,9 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from hf_prune.errors import HfPruneError, NotEnoughDisk, SourceNotFound
-from hf_prune.hub.calls import Retry, chain, explain, passing, unreachable
 from hf_prune.hub.folders import Folder, TensorInfo, about, read_card, read_header
 from hf_prune.hub.names import Name
+from hf_prune.hub.retries import Retry, chain, explain, passing, unreachable
 
 
 @dataclass(frozen=True)

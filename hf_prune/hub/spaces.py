@@ -6,8 +6,8 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
-from hf_prune.hub.calls import Retry
 from hf_prune.hub.publish import PushResult, explained, upload
+from hf_prune.hub.retries import Retry
 
 
 def push_space(

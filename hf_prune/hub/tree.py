@@ -7,8 +7,8 @@ from typing import Literal
 from huggingface_hub import HfApi
 
 from hf_prune.errors import InvalidRecipe
-from hf_prune.hub.calls import Retry, explain
 from hf_prune.hub.names import parse
+from hf_prune.hub.retries import Retry, explain
 
 Relation = Literal["finetune", "adapter", "merge"]
 RELATIONS: tuple[Relation, ...] = ("finetune", "adapter", "merge")

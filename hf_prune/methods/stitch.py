@@ -7,7 +7,7 @@ of its own. Which parent gives the embeddings and which the final norm and head 
     genome: per layer kept, then per mix its merge and the weight of every parent in steps; embedding, head
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations, product
@@ -17,10 +17,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hf_prune.blueprint import Genome, LayerSpec, Mix, Part
+from hf_prune.methods import stitch_moves
 from hf_prune.methods.deletions import WholeLayers, deletions
 from hf_prune.methods.method import Comparison, Facts
 from hf_prune.methods.partition import checked, kept_of, mixed, pick, sizes, subset
 from hf_prune.methods.stitch_comparisons import ABLATIONS, CUT_BY, ablations, alone, cuts_of_parents
+from hf_prune.methods.stitch_moves import Gene
 
 STEPS = 12
 """Weights are multiples of 1 / STEPS, as halves, thirds and quarters are."""
@@ -36,14 +38,6 @@ class Stack(NamedTuple):
     layers: tuple[LayerSpec, ...]
     embed: int
     head: int
-
-
-@dataclass(frozen=True, slots=True)
-class Gene:
-    """One kept or removed layer: a merge (index) and steps per parent for every mix (one, or attention and MLP)."""
-
-    kept: bool
-    mixes: tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -173,11 +167,13 @@ class StitchSpace:
     def mutate(self, genome: Genome, rng: np.random.Generator) -> Genome:
         """One move. Of a layer: swap a removal, flip a parent, jitter a weight, copy a neighbour, another merge. Of the
         model: lean towards a parent, one layer's mix for all, another end."""
-        moves = [self._swapped, self._flipped, self._jittered, self._copied, self._leaned, self._spread]
-        moves += [self._remerged] * (len(self.merges) > 1) + [self._ended] * (len(self.embeds) + len(self.heads) > 2)
-        moves += [self._resized] * (self.budget is None)
+        moves = [stitch_moves.swap, stitch_moves.flip, stitch_moves.jitter]
+        moves += [stitch_moves.copy, stitch_moves.lean, stitch_moves.spread]
+        moves += [stitch_moves.remerge] * (len(self.merges) > 1)
+        moves += [stitch_moves.end] * (len(self.embeds) + len(self.heads) > 2)
+        moves += [stitch_moves.resize] * (self.budget is None)
         for _ in range(TRIES):
-            new = pick(rng, moves)(genome, rng)
+            new = pick(rng, moves)(self, genome, rng)
             if new is not None and self.decode(new) != self.decode(genome):
                 return new
         return genome
@@ -283,100 +279,6 @@ class StitchSpace:
         bars = combinations(range(self.steps + self.parents - 1), self.parents - 1)
         edges = [(-1, *b, self.steps + self.parents - 1) for b in bars]
         return [tuple(y - x - 1 for x, y in zip(e, e[1:], strict=False)) for e in edges]
-
-    def _put(self, genome: Genome, layer: int, gene: Gene) -> Genome:
-        genes = list(self.genes(genome))
-        genes[layer] = gene
-        return self.genome(genes, *genome[-2:])
-
-    def _remixed(
-        self, genome: Genome, rng: np.random.Generator, new: Callable[[tuple[int, ...]], tuple[int, ...] | None]
-    ) -> Genome | None:
-        """One mix of one kept layer replaced by what `new` makes of it."""
-        genes = self.genes(genome)
-        layer = pick(rng, [i for i, g in enumerate(genes) if g.kept])
-        which = int(rng.integers(1 + self.halves))
-        made = new(genes[layer].mixes[which])
-        if made is None:
-            return None
-        mixes = (*genes[layer].mixes[:which], made, *genes[layer].mixes[which + 1 :])
-        return self._put(genome, layer, Gene(True, mixes))
-
-    def _swapped(self, genome: Genome, rng: np.random.Generator) -> Genome | None:
-        genes = self.genes(genome)
-        gone, stay = [[i for i, g in enumerate(genes) if g.kept == kept] for kept in (False, True)]
-        if not gone or not stay:
-            return None
-        back, out = pick(rng, gone), pick(rng, stay)
-        # What comes back is mixed like a neighbour, which fits better than what it last was.
-        near = min(stay, key=lambda i: (abs(i - back), i))
-        return self._put(self._put(genome, back, Gene(True, genes[near].mixes)), out, Gene(False, genes[out].mixes))
-
-    def _flipped(self, genome: Genome, rng: np.random.Generator) -> Genome | None:
-        parent = int(rng.integers(self.parents))
-        return self._remixed(
-            genome, rng, lambda mix: (mix[0], *(self.steps * (k == parent) for k in range(self.parents)))
-        )
-
-    def _jittered(self, genome: Genome, rng: np.random.Generator) -> Genome | None:
-        def moved(mix: tuple[int, ...]) -> tuple[int, ...] | None:
-            steps = list(mix[1:])
-            give = pick(rng, [k for k, s in enumerate(steps) if s])
-            take = int(rng.integers(self.parents))
-            amount = min(steps[give], self._amount(rng))
-            steps[give] -= amount
-            steps[take] += amount
-            return (mix[0], *steps)
-
-        return self._remixed(genome, rng, moved)
-
-    def _copied(self, genome: Genome, rng: np.random.Generator) -> Genome | None:
-        stay = [i for i, g in enumerate(self.genes(genome)) if g.kept]
-        if len(stay) < 2:
-            return None
-        at = int(rng.integers(len(stay)))
-        other = at + 1 if at == 0 or (at + 1 < len(stay) and rng.random() < 0.5) else at - 1
-        return self._put(genome, stay[at], self.genes(genome)[stay[other]])
-
-    def _leaned(self, genome: Genome, rng: np.random.Generator) -> Genome | None:
-        """Every mix gives one parent the same part of what another has."""
-        if self.parents < 2:
-            return None
-        give, take = (1 + int(k) for k in rng.permutation(self.parents)[:2])
-        amount = self._amount(rng)
-
-        def leaned(mix: tuple[int, ...]) -> tuple[int, ...]:
-            steps, moved = list(mix), min(mix[give], amount)
-            steps[give] -= moved
-            steps[take] += moved
-            return tuple(steps)
-
-        genes = (Gene(g.kept, tuple(map(leaned, g.mixes))) for g in self.genes(genome))
-        return self.genome(genes, *genome[-2:])
-
-    def _spread(self, genome: Genome, rng: np.random.Generator) -> Genome:
-        mixes = pick(rng, [g for g in self.genes(genome) if g.kept]).mixes
-        return self.genome((Gene(g.kept, mixes) for g in self.genes(genome)), *genome[-2:])
-
-    def _amount(self, rng: np.random.Generator) -> int:
-        """Steps that a move takes: up to a quarter of a layer, all of it where nothing is blended."""
-        return 1 + int(rng.integers(max(self.steps // 4, 1))) if self.blend else self.steps
-
-    def _remerged(self, genome: Genome, rng: np.random.Generator) -> Genome | None:
-        merge = int(rng.integers(len(self.merges)))
-        return self._remixed(genome, rng, lambda mix: (merge, *mix[1:]))
-
-    def _ended(self, genome: Genome, rng: np.random.Generator) -> Genome | None:
-        embed, head = int(rng.integers(len(self.embeds))), int(rng.integers(len(self.heads)))
-        return (*genome[:-2], embed, head)
-
-    def _resized(self, genome: Genome, rng: np.random.Generator) -> Genome | None:
-        genes = self.genes(genome)
-        layer = int(rng.integers(self.depth))
-        stays = sum(g.kept for g in genes)
-        if genes[layer].kept and stays < 2 or not genes[layer].kept and stays + 1 == self.depth:
-            return None
-        return self._put(genome, layer, Gene(not genes[layer].kept, genes[layer].mixes))
 
 
 class Stitch(WholeLayers):

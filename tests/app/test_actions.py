@@ -7,12 +7,12 @@ import pytest
 
 from hf_prune.app import workers
 from hf_prune.app.actions import Actions
-from hf_prune.app.forms import DEMO, METHODS, TINY
+from hf_prune.app.forms import DEMO, TINY, TITLES
 from hf_prune.app.runs import LOCAL, Runs
 from tests import runs as small
 from tests.hub import samples
 
-METHOD = next(iter(METHODS))
+METHOD = next(iter(TITLES))
 FORM = ("", METHOD, 40, False, False, False, "0", 0, 0)
 """All fields but the base."""
 LOGIN = gr.OAuthToken(token="hf_ns_secret", scope="openid", expires_at=2**31)

@@ -82,6 +82,7 @@ READ = {
     "an array with a mark": (raw("\ufeff" + json.dumps(text_records(), indent=1), "mine.json"), PLAIN),
     "lines in a .json": (rows(text_records(), "mine.json"), PLAIN),
     "an array of texts": (array(TEXTS), PLAIN),
+    "an array of letters": (array([{"from": "a@b.c", "role": "reader", "text": t} for t in TEXTS]), PLAIN),
     "texts line by line": (rows(TEXTS), PLAIN),
     "NaN in a key nobody reads": (rows([{**r, "score": float("nan")} for r in text_records()]), PLAIN),
     "empty texts": (rows([{"text": t} for t in ("", " \n", *TEXTS, "")]), PLAIN),
@@ -136,6 +137,10 @@ BAD = {
     "half of a character": (spoilt({"text": "a \ud83d"}), "Line 3 of .*half of a character"),
     "half of one in a chat": (spoilt({"messages": turns("\udc00", "b")}), "Line 3 of .*half of a character"),
     "no messages": (spoilt({"messages": []}), r"Line 3 of .*\(it has no messages\)"),
+    "no messages beside a system": (
+        spoilt({"conversations": [], "system": "s"}),
+        r"Line 3 of .*\(it has no messages\)",
+    ),
     "a message without content": (spoilt({"messages": [{"role": "user"}]}), "Line 3 of .*content of a message is null"),
     "null for content": (spoilt({"messages": turns("a", None)}), "Line 3 of .*the content of a message is null"),
     "a number for content": (spoilt({"messages": turns("a", 5)}), "Line 3 of .*the content of a message is a number"),

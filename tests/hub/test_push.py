@@ -10,7 +10,7 @@ import pytest
 
 from hf_prune.errors import PublishError
 from hf_prune.hub import PushResult, push
-from hf_prune.hub.calls import TRIES
+from hf_prune.hub.retries import TRIES
 from tests.hub import Hub
 from tests.hub.samples import model
 from tests.hub.test_pull import Naps, folder, sentence

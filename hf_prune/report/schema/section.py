@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Generic, Literal, Self, TypeVar
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar, get_args
 
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -15,7 +15,7 @@ Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is Non
 Interval = tuple[Number, Number]
 """Both ends of a 95 % interval."""
 StageName = Literal["dense", "cut", "repaired", "healed"]
-STAGES: tuple[StageName, ...] = ("dense", "cut", "repaired", "healed")
+STAGES: tuple[StageName, ...] = get_args(StageName)
 
 
 class Section(BaseModel):

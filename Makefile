@@ -4,7 +4,7 @@ PYTEST_FLAGS ?= -n auto --dist loadfile
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo space test quality style clean
+.PHONY: demo space test families quality style clean
 
 demo: $(VENV)/installed  ## compress the bundled model and show where the result lies
 	$(BIN)/hf-prune demo
@@ -18,6 +18,9 @@ test: $(VENV)/installed-dev  ## fast tests, slow ones, then those in a real brow
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
 	$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)
 	$(BIN)/python -m pytest -m browser
+
+families: $(VENV)/installed-dev  ## write the README's list of families anew
+	$(BIN)/python -m tests.supported
 
 quality: $(VENV)/installed-dev  ## what CI checks besides the tests
 	$(BIN)/python -m ruff check .

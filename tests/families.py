@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from hf_prune.assembly.assemble import Parent
 from hf_prune.blueprint import Blueprint, LayerSpec, Part, Source
+from tests.shrunk import shrunk
 
 DEPTH, VOCABULARY = 6, 97
 SOURCE = Source("ns/tiny", "a" * 40)
@@ -39,8 +40,10 @@ TINY: dict[str, dict[str, Any]] = {
     "gemma3_text": {**GROUPED, **MIXED, **TIED, "head_dim": 8, "query_pre_attn_scalar": 8},
     "phi3": {**GROUPED, "sliding_window": 5},
     "olmo2": GROUPED,
+    "glm4": {**GROUPED, "head_dim": 8},
     "qwen3_moe": {**GROUPED, "head_dim": 16, "moe_intermediate_size": 48, "num_experts": 4, "num_experts_per_tok": 2},
     "smollm3": {**GROUPED, **MIXED, **TIED, "use_sliding_window": True, "no_rope_layers": [1, 1, 0, 1, 0, 0]},
+    "granite": {**GROUPED, **TIED, "residual_multiplier": 0.7, "attention_multiplier": 0.4, "logits_scaling": 2.0},
     "gpt_neox": {**SHARED, "rotary_pct": 0.5},
     "gpt2": {
         "vocab_size": VOCABULARY, "n_layer": DEPTH, "n_embd": 32, "n_head": 4, "n_positions": 64, "bos_token_id": 1,
@@ -48,11 +51,10 @@ TINY: dict[str, dict[str, Any]] = {
     },
     "opt": {**SHARED, **TIED, "ffn_dim": 48, "word_embed_proj_dim": 16},
 }  # fmt: skip
-"""Settings by model type, one per row of `architecture.FAMILIES`."""
+"""Settings by model type, of the rows of `families.FAMILIES` that most tests go through."""
 
 INFERRED: dict[str, dict[str, Any]] = {
     "cohere": {**GROUPED, **TIED, "logit_scale": 0.4},
-    "granite": {**GROUPED, **TIED, "residual_multiplier": 0.7, "attention_multiplier": 0.4, "logits_scaling": 2.0},
     "olmo": {**GROUPED, "clip_qkv": 2.0},
     "stablelm": {**GROUPED, "use_qkv_bias": True},
     "starcoder2": {**GROUPED, **TIED, "sliding_window": 5, "use_bias": True},
@@ -62,9 +64,26 @@ INFERRED: dict[str, dict[str, Any]] = {
 EVERY = {**TINY, **INFERRED}
 
 
+def config_of(model_type: str, **changes: Any) -> PretrainedConfig:
+    """By the settings here, or those that its names tell."""
+    if model_type not in EVERY:
+        return shrunk(model_type, **changes)
+    return AutoConfig.for_model(model_type, **{**EVERY[model_type], **changes})
+
+
+def jittered(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
+    """With noise on every parameter, so that one left out or swapped shows."""
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            noise = torch.randn(p.shape, generator=draw)
+            p.copy_(p + 0.3 * noise if p.dim() == 1 else p + 0.1 * noise)
+    return model.eval()
+
+
 def tiny(model_type: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any) -> PreTrainedModel:
     """A seeded random model; norms and biases are random too, so that one left out or swapped shows."""
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **{**EVERY[model_type], **changes}))
+    model = AutoModelForCausalLM.from_config(config_of(model_type, **changes))
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in model.parameters():

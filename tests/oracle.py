@@ -12,7 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from hf_prune.assembly.assemble import Parent
 from hf_prune.blueprint import GONE, Blueprint, LayerSpec, Part, Source
-from hf_prune.models.families import FAMILIES, Family, infer
+from hf_prune.models.families import FAMILIES, Family
+from hf_prune.models.inference import infer
 from tests.families import DEPTH, EVERY, VOCABULARY, save_tiny
 
 LENGTH = 24

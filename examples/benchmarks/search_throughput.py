@@ -33,7 +33,7 @@ from hf_prune.evaluation.evaluator import Evaluator
 from hf_prune.evaluation.speed import computes_bfloat16
 from hf_prune.methods.collapse import CollapseSpace
 from hf_prune.metrics.rank_correlation import spearman
-from hf_prune.models.families import family_of
+from hf_prune.models.inference import family_of
 
 SHAPES = {
     "demo": {

@@ -22,9 +22,11 @@ from hf_prune.blueprint import GONE, Blueprint, LayerSpec, Mix, all_parts
 from hf_prune.errors import IncompatibleSources, InvalidBlueprint, ReloadMismatch
 from hf_prune.models.auto_classes import classes, is_pruned, pruned_config, uniform_config
 from hf_prune.models.checkpoint import INDEX, SHARD_BYTES, stored_tensors, write_shards
-from hf_prune.models.experts import apart
-from hf_prune.models.families import Family, sliced
+from hf_prune.models.configs import skeleton
+from hf_prune.models.conversions import as_files
+from hf_prune.models.families import Family
 from hf_prune.models.modeling_pruned import PREFIX
+from hf_prune.models.numbering import sliced
 from hf_prune.models.parent import Parent
 
 
@@ -150,6 +152,7 @@ def check(blueprint: Blueprint, parents: Sequence[Parent], patches: Patches = NO
                     f"The blueprint asks for layer {part.layer} of {parents[part.source].source}, "
                     f"which has {parents[part.source].depth} layers."
                 )
+        _check_kinds(spec, parents)
         _check_patch(spec, parents, patches)
 
 
@@ -166,6 +169,22 @@ def _check_levels(spec: LayerSpec, parent: Parent) -> None:
         )
     if spec.attn_level >= levels.count("attention") or spec.mlp_level >= levels.count("mlp"):
         raise InvalidBlueprint("A level of the blueprint is beyond those of its level library.")
+
+
+def _check_kinds(spec: LayerSpec, parents: Sequence[Parent]) -> None:
+    anchor = spec.anchor
+    kinds, family = parents[anchor.source].kinds, parents[anchor.source].family
+    for part in all_parts(spec):
+        if parents[part.source].kinds[part.layer] != kinds[anchor.layer]:
+            raise InvalidBlueprint(
+                f"The blueprint merges layers {anchor.layer} and {part.layer} of a {family.model_type}, which do not "
+                "have the same tensors."
+            )
+    if not family.halved and (spec.mlp or GONE in (spec.attn_level, spec.mlp_level)):
+        raise InvalidBlueprint(
+            f"The blueprint speaks of halves of layers, and those of a {family.model_type} are no two halves that "
+            "hf_prune knows."
+        )
 
 
 def _check_patch(spec: LayerSpec, parents: Sequence[Parent], patches: Patches) -> None:
@@ -280,7 +299,7 @@ def write(
     base = parents[0]
     config = output_config(blueprint, parents)
     tensors = plan_tensors(blueprint, parents, patches)
-    stored = _store(tensors, folder, base.family, is_pruned(config), shard_bytes)
+    stored = _store(tensors, folder, config, base, shard_bytes)
     config.save_pretrained(folder)
     _keep_architecture(folder, base, model_class(config, base).__name__)
     copy_tokenizer(base.checkpoint.folder, folder, base.trust_tokenizer_code)
@@ -311,27 +330,23 @@ def write_live(model: PreTrainedModel, parent: Parent, folder: Path) -> tuple[in
     """
     state = model.state_dict()
     tensors = ((n, Made(s, parent.tensor_dtype(n), lambda n=n: state[n].cpu())) for n, s in parent.shapes.items())
-    return _store(tensors, folder, parent.family, is_pruned(parent.config), SHARD_BYTES)
+    return _store(tensors, folder, parent.config, parent, SHARD_BYTES)
 
 
 def _store(
-    tensors: Iterable[tuple[str, Made]], folder: Path, family: Family, stacked: bool, shard_bytes: int
+    tensors: Iterable[tuple[str, Made]], folder: Path, config: PretrainedConfig, base: Parent, shard_bytes: int
 ) -> tuple[int, int]:
-    """Write them as files have them; parameters and bytes, measured on what was written."""
-    pieces = (piece for name, made in tensors for piece in _in_files(name, made, family, stacked))
+    """Write them as stock files have them; parameters and bytes, measured on what was written.
+
+    Files of our own classes are theirs alone, and have tensors as their modules do.
+    """
+    if is_pruned(config):
+        pieces = ((name, made.nbytes, made) for name, made in tensors)
+    else:
+        pieces = as_files(tensors, skeleton(config, base.trust_remote_code))
     written = stored_tensors([folder / n for n in write_shards(pieces, folder, shard_bytes) if n != INDEX])
     counts = [(math.prod(t.shape), t.dtype.itemsize) for t in written.values()]
     return sum(n for n, _ in counts), sum(n * size for n, size in counts)
-
-
-def _in_files(
-    name: str, made: Made, family: Family, stacked: bool
-) -> Iterator[tuple[str, int, Callable[[], torch.Tensor]]]:
-    """A tensor as files have it: experts apart, but in models of our own classes, whose files are theirs alone."""
-    pieces = [(name, made)] if stacked else list(apart(name, made, made.shape))
-    for piece, one in pieces:
-        spelled = next((s + piece.removeprefix(m) for m, s in family.renames if piece.startswith(m)), piece)
-        yield spelled, made.nbytes // len(pieces), one
 
 
 def _keep_architecture(folder: Path, parent: Parent, name: str) -> None:

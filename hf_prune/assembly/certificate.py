@@ -20,6 +20,8 @@ TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
 """Largest allowed difference of two logits, as a share of the largest logit."""
 CERTIFIED = (2, 64)
 """Windows and tokens per window that are compared."""
+STEPPED = {**TOLERANCE, "float32": 1e-3}
+"""The same with and without a cache: a state-space layer makes its state of a text in chunks, of a token in steps."""
 COMMAND = (sys.executable, "-P", str(Path(__file__).with_name("reload_probe.py")))
 LOADING = {"missing": "missing_keys", "unexpected": "unexpected_keys", "mismatched": "mismatched_keys"}
 
@@ -138,9 +140,9 @@ def _judge(
     searched, stepped = float((logits - expected).abs().max()), float((cached - logits).abs().max())
     if not searched <= bound:
         raise ReloadMismatch(f"{name} reloads as another model: logits differ by {searched:.3g} (allowed {bound:.3g}).")
-    if not stepped <= exact:
+    if not stepped <= (allowed := STEPPED[dtype] * largest):
         raise ReloadMismatch(
-            f"{name} decodes differently with its cache: logits differ by {stepped:.3g} (allowed {exact:.3g})."
+            f"{name} decodes differently with its cache: logits differ by {stepped:.3g} (allowed {allowed:.3g})."
         )
     return {
         "ok": True,

@@ -88,11 +88,11 @@ class LayerBank:
         layer = sharing(template)
         layer.load_state_dict(self._tensors(spec, template), assign=True)
         layer.requires_grad_(False)
-        # Zero weights silence a half already, and these only save its work. An inferred family may return other things
-        # than stock ones do (MPT's MLP adds the residual itself), and OPT's MLP has no module of its own.
-        if spec.attn_level == GONE and not family.inferred:
+        # Zero weights silence a half already, and these only save its work. Opaque halves may return other things than
+        # Llama's do (MPT's MLP adds the residual itself), and OPT's MLP has no module of its own.
+        if spec.attn_level == GONE and not family.opaque:
             layer.set_submodule(family.attention, Skipped("attention"))
-        if spec.mlp_level == GONE and family.mlp and not family.inferred:
+        if spec.mlp_level == GONE and family.mlp and not family.opaque:
             layer.set_submodule(family.mlp, Skipped("mlp"))
         return layer
 

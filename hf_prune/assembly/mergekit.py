@@ -16,7 +16,9 @@ from hf_prune.assembly.merge import widest
 from hf_prune.blueprint import GONE, Blueprint, LayerSpec, Part, all_parts
 from hf_prune.errors import InvalidBlueprint, SourceError
 from hf_prune.models.checkpoint import Checkpoint
-from hf_prune.models.families import Family, family_of, read_config
+from hf_prune.models.configs import read_config
+from hf_prune.models.families import Family
+from hf_prune.models.inference import family_of
 
 
 def export_mergekit(folder: Path, names: Sequence[str] = ()) -> str:
@@ -86,8 +88,8 @@ def _refuse(number: int, spec: LayerSpec, family: Family) -> None:
         why = f"is merged by {other}, and one file of mergekit knows one method"
     elif len({p.source for p in all_parts(spec)}) < len({(p.source, p.layer) for p in all_parts(spec)}):
         why = "blends two layers of one parent"
-    elif spec.mlp and not family.mlp:
-        why = "mixes its halves apart, and its MLP has no name of its own"
+    elif spec.mlp and not isinstance(family.mlp, str):
+        why = "mixes its halves apart, and its MLP has no one name of its own"
     if why:
         raise InvalidBlueprint(f"mergekit cannot say layer {number}: it {why}; publish blueprint.json instead.")
 

@@ -26,7 +26,7 @@ from hf_prune.atomic_files import staged
 from hf_prune.errors import InvalidRecipe, UnsupportedArchitecture
 from hf_prune.models.auto_classes import head_dim
 from hf_prune.models.checkpoint import Checkpoint, write_shards
-from hf_prune.models.families import read_config
+from hf_prune.models.configs import read_config
 from hf_prune.models.modeling_pruned import PREFIX
 
 FAMILIES = ("llama", "mistral")

@@ -9,6 +9,7 @@ Usage: reload_probe.py FOLDER WINDOWS.safetensors ANSWER.safetensors DTYPE DEVIC
 
 import argparse
 import hashlib
+import inspect
 import json
 import os
 import sys
@@ -113,12 +114,21 @@ def _asked(arguments: tuple[str, ...]) -> argparse.Namespace:
 def _stepped(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
     """Logits of a prefill of half the tokens, and of the others one by one."""
     half = tokens.shape[1] // 2
+    # As generate() does: some models cannot tell from their cache alone where a token stands.
+    placed = "position_ids" in inspect.signature(model.forward).parameters
     out = model(input_ids=tokens[:, :half], use_cache=True)
     steps = [out.logits]
     for t in range(half, tokens.shape[1]):
-        out = model(input_ids=tokens[:, t : t + 1], past_key_values=out.past_key_values, use_cache=True)
+        where = {"position_ids": torch.full_like(tokens[:, :1], t)} if placed else {}
+        out = model(input_ids=tokens[:, t : t + 1], use_cache=True, **cache(out), **where)
         steps.append(out.logits)
     return torch.cat(steps, 1)
+
+
+def cache(out: Any) -> dict[str, Any]:
+    """What the next step is given; state-space models call it otherwise."""
+    name = next(n for n in ("past_key_values", "cache_params") if getattr(out, n, None) is not None)
+    return {name: getattr(out, name)}
 
 
 def digest(tensor: torch.Tensor) -> str:

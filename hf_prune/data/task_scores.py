@@ -215,6 +215,10 @@ def _logits(
     places = (before.cumsum(1) - 1).clamp(min=0).to(device)
     # Padding stays at the last place of its row, which learned positions have: nobody sees it, but it is looked up.
     behind = before.sum(1)[owner].unsqueeze(1) + mask.cumsum(1) - 1
+    if _is_recurrent(model):
+        rows, seen = torch.cat([prefix[owner], tokens], 1), torch.cat([before[owner], mask], 1)
+        whole = model(input_ids=rows.to(device), attention_mask=seen.to(device), use_cache=False)
+        return whole.logits[:, prefix.shape[1] :]
     first = model(
         input_ids=prefix.to(device),
         attention_mask=before.to(device),
@@ -230,6 +234,12 @@ def _logits(
         past_key_values=first.past_key_values,
         use_cache=True,
     ).logits
+
+
+def _is_recurrent(model: Any) -> bool:
+    """Whether layers carry a state, which a cache cannot lend to several rows."""
+    types = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
+    return bool(getattr(model, "_is_stateful", False) or types & {"linear_attention", "conv"})
 
 
 def _padded(rows: Sequence[Sequence[int]], left: bool) -> tuple[torch.Tensor, torch.Tensor]:

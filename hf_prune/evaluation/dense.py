@@ -5,6 +5,7 @@ from one real forward, and what happens before the first layer is left to the mo
 """
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -20,6 +21,8 @@ from hf_prune.evaluation.last_layer import answering, from_first
 from hf_prune.limits import GPU_TILE_TOKENS, TILE_TOKENS, TOP_K
 from hf_prune.models.families import Family
 
+SOFTCAPS = ("final_logit_softcapping", "output_logit_soft_cap")
+"""Config keys of a bound on logits."""
 NOTHING: Mapping[str, Tensor] = {}
 HEAD_FLOATS, GPU_HEAD_FLOATS = 1 << 20, 1 << 28
 Halves = tuple[Tensor, Tensor] | None
@@ -68,9 +71,9 @@ class Dense:
         on_cpu = TILE_TOKENS * 2 // next(model.parameters()).element_size()
         self.tile_tokens = tile_tokens or (on_cpu if self.device.type == "cpu" else GPU_TILE_TOKENS)
         config = model.config.get_text_config()
-        self.softcap = getattr(config, "final_logit_softcapping", None)
+        self.softcap = next((cap for key in SOFTCAPS if (cap := getattr(config, key, None))), None)
         # Cohere multiplies its logits, Granite divides them.
-        self.scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+        self.scale = math.prod((getattr(config, key, None) or 1.0) ** power for key, power in family.scales)
 
     @cached_property
     def project(self) -> torch.nn.Module | None:
@@ -159,21 +162,33 @@ class Dense:
         tokens = tokens.to(self.device)
         calls, logits = self.record(tokens[:1])
         check_finite(logits)
+        if len(calls) != len(self.layers):
+            raise UnsupportedArchitecture(
+                f"{self.family.model_type} calls its {len(self.layers)} layers {len(calls)} times on a window of "
+                f"{tokens.shape[1]} tokens, so candidates cannot be scored; shorter windows (--length) may help."
+            )
         hidden = [torch.cat([self.embed(tokens[rows]) for rows in self.tiles(tokens, self.tile_tokens)])]
         modules = []
         for layer, call in zip(self.layers, calls, strict=True):
             out, inner = self.apply(layer, hidden[-1:], call)[0]
             hidden.append(out)
             modules.append(inner)
-        scale = max(1.0, float(logits.abs().max())) * (1e-3 if logits.dtype == torch.float32 else 5e-2)
-        if not float((self.logits(hidden[-1][:1]) - logits).abs().max()) <= scale:
-            raise UnsupportedArchitecture(
-                f"{self.family.model_type}: layer by layer does not give the logits of the model's own forward, so "
-                "candidates cannot be scored; the family needs a row in hf_prune/architecture.py."
-            )
+        self._check(hidden[-1][:1], logits)
+        # The calls were recorded on the first row and must fit any other.
+        self._check(hidden[-1][-1:], self.model(input_ids=tokens[-1:], use_cache=False).logits)
         top, log_p, log_tail, nll = self._distributions(hidden[-1], tokens, min(top_k, logits.shape[-1]))
         kept = tuple(modules) if self.with_modules else None
         return Reference(tokens, tuple(hidden), top, log_p, log_p.exp(), log_tail, nll, tuple(calls), kept)
+
+    def _check(self, state: Tensor, expected: Tensor) -> None:
+        """Raise unless a last state [1, T, d] gives the logits of the model's own forward."""
+        check_finite(expected)
+        scale = max(1.0, float(expected.abs().max())) * (1e-3 if expected.dtype == torch.float32 else 5e-2)
+        if not float((self.logits(state) - expected).abs().max()) <= scale:
+            raise UnsupportedArchitecture(
+                f"{self.family.model_type}: layer by layer does not give the logits of the model's own forward, so "
+                "candidates cannot be scored; the family needs a row in hf_prune/models/families.py."
+            )
 
     def record(self, tokens: Tensor, **kwargs: Any) -> tuple[list[Call], Tensor]:
         """What one real forward on int64 [1, T] tokens gives each layer besides its state, and its logits.
@@ -272,6 +287,7 @@ class _Tap:
     """Records attention and MLP outputs of a layer while open."""
 
     def __init__(self, layer: torch.nn.Module, family: Any, active: bool) -> None:
+        family = family.of_layer(layer.state_dict()) if active else family
         paths = (family.attention, family.mlp or family.mlp_out) if active else ()
         self.modules = [layer.get_submodule(p) for p in paths]
         self.seen: list[Tensor] = []

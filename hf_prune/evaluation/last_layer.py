@@ -32,9 +32,9 @@ def answering(layer: torch.nn.Module, family: Family, at: Tensor) -> torch.nn.Mo
     """A layer over the same weights whose output is right at these places of the flattened rows, int64 [m], and finite
     elsewhere where the layer's is.
 
-    An inferred family may do other things in its MLP than work token by token, so its layers stay whole.
+    Opaque halves may do other things in their MLP than work token by token, so their layers stay whole.
     """
-    if family.inferred:
+    if family.opaque:
         return layer
     for path in (family.attention_out, family.mlp):
         layer = _with(layer, path.split("."), at) if path else layer

@@ -89,7 +89,7 @@ class Tap:
     def __enter__(self) -> "Tap":
         self.hooks = [m.register_forward_hook(self._note) for m in self.modules]
         if self.silent is not None:
-            self.hooks.append(self.silent.register_forward_hook(lambda _, __, output: torch.zeros_like(output)))
+            self.hooks.append(self.silent.register_forward_hook(lambda _, __, output: _silenced(output)))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -114,6 +114,11 @@ class Tap:
         return self.seen.found[module][0]
 
 
+def _silenced(output: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
+    # A mixture may return its router's scores beside its states.
+    return (torch.zeros_like(output[0]), *output[1:]) if isinstance(output, tuple) else torch.zeros_like(output)
+
+
 def exact(device: torch.device) -> torch.device:
     """Where float64 is computed for a device: itself, or the CPU if it has none."""
     return torch.device("cpu") if device.type == "mps" else device
@@ -121,8 +126,10 @@ def exact(device: torch.device) -> torch.device:
 
 def between_halves(layer: torch.nn.Module, dense: Dense, state: Tensor, call: Call) -> Tensor | None:
     """The state between the halves of a dense layer."""
-    family = dense.family
-    module = layer.get_submodule(family.attention_out)
+    family = dense.family.of_layer(layer.state_dict())
+    module = _submodule(layer, family.attention_out)
+    if module is None:
+        return None
     norm = layer.get_submodule(family.attention_norm) if family.attention_norm else None
     factor = 1.0 if norm else _factor(layer, module, state[:1], call, family)
     if factor is None:
@@ -141,10 +148,10 @@ def site_of(
     stored: Iterable[tuple[str, Callable[[], Tensor]]],
     state: Tensor,
     call: Call,
-    path: str,
+    path: str | None,
     norm: str | None,
 ) -> Site | None:
-    """A map of a layer; None when it is no matrix, or does not reach the stream in a linear way.
+    """A map of a layer; None when there is none or it is no matrix, or does not reach the stream in a linear way.
 
     Args:
         layer: live, on its device.
@@ -172,7 +179,7 @@ def site_of(
 
 def _factor(layer: torch.nn.Module, module: torch.nn.Module, state: Tensor, call: Call, family: Family) -> float | None:
     """What the module's output is multiplied by on its way to the stream (Granite: 0.22); None if it is not linear."""
-    other = _submodule(layer, family.mlp_out) or _submodule(layer, family.mlp or "")
+    other = _submodule(layer, family.mlp_out) or _submodule(layer, family.mlp)
     silent = other if module is not other else None
     found = []
     for scale in (1.0, 2.0):
@@ -185,9 +192,9 @@ def _factor(layer: torch.nn.Module, module: torch.nn.Module, state: Tensor, call
     return factor if near else None
 
 
-def _submodule(layer: torch.nn.Module, path: str) -> torch.nn.Module | None:
+def _submodule(layer: torch.nn.Module, path: str | None) -> torch.nn.Module | None:
     try:
-        return layer.get_submodule(path)
+        return layer.get_submodule(path) if path else None
     except AttributeError:
         return None
 

@@ -50,23 +50,41 @@ def measure(
     }
 
 
-def kv_bytes_per_token(config: Any, dtype_bytes: int, layers: int | None = None) -> int:
-    """Bytes of key-value cache that one more token costs: 2 x layers x key-value heads x head size x `dtype_bytes`.
+KEYLESS = ("linear_attention", "conv", "mamba", "mlp", "moe")
+"""Types of layers that cache no keys, however long the text."""
 
-    Sliding-window layers are counted as if every token stayed, which holds up to the window's length.
+
+def kv_bytes_per_token(config: Any, dtype_bytes: int, layers: Sequence[int] | None = None) -> int:
+    """Bytes of key-value cache that one more token costs: 2 x key-value heads x head size x `dtype_bytes` a layer.
+
+    Sliding-window layers are counted as if every token stayed, which holds up to the window's length. Layers that carry
+    a state instead cost nothing.
 
     Args:
         config: a transformers config, or the dict of a config.json.
         dtype_bytes: bytes of one cache element, 2 for bfloat16.
-        layers: layers that still have attention; the config's own number by default.
+        layers: numbers of the layers that are counted; all of them by default.
     """
     text = _field(config, "text_config") or config
-    heads = _field(text, "num_attention_heads", "n_head")
-    kv_heads = _field(text, "num_key_value_heads") or heads
-    size = _field(text, "head_dim") or _field(text, "hidden_size", "n_embd") // heads
-    if layers is None:
-        layers = _field(text, "num_hidden_layers", "n_layer")
-    return 2 * layers * kv_heads * size * dtype_bytes
+    numbers = range(_field(text, "num_hidden_layers", "n_layer")) if layers is None else layers
+    return dtype_bytes * sum(_cached(text, i) for i in numbers)
+
+
+def _cached(config: Any, layer: int) -> int:
+    """Numbers that a layer keeps of a token."""
+    types = _field(config, "layer_types", "layers_block_type")
+    if getattr(config, "is_heterogeneous", False):
+        config = config.per_layer_config[layer]
+    heads = _field(config, "num_attention_heads", "n_head")
+    if not heads or types and types[layer] in KEYLESS:
+        return 0
+    if latent := _field(config, "kv_lora_rank"):
+        return latent + _field(config, "qk_rope_head_dim")
+    size = _field(config, "head_dim") or _field(config, "hidden_size", "n_embd") // heads
+    if _field(config, "multi_query") and not _field(config, "new_decoder_architecture"):
+        return 2 * size
+    heads = _field(config, "num_key_value_heads", "num_kv_heads") or heads
+    return heads * (size + (_field(config, "v_head_dim") or size))
 
 
 def _field(config: Any, *names: str) -> Any:
@@ -96,7 +114,9 @@ def _round(model: Any, prompt: torch.Tensor, decode_tokens: int) -> tuple[float,
     between = time.perf_counter()
     for _ in range(decode_tokens):
         token = out.logits[:, -1:].argmax(-1)
-        out = model(input_ids=token, past_key_values=out.past_key_values, use_cache=True, logits_to_keep=1)
+        # State-space models call it otherwise.
+        cache = next(n for n in ("past_key_values", "cache_params") if getattr(out, n, None) is not None)
+        out = model(input_ids=token, use_cache=True, logits_to_keep=1, **{cache: getattr(out, cache)})
     _wait(model.device)
     return between - begin, time.perf_counter() - between
 

@@ -67,6 +67,8 @@ def check_causal(what: str, config: Mapping[str, Any]) -> None:
         raise UnsupportedArchitecture(_sentence(what, kind, name, "an encoder with a decoder"))
     sense = next((SENSES[k] for k in SENSES if config.get(k)), None)
     if sense and (not name or re.search(r"For(ConditionalGeneration|CausalLM)", name)):
+        if _is_tower(config, kind):
+            return
         raise UnsupportedArchitecture(_several(what, config, name or shown(kind), sense))
     if re.search(r"ForCausalLM|LMHead|Decoder$", name):
         return
@@ -91,6 +93,15 @@ def _is_causal(config: Mapping[str, Any], kind: str) -> bool:
     if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.get("is_decoder"):
         return False
     return kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or kind not in CONFIG_MAPPING_NAMES
+
+
+def _is_tower(config: Mapping[str, Any], kind: str) -> bool:
+    """Whether the causal language model that transformers makes of a larger model is that of its language tower."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CLASSES
+
+    text = config.get("text_config")
+    tower = isinstance(text, Mapping) and (text.get("model_type") or f"{kind}_text")
+    return bool(tower) and kind in CLASSES and CLASSES[kind] == CLASSES.get(tower)
 
 
 def _sentence(what: str, kind: str, name: str, is_a: str) -> str:

@@ -184,7 +184,8 @@ def dequantised(tensors: "Mapping[str, TensorInfo]", found: Quantised, dtype: st
         bits = {"mxfp4": 4}.get(found.method, found.bits) if packed or info.dtype == "U8" else None
         shape = info.shape
         if bits and name.endswith("_blocks"):
-            shape = (*shape[:-2], shape[-2] * shape[-1] * 8 // bits)
+            # [experts, rows, blocks, bytes of one] becomes [experts, columns, rows].
+            shape = (*shape[:-3], shape[-2] * shape[-1] * 8 // bits, shape[-3])
         elif bits and bits < INTEGERS.get(info.dtype, 0):
             # Rounded up to whole words in the file; the config's sizes are divisible in practice.
             shape = (*shape[:-1], shape[-1] * INTEGERS[info.dtype] // bits)

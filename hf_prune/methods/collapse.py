@@ -53,7 +53,8 @@ def rule_spec(rule: str, start: int, size: int, norms: Norms, source: int = 0) -
 class CollapseSpace:
     """Whole layers removed by collapsing groups; `budget` is how many, None leaves it free.
 
-    `rules` limits what the operators propose; `from_removed` always deletes, and decoding takes any genome.
+    `rules` limits what the operators propose; `from_removed` always deletes, and decoding takes any genome. `kinds`
+    says which layers can be merged, those of one number; empty where all can. A merge of others keeps their first.
 
     Raises:
         InvalidRecipe: a budget that leaves no layer, or no rules.
@@ -63,6 +64,7 @@ class CollapseSpace:
     budget: int | None = None
     rules: tuple[str, ...] = ("keep",)
     norms: Norms = "kept"
+    kinds: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         checked(self.depth, self.budget, self.depth - 1)
@@ -221,7 +223,7 @@ class CollapseSpace:
         return Group(start, stop, gene, None)
 
     def _spec(self, g: Group, source: int) -> LayerSpec:
-        if g.kept is not None:
+        if g.kept is not None or len(set(self.kinds[g.start : g.stop])) > 1:
             return LayerSpec((Part(source, g.layer),))
         return rule_spec(self.merges[g.gene - self.depth], g.start, g.size, self.norms, source)
 
@@ -268,6 +270,12 @@ class Collapse(WholeLayers):
 
     title = "Fewer layers (collapse)"
 
+    def merges(self, recipe: Any) -> bool:
+        """Unless a rule deletes."""
+        return not any(rule.startswith("keep") for rule in recipe.collapse.rules)
+
     def space(self, recipe: Any, facts: Facts) -> CollapseSpace:
         """Groups, by the recipe's rules."""
-        return CollapseSpace(facts.depth, facts.remove or None, recipe.collapse.rules, recipe.collapse.norms)
+        return CollapseSpace(
+            facts.depth, facts.remove or None, recipe.collapse.rules, recipe.collapse.norms, facts.kinds
+        )

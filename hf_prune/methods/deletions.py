@@ -50,6 +50,14 @@ class WholeLayers:
         if recipe.size.latency is not None:
             raise ValueError(f"latency is what widths are chosen by, and method is {recipe.method}; give a ratio")
 
+    def takes_apart(self, recipe: Any) -> str | None:
+        """Layers are one piece."""
+        return None
+
+    def merges(self, recipe: Any) -> bool:
+        """Layers go."""
+        return False
+
     def target(self, recipe: Any, sizes: Sizes) -> Target:
         """A ratio becomes the number of (mean) layers that comes nearest to it, the smaller one at a tie.
 

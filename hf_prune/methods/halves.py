@@ -215,6 +215,10 @@ class Halves(WholeLayers):
     # Stock classes have no layer without a half, so it stays in the file as zeros.
     shrinks = False
 
+    def takes_apart(self, recipe: Any) -> str | None:
+        """Always."""
+        return "--method halves removes"
+
     def space(self, recipe: Any, facts: Facts) -> HalvesSpace:
         """As many halves as the layers to remove have."""
         return HalvesSpace(facts.depth, 2 * facts.remove or None)

@@ -232,6 +232,10 @@ class Intervals(WholeLayers):
 
     title = "Intervals, as in the GeLaCo paper"
 
+    def merges(self, recipe: Any) -> bool:
+        """Whatever goes is merged away."""
+        return True
+
     def space(self, recipe: Any, facts: Facts) -> IntervalSpace:
         """As many layers merged away as are to be removed."""
         return IntervalSpace(facts.depth, facts.remove or None)

@@ -60,7 +60,8 @@ class Facts:
 
     depth: source layers. remove: of the target. front: the search looks at every size. parents, names: base and
     variants. best: the parent that is best on the search evidence. embed_of, head_of: for every parent the first that
-    has its embedding, or its final norm and head. influence: ShortGPT's, per layer. libraries: digest of each kind.
+    has its embedding, or its final norm and head. influence: ShortGPT's, per layer. kinds: per layer the number of its
+    kind; only layers of one kind can be merged. libraries: digest of each kind.
     costs, limit: what every level costs, and the most of their sum. losses: what every level loses by second order.
     """
 
@@ -73,6 +74,7 @@ class Facts:
     embed_of: tuple[int, ...] = ()
     head_of: tuple[int, ...] = ()
     influence: tuple[float, ...] = ()
+    kinds: tuple[int, ...] = ()
     libraries: Mapping[str, str] = field(default_factory=dict)
     costs: Table = ()
     limit: float | None = None
@@ -145,6 +147,13 @@ class Method(Protocol):
 
     def libraries(self, recipe: Any) -> tuple[str, ...]:
         """Kinds of level libraries made before the search, that of its own space first."""
+
+    def takes_apart(self, recipe: Any) -> str | None:
+        """What of it does something to attention and MLP separately ("--method halves removes"), which layers of some
+        families do not allow; None where layers are one piece."""
+
+    def merges(self, recipe: Any) -> bool:
+        """Whether every candidate merges layers of one model with each other, which must be of one kind then."""
 
     def moves(self, recipe: Any, facts: Facts) -> int:
         """Single moves that a candidate has: default evaluations follow."""

@@ -297,6 +297,10 @@ class Stitch(WholeLayers):
         if recipe.size.drop:
             raise ValueError("drop names layers of one model; with variants say how many go with --drop-layers")
 
+    def takes_apart(self, recipe: Any) -> str | None:
+        """Where the halves have mixes of their own."""
+        return "--mix-halves mixes" if recipe.stitch.mix_halves else None
+
     def moves(self, recipe: Any, facts: Facts) -> int:
         """A kept layer may take any of the variants, too, or more or less of it."""
         gone = facts.remove or facts.depth // 2

@@ -293,6 +293,14 @@ class Width:
         if recipe.width.levels < 2 or (recipe.width.multiple_of or 1) < 1 or recipe.width.damping <= 0:
             raise ValueError("levels must be at least 2, multiple_of at least 1 and damping above 0")
 
+    def takes_apart(self, recipe: Any) -> str | None:
+        """What families can be cut by width, the library knows better."""
+        return None
+
+    def merges(self, recipe: Any) -> bool:
+        """Layers become narrower."""
+        return False
+
     def target(self, recipe: Any, sizes: Sizes) -> Target:
         """A share of the parameters, or of the time: how many parameters that is, only the search will tell.
 

@@ -1,102 +1,21 @@
-"""Mixtures of experts: their weights in files and in memory, and what reaches each expert's neurons.
+"""Mixtures of experts that are cut by width: their stacks of weights, and what reaches each expert's neurons.
 
-Files hold a matrix per expert (`mlp.experts.3.up_proj.weight`), modules two stacks of all of them: `gate_up_proj`
-[experts, 2 * neurons, d], gates above ups, and `down_proj` [experts, d, neurons]. Everything here speaks of stacks;
-they are put together as they are read, and taken apart as they are written.
+Modules hold two stacks of all experts: `gate_up_proj` [experts, 2 * neurons, d], gates above ups, and `down_proj`
+[experts, d, neurons].
 """
-
-import functools
-import re
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-STACKS = {"mlp.experts.gate_up_proj": ("gate_proj", "up_proj"), "mlp.experts.down_proj": ("down_proj",)}
-"""Tensor names in a layer, and the matrices that each expert has in them, from above."""
 PATH = "mlp.experts"
-ONE = re.compile(r"(?P<stem>.*\.mlp\.experts)\.(?P<expert>\d+)\.(?P<part>\w+)\.weight")
-
-
-@dataclass(frozen=True, eq=False)
-class Stack:
-    """The matrices of all experts as one tensor, under the same face as a stored tensor; calling it reads them.
-
-    experts: per expert the readers of its parts, from above.
-    """
-
-    experts: tuple[tuple[Any, ...], ...]
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """From the headers; (0, 0, 0) where experts differ."""
-        found = {(sum(p.shape[0] for p in parts), *{p.shape[1] for p in parts}) for parts in self.experts}
-        return (len(self.experts), *found.pop()) if len(found) == 1 else (0, 0, 0)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The widest of the parts', from the headers."""
-        return functools.reduce(torch.promote_types, {p.dtype for parts in self.experts for p in parts})
-
-    @property
-    def nbytes(self) -> int:
-        """In the files."""
-        return sum(p.nbytes for parts in self.experts for p in parts)
-
-    def __call__(self) -> Tensor:
-        """The tensor, in memory."""
-        dtype = self.dtype
-        return torch.stack([torch.cat([p().to(dtype) for p in parts]) for parts in self.experts])
-
-
-def stacks(readers: Mapping[str, Any]) -> dict[str, Stack]:
-    """The stacks that the tensors of some files make up; one that lacks an expert's part is left out."""
-    experts: dict[str, dict[int, dict[str, Any]]] = defaultdict(lambda: defaultdict(dict))
-    for name, reader in readers.items():
-        if match := ONE.fullmatch(name):
-            experts[match["stem"]][int(match["expert"])][match["part"]] = reader
-    found = {}
-    for stem, mine in experts.items():
-        for suffix, parts in STACKS.items():
-            if all(set(parts) <= set(mine.get(e, ())) for e in range(max(mine) + 1)):
-                whole = tuple(tuple(mine[e][p] for p in parts) for e in range(len(mine)))
-                found[stem + suffix.removeprefix(PATH)] = Stack(whole)
-    return found
+STACKS = (f"{PATH}.gate_up_proj", f"{PATH}.down_proj")
+"""Their names in a layer."""
 
 
 def stacked(model: torch.nn.Module) -> list[str]:
-    """Which of `STACKS` a model has; none where it is no mixture."""
-    names = [n for n, _ in model.named_parameters()]
-    return [s for s in STACKS if any(n.endswith("." + s) for n in names)]
-
-
-def apart(name: str, read: Callable[[], Tensor], shape: torch.Size) -> Iterator[tuple[str, Callable[[], Tensor]]]:
-    """A tensor as files have it: a stack's matrices by their own names, any other as it is.
-
-    The stack is read once, and held until its last matrix has been.
-    """
-    suffix = next((s for s in STACKS if name.endswith("." + s)), None)
-    if suffix is None:
-        yield name, read
-        return
-    held: list[Tensor] = []
-    parts = STACKS[suffix]
-    stem, rows = name.removesuffix(suffix.removeprefix(PATH)), shape[1] // len(parts)
-    for expert in range(shape[0]):
-        for i, part in enumerate(parts):
-            last = (expert, i) == (shape[0] - 1, len(parts) - 1)
-
-            def one(expert: int = expert, i: int = i, last: bool = last) -> Tensor:
-                held[:] = held or [read()]
-                made = held[0][expert, i * rows : (i + 1) * rows].clone()
-                if last:
-                    held.clear()
-                return made
-
-            yield f"{stem}.{expert}.{part}.weight", one
+    """Ends of the names of all stacks in a model (`mlp.experts.down_proj`); none where it is no mixture."""
+    stacks = [n.split(".") for n, p in model.named_parameters() if p.dim() == 3]
+    return list(dict.fromkeys(".".join(n[-3:]) for n in stacks if n[-2] == "experts"))
 
 
 def cut(suffix: str, tensor: Tensor, neurons: Tensor) -> Tensor:

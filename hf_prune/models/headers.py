@@ -1,20 +1,20 @@
 """What the headers of a source say: which tensors are loaded, where its layers are, what all of them weigh."""
 
-import json
 import math
 import re
-import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hf_prune.errors import SourceError, UnsupportedArchitecture
 from hf_prune.hub.contents import needs_code
 
 if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
     from hf_prune.hub import Peek, TensorInfo
+    from hf_prune.models.families import Family
 
 BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
 """Bytes per number of a safetensors dtype; everything else (8-bit floats, integers, booleans) takes one."""
@@ -36,12 +36,19 @@ class Size(NamedTuple):
 
 @dataclass(frozen=True)
 class Weights:
-    """The tensors that transformers loads of a source, tied ones once; `notes` say what is left out or not as the
-    config has it."""
+    """The tensors that transformers loads of a source, tied ones once.
+
+    notes: what is left out or not as the config has it.
+    kinds: per layer the number of its kind; tensors of layers of one kind have the same names and shapes.
+    config, family: as transformers reads it, and where the parts are; None where only the source's own code would tell.
+    """
 
     sizes: Mapping[str, Size]
     depth: int
     notes: tuple[str, ...] = ()
+    kinds: tuple[int, ...] = ()
+    config: "PretrainedConfig | None" = None
+    family: "Family | None" = None
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -93,27 +100,30 @@ def weigh(peek: "Peek") -> Weights:
             f"{peek.source} has no safetensors, so its sizes cannot be read without loading it; "
             "convert it to safetensors, or skip plan and run compress --allow-pickle."
         )
-    # What a source's own code expects is known once it runs, and a plain checkpoint's names once that is made.
-    return _by_names(peek) if needs_code(peek.config) or peek.prepared else _as_loaded(peek)
+    # What a source's own code expects is known once it runs, which a plan does not; GGUF has names of its own.
+    apart = needs_code(peek.config) or any(n.endswith(".gguf") for n in peek.weights)
+    return _by_names(peek) if apart else _as_loaded(peek)
 
 
 def _as_loaded(peek: "Peek") -> Weights:
-    from hf_prune.models.families import depth_of, read_config
-    from hf_prune.models.loading import match_tensors, notes, parts_of
+    from hf_prune.models.configs import config_of
+    from hf_prune.models.conversions import parts_of, share_of
+    from hf_prune.models.loading import match_tensors, notes
+    from hf_prune.models.numbering import depth_of, kinds_of
 
     what = getattr(peek.source, "repo", None) or str(peek.source)
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(json.dumps(dict(peek.config)), encoding="utf-8")
-        config = read_config(folder, what=what)
+    config = config_of(peek.config, what)
     found = match_tensors(what, config, peek.tensors, lambda *pair: _alike(peek, *pair))
-    sizes = {}
+    depth, prefix, sizes = depth_of(config, found.family), found.family.prefix, {}
     for name, shape in found.shapes.items():
-        parts, count = parts_of(found.readers[name]), math.prod(shape)
-        layer = name.removeprefix(found.family.prefix).partition(".")[0] if name.startswith(found.family.prefix) else ""
-        # Matrices of one stack are written alike.
+        parts, count = parts_of(reader := found.readers[name]), math.prod(shape)
+        layer = name.removeprefix(prefix).partition(".")[0] if name.startswith(prefix) else ""
+        # What is made of several is written alike.
         written = count * max(BYTES.get(p.dtype, 1) for p in parts)
-        sizes[name] = Size(int(layer) if layer else None, count, sum(map(_stored, parts)), written)
-    return Weights(sizes, depth_of(config, found.family), notes(found))
+        stored = round(share_of(reader) * sum(map(_stored, parts)))
+        sizes[name] = Size(int(layer) if layer else None, count, stored, written)
+    kinds = kinds_of(found.shapes, prefix, depth)
+    return Weights(sizes, depth, notes(found), kinds, found.config, found.family)
 
 
 def _stored(info: "TensorInfo") -> int:
@@ -146,6 +156,8 @@ def _by_names(peek: "Peek") -> Weights:
     Raises:
         UnsupportedArchitecture: the layers cannot be told from the names.
     """
+    from hf_prune.models.numbering import kinds_of
+
     tensors = {n: t for n, t in peek.tensors.items() if not _is_buffer(n, t)}
     if setting(peek.config, "tie_word_embeddings") and len(tensors) > 1:
         tensors = {n: t for n, t in tensors.items() if not n.endswith(HEADS)}
@@ -155,7 +167,7 @@ def _by_names(peek: "Peek") -> Weights:
         index = name.removeprefix(prefix).partition(".")[0] if name.startswith(prefix) else ""
         stored = _stored(info)
         sizes[name] = Size(int(index) if index.isdigit() else None, math.prod(info.shape), stored, stored)
-    return Weights(sizes, depth)
+    return Weights(sizes, depth, kinds=kinds_of({n: t.shape for n, t in tensors.items()}, prefix, depth))
 
 
 def layer_prefix(names: "Mapping[str, TensorInfo]", depth: int | None = None) -> tuple[str, int]:

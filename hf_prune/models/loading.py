@@ -15,8 +15,11 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from hf_prune.errors import BrokenCheckpoint
-from hf_prune.models.experts import Stack, stacks
-from hf_prune.models.families import Family, depth_of, family_of, skeleton
+from hf_prune.models.configs import skeleton
+from hf_prune.models.conversions import as_modules, parts_of
+from hf_prune.models.families import Family
+from hf_prune.models.inference import family_of
+from hf_prune.models.numbering import depth_of
 
 BUFFERS = r"rotary_emb\.inv_freq$|(^|\.)position_ids$|\.masked_bias$|\.(attn|attention)\.bias$"
 """Masks and tables that older files store; transformers makes them afresh, and nobody needs to be told."""
@@ -72,41 +75,25 @@ def match_tensors(
     """
     family = family_of(config)
     model = skeleton(config, trust_remote_code)
-    untied = None
+    untied, readers = None, as_modules(stored, model)
     for head, embedding in tied(model).items():
-        pair = [as_modules(stored, model, family).get(n) for n in (head, embedding)]
+        pair = [readers.get(n) for n in (head, embedding)]
         if None not in pair and not same(*pair):
             # Both are there and differ: transformers keeps both.
             config, untied = _untied(config), head
             model = skeleton(config, trust_remote_code)
-    found = _matched(model, family, stored)
+    found = _matched(model, stored)
     if found.wrong:
         raise _contradiction(what, config, found, stored, trust_remote_code)
     return Fit(config, family, model, found.shapes, found.readers, found.ignored, untied)
-
-
-def as_modules(stored: Mapping[str, Any], model: PreTrainedModel, family: Family) -> dict[str, Any]:
-    """The files' tensors by the model's names, as far as it has them.
-
-    Files may be saved from the bare trunk (`h.0...` in GPT-2), spell a prefix otherwise (`embed_out.` in GPT-NeoX), or
-    hold a matrix per expert.
-    """
-    readers = dict(stored) | stacks(stored)
-    others = [(model.base_model_prefix + ".", ""), *family.renames]
-    found = {}
-    for name in model.state_dict():
-        spelled = (old + name.removeprefix(new) for new, old in others if name.startswith(new))
-        if own := next((n for n in (name, *spelled) if n in readers), None):
-            found[name] = readers[own]
-    return found
 
 
 def tied(model: PreTrainedModel) -> dict[str, str]:
     """Tensors that are another one under a second name (the head -> the embedding)."""
     # Patterns and nested models are spelled out there; code beside weights may know the plain list alone.
     found = getattr(model, "all_tied_weights_keys", None)
-    if found is None:
-        found = getattr(model, "_tied_weights_keys", None) if model.config.tie_word_embeddings else None
+    if found is None and getattr(model.config, "tie_word_embeddings", False):
+        found = getattr(model, "_tied_weights_keys", None)
     return dict(found or {})
 
 
@@ -118,9 +105,9 @@ class _Match:
     wrong: tuple[str, ...]
 
 
-def _matched(model: PreTrainedModel, family: Family, stored: Mapping[str, Any]) -> _Match:
+def _matched(model: PreTrainedModel, stored: Mapping[str, Any]) -> _Match:
     """`wrong` are the tensors that are missing or of another shape."""
-    second, found = tied(model), as_modules(stored, model, family)
+    second, found = tied(model), as_modules(stored, model)
     shapes = {n: t.shape for n, t in model.state_dict().items() if n not in second}
     # Files may hold the one or the other.
     for duplicate, name in second.items():
@@ -130,11 +117,6 @@ def _matched(model: PreTrainedModel, family: Family, stored: Mapping[str, Any]) 
     used = {id(part) for reader in found.values() for part in parts_of(reader)}
     ignored = tuple(n for n, reader in stored.items() if id(reader) not in used and not re.search(BUFFERS, n))
     return _Match(shapes, {n: found[n] for n in shapes if n in found}, ignored, wrong)
-
-
-def parts_of(reader: Any) -> list[Any]:
-    """What one tensor of a model is made of in the files: itself, or the matrices of a stack."""
-    return [p for expert in reader.experts for p in expert] if isinstance(reader, Stack) else [reader]
 
 
 def _untied(config: PretrainedConfig) -> PretrainedConfig:
@@ -164,7 +146,7 @@ def _fits(config: PretrainedConfig, key: str, value: Any, stored: Mapping[str, A
     changed = copy.deepcopy(config)
     try:
         setattr(changed, key, value)
-        return not _matched(skeleton(changed, trust_remote_code), family_of(changed), stored).wrong
+        return not _matched(skeleton(changed, trust_remote_code), stored).wrong
     # What transformers raises on a value that it does not expect derives from Exception alone.
     except Exception:
         return False

@@ -13,8 +13,10 @@ from hf_prune.errors import BrokenCheckpoint, UnsafeSource
 from hf_prune.hub.contents import needs_code
 from hf_prune.models.adapter import Adapter
 from hf_prune.models.checkpoint import Checkpoint
-from hf_prune.models.families import Family, depth_of, read_config
+from hf_prune.models.configs import read_config
+from hf_prune.models.families import Family
 from hf_prune.models.loading import Fit, match_tensors, same, tied
+from hf_prune.models.numbering import depth_of, kinds_of
 from hf_prune.models.prepared import prepared
 
 VOCABULARIES = ("embed_tokens.weight", "lm_head.weight", "wte.weight", "embed_in.weight")
@@ -161,6 +163,11 @@ class Parent:
                 index, _, suffix = name[len(self.family.prefix) :].partition(".")
                 found[int(index)].append(suffix)
         return tuple(map(tuple, found))
+
+    @cached_property
+    def kinds(self) -> tuple[int, ...]:
+        """Per layer the number of its kind: layers of one kind have tensors of the same names and shapes."""
+        return kinds_of(self.shapes, self.family.prefix, self.depth)
 
     def outside_tensor(self, name: str) -> torch.Tensor:
         """A tensor of the embeddings, the final norm or the head, in its own dtype."""

@@ -25,8 +25,8 @@ from hf_prune.hub.folders import Folder
 from hf_prune.hub.names import Name
 from hf_prune.hub.quantisation import Quantised, allowed, check_numbers, check_quantised
 from hf_prune.models.adapter import Adapter
+from hf_prune.models.configs import read_config, skeleton
 from hf_prune.models.dequantisation import dequantise
-from hf_prune.models.families import read_config, skeleton
 from hf_prune.models.loading import tied
 from hf_prune.models.peft_merge import merge_with_peft
 

@@ -144,9 +144,14 @@ def heal(
 
 
 def lora_targets(model: PreTrainedModel, family: Family) -> list[str]:
-    """Leaf names of every matrix inside the layers; whole paths where a name occurs outside of them as well."""
-    matrices = [n for n, m in model.named_modules() if type(m).__name__ in ("Linear", "Conv1D")]
-    inside = [n for n in matrices if n.startswith(family.prefix)]
+    """Leaf names of every matrix inside the layers; whole paths where a name occurs outside of them as well.
+
+    The kernels of a Mamba layer use the weights of its last map without calling it, so what is added there is not seen.
+    """
+    modules = dict(model.named_modules())
+    matrices = [n for n, m in modules.items() if type(m).__name__ in ("Linear", "Conv1D")]
+    unseen = {f"{n}.out_proj" for n, m in modules.items() if hasattr(m, "A_log") and hasattr(m, "D")}
+    inside = [n for n in matrices if n.startswith(family.prefix) and n not in unseen]
     leaves = {n.rpartition(".")[2] for n in inside}
     outside = {n.rpartition(".")[2] for n in matrices if n not in inside}
     return sorted(inside if leaves & outside else leaves)

@@ -186,10 +186,11 @@ class _Walk:
         """What one output layer makes of the repaired state."""
         return self.dense.apply(layer, [self.state], self.call(spec))[0][0]
 
-    def site(self, bank: LayerBank, spec: LayerSpec, path: str, norm: str | None) -> Site | None:
+    def site(self, bank: LayerBank, spec: LayerSpec, path: str | None, norm: str | None) -> Site | None:
         """A map of an output layer that can be refitted."""
-        stored = layer_tensors(spec, bank.parents, bank.patches)
-        return site_of(bank.module(spec), self.dense.family, stored, self.state[:1], self.call(spec), path, norm)
+        stored, layer = layer_tensors(spec, bank.parents, bank.patches), bank.module(spec)
+        family = self.dense.family.of_layer(layer.state_dict())
+        return site_of(layer, family, stored, self.state[:1], self.call(spec), path, norm)
 
     def call(self, spec: LayerSpec) -> Call:
         """What a layer is given besides its state."""
@@ -233,7 +234,8 @@ def _refitted(
     walk: _Walk, bank: LayerBank, spec: LayerSpec, reach: Reach, ridges: Sequence[float], between: Tensor | None
 ) -> _Way | None:
     """The nearest of: the old weights, the last map refitted, the attention's map and then the last one refitted."""
-    family, layer = walk.dense.family, bank.module(spec)
+    layer = bank.module(spec)
+    family = walk.dense.family.of_layer(layer.state_dict())
     mlp = None if spec.mlp_level == GONE else walk.site(bank, spec, family.mlp_out, family.mlp_norm)
     attention = None
     if spec.attn_level != GONE and (mlp is None or between is not None):
@@ -267,7 +269,7 @@ def _both(
     before: float,
 ) -> list[_Way]:
     """The attention's map refitted, and then the MLP's on top."""
-    family = walk.dense.family
+    family = walk.dense.family.of_layer(bank.module(spec).state_dict())
     first, ridge = _solved(bank, spec, attention, equations, "all", ridges)
     mlp = walk.site(bank, first, family.mlp_out, family.mlp_norm)
     (equations,), state = _equations(walk, bank.module(first), spec, [(mlp, walk.original)])

@@ -167,8 +167,8 @@ def sizes(parent: Parent, blueprint: Blueprint, live: int, stored: tuple[int, in
 
 def _cached(parent: Parent, layers: Sequence[LayerSpec], itemsize: int) -> int:
     """Bytes that the cache holds per token."""
-    each = speed.kv_bytes_per_token(parent.config, itemsize, 1)
-    return round(each * sum(_share_of_groups(parent, spec) for spec in layers))
+    kept = [(spec, speed.kv_bytes_per_token(parent.config, itemsize, [spec.anchor.layer])) for spec in layers]
+    return round(sum(_share_of_groups(parent, spec) * each for spec, each in kept))
 
 
 def _share_of_groups(parent: Parent, spec: LayerSpec) -> float:

@@ -45,7 +45,9 @@ def play(session: Session, journal: Journal, remove: int) -> Generator[Event, No
                 found.append((yield from _searched(session, journal, one, facts, found)))
         found += _fixed(session, [one for one in comparisons if one.layers], found)
         session.clock.lap(comparisons[0].lap)
-    return tuple(found)
+    for left in (b for b in found if not session.writable(b.blueprint)):
+        yield Stage("baselines", f"{left.name} is left out: a config cannot say which layers it has left")
+    return tuple(b for b in found if session.writable(b.blueprint))
 
 
 def _cuts(found: Sequence[Baseline]) -> dict[str, tuple[int, ...]]:

@@ -13,9 +13,8 @@ from hf_prune.blueprint import Blueprint, LayerSpec, Part, Source
 from hf_prune.methods import METHODS
 from hf_prune.methods.method import Method, Sizes, Target
 from hf_prune.models.variants import beside, check_variants, pull_variant
-from hf_prune.plan import target_of
+from hf_prune.plan import check_cut, check_layers, target_of
 from hf_prune.recipe import Recipe
-from hf_prune.recovery.heads_and_neurons import Widths
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,9 +97,9 @@ def open_inputs(recipe: Recipe, parents: Sequence[Parent] = ()) -> Inputs:
         parents = (first, *(beside(first, other) for other in others))
         check(Blueprint(tuple(p.source for p in parents), (LayerSpec((Part(0, 0),)),)), parents)
     base = parents[0]
-    if METHODS[recipe.method].libraries(recipe):
-        # Refused now, not once the dense model has read all its text.
-        Widths.of(base.config)
+    # Refused now, not once the dense model has read all its text.
+    check_layers(recipe, base.family, base.kinds)
     target = target_of(recipe, Sizes((base.layer_parameters,) * base.depth, base.parameters))
+    check_cut(recipe, base.config, base.family)
     cards = tuple({**p.card, "how": parent.how} for p, parent in zip(pulled, parents, strict=True))
     return Inputs(recipe, tuple(parents), target, cards)

@@ -1,6 +1,7 @@
 """What a search asks: the meaning of one space's genomes, and their values."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ class Scorer:
         columns: names of the values, see `objectives.values`.
         items: file that keeps which items each candidate answered rightly.
         mix: weights of the parents in every layer, where the space knows one model only.
+        writable: whether a config can say which layers of a blueprint are left; others are as bad as it gets.
     """
 
     space: Space
@@ -30,6 +32,7 @@ class Scorer:
     columns: tuple[str, ...]
     items: Path
     mix: tuple[float, ...] = (1.0,)
+    writable: Callable[[Blueprint], bool] = lambda blueprint: True
 
     def blueprint(self, genome: Genome) -> Blueprint:
         """The model a genome stands for."""
@@ -52,10 +55,13 @@ class Scorer:
         found: dict[int, tuple[float, ...]] = {}
         for fidelity in dict.fromkeys(t.fidelity for t in trials):
             numbers = [i for i, t in enumerate(trials) if t.fidelity == fidelity]
-            blueprints = [self.blueprint(trials[i].genome) for i in numbers]
-            measured = self.measure(blueprints, fidelity)
-            keep_items(self.items, [b.digest for b in blueprints], fidelity, measured)
-            found |= {i: values(m, self.columns) for i, m in zip(numbers, measured, strict=True)}
+            blueprints = {i: self.blueprint(trials[i].genome) for i in numbers}
+            # What no config can say, the search leaves.
+            found |= {i: (math.inf,) * len(self.columns) for i, b in blueprints.items() if not self.writable(b)}
+            blueprints = {i: b for i, b in blueprints.items() if i not in found}
+            measured = self.measure(list(blueprints.values()), fidelity) if blueprints else ()
+            keep_items(self.items, [b.digest for b in blueprints.values()], fidelity, measured)
+            found |= {i: values(m, self.columns) for i, m in zip(blueprints, measured, strict=True)}
         return [found[i] for i in range(len(trials))]
 
 

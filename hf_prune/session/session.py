@@ -12,7 +12,7 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
-from hf_prune.assembly.assemble import Parent, assemble
+from hf_prune.assembly.assemble import Parent, alive, assemble
 from hf_prune.assembly.base_check import stock_model
 from hf_prune.assembly.layer_bank import LayerBank
 from hf_prune.assembly.patches import load_patches, save_patches
@@ -27,6 +27,7 @@ from hf_prune.evaluation.speed import computes_bfloat16
 from hf_prune.limits import MERGED_LAYERS
 from hf_prune.methods.collapse import CollapseSpace
 from hf_prune.methods.method import Facts
+from hf_prune.models.numbering import is_writable
 from hf_prune.recipe import Recipe
 from hf_prune.recovery.latency import Latencies, time_levels, within
 from hf_prune.recovery.levels import HALVES, Kind, Levels, Options, made
@@ -179,6 +180,7 @@ class Session:
             costs=costs,
             limit=limit,
             losses=self._losses(self.library(libraries[0])) if libraries else (),
+            kinds=self.inputs.base.kinds,
             **known,
         )
 
@@ -193,7 +195,13 @@ class Session:
 
     def scoring(self, space: Space, mix: tuple[float, ...] = (1.0,)) -> Scorer:
         """Over the genomes of any space."""
-        return Scorer(space, self.inputs.sources, self.measure, self.columns, self.workdir.items, mix)
+        items = self.workdir.items
+        return Scorer(space, self.inputs.sources, self.measure, self.columns, items, mix, self.writable)
+
+    def writable(self, blueprint: Blueprint) -> bool:
+        """Whether a config can say which layers are left; almost always."""
+        base = self.inputs.base
+        return is_writable(base.config, base.family, [s.anchor.layer for s in alive(blueprint).layers])
 
     def deletions(self, remove: int, mix: tuple[float, ...] = (1.0,)) -> Scorer:
         """Over plain deletions of `remove` layers of the base, or of a mix of the parents."""

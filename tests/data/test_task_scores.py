@@ -21,7 +21,11 @@ FAMILIES = {
     "gpt2": {"vocab_size": 2048, "n_embd": 32, "n_layer": 3, "n_head": 4},
     "gpt_neox": {**SMALL, "intermediate_size": 48},
     "opt": {**SMALL, "ffn_dim": 48, "word_embed_proj_dim": 32},
-}
+    # Their caches hold states, which cannot be lent to several rows.
+    "lfm2": {**SMALL, "num_key_value_heads": 2, "intermediate_size": 48,
+             "layer_types": ["conv", "full_attention", "conv"]},
+    "mamba": {"vocab_size": 2048, "hidden_size": 32, "num_hidden_layers": 3, "state_size": 8},
+}  # fmt: skip
 MIXED = Task(
     "mixed",
     (

@@ -13,7 +13,7 @@ from hf_prune.data.tasks import Item, Task
 from hf_prune.errors import InvalidData, InvalidRecipe, UnsafeSource
 from hf_prune.evaluation.dense import Dense
 from hf_prune.evaluation.packed_tasks import Exam
-from hf_prune.models.families import family_of
+from hf_prune.models.inference import family_of
 from hf_prune.report import lm_eval
 from hf_prune.session.session import open_session
 from tests.runs import relatives, stitching

@@ -20,7 +20,7 @@ from hf_prune.evaluation.dense import Dense
 from hf_prune.evaluation.evaluator import Evaluator
 from hf_prune.evaluation.packed_tasks import Exam, packed_row, seen, sharing
 from hf_prune.limits import EXAM_BYTES
-from hf_prune.models.families import family_of
+from hf_prune.models.inference import family_of
 from tests.data.test_task_scores import FAMILIES, MIXED, random_model
 
 FEW_SHOT = Task(

@@ -12,7 +12,7 @@ from tests.families import EVERY
 from tests.oracle import opened, row, saved, stock, tokens
 
 SPEC = LayerSpec((Part(0, 1),))
-POST_NORM = ("gemma2", "gemma3_text", "olmo2")
+POST_NORM = ("gemma2", "gemma3_text", "glm4", "olmo2")
 STACKED = ("qwen3_moe",)
 """Families whose MLP ends in a stack of experts, which no linear map refits."""
 

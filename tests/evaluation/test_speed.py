@@ -91,7 +91,7 @@ def test_kv_bytes_are_those_of_the_real_cache(family):
     real = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     assert kv_bytes_per_token(config, 4) * 5 == real
     assert kv_bytes_per_token(config.to_dict(), 4) * 5 == real
-    assert kv_bytes_per_token(config, 2, layers=1) * 6 * 5 == real
+    assert kv_bytes_per_token(config, 2, layers=[1]) * 6 * 5 == real
 
 
 def test_kv_bytes_look_into_a_nested_text_config():

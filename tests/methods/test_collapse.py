@@ -156,6 +156,16 @@ def test_greedy_with_merging_rules_deletes_every_layer_once():
     ]  # fmt: skip
 
 
+@given(st.lists(st.integers(0, 1), min_size=DEPTH, max_size=DEPTH), st.integers(0, 2**32 - 1))
+def test_layers_of_two_kinds_are_never_merged_and_the_rest_is_as_it_was(kinds, seed):
+    space, free = (CollapseSpace(DEPTH, 3, ALL, "follow", k) for k in (tuple(kinds), ()))
+    genome = free.random(np.random.default_rng(seed))
+    for own, other, group in zip(space.decode(genome), free.decode(genome), space.groups(genome), strict=True):
+        mixed = len(set(kinds[group.start : group.stop])) > 1
+        assert len({kinds[p.layer] for p in own.parts}) == 1
+        assert own == (LayerSpec((Part(0, group.layer),)) if mixed else other)
+
+
 def test_no_rules_is_refused():
     with pytest.raises(InvalidRecipe, match="rules is empty"):
         CollapseSpace(4, 1, ())

@@ -11,15 +11,16 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from hf_prune.assembly.assemble import assemble, write
-from hf_prune.errors import BrokenCheckpoint, UnsupportedArchitecture
+from hf_prune.errors import BrokenCheckpoint, InvalidBlueprint
 from hf_prune.evaluation.dense import Dense
 from hf_prune.models.experts import STACKS
-from hf_prune.models.families import FAMILIES, family_of
+from hf_prune.models.families import FAMILIES
+from hf_prune.models.inference import family_of
 from hf_prune.pipeline import run
 from hf_prune.recovery.heal import Course, heal
 from hf_prune.recovery.levels import build
 from hf_prune.recovery.obs import damped, removal_order
-from tests.families import DEPTH, blueprint, opened, save_tiny, tiny
+from tests.families import DEPTH, blueprint, mean, opened, save_tiny, tiny
 from tests.oracle import closed_form
 from tests.recovery.test_levels import OPTIONS, TOKENS, library
 from tests.runs import base, recipe
@@ -121,10 +122,17 @@ def test_a_lost_expert_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("setting", [{"decoder_sparse_step": 2}, {"mlp_only_layers": [1]}])
-def test_mixtures_with_plain_layers_among_them_are_refused(tmp_path, setting):
-    save_tiny("qwen3_moe", tmp_path, **setting)
-    with pytest.raises(UnsupportedArchitecture, match="qwen3_moe with .* experts in some layers only"):
-        opened(tmp_path)
+def test_mixtures_with_plain_layers_among_them_are_cut_and_never_merged(tmp_path, setting):
+    model = save_tiny("qwen3_moe", tmp_path / "base", **setting)
+    parent = opened(tmp_path / "base")
+    (tmp_path / "out").mkdir()
+    write(blueprint(0, 1, 4), [parent], tmp_path / "out")
+    model.model.layers = torch.nn.ModuleList(model.model.layers[i] for i in (0, 1, 4))
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    with torch.inference_mode():
+        assert torch.equal(again(TOKENS, use_cache=False).logits, model(TOKENS, use_cache=False).logits)
+    with pytest.raises(InvalidBlueprint, match="merges layers 0 and 1 of a qwen3_moe, which do not have the same"):
+        assemble(blueprint(mean(0, 1)), [parent])
 
 
 def test_a_lora_reaches_the_experts_and_is_merged_into_them():

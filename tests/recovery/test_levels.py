@@ -13,7 +13,7 @@ from hf_prune.blueprint import GONE, Blueprint, Fidelity, LayerSpec, Part
 from hf_prune.errors import BrokenCheckpoint, InvalidBlueprint, InvalidRecipe, UnsupportedArchitecture
 from hf_prune.evaluation.dense import Dense
 from hf_prune.evaluation.evaluator import Evaluator
-from hf_prune.models.families import family_of
+from hf_prune.models.inference import family_of
 from hf_prune.recovery import levels as module
 from hf_prune.recovery.heads_and_neurons import Widths, spread
 from hf_prune.recovery.levels import Levels, Options, build, grid

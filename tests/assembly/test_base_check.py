@@ -38,7 +38,9 @@ def test_a_base_that_is_read_right_passes(tmp_path, family, whole):
     for dtype in (FULL, SHORT):
         said = check_base(parent, stock_model(parent, dtype), tokens(), whole=whole)
         assert said["ok"] and said["without_hf_prune"] and said["dtype"] == str(dtype).removeprefix("torch.")
-        assert said["max_logit_difference"] == 0 and said["tensors"] == len(parent.shapes)
+        # Two processes may have different numbers of threads, which add up in another order.
+        assert said["max_logit_difference"] <= (1e-5 if dtype == FULL else said["tolerance"])
+        assert said["tensors"] == len(parent.shapes)
         assert said["read"] == ("whole" if whole else "layer by layer")
 
 

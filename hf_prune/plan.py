@@ -1,14 +1,15 @@
 """What a run would do, from a config and safetensors headers alone: sizes, memory, disk, forward tokens."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from hf_prune.blueprint import LOCAL
-from hf_prune.errors import InvalidRecipe, UnsupportedArchitecture
+from hf_prune.errors import InvalidRecipe
 from hf_prune.methods import METHODS
-from hf_prune.models.families import CUT_BY_WIDTH, FAMILIES, Family, refuse
+from hf_prune.models.families import Family
+from hf_prune.models.feasibility import check_cut, family_from, require_halves, require_one_kind, require_widths
 from hf_prune.models.headers import BYTES, Weights, number, weigh
 from hf_prune.recipe import DEFAULT_RATIO, TASK_OBJECTIVES, Recipe
 
@@ -106,12 +107,12 @@ def plan(recipe: Recipe, peek: "Peek", variants: "Sequence[Peek]" = ()) -> Plan:
     """
     weights = weigh(peek)
     depth = len(weights.layers)
-    family = _family(recipe, peek.config)
+    family = family_from(peek.config, recipe.trust_remote_code)
     if family:
         check_layers(recipe, family, weights.kinds)
     target = layers_to_remove(recipe, depth, weights.layers, weights.total)
     if family and recipe.drop:
-        _check_cut(peek.config, family, [i for i in range(depth) if i not in recipe.dropped()])
+        check_cut(peek.config, family, [i for i in range(depth) if i not in recipe.dropped()])
     kept = depth if recipe.method.startswith("width") else depth - target.remove
     result = round(weights.total * (1 - target.removed_ratio))
     # A removed half stays in the file as zeros (stock classes have no layer without it), so halves save no bytes.
@@ -149,30 +150,6 @@ def plan(recipe: Recipe, peek: "Peek", variants: "Sequence[Peek]" = ()) -> Plan:
     )
 
 
-def _family(recipe: Recipe, settings: Mapping[str, Any]) -> Family | None:
-    """None where only the model's own code would tell."""
-    row = FAMILIES.get(settings.get("model_type", ""))
-    if row and not row.last:
-        refuse(row, settings)
-        return row
-    if recipe.trust_remote_code and settings.get("auto_map"):
-        return None
-    # What has no row is read off its modules, and those are transformers'.
-    from hf_prune.models.inference import config_of, family_of
-
-    return family_of(config_of(settings))
-
-
-def _check_cut(settings: Mapping[str, Any], family: Family, kept: Sequence[int]) -> None:
-    """Refuse layers that cannot stand without the others."""
-    alike = isinstance(family.attention, str) and not family.inferred
-    if not alike:
-        from hf_prune.models.inference import config_of
-        from hf_prune.models.numbering import sliced
-
-        sliced(config_of(settings), family, kept)
-
-
 def check_layers(recipe: Recipe, family: Family, kinds: Sequence[int]) -> None:
     """Refuse what cannot be done to the layers of a family.
 
@@ -184,30 +161,15 @@ def check_layers(recipe: Recipe, family: Family, kinds: Sequence[int]) -> None:
     Raises:
         UnsupportedArchitecture: says what cannot be done, and what can.
     """
-    name = family.model_type
-    if recipe.method.startswith("width") and name not in CUT_BY_WIDTH:
-        raise UnsupportedArchitecture(
-            f"Width pruning knows {', '.join(CUT_BY_WIDTH)}, not {name!r}; choose --method collapse, which removes whole "
-            "layers."
-        )
-    needs = {
-        "--method halves removes": recipe.method == "halves" and not family.halved,
-        "--mix-halves mixes": recipe.mix_halves and not family.halved,
-        "--repair refits": bool(recipe.repair) and not family.halved,
-        f"--objective {recipe.objective} compares": recipe.objective == "gelaco_v1" and not family.modular,
-    }
-    if need := next((words for words, lacking in needs.items() if lacking), None):
-        raise UnsupportedArchitecture(
-            f"{need} attention and MLP of a layer by themselves, and those of {name} are no two parts that hf_prune "
-            "knows; leave it out."
-        )
-    if len(set(kinds)) > 1 and recipe.method in ("collapse", "intervals"):
-        deletes = recipe.method == "collapse" and any(r.startswith("keep") for r in recipe.rules)
-        if not deletes:
-            raise UnsupportedArchitecture(
-                f"The layers of this {name} are of {len(set(kinds))} kinds, which cannot be merged with each other; "
-                "choose --method collapse with --rules keep."
-            )
+    if recipe.method.startswith("width"):
+        require_widths(family)
+    halves = {"--method halves": recipe.method == "halves", "--mix-halves": recipe.mix_halves,
+              "--repair": bool(recipe.repair)}  # fmt: skip
+    require_halves(family, [flag for flag, asked in halves.items() if asked])
+    if recipe.objective == "gelaco_v1":
+        require_halves(family, [f"--objective {recipe.objective}"], modular=True)
+    if recipe.method == "intervals" or recipe.method == "collapse" and not any("keep" in r for r in recipe.rules):
+        require_one_kind(family, kinds)
 
 
 def tunings(recipe: Recipe) -> int:

@@ -107,9 +107,16 @@ def _shrunk(made: type[PretrainedConfig]) -> dict[str, Any]:
         elif key.endswith("token_id") and value is not None:
             found[key] = [_token(v) for v in value] if isinstance(value, list) else _token(value)
         elif isinstance(value, int) and not isinstance(value, bool):
-            found[key] = next((size for pattern, size in SIZES if re.search(pattern, key)), 16 if value >= 64 else value)
+            found[key] = next(
+                (size for pattern, size in SIZES if re.search(pattern, key)), 16 if value >= 64 else value
+            )
         # A factor of one would hide that somebody leaves it out.
-        elif isinstance(value, float) and value == 1.0 and re.search(r"multiplier|scal(e|ing|ar)$", key) and "rope" not in key:
+        elif (
+            isinstance(value, float)
+            and value == 1.0
+            and re.search(r"multiplier|scal(e|ing|ar)$", key)
+            and "rope" not in key
+        ):
             found[key] = 0.8
     if "kv_lora_rank" in found or made.model_type.startswith("dots3_note"):
         found["num_key_value_heads"] = found.get("num_attention_heads")

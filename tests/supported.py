@@ -54,8 +54,8 @@ def listed() -> str:
             refused.setdefault(words, []).append(name)
     parts = [
         f"**Families.** Of the {len(found)} causal language models of transformers {transformers.__version__}, "
-        f"{len(families)} lose whole layers, be they attention, state-space or mixtures of experts. Halves of layers can "
-        "be removed, mixed and repaired apart in those that are not in italics. `--method width` knows "
+        f"{len(families)} lose whole layers, be they attention, state-space or mixtures of experts. Halves of layers "
+        "can be removed, mixed and repaired apart in those that are not in italics. `--method width` knows "
         f"{', '.join(CUT_BY_WIDTH)}; experts of a layer share a level of width, and each keeps neurons of its own.",
         "<details><summary>All of them, and what is refused</summary>",
         ", ".join(f"`{n}`" if f.halved else f"*`{n}`*" for n, f in families.items()) + ".",

@@ -17,7 +17,7 @@ from hf_prune.errors import ReloadMismatch
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
 """Largest allowed difference of two logits, as a share of the largest logit."""
 STEPPED = {**TOLERANCE, "float32": 1e-3}
-"""The same with and without a cache: a state-space layer makes its state from a text in chunks, and from it in steps."""
+"""The same with and without a cache: state-space layers make their state from a text in chunks, then step by step."""
 COMMAND = (sys.executable, "-P", str(Path(__file__).with_name("reload_probe.py")))
 LOADING = {"missing": "missing_keys", "unexpected": "unexpected_keys", "mismatched": "mismatched_keys"}
 

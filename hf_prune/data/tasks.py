@@ -347,9 +347,9 @@ def _logits(
     behind = before.sum(1)[owner].unsqueeze(1) + mask.cumsum(1) - 1
     if _is_recurrent(model):
         rows, seen = torch.cat([prefix[owner], tokens], 1), torch.cat([before[owner], mask], 1)
-        return model(
-            input_ids=rows.to(device), attention_mask=seen.to(device), use_cache=False
-        ).logits[:, prefix.shape[1] :]
+        return model(input_ids=rows.to(device), attention_mask=seen.to(device), use_cache=False).logits[
+            :, prefix.shape[1] :
+        ]
     first = model(
         input_ids=prefix.to(device),
         attention_mask=before.to(device),

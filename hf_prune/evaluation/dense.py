@@ -216,7 +216,8 @@ class Dense:
         last = self.model(input_ids=tokens[-1:], use_cache=False).logits
         for row, expected in ((hidden[-1][:1], logits), (hidden[-1][-1:], last)):
             scale = max(1.0, float(expected.abs().max())) * (1e-3 if expected.dtype == torch.float32 else 5e-2)
-            if not float((self.logits(row) - expected).abs().max()) <= scale:
+            found = self.logits(row)
+            if found.shape != expected.shape or not float((found - expected).abs().max()) <= scale:
                 raise UnsupportedArchitecture(
                     f"{self.family.model_type}: layer by layer does not give the logits of the model's own forward, so "
                     "candidates cannot be scored; the family needs a row in hf_prune/models/families.py."

@@ -51,8 +51,8 @@ def rule_spec(rule: str, start: int, size: int, norms: Norms, source: int = 0) -
 class CollapseSpace:
     """Whole layers removed by collapsing groups; `budget` is how many, None leaves it free.
 
-    `rules` limits what the operators propose; `from_removed` always deletes, and decoding takes any genome. `kinds` says
-    which layers can be merged, those of one number; empty where all can. A merge of others keeps their first layer.
+    `rules` limits what the operators propose; `from_removed` always deletes, and decoding takes any genome. `kinds`
+    says which layers can be merged, those of one number; empty where all can. A merge of others keeps the first.
 
     Raises:
         InvalidRecipe: a budget that leaves no layer, or no rules.

@@ -180,7 +180,7 @@ def lora_scale(config: Mapping[str, Any], module: str) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """The tensors of one model folder, read lazily; `own` has their readers by the model's names, once these are known."""
+    """The tensors of one model folder, read lazily; `own` are readers by the model's names, once these are known."""
 
     folder: Path
     adapter: Adapter | None = None

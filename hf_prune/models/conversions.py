@@ -99,7 +99,8 @@ def as_modules(stored: Mapping[str, Any], model: PreTrainedModel) -> dict[str, A
         if own not in known:
             continue
         if pattern is None:
-            found[own] = stored[name]
+            # Of two spellings in one file, the first counts for transformers, too.
+            found.setdefault(own, stored[name])
             continue
         converter = next(c for c in converters if pattern in c.source_patterns)
         group = groups.setdefault(own, _Group(model, own, converter))
@@ -160,8 +161,9 @@ def _pieces(group: _Group) -> Iterator[tuple[str, torch.Size, int, Read]]:
             held.clear()
         return piece
 
-    for number, (name, shape) in enumerate(shapes.items(), 1):
-        yield name, torch.Size(shape), item, lambda name=name, last=number == len(shapes): take(name, last)
+    final = next(reversed(shapes))
+    for name, shape in shapes.items():
+        yield name, torch.Size(shape), item, lambda name=name: take(name, name == final)
 
 
 def _split(transforms: Iterable[WeightTransform]) -> tuple[list[WeightRenaming], list[WeightConverter]]:

@@ -14,7 +14,10 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+)
 
 from hf_prune.errors import UnsupportedArchitecture
 from hf_prune.models.families import FAMILIES, POST_NORMS, Family, refuse
@@ -25,7 +28,6 @@ NUMBERS = ("layer_idx", "layer_id", "layer_number", "layer_index", "block_idx", 
 """Attributes that hold a layer's number, which its cache needs, or how many layers there are."""
 ATTENTION_OUT = ("o_proj", "out_proj", "dense", "c_proj", "wo")
 MLP_OUT = ("down_proj", "c_proj", "fc2", "dense_4h_to_h", "w2", "fc_out")
-MORE = "{!r} is a model of more than language, and hf_prune cuts language models alone; give one of these."
 BESIDE = re.compile(r"embed|norm|rotary|rope|dropout|identity", re.I)
 """What may stand beside the layers, by class."""
 
@@ -113,7 +115,13 @@ def infer(config: PretrainedConfig) -> Family:
     name = config.model_type
     refuse(Family(name), config.to_dict())
     if any(re.search(r"text|vision|audio|decoder", key) for key in config.sub_configs):
-        raise UnsupportedArchitecture(MORE.format(name))
+        tower = getattr(getattr(config, "text_config", None), "model_type", None)
+        loads = (
+            f", {tower}, once that is a model of its own" if tower in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else " alone"
+        )
+        raise UnsupportedArchitecture(
+            f"{name!r} is a model of more than language, and hf_prune cuts the language tower of such{loads}."
+        )
     model = skeleton(config)
     depth_key, path = _layers(model, config)
     trunk, _, own = path.rpartition(".")
@@ -157,7 +165,9 @@ def _layers(model: PreTrainedModel, config: PretrainedConfig) -> tuple[str, str]
         depth = getattr(config, key, None)
         found = [path for path, length in lists.items() if length == depth]
         if any(re.search(r"vision|visual|image|img|audio", path) for path in found):
-            raise UnsupportedArchitecture(MORE.format(config.model_type))
+            raise UnsupportedArchitecture(
+                f"{config.model_type!r} is a model of more than language, and hf_prune cuts language models alone."
+            )
         if found:
             return key, _only(found, config.model_type, f"a list of {depth} layers")
     raise UnsupportedArchitecture(
@@ -195,8 +205,8 @@ def _refuse_company(trunk: torch.nn.Module, layers: str, name: str) -> None:
         kinds = {type(m).__name__ for m in (module if isinstance(module, torch.nn.ModuleList) else [module])}
         if child != layers and not all(map(BESIDE.search, kinds)):
             raise UnsupportedArchitecture(
-                f"Model family {name!r} has {child} ({min(kinds)}) beside its layers, and hf_prune has no row that says "
-                "what becomes of it when layers go."
+                f"Model family {name!r} has {child} ({min(kinds)}) beside its layers, and hf_prune has no row that "
+                "says what becomes of it when layers go."
             )
 
 

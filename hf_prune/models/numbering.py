@@ -9,8 +9,17 @@ from transformers import PretrainedConfig
 from hf_prune.errors import UnsupportedArchitecture
 from hf_prune.models.families import Family
 
-LISTS = ("layer_types", "mlp_layer_types", "layers_block_type", "no_rope_layers", "layer_rope_theta",
-         "num_attention_heads_per_layer", "activation_sparsity_pattern", "attention_layers", "indexer_types")  # fmt: skip
+LISTS = (
+    "layer_types",
+    "mlp_layer_types",
+    "layers_block_type",
+    "attention_layers",
+    "indexer_types",
+    "no_rope_layers",
+    "layer_rope_theta",
+    "num_attention_heads_per_layer",
+    "activation_sparsity_pattern",
+)
 """Config keys with one entry per layer."""
 POSITIONS = ("attn_layer_indices", "full_attn_idxs", "mlp_only_layers", "moe_layers")
 """Those that list the numbers of some layers."""

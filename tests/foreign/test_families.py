@@ -20,7 +20,7 @@ from hf_prune.blueprint import GONE, Blueprint, LayerSpec, Part
 from hf_prune.errors import InvalidBlueprint, UnsupportedArchitecture
 from hf_prune.evaluation.dense import Dense
 from hf_prune.evaluation.speed import kv_bytes_per_token
-from hf_prune.models.families import FAMILIES, CUT_BY_WIDTH
+from hf_prune.models.families import CUT_BY_WIDTH, FAMILIES
 from hf_prune.models.headers import weigh
 from hf_prune.models.inference import family_of
 from hf_prune.models.parent import Parent
@@ -58,8 +58,8 @@ REFUSED = {
 WHY = {name: words for words, names in REFUSED.items() for name in names.split()}
 CUT = [name for name in TYPES if name not in WHY]
 QUICK = ("deepseek_v3", "gemma4_text", "gpt_oss", "lfm2", "mamba", "nemotron_h", "qwen3_next")
-LISTS = ("layer_types", "mlp_layer_types", "layers_block_type", "no_rope_layers", "layer_rope_theta", "attention_layers",
-         "num_attention_heads_per_layer", "indexer_types")  # fmt: skip
+LISTS = ("layer_types", "mlp_layer_types", "layers_block_type", "no_rope_layers", "layer_rope_theta",
+         "attention_layers", "num_attention_heads_per_layer", "indexer_types")  # fmt: skip
 CACHES = {"mimo_v2_flash": "its sliding layers have twice the heads, which its config does not say"}
 """Whose cache is not counted right, and why."""
 TOKENS = torch.randint(3, 90, (3, 16), generator=torch.Generator().manual_seed(1))
@@ -220,7 +220,7 @@ def test_halves_are_silenced_or_refused(name, tmp_path):
     if not parent.family.halved:
         with pytest.raises(InvalidBlueprint, match="no two halves"):
             cut(parent, tmp_path / "cut", *halved)
-        with pytest.raises(UnsupportedArchitecture, match="--method halves removes attention and MLP of a layer"):
+        with pytest.raises(UnsupportedArchitecture, match="--method halves takes attention and MLP of a layer"):
             plan(recipe, peek)
         return
     assert GONE == -1 and plan(recipe, peek).method == "halves"
@@ -293,8 +293,10 @@ def test_the_language_tower_of_a_larger_model_is_what_transformers_makes_of_it(n
     (tmp_path / "base" / "tokenizer.json").write_text("{}")
     dense = AutoModelForCausalLM.from_pretrained(tmp_path / "base").eval()
     parent, weights = Parent.open(SOURCE, tmp_path / "base"), weigh(hub.peek(str(tmp_path / "base")))
-    assert weights.total == parent.parameters < sum(
-        t.numel() for t in safe_tensors(tmp_path / "base" / "model.safetensors")
+    assert (
+        weights.total
+        == parent.parameters
+        < sum(t.numel() for t in safe_tensors(tmp_path / "base" / "model.safetensors"))
     )
     assert torch.equal(logits(assemble(Blueprint.identity(SOURCE, DEPTH), [parent])), logits(dense))
     model = cut(parent, tmp_path / "cut", 0, 1, 3, 4)

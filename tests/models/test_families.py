@@ -63,7 +63,9 @@ def test_halves_and_norms_divide_the_tensors_of_a_layer(name):
         assert all(half or family.is_norm(suffix) for suffix, half in found.items())
         own = family.of_layer(found)
         assert own.attention in {s.partition(".")[0] for s, half in found.items() if half == "attention"}
-        assert own == own.of_layer(found) and all(own.half(s) == h for s, h in found.items() if isinstance(own.mlp, str))
+        assert own == own.of_layer(found) and all(
+            own.half(s) == h for s, h in found.items() if isinstance(own.mlp, str)
+        )
 
 
 def test_norms_are_told_by_what_they_are_called():
@@ -110,7 +112,9 @@ def test_what_would_be_inferred_is_what_the_row_says(name):
     found = replace(found, depth_key=row.depth_key, **same)
     for key in ("attention_out", "mlp_out"):
         ours, theirs = getattr(row, key), getattr(found, key)
-        assert set(ours if isinstance(ours, tuple) else [ours]) >= set(theirs if isinstance(theirs, tuple) else [theirs])
+        assert set(ours if isinstance(ours, tuple) else [ours]) >= set(
+            theirs if isinstance(theirs, tuple) else [theirs]
+        )
         found = replace(found, **{key: ours})
     assert found == row and depth_of(config_of(name), infer(config_of(name))) == DEPTH
 
@@ -269,7 +273,9 @@ def test_settings_of_single_layers_follow_them():
 
 def test_the_first_layers_stay_first():
     config = shrunk("deepseek_v3", first_k_dense_replace=2)
-    with pytest.raises(UnsupportedArchitecture, match=r"\[0, 3, 1\] cannot stand in this order: .*below 2 must come first"):
+    with pytest.raises(
+        UnsupportedArchitecture, match=r"\[0, 3, 1\] cannot stand in this order: .*below 2 must come first"
+    ):
         sliced(config, family_of(config), [0, 3, 1])
 
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from hf_prune.blueprint import LOCAL
 from hf_prune.data import corpora, task_sources
-from hf_prune.errors import UnsupportedArchitecture
 from hf_prune.hub.contents import candidates as weight_files
 from hf_prune.limits import (
     DEFAULT_RATIO,
@@ -21,14 +20,13 @@ from hf_prune.limits import (
 )
 from hf_prune.methods import METHODS
 from hf_prune.methods.method import EVERY_SIZE, Facts, Sizes, Target
-from hf_prune.models.families import CUT_BY_WIDTH, Family
+from hf_prune.models.families import Family
+from hf_prune.models.feasibility import check_cut, require_halves, require_one_kind, require_widths
 from hf_prune.models.headers import BYTES, Weights, number, weigh
 from hf_prune.recipe import TASK_OBJECTIVES, Recipe
 from hf_prune.search import SEARCHERS
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
-
     from hf_prune.hub import Peek, TensorInfo
 
 TRIALS_PER_MOVE = 5
@@ -107,8 +105,8 @@ def plan(recipe: Recipe, peek: "Peek", variants: "Sequence[Peek]" = ()) -> Plan:
     if weights.family:
         check_layers(recipe, weights.family, weights.kinds)
     target = target_of(recipe, Sizes(weights.layers, weights.total))
-    if weights.family:
-        check_cut(recipe, weights.config, weights.family)
+    if weights.family and recipe.size.drop:
+        check_cut(weights.config, weights.family, [i for i in range(depth) if i not in recipe.size.dropped()])
     facts = facts_of(recipe, depth, target.remove, weights.kinds)
     result = round(weights.total * (1 - target.removed_ratio))
     gone = target.removed_ratio * weights.total / sum(weights.layers) if method.shrinks else 0
@@ -191,41 +189,15 @@ def check_layers(recipe: Recipe, family: Family, kinds: Sequence[int]) -> None:
     Raises:
         UnsupportedArchitecture: says what cannot be done, and what can.
     """
-    name, method = family.model_type, METHODS[recipe.method]
-    if method.libraries(recipe) and name not in CUT_BY_WIDTH:
-        raise UnsupportedArchitecture(
-            f"Width pruning knows {', '.join(CUT_BY_WIDTH)}, not {name!r}; choose --method collapse, which removes "
-            "whole layers."
-        )
-    objective = recipe.search.objective
-    needs = {
-        method.takes_apart(recipe): not family.halved,
-        "--repair refits": recipe.repair.enabled and not family.halved,
-        f"--objective {objective} compares": objective == "gelaco_v1" and not family.modular,
-    }
-    if need := next((words for words, lacking in needs.items() if words and lacking), None):
-        raise UnsupportedArchitecture(
-            f"{need} attention and MLP of a layer by themselves, and those of {name} are no two parts that hf_prune "
-            "knows; leave it out."
-        )
-    if len(set(kinds)) > 1 and method.merges(recipe):
-        raise UnsupportedArchitecture(
-            f"The layers of this {name} are of {len(set(kinds))} kinds, which cannot be merged with each other; "
-            "choose --method collapse with --rules keep."
-        )
-
-
-def check_cut(recipe: Recipe, config: "PretrainedConfig", family: Family) -> None:
-    """Refuse layers chosen by hand where the others cannot stand without them.
-
-    Raises:
-        UnsupportedArchitecture: the config cannot say what is left.
-    """
-    if recipe.size.drop:
-        from hf_prune.models.numbering import depth_of, sliced
-
-        gone = recipe.size.dropped()
-        sliced(config, family, [i for i in range(depth_of(config, family)) if i not in gone])
+    method, objective = METHODS[recipe.method], recipe.search.objective
+    if method.libraries(recipe):
+        require_widths(family)
+    halves = (method.takes_apart(recipe), "--repair" if recipe.repair.enabled else None)
+    require_halves(family, [flag for flag in halves if flag])
+    if objective == "gelaco_v1":
+        require_halves(family, [f"--objective {objective}"], modular=True)
+    if method.merges(recipe):
+        require_one_kind(family, kinds)
 
 
 def facts_of(recipe: Recipe, depth: int, remove: int, kinds: tuple[int, ...] = ()) -> Facts:

@@ -31,7 +31,7 @@ REASONS = {
     "a state inside of its modules": "keeps its state inside of its modules",
     "a prompt of its own": "a prompt of its own",
     "reversible layers": "carry two streams",
-    "several lists of layers": "several stacks of layers|two stacks of layers in circles|found 4 candidates",
+    "several lists of layers": "several stacks of layers|two stacks of layers in circles|a list of 6 layers found \\d",
 }
 """In words for the README, and as the error says it."""
 

@@ -21,7 +21,7 @@ TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
 CERTIFIED = (2, 64)
 """Windows and tokens per window that are compared."""
 STEPPED = {**TOLERANCE, "float32": 1e-3}
-"""The same with and without a cache: a state-space layer makes its state of a text in chunks, of a token in steps."""
+"""The same with and without a cache: state-space layers make their state from a text in chunks, then step by step."""
 COMMAND = (sys.executable, "-P", str(Path(__file__).with_name("reload_probe.py")))
 LOADING = {"missing": "missing_keys", "unexpected": "unexpected_keys", "mismatched": "mismatched_keys"}
 

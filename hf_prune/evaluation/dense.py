@@ -184,7 +184,8 @@ class Dense:
         """Raise unless a last state [1, T, d] gives the logits of the model's own forward."""
         check_finite(expected)
         scale = max(1.0, float(expected.abs().max())) * (1e-3 if expected.dtype == torch.float32 else 5e-2)
-        if not float((self.logits(state) - expected).abs().max()) <= scale:
+        found = self.logits(state)
+        if found.shape != expected.shape or not float((found - expected).abs().max()) <= scale:
             raise UnsupportedArchitecture(
                 f"{self.family.model_type}: layer by layer does not give the logits of the model's own forward, so "
                 "candidates cannot be scored; the family needs a row in hf_prune/models/families.py."

@@ -217,7 +217,7 @@ class Halves(WholeLayers):
 
     def takes_apart(self, recipe: Any) -> str | None:
         """Always."""
-        return "--method halves removes"
+        return "--method halves"
 
     def space(self, recipe: Any, facts: Facts) -> HalvesSpace:
         """As many halves as the layers to remove have."""

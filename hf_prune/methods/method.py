@@ -149,8 +149,8 @@ class Method(Protocol):
         """Kinds of level libraries made before the search, that of its own space first."""
 
     def takes_apart(self, recipe: Any) -> str | None:
-        """What of it does something to attention and MLP separately ("--method halves removes"), which layers of some
-        families do not allow; None where layers are one piece."""
+        """The flag by which it takes attention and MLP of a layer by themselves, which not all families allow; None
+        where layers are one piece."""
 
     def merges(self, recipe: Any) -> bool:
         """Whether every candidate merges layers of one model with each other, which must be of one kind then."""

@@ -299,7 +299,7 @@ class Stitch(WholeLayers):
 
     def takes_apart(self, recipe: Any) -> str | None:
         """Where the halves have mixes of their own."""
-        return "--mix-halves mixes" if recipe.stitch.mix_halves else None
+        return "--mix-halves" if recipe.stitch.mix_halves else None
 
     def moves(self, recipe: Any, facts: Facts) -> int:
         """A kept layer may take any of the variants, too, or more or less of it."""

@@ -124,6 +124,7 @@ def as_modules(stored: Mapping[str, Any], model: PreTrainedModel) -> dict[str, A
         if own not in known:
             continue
         if pattern is None:
+            # Of two spellings in one file, the first counts for transformers, too.
             found.setdefault(own, stored[name])
             continue
         converter = next(c for c in converters if pattern in c.source_patterns)

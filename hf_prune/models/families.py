@@ -19,12 +19,12 @@ class Family:
     """Names inside one model family.
 
     `layers` is the path of the layer list, `norm` the final norm before the head. Inside a layer, `attention` and `mlp`
-    are the halves (whatever mixes tokens, and whatever works on each alone), `attention_out` and `mlp_out` what they
-    add to the residual stream by (tensors, where experts are stacked). Without `attention`, layers are no two halves
-    that hf_prune knows; without `mlp` alone, the MLP has no module of its own. `attention_norm` and `mlp_norm` are RMS
-    norms that a half's output passes before it is added. `opaque` halves return other things than Llama's. `scales`
-    are config keys that logits are multiplied (1) or divided (-1) by. `refuse` lists config keys with the value that is
-    fine, and why no other is. `last` is the type the last layer must have.
+    are the halves (what mixes tokens, and what works on each alone), `attention_out` and `mlp_out` what they add to the
+    residual stream by (tensors, where experts are stacked). Without `attention`, layers are no two halves that hf_prune
+    knows; without `mlp` alone, the MLP has no module of its own. `attention_norm` and `mlp_norm` are RMS norms that a
+    half's output passes before it is added. `opaque` halves return other things than Llama's. `depth_key` counts the
+    layers in a config; `scales` are keys that logits are multiplied (1) or divided (-1) by; `refuse` lists keys with
+    the value that is fine, and why no other is. `last` is the type that the last layer must have.
     """
 
     model_type: str
@@ -98,7 +98,6 @@ def _within(suffix: str, names: Names | None) -> bool:
 
 POST_NORMS = {"attention_norm": "post_attention_layernorm", "mlp_norm": "post_feedforward_layernorm"}
 EXPERTS = ("mlp.experts.down_proj",)
-DENSE_OR_EXPERTS = {"mlp_out": ("mlp.down_proj", *EXPERTS), "opaque": True}
 SHARED_EXPERT = {"mlp_out": ("mlp.down_proj", *EXPERTS, "mlp.shared_expert.down_proj"), "opaque": True}
 SHARED_EXPERTS = {"mlp_out": ("mlp.down_proj", *EXPERTS, "mlp.shared_experts.down_proj"), "opaque": True}
 LINEAR_ATTENTION = {
@@ -122,7 +121,12 @@ FAMILIES: Mapping[str, Family] = {
         Family("smollm3"),
         Family("granite"),
         Family("hyperclovax", scales=(("logits_scaling", 1),)),
-        Family("inkling_text", scales=(("logits_mup_width_multiplier", -1),), **WHOLE),
+        Family(
+            "inkling_text",
+            scales=(("logits_mup_width_multiplier", -1),),
+            refuse=(("unpadded_vocab_size", None, "it leaves the padding of its vocabulary out of its logits"),),
+            **WHOLE,
+        ),
         Family("cohere2"),
         Family("olmo2", **POST_NORMS),
         Family("olmo3", **POST_NORMS),
@@ -216,8 +220,6 @@ UNCUT: Mapping[str, str] = {
     "recurrent_gemma": "it keeps its state inside of its modules, so that decoding with a cache cannot be checked",
 }
 """Model types that no cut is made of, and why, where their modules do not show it."""
-
-
 CUT_BY_WIDTH = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "gemma2", "gemma3_text", "phi3", "smollm3")
 """Families that can be cut by width; `modeling_pruned`, which travels alone, has them too."""
 

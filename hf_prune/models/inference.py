@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from hf_prune.errors import UnsupportedArchitecture
 from hf_prune.models.configs import skeleton
@@ -21,9 +22,10 @@ NUMBERS = ("layer_idx", "layer_id", "layer_number", "layer_index", "block_idx", 
 """Attributes that hold a layer's number, which its cache needs, or how many layers there are."""
 ATTENTION_OUT = ("o_proj", "out_proj", "dense", "c_proj", "wo")
 MLP_OUT = ("down_proj", "c_proj", "fc2", "dense_4h_to_h", "w2", "fc_out")
-MORE = "{!r} is a model of more than language, and hf_prune cuts language models alone; give one of these."
-BESIDE = re.compile(r"embed|norm|rotary|rope|dropout|identity", re.I)
+BESIDE = re.compile(r"Embed|Norm|Rotary|R[Oo]PE|Rope|Dropout|Identity")
 """What may stand beside the layers, by class."""
+NO_LAYER = re.compile(r"(Norm|Embeddings?|Rotary\w*|Dropout|Identity)$")
+"""What a list of layers is not made of, by class; a layer may be called after a norm that it has."""
 
 
 def family_of(config: PretrainedConfig) -> Family:
@@ -49,7 +51,13 @@ def infer(config: PretrainedConfig) -> Family:
     name = config.model_type
     refuse(Family(name), config.to_dict())
     if any(re.search(r"text|vision|audio|decoder", key) for key in config.sub_configs):
-        raise UnsupportedArchitecture(MORE.format(name))
+        tower = getattr(getattr(config, "text_config", None), "model_type", None)
+        loads = (
+            f", {tower}, once that is a model of its own" if tower in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else " alone"
+        )
+        raise UnsupportedArchitecture(
+            f"{name!r} is a model of more than language, and hf_prune cuts the language tower of such{loads}."
+        )
     model = skeleton(config)
     depth_key, path = _layers(model, config)
     trunk, _, own = path.rpartition(".")
@@ -87,13 +95,15 @@ def _layers(model: PreTrainedModel, config: PretrainedConfig) -> tuple[str, str]
         for path, module in model.named_modules()
         if isinstance(module, torch.nn.ModuleList)
         and not re.search(r"\.\d+(\.|$)", path)
-        and not all(BESIDE.search(type(m).__name__) for m in module)
+        and not all(NO_LAYER.search(type(m).__name__) for m in module)
     }
     for key in DEPTHS:
         depth = getattr(config, key, None)
         found = [path for path, length in lists.items() if length == depth]
         if any(re.search(r"vision|visual|image|img|audio", path) for path in found):
-            raise UnsupportedArchitecture(MORE.format(config.model_type))
+            raise UnsupportedArchitecture(
+                f"{config.model_type!r} is a model of more than language, and hf_prune cuts language models alone."
+            )
         if found:
             return key, _only(found, config.model_type, f"a list of {depth} layers")
     raise UnsupportedArchitecture(

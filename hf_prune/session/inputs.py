@@ -12,8 +12,9 @@ from hf_prune.assembly.assemble import Parent, check, quiet
 from hf_prune.blueprint import Blueprint, LayerSpec, Part, Source
 from hf_prune.methods import METHODS
 from hf_prune.methods.method import Method, Sizes, Target
+from hf_prune.models.feasibility import check_cut
 from hf_prune.models.variants import beside, check_variants, pull_variant
-from hf_prune.plan import check_cut, check_layers, target_of
+from hf_prune.plan import check_layers, target_of
 from hf_prune.recipe import Recipe
 
 
@@ -100,6 +101,7 @@ def open_inputs(recipe: Recipe, parents: Sequence[Parent] = ()) -> Inputs:
     # Refused now, not once the dense model has read all its text.
     check_layers(recipe, base.family, base.kinds)
     target = target_of(recipe, Sizes((base.layer_parameters,) * base.depth, base.parameters))
-    check_cut(recipe, base.config, base.family)
+    if recipe.size.drop:
+        check_cut(base.config, base.family, [i for i in range(base.depth) if i not in recipe.size.dropped()])
     cards = tuple({**p.card, "how": parent.how} for p, parent in zip(pulled, parents, strict=True))
     return Inputs(recipe, tuple(parents), target, cards)

@@ -228,7 +228,7 @@ def test_halves_are_silenced_or_refused(name, tmp_path):
     if not parent.family.halved:
         with pytest.raises(InvalidBlueprint, match="no two halves"):
             cut(parent, tmp_path / "cut", *halved)
-        with pytest.raises(UnsupportedArchitecture, match="--method halves removes attention and MLP of a layer"):
+        with pytest.raises(UnsupportedArchitecture, match="--method halves takes attention and MLP of a layer"):
             plan(recipe, peek)
         return
     assert GONE == -1 and plan(recipe, peek).method == "halves"

@@ -235,7 +235,7 @@ def finish(
             training = yield from heal_model(session, partial)
             if training.stored:
                 stored, said = training.stored, _logits(session, training.model)
-                certificate = _certificate(session, said, partial, inputs.base.dtype)
+                certificate = _certificate(session, said, partial, inputs.base.coarsest)
             clock.lap("heal")
         yield Stage("report", f"{recipe.report.sequences} windows")
         report = yield from document(session, winner, partial, stored, certificate, training and training.summary)

@@ -116,7 +116,15 @@ def _reason(error: Exception, raw: Mapping[str, Any]) -> str:
     # A value that is the name of nothing: an activation, a dtype.
     value = {KeyError: error.args[:1], AttributeError: (getattr(error, "name", None),)}.get(type(error), ())
     field = match[1] if match else next((f for v in value if v and (f := _holder(raw, v))), None)
+    if isinstance(error, IndexError):
+        text += "".join(f"; {k} has {len(v)} entries" for k, v in raw.items() if _is_short(v, raw))
     return f"{field}: {text}" if field and field not in text else text[:400]
+
+
+def _is_short(value: Any, raw: Mapping[str, Any]) -> bool:
+    """Whether a list has something for some layers, and not for all."""
+    depth = raw.get("num_hidden_layers") or raw.get("n_layer") or 0
+    return isinstance(value, list | tuple) and 1 < len(value) < depth
 
 
 def _holder(raw: Mapping[str, Any], value: Any) -> str | None:

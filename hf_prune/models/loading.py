@@ -74,6 +74,11 @@ def match_tensors(
         BrokenCheckpoint: a tensor is missing or has another shape than the config says.
     """
     family = family_of(config)
+    if depth_of(config, family) < 1:
+        raise BrokenCheckpoint(
+            f"config.json of {what} says {family.depth_key} {depth_of(config, family)}, so there is no layer to "
+            "remove; correct the entry, or fetch the source afresh."
+        )
     model = skeleton(config, trust_remote_code)
     untied, readers = None, as_modules(stored, model)
     for head, embedding in tied(model).items():

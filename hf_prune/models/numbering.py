@@ -110,7 +110,8 @@ def _changes(raw: Mapping[str, Any], family: Family, depth: int, kept: Sequence[
         listed = isinstance(value, list | tuple)
         if key in DEPTHS and value == depth:
             found[key] = len(kept)
-        elif listed and len(value) == depth and key in LISTS:
+        elif listed and len(value) >= depth and key in LISTS:
+            # What is beyond the last layer nobody reads.
             found[key] = [value[i] for i in kept]
         elif listed and key in POSITIONS:
             found[key] = [new for new, old in enumerate(kept) if old in value]

@@ -140,6 +140,12 @@ class Parent:
         named = self.config.dtype
         return getattr(torch, named) if isinstance(named, str) else named or self.checkpoint.first_dtype
 
+    @cached_property
+    def coarsest(self) -> torch.dtype:
+        """Of its tensors' dtypes the one that rounds most."""
+        found = {d for d in map(self.tensor_dtype, self.shapes) if d.is_floating_point}
+        return max(found, key=lambda dtype: torch.finfo(dtype).eps)
+
     def tensor_dtype(self, name: str) -> torch.dtype:
         """Of one tensor of `shapes` in the files; the wider one where rows are of this model and of the base."""
         name = name if name in self.fit.shapes else tied(self.skeleton)[name]

@@ -133,6 +133,10 @@ WORKS: dict[str, tuple[dict, Edit]] = {
     "a layer for several tokens, by number": ({}, extra(f"model.layers.{DEPTH}.eh_proj.weight")),
     "biases that the config denies": ({}, lambda f: reconfigure(f, attention_bias=False, mlp_bias=False)),
     "tables of old": ({}, extra("model.layers.0.self_attn.rotary_emb.inv_freq")),
+    "a list for more layers than there are": (
+        {"family": "smollm3"},
+        lambda f: reconfigure(f, no_rope_layers=[1, 0, 1, 0, 0, 1, 0, 1, 1]),
+    ),
     "generation in the config": ({}, lambda f: reconfigure(f, temperature=0.6, max_length=99, do_sample=True)),
     # Code beside the weights.
     "code that nobody needs": ({}, with_code),
@@ -160,6 +164,13 @@ REFUSED: dict[str, tuple[dict, Edit, str]] = {
         lambda f: reconfigure(f, layer_types=settings(f)["layer_types"][1:]),
         "the number of `layer_types` .5.",
     ),
+    "a list for fewer layers than there are": (
+        {"family": "smollm3"},
+        lambda f: reconfigure(f, no_rope_layers=[1, 0, 1]),
+        "no_rope_layers has 3 entries",
+    ),
+    "no layers": ({}, lambda f: reconfigure(f, num_hidden_layers=0), "says num_hidden_layers 0"),
+    "fewer than no layers": ({}, lambda f: reconfigure(f, num_hidden_layers=-1), "num_hidden_layers -1"),
     "another vocabulary": (
         {},
         lambda f: reconfigure(f, vocab_size=300),

@@ -20,7 +20,7 @@ from hf_prune.report.verdicts import base_verdict
 from hf_prune.session import parents
 from hf_prune.session.parents import calibrate, check_parents, found_of
 from hf_prune.session.session import open_session
-from tests.foreign.builders import build, reconfigure, restate
+from tests.foreign.builders import build, reconfigure, restate, state, stored
 from tests.runs import recipe, relatives, stitching, text
 
 
@@ -137,3 +137,15 @@ def test_a_base_whose_config_and_files_differ_runs_to_its_end(tmp_path):
     card = (tmp_path / "small/README.md").read_text()
     assert "a lm\\_head.weight of their own" in card or "lm_head.weight of their own" in card
     assert report["size"]["pruned"]["bytes"] < report["size"]["dense"]["bytes"]
+
+
+def test_a_training_is_rounded_to_the_dtypes_of_its_base(tmp_path):
+    folder = restate(build(tmp_path / "base", dtype=torch.float16), stored((".2.", torch.bfloat16)))
+    data = (str(text(tmp_path / "text.txt")),)
+    heal = {"heal": 2000, "heal_method": "full"}
+    wanted = recipe(tmp_path, base=str(folder), drop=("4",), baselines=(), data=data, **heal)
+    assert open_session(wanted).inputs.base.coarsest == torch.bfloat16
+    (report,) = [e.report for e in compress(wanted) if isinstance(e, Reported)]
+    assert report["certificate"]["ok"] and report["healing"]["kept"]
+    before, after = state(folder), state(tmp_path / "small")
+    assert {n: t.dtype for n, t in after.items()} == {n: t.dtype for n, t in before.items() if n in after}

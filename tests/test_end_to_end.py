@@ -114,14 +114,14 @@ def reconfigured(**changes):
 
 
 STRANGE = {"model_type": "strange", "auto_map": {"AutoConfig": "m.C", "AutoModelForCausalLM": "m.M"}}
-FOREIGN = {"model_type": "mamba", "architectures": ["MambaForCausalLM"]}
+FOREIGN = {"model_type": "bloom", "architectures": ["BloomForCausalLM"]}
 CUT = model(num_hidden_layers=DEPTH) | {"model.safetensors": model()["model.safetensors"][:9000]}
 SPOILED = {
     "pickles": (without("model.safetensors") | {"pytorch_model.bin": b"x"}, 4, "--allow-pickle"),
     "own code": (reconfigured(**STRANGE) | {"m.py": b""}, 4, "--trust-remote-code"),
-    "no family": (reconfigured(**FOREIGN), 3, "mamba"),
+    "no family": (reconfigured(**FOREIGN), 3, "bloom"),
     "no tokenizer": (without("tokenizer.json"), 4, "tokenizer"),
-    "truncated": (CUT, 4, "truncated"),
+    "truncated": (CUT, 4, "model.safetensors of ns/spoiled is cut short"),
     "nan": (broken_weights(), 4, "model.norm.weight holds NaN"),
 }
 

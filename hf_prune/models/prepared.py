@@ -67,7 +67,7 @@ def prepared(
         NotEnoughDisk: the plain checkpoint does not fit into the cache.
     """
     how: list[str] = []
-    found = _quantised(folder, dequantize)
+    found = _quantised(source.repo, folder, dequantize)
     # Code is run where transformers has no class of its own, and nowhere else.
     trust_remote_code = trust_remote_code and contents.needs_code(_config(folder) or {})
     if found:
@@ -95,17 +95,17 @@ def _config(folder: Path) -> dict[str, Any] | None:
     return raw if isinstance(raw, dict) else None
 
 
-def _quantised(folder: Path, dequantize: bool) -> Quantised | None:
+def _quantised(what: str, folder: Path, dequantize: bool) -> Quantised | None:
     """How a base is quantised, None for a plain one; raises where nobody may or can undo it."""
     if folder.is_file():
-        return allowed(folder.name, Quantised("gguf"), {}, dequantize)
+        return allowed(what, Quantised("gguf"), {}, dequantize)
     raw = _config(folder)
     if raw is None:
         return None
-    here = Folder.open(Name(folder.name, folder=folder), folder)
-    found = check_quantised(folder.name, raw, here.files, here.card, dequantize)
+    here = Folder.open(Name(what, folder=folder), folder)
+    found = check_quantised(what, raw, here.files, here.card, dequantize)
     for name in contents.matching(here.files, ("model*.safetensors",)) if found is None else ():
-        check_numbers(folder.name, here.header(name), here.card)
+        check_numbers(what, here.header(name), here.card)
     return found
 
 

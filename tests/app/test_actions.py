@@ -115,7 +115,7 @@ def test_a_finished_front_is_compared_spoken_to_and_published(tmp_path, hub_serv
     numbers, front, members, *_, box, card = do.results("", run.id)
     assert "Perplexity, text" in numbers and front["visible"] and box["visible"]
     assert card["visible"] and str(tmp_path) not in numbers + card["value"]
-    assert members.count("<circle") == len(run.report()["front"]) > 1 and members.count("class='knee'") == 1
+    assert members.count("<circle") == len(run.report().front) > 1 and members.count("class='knee'") == 1
     assert "Model #1" in do.member("", run.id, clicked(1))
     assert all("no such model" in do.member("", run.id, clicked(n)) for n in (-1, 99, "1", None))
     assert do.ask("", run.id, "the cat").count("the cat") == 2

@@ -128,7 +128,7 @@ class Stopped(BaseException):
     """Nobody listens any more. No Exception, so that no library takes it for a failure of its own."""
 
 
-def unwatched(work: Generator[Any, None, T]) -> T:
+def exhaust(work: Generator[Any, None, T]) -> T:
     """What a stream of events returns, for whom it alone matters."""
     while True:
         try:
@@ -137,7 +137,7 @@ def unwatched(work: Generator[Any, None, T]) -> T:
             return end.value
 
 
-def watched(work: Callable[[Tell], T]) -> Generator[Event, None, T]:
+def stream_work(work: Callable[[Tell], T]) -> Generator[Event, None, T]:
     """Run `work(tell)` in a thread of its own and yield what it tells, as it tells it.
 
     Closing the generator, or an interrupt while it waits, makes the next `tell` raise `Stopped` inside the work, and

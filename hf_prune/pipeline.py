@@ -30,7 +30,7 @@ from hf_prune.plan import check_evidence, evaluations, facts_of
 from hf_prune.recipe import Recipe
 from hf_prune.report.compose import describe
 from hf_prune.report.schema.report import Report
-from hf_prune.search import SEARCHERS, drive, focused
+from hf_prune.search import SEARCHERS, drive, focus
 from hf_prune.session import front
 from hf_prune.session.baselines import play
 from hf_prune.session.journal import Journal
@@ -100,7 +100,7 @@ def compress(recipe: Recipe) -> Iterator[Event]:
         HfPruneError: its subclasses say what is wrong and what to do; nothing half-written is left behind.
     """
     output = Path(recipe.output)
-    report = finished(recipe, output)
+    report = find_finished(recipe, output)
     if report is None:
         report = yield from _make(recipe, output)
     else:
@@ -120,7 +120,7 @@ def compress(recipe: Recipe) -> Iterator[Event]:
     yield Finished(str(output), report.to_dict(), url)
 
 
-def finished(recipe: Recipe, output: Path) -> Report | None:
+def find_finished(recipe: Recipe, output: Path) -> Report | None:
     """The report of a result of this very recipe; None when there is nothing yet."""
     if not output.exists():
         return None
@@ -199,7 +199,7 @@ def _searched(
     rng = np.random.default_rng(recipe.seed)
     searching = searcher.propose(scorer.space, session.schedule(trials, starts), rng)
     seen = (0, session.columns.index("params")) if searcher.every_size else (0,)
-    asking = focused(searching, seen)
+    asking = focus(searching, seen)
     return (yield from drive(asking, scorer.evaluate, journal, scorer.key, batch=BATCH, total=trials))
 
 

@@ -120,7 +120,7 @@ def plan(recipe: Recipe, peek: "Peek", variants: "Sequence[Peek]" = ()) -> Plan:
         model_type=str(peek.config.get("model_type", "unknown")),
         method=recipe.method,
         search="none" if recipe.size.drop else recipe.search.searcher,
-        asked=asked(recipe),
+        asked=describe_target(recipe),
         depth=depth,
         parameters=weights.total,
         bytes=weights.bytes,
@@ -220,7 +220,7 @@ def repairs(recipe: Recipe) -> int:
     return 8 if recipe.heal.finalist_tokens else recipe.repair.finalists
 
 
-def asked(recipe: Recipe) -> str:
+def describe_target(recipe: Recipe) -> str:
     """The target in the user's words: "ratio 0.25", "keep 12", "drop 3,6,7" or "every size"."""
     if recipe.size.drop:
         return "drop " + ",".join(recipe.size.drop)

@@ -17,12 +17,12 @@ from hf_prune.blueprint import LOCAL, Blueprint, Source
 from hf_prune.errors import IncompatibleSources, InvalidBlueprint, InvalidRecipe, SourceError
 from hf_prune.events import Event, Finished, Reported, Stage, Started
 from hf_prune.models.variants import beside, pull_variant
-from hf_prune.pipeline import finish, finished
+from hf_prune.pipeline import find_finished, finish
 from hf_prune.plan import check_evidence
 from hf_prune.recipe import OPTIONS, Recipe, flatten
 from hf_prune.recipe.fields import Size
 from hf_prune.recovery.levels import Kind, cached
-from hf_prune.report.compose import measured_again
+from hf_prune.report.compose import measure_again
 from hf_prune.report.schema.model import Front
 from hf_prune.report.schema.report import Report
 from hf_prune.session.front import pick_member
@@ -134,7 +134,7 @@ def report_folder(
     with nullcontext(here) if output == here else copying(here, output) as folder:
         session, winner, before = _reopened(here, base, {**changes, "output": str(output)})
         yield Stage("report", f"{session.recipe.report.sequences} windows")
-        report = yield from measured_again(before, session, winner, folder)
+        report = yield from measure_again(before, session, winner, folder)
         yield Reported(report.to_dict())
     yield Finished(str(output), report.to_dict(), None)
 
@@ -160,7 +160,7 @@ def heal_folder(
     here = _here(source)
     yield Stage("pull", str(source))
     session, winner, before = _reopened(here, base, {"overwrite": False, **changes, "output": str(output)})
-    result = finished(session.recipe, output)
+    result = find_finished(session.recipe, output)
     if result is None:
         goal = f"train {before.size.pruned.layers} layers"
         yield Started(session.recipe, str(session.inputs.base.source), session.inputs.base.depth, goal, 0)
@@ -199,7 +199,7 @@ def _carried(
     for name in CARRIED:
         if (here / name).is_file():
             shutil.copyfile(here / name, folder / name)
-    return (yield from measured_again(before, session, winner, folder, *built))
+    return (yield from measure_again(before, session, winner, folder, *built))
 
 
 def _here(source: str | Path) -> Path:

@@ -107,7 +107,7 @@ class Command:
         self._home = tempfile.TemporaryDirectory()
         self._said = [Path(self._home.name, name) for name in ("out", "err")]
         workers.warm()
-        self._process = workers.started(_main, list(map(str, arguments)), environment, *map(str, self._said))
+        self._process = workers.start(_main, list(map(str, arguments)), environment, *map(str, self._said))
 
     @property
     def returncode(self) -> int | None:

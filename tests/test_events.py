@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from hf_prune.events import Advanced, Stopped, watched
+from hf_prune.events import Advanced, Stopped, stream_work
 
 WAIT = 10
 
@@ -34,7 +34,7 @@ def test_events_come_in_order_and_the_result_at_the_end(count):
     found = []
 
     def outer():
-        found.append((yield from watched(steps(count))))
+        found.append((yield from stream_work(steps(count))))
 
     assert [e.done for e in outer()] == list(range(count)) and found == ["done"]
 
@@ -48,7 +48,7 @@ def test_an_event_is_there_while_the_work_goes_on_in_a_thread_of_its_own():
         assert going.wait(WAIT)
         tell(Advanced("x", 1, 2))
 
-    stream = watched(work)
+    stream = stream_work(work)
     assert next(stream).done == 0 and working() == where and where[0] is not threading.current_thread()
     going.set()
     assert next(stream).done == 1
@@ -63,7 +63,7 @@ def test_what_the_work_raises_is_raised_here_behind_what_it_told(error):
         tell(Advanced("x", 0, 1))
         raise error
 
-    stream = watched(work)
+    stream = stream_work(work)
     assert next(stream).done == 0
     with pytest.raises(type(error), match="lost") as caught:
         next(stream)
@@ -83,7 +83,7 @@ def test_whoever_leaves_stops_the_work_and_waits_for_it(how):
         assert going.wait(WAIT)
         return steps(3, ends)(tell)
 
-    stream = watched(work)
+    stream = stream_work(work)
     next(stream)
     threading.Timer(0.05, going.set).start()
     try:
@@ -109,7 +109,7 @@ def test_ctrl_c_while_it_waits_for_news_stops_the_work():
     before = signal.signal(signal.SIGINT, interrupt)
     try:
         with pytest.raises(KeyboardInterrupt):
-            list(watched(work))
+            list(stream_work(work))
     finally:
         signal.signal(signal.SIGINT, before)
     assert ends == ["stopped"] and not working()
@@ -123,7 +123,7 @@ def test_a_work_that_fails_while_it_is_stopped_does_not_hide_why():
         going.wait(WAIT)
         raise ValueError("on the way out")
 
-    stream = watched(work)
+    stream = stream_work(work)
     next(stream)
     threading.Timer(0.05, going.set).start()
     with pytest.raises(KeyboardInterrupt):

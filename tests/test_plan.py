@@ -15,7 +15,7 @@ from hf_prune.errors import InvalidRecipe, SourceError, UnsupportedArchitecture
 from hf_prune.hub import Peek, TensorInfo
 from hf_prune.methods import METHODS
 from hf_prune.methods.method import Sizes
-from hf_prune.plan import asked, facts_of, plan, target_of, weigh
+from hf_prune.plan import describe_target, facts_of, plan, target_of, weigh
 from hf_prune.recipe import Recipe
 
 SMALL = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 5,
@@ -131,7 +131,13 @@ def test_nsga2_has_no_single_size():
 
 def test_the_request_in_words():
     fields = ({}, {"ratio": 0.3}, {"keep_layers": 12}, {"drop": ("3,6", "8-9")}, {"search": "nsga2"})
-    assert [asked(recipe(**f)) for f in fields] == ["ratio 0.25", "ratio 0.3", "keep 12", "drop 3,6,8-9", "every size"]
+    assert [describe_target(recipe(**f)) for f in fields] == [
+        "ratio 0.25",
+        "ratio 0.3",
+        "keep 12",
+        "drop 3,6,8-9",
+        "every size",
+    ]
 
 
 @given(st.integers(2, 9), st.data())

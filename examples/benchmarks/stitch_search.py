@@ -20,9 +20,9 @@ import numpy as np
 from hf_prune.blueprint import Genome
 from hf_prune.data.bundled import demo_folder
 from hf_prune.evaluation.comparison import block_influence
-from hf_prune.events import unwatched
+from hf_prune.events import exhaust
 from hf_prune.recipe import Recipe
-from hf_prune.search import SEARCHERS, Schedule, drive, focused
+from hf_prune.search import SEARCHERS, Schedule, drive, focus
 from hf_prune.session.session import Session, open_session
 
 SEARCHES = ("staged", "smac", "random")
@@ -151,7 +151,7 @@ def searched(session: Session, name: str, most: int, seed: int) -> Ledger:
     ledger = Ledger(full, most)
     search = SEARCHERS[name].propose(scorer.space, schedule, np.random.default_rng(seed))
     with contextlib.suppress(Spent):
-        unwatched(drive(focused(search, (0,)), scorer.evaluate, ledger, scorer.key, batch=64))
+        exhaust(drive(focus(search, (0,)), scorer.evaluate, ledger, scorer.key, batch=64))
     return ledger
 
 

@@ -34,7 +34,7 @@ from hf_prune.blueprint import Blueprint, Fidelity, Outcome, Trial
 from hf_prune.data.bundled import demo_folder
 from hf_prune.evaluation import speed
 from hf_prune.evaluation.evaluator import Evaluator
-from hf_prune.events import unwatched
+from hf_prune.events import exhaust
 from hf_prune.limits import FINAL_STAGES
 from hf_prune.methods import METHODS
 from hf_prune.pipeline import Result, run
@@ -124,7 +124,7 @@ class Bench:
         finalists = [Outcome(Trial(row.genome, row.fidelity), row.values) for row in rows]
         session = opened(self.recipe(seed, self.a.aware))
         with Journal.open(session.workdir.journal, session.header()) as journal:
-            return unwatched(best_unseen(session, journal, finalists))
+            return exhaust(best_unseen(session, journal, finalists))
 
     def baselines(self) -> dict[str, Blueprint]:
         """Ways without a search, by their labels."""
@@ -177,7 +177,7 @@ class Bench:
 def opened(recipe: Recipe) -> Session:
     """A run that has its level libraries."""
     session = open_session(recipe)
-    unwatched(make_libraries(session))
+    exhaust(make_libraries(session))
     return session
 
 

@@ -12,7 +12,7 @@ from hf_prune.app import charts, plans, progress, results
 from hf_prune.app.forms import Form, recipe_of, repos
 from hf_prune.app.markup import note
 from hf_prune.app.runs import LOCAL, Run, Runs, owner_of, public
-from hf_prune.app.workers import asked
+from hf_prune.app.workers import ask
 from hf_prune.errors import HfPruneError, InvalidRecipe
 from hf_prune.methods import METHODS
 from hf_prune.recipe import Recipe
@@ -264,7 +264,7 @@ class Actions:
 
     def _as(self, token: Token, function: Any, *args: Any) -> Any:
         """With the visitor's login in a process of its own, else here."""
-        return asked(function, *args, login=token.token) if token else function(*args)
+        return ask(function, *args, login=token.token) if token else function(*args)
 
 
 def _link(word: str, url: str) -> str:

@@ -4,7 +4,7 @@ import os
 import threading
 from concurrent.futures import Future
 
-from hf_prune.app.workers import asked
+from hf_prune.app.workers import ask
 from hf_prune.errors import HfPruneError
 from hf_prune.plan import Plan
 
@@ -54,7 +54,7 @@ def _look() -> None:
     from hf_prune.evaluation.speed import product_rates
 
     try:
-        _speed.set_result(asked(product_rates))
+        _speed.set_result(ask(product_rates))
     except HfPruneError:
         # A plan without its time is still a plan.
         pass

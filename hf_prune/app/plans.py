@@ -9,8 +9,7 @@ from hf_prune import hub
 from hf_prune.app.machine import memory, time_of
 from hf_prune.app.markup import note, table
 from hf_prune.errors import InvalidRecipe
-from hf_prune.models import compatibility
-from hf_prune.models.variants import peeks, verdicts
+from hf_prune.models.variants import Verdict, comparison_table, peeks, verdicts
 from hf_prune.plan import Plan, plan
 from hf_prune.recipe import Recipe, flagged, nest
 from hf_prune.report.redaction import public_recipe
@@ -28,7 +27,7 @@ class Planned:
     """A plan, how the variants compare with the base, and why this machine is too small, if it is."""
 
     plan: Plan
-    compared: tuple[compatibility.Verdict, ...]
+    compared: tuple[Verdict, ...]
     too_small: str | None
 
 
@@ -52,7 +51,7 @@ def html(found: Planned) -> str:
         rows["time"] = f"{took} on this machine"
     parts = [table(("", ""), rows.items(), "plan")]
     if found.compared:
-        header, rows = compatibility.table(found.compared)
+        header, rows = comparison_table(found.compared)
         parts.append("<h4>Do the variants fit?</h4>" + table(header, rows, "variants"))
     if found.too_small:
         parts.append(note(found.too_small, "warn"))

@@ -67,9 +67,9 @@ def said(run: Run, prompt: str) -> str:
     """What the dense parent and the result say to a prompt, side by side."""
     if not prompt.strip() or len(prompt) > MOST_WORDS:
         raise InvalidRecipe(f"Write a prompt of 1 to {MOST_WORDS} characters.")
-    from hf_prune.app.workers import asked
+    from hf_prune.app.workers import ask
 
-    dense, pruned = asked(spoken, str(run.result), prompt)
+    dense, pruned = ask(spoken, str(run.result), prompt)
     return _column("dense", prompt, dense) + _column("pruned", prompt, pruned)
 
 

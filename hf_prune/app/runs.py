@@ -23,7 +23,7 @@ from multiprocessing import Process
 from pathlib import Path
 from typing import Any, Literal
 
-from hf_prune.app.workers import started, stop
+from hf_prune.app.workers import start, stop
 from hf_prune.errors import HfPruneError, InvalidRecipe
 from hf_prune.recipe import Recipe
 from hf_prune.report.redaction import without_paths, without_tokens
@@ -195,7 +195,7 @@ class Runs:
             with self._lock:
                 if self._work is None and self._queue:
                     run, login = self._queue.popleft()
-                    self._work = _Work(run, started(work, run.folder, login=login, niceness=NICENESS))
+                    self._work = _Work(run, start(work, run.folder, login=login, niceness=NICENESS))
             if self._work and self._work.over(self.limits):
                 with self._lock:
                     self._work = None

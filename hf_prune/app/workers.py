@@ -35,7 +35,7 @@ def warm() -> None:
     threading.Thread(target=forkserver.ensure_running, daemon=True).start()
 
 
-def started(
+def start(
     function: Callable[..., None], *args: Any, login: str | None = None, niceness: int = 0
 ) -> multiprocessing.Process:
     """A process that runs `function(*args)` with the environment's login, or with the given token.
@@ -51,9 +51,7 @@ def started(
     return process
 
 
-def asked(
-    function: Callable[..., T], *args: Any, login: str | None = None, patience: float = PATIENCE, **more: Any
-) -> T:
+def ask(function: Callable[..., T], *args: Any, login: str | None = None, patience: float = PATIENCE, **more: Any) -> T:
     """The result of `function(*args, **more)` in a process of its own; result and arguments must pickle.
 
     Args:
@@ -67,7 +65,7 @@ def asked(
         HfPruneError: what the function raised, or that it took too long.
     """
     here, there = _processes.Pipe(duplex=False)
-    process = started(_answer, there, function, args, more, login=login)
+    process = start(_answer, there, function, args, more, login=login)
     there.close()
     try:
         if not here.poll(patience):

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_prune.assembly.assemble import Parent, layer_tensors, library, outside
-from hf_prune.assembly.patches import Patch, Patches, digest_of
+from hf_prune.assembly.patches import Patch, Patches, digest_patch
 from hf_prune.blueprint import GONE, Blueprint, LayerSpec, Source
 from hf_prune.models.auto_classes import pruned_config
 from hf_prune.models.modeling_pruned import Skipped, packed
@@ -59,7 +59,7 @@ class LayerBank:
 
     def repaired(self, spec: LayerSpec, patch: Patch) -> LayerSpec:
         """Take in weights for a layer; returns the spec that names them."""
-        digest = digest_of(patch)
+        digest = digest_patch(patch)
         with torch.inference_mode(False):
             self.patches[digest] = {name: tensor.clone() for name, tensor in patch.items()}
         return replace(spec, repair=digest)

@@ -21,7 +21,7 @@ PATCH_FILE = "repairs/patches.safetensors"
 """In a folder of its own: some runtimes load every weight file that lies beside a config."""
 
 
-def digest_of(patch: Patch) -> str:
+def digest_patch(patch: Patch) -> str:
     """64 bits of SHA-256 over names, dtypes, shapes and bytes."""
     seen = hashlib.sha256()
     for name in sorted(patch):
@@ -58,6 +58,6 @@ def load_patches(path: Path) -> Patches:
         digest, _, name = key.partition(".")
         patches.setdefault(digest, {})[name] = tensor
     for digest, patch in patches.items():
-        if digest_of(patch) != digest:
+        if digest_patch(patch) != digest:
             raise InvalidBlueprint(f"The repair {digest} in {path} has been changed; make it again.")
     return patches

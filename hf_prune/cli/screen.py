@@ -10,15 +10,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from hf_prune.events import Advanced, Event, Healed, Pushed, Repaired, Scored, Stage, Started, Tuned
-from hf_prune.models.compatibility import table as compared
+from hf_prune.models.variants import comparison_table
 from hf_prune.report import tables
 from hf_prune.report.schema.report import Report
 from hf_prune.report.text import plan_rows
 from hf_prune.report.verdicts import percent
 
 if TYPE_CHECKING:
-    from hf_prune.models.compatibility import Verdict
-    from hf_prune.models.scout import Candidate
+    from hf_prune.models.scout import Scouted
+    from hf_prune.models.variants import Verdict
     from hf_prune.plan import Plan
 
 
@@ -94,14 +94,14 @@ def _change(event: Tuned | Repaired | Healed) -> str:
 
 def verdict_table(found: "Sequence[Verdict]") -> Table:
     """How variants differ from their base, and what that means."""
-    header, rows = compared(found)
+    header, rows = comparison_table(found)
     drawn = Table(*header, title="Do the variants fit?", title_justify="left")
     for row in rows:
         drawn.add_row(*map(escape, row), style="bold red" if row[4] == "fatal" else None)
     return drawn
 
 
-def scout_table(base: str, found: "Sequence[Candidate]") -> Table:
+def scout_table(base: str, found: "Sequence[Scouted]") -> Table:
     """Relatives of a base; the fit ones first."""
     header = ("repo", "made by", "fits", "licence", "downloads", "weights differ by", "")
     drawn = Table(*header, title=f"Relatives of {base}", title_justify="left")

@@ -30,7 +30,7 @@ ROW_TOKENS = 2048
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class PackedRow:
     """Tokens with the positions they stand at and whose they are, and what is scored: (index of the predicting token,
     token wanted, item, option).
 
@@ -164,7 +164,7 @@ class Exam:
         """Those items of every task."""
         return [replace(t, items=t.items[first : first + count]) for t in self.tasks]
 
-    def _rows(self, task: int, asked: Sequence[Question]) -> list[Row]:
+    def _rows(self, task: int, asked: Sequence[Question]) -> list[PackedRow]:
         """These questions of a task."""
         if self.packed:
             return [packed_row(task, group) for group in sharing(asked, self._most)]
@@ -173,7 +173,7 @@ class Exam:
     # Not in inference mode, since gradients may have to go through what is made here.
     @torch.inference_mode(False)
     @torch.no_grad()
-    def _sheet(self, rows: Sequence[Row], packed: bool | None = None) -> Sheet:
+    def _sheet(self, rows: Sequence[PackedRow], packed: bool | None = None) -> Sheet:
         width = max(len(r.tokens) for r in rows)
         tokens = _padded([r.tokens for r in rows], width).to(self.dense.device)
         given = self._masked(rows, width) if (self.packed if packed is None else packed) else {}
@@ -208,7 +208,7 @@ class Exam:
         self._room -= size
         return sheet
 
-    def _masked(self, rows: Sequence[Row], width: int) -> dict[str, Tensor]:
+    def _masked(self, rows: Sequence[PackedRow], width: int) -> dict[str, Tensor]:
         """Positions [n, T] and an additive mask [n, 1, T, T]."""
         dtype, device = next(self.dense.model.parameters()).dtype, self.dense.device
         mask = BlockMask.of(seen(rows, width), dtype)
@@ -253,9 +253,9 @@ def _bare(sheet: Sheet) -> Sheet:
     return replace(sheet, hidden=sheet.hidden[:1])
 
 
-def _grouped(rows: Sequence[Row], most: int) -> Iterator[list[Row]]:
+def _grouped(rows: Sequence[PackedRow], most: int) -> Iterator[list[PackedRow]]:
     """Rows of similar length together, of so many tokens."""
-    group: list[Row] = []
+    group: list[PackedRow] = []
     for row in sorted(rows, key=lambda r: len(r.tokens)):
         if group and (len(group) + 1) * len(row.tokens) > most:
             yield group
@@ -279,7 +279,7 @@ def _tables(
     return tables, hits
 
 
-def seen(rows: Sequence[Row], width: int) -> Tensor:
+def seen(rows: Sequence[PackedRow], width: int) -> Tensor:
     """What the tokens of rows see, bool [n, T, T]: those before them of their item and option, and what is shared."""
     sees = torch.ones(width, width, dtype=torch.bool).tril()
     for owners in ([r.items for r in rows], [r.options for r in rows]):
@@ -319,7 +319,7 @@ def _trial(asked: Sequence[Question], most: int) -> Sequence[Question]:
     return longest_row if len(longest_row) > 1 else asked[:2]
 
 
-def packed_row(task: int, asked: Sequence[Question], option: int | None = None) -> Row:
+def packed_row(task: int, asked: Sequence[Question], option: int | None = None) -> PackedRow:
     """A row with all options of these questions, or one, and what is scored in it."""
     stems = [_stem(q, option) for q in asked]
     common = _shared(stems)
@@ -336,7 +336,7 @@ def packed_row(task: int, asked: Sequence[Question], option: int | None = None) 
                 behind = 0 if before < common else mine if before < len(stem) else own
                 scored.append((before + behind, text[before + 1], question.number, o))
     tokens, positions, items, options = zip(*places, strict=True)
-    return Row(task, tokens, positions, items, options, tuple(scored))
+    return PackedRow(task, tokens, positions, items, options, tuple(scored))
 
 
 def _stem(question: Question, option: int | None = None) -> tuple[int, ...]:

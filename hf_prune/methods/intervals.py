@@ -24,7 +24,7 @@ from hf_prune.methods.method import Facts
 from hf_prune.methods.partition import checked, fates, kept_of, partitions, pick, sizes, ways
 
 Triple = tuple[int, int, bool]
-Row = tuple[int, ...]
+Weights = tuple[int, ...]
 """Integer weights of one output layer over the source layers from its group's first on; they add up to 1."""
 TRIES = 16
 """Draws before a mutation that changes nothing is accepted: many genes are silent."""
@@ -32,15 +32,15 @@ JITTER = 0.5
 """Chance that a shifted begin or end moves one layer further."""
 
 
-def merged(rows: list[Row]) -> Row:
+def merged(rows: list[Weights]) -> Weights:
     """The paper's rule on rows of consecutive groups: (1 - m) times the first plus each of the m others."""
     return tuple(w * (2 - len(rows)) for w in rows[0]) + tuple(w for row in rows[1:] for w in row)
 
 
 @lru_cache(maxsize=64)
-def nestings(size: int) -> tuple[tuple[Row, tuple[Triple, ...]], ...]:
+def nestings(size: int) -> tuple[tuple[Weights, tuple[Triple, ...]], ...]:
     """Every distinct row that `size` layers can become, each with triples (first layer = 0) that make it."""
-    found: dict[Row, tuple[Triple, ...]] = {} if size > 1 else {(1,): ()}
+    found: dict[Weights, tuple[Triple, ...]] = {} if size > 1 else {(1,): ()}
     for groups in range(2, size + 1):
         for cut in partitions(size, groups):
             for children in product(*(nestings(stop - start) for start, stop in cut)):
@@ -79,9 +79,9 @@ class IntervalSpace:
         flat = [int(v) for triple in triples for v in triple]
         return tuple(flat + [0] * (3 * self.depth - len(flat)))
 
-    def rows(self, genome: Genome) -> list[tuple[int, Row]]:
+    def rows(self, genome: Genome) -> list[tuple[int, Weights]]:
         """(first source layer, weights from there on) of every output layer, in order."""
-        rows: list[tuple[int, Row]] = [(i, (1,)) for i in range(self.depth)]
+        rows: list[tuple[int, Weights]] = [(i, (1,)) for i in range(self.depth)]
         for begin, end, active in self.triples(genome):
             if active and begin < end:
                 inside = [k for k, (start, row) in enumerate(rows) if start <= end and begin < start + len(row)]

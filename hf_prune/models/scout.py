@@ -13,8 +13,8 @@ from hf_prune.errors import HfPruneError
 from hf_prune.hub import Peek, Relative, TensorInfo
 from hf_prune.models.adapter import lora_scale
 from hf_prune.models.checkpoint import DTYPES
-from hf_prune.models.compatibility import verdict
 from hf_prune.models.headers import layer_prefix
+from hf_prune.models.variants import verdict
 
 AT_ONCE = 4
 """Repos looked at side by side."""
@@ -34,7 +34,7 @@ class Difference:
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class Scouted:
     """A relative of the base; `note` says why it does not fit, or what has to be known where it does."""
 
     repo: str
@@ -46,7 +46,7 @@ class Candidate:
     difference: Difference | None = None
 
 
-def scout(base: str, most: int = 20, *, sleep: Callable[[float], None] | None = None) -> Iterator[Candidate]:
+def scout(base: str, most: int = 20, *, sleep: Callable[[float], None] | None = None) -> Iterator[Scouted]:
     """Look at the relatives of a repo, the most downloaded first; one at a time is yielded as they are read.
 
     Args:
@@ -70,18 +70,18 @@ def scout(base: str, most: int = 20, *, sleep: Callable[[float], None] | None = 
         )
 
 
-def _candidate(base: str, dense: Peek, samples: "_Samples", relative: Relative, retry: Mapping[str, Any]) -> Candidate:
+def _candidate(base: str, dense: Peek, samples: "_Samples", relative: Relative, retry: Mapping[str, Any]) -> Scouted:
     known = (relative.repo, relative.relation, relative.downloads, relative.license)
     try:
         seen = hub.peek(f"{base}+{relative.repo}" if relative.relation == "adapter" else relative.repo, **retry)
         found = verdict(dense, seen)
         if not found.fits:
-            return Candidate(*known, False, found.sentence)
+            return Scouted(*known, False, found.sentence)
         harmless = [r.aspect for r in found.rows if r.severity == "harmless" and r.aspect != "licence"]
         note = f"differs in {', '.join(harmless)}" if harmless else ""
-        return Candidate(*known, True, note, samples.difference(seen))
+        return Scouted(*known, True, note, samples.difference(seen))
     except HfPruneError as e:
-        return Candidate(*known, False, str(e))
+        return Scouted(*known, False, str(e))
 
 
 class _Samples:

@@ -216,7 +216,7 @@ def build(
     widths = Widths.of(parent.config)
     groups = grid(widths.groups, options.levels, 1)
     neurons = grid(widths.neurons, options.levels, math.lcm(options.multiple, EXPERT if widths.experts else 1))
-    digest = digest_of(parent, options, evidence)
+    digest = digest_library(parent, options, evidence)
     made = Levels(folder, digest, options, widths, groups, neurons)
     _claim(folder, digest)
     tokens = tokens.to(dense.device)
@@ -254,7 +254,7 @@ def made(
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Levels:
     """The library of a model: opened where it is finished already, else made; by default in the user's cache."""
-    digest = digest_of(parent, options, text.digest)
+    digest = digest_library(parent, options, text.digest)
     folder = folder / options.kind if folder else Path(CACHE).expanduser() / digest
     if (folder / "manifest.json").is_file():
         _claim(folder, digest)
@@ -262,7 +262,7 @@ def made(
     return build(dense, parent, text.tokens, folder, options, evidence=text.digest, progress=progress)
 
 
-def digest_of(parent: Parent, options: Options, evidence: str) -> str:
+def digest_library(parent: Parent, options: Options, evidence: str) -> str:
     """64 bits of SHA-256 over everything that a library depends on."""
     text = json.dumps([str(parent.source), asdict(options), evidence, 1])
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -25,7 +25,7 @@ Progress = Callable[[int, int, float], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Tuned:
+class TunedMixes:
     """The model with its new mixes, and the loss before every step (`Descended`)."""
 
     blueprint: Blueprint
@@ -45,19 +45,19 @@ def tune(
     steps: int,
     progress: Progress = lambda done, total, loss: None,
     state: Path | None = None,
-) -> Tuned:
+) -> TunedMixes:
     """Learn the mixes of every layer that is a sum; other arguments are those of `descend`.
 
     Args:
         blueprint: canonical.
     """
     if not steps:
-        return Tuned(blueprint, ())
+        return TunedMixes(blueprint, ())
     numbered = blueprint.over(evaluator.bank.sources)
     sums = [_mixture(evaluator.bank, spec) for spec in numbered.layers]
     done = descend(evaluator, numbered, sums, evidence, steps, RATE, progress, state)
     layers = tuple(_mixed(total, weights) for total, weights in zip(sums, done.weights, strict=True))
-    return Tuned(replace(numbered, layers=layers).canonical(), done.losses)
+    return TunedMixes(replace(numbered, layers=layers).canonical(), done.losses)
 
 
 def tune_repair(

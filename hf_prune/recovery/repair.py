@@ -55,7 +55,7 @@ class Fit:
 
 
 @dataclass(frozen=True, eq=False)
-class Repaired:
+class RepairedCut:
     """A blueprint whose repaired layers name their weights by digest, and those fits."""
 
     blueprint: Blueprint
@@ -66,7 +66,7 @@ class Repaired:
         return json.dumps({"blueprint": self.blueprint.to_json(), "fits": [asdict(f) for f in self.fits]})
 
     @classmethod
-    def from_json(cls, text: str) -> "Repaired":
+    def from_json(cls, text: str) -> "RepairedCut":
         """Read what `to_json` wrote."""
         raw = json.loads(text)
         return cls(Blueprint.from_json(raw["blueprint"]), tuple(Fit(**f) for f in raw["fits"]))
@@ -86,7 +86,7 @@ def repair(
     ridges: Sequence[float] = RIDGES,
     teachers: Sequence[int] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Repaired:
+) -> RepairedCut:
     """Refit the layers of a cut model, first to last.
 
     Two paths walk side by side, the dense one and the repaired one, so that a few hidden states per window are held,
@@ -125,7 +125,7 @@ def repair(
             fits.append(Fit(len(layers), way.ridges, way.before, way.error))
         layers.append(spec)
         progress(len(layers), len(blueprint.layers))
-    return Repaired(replace(blueprint, layers=tuple(layers)), tuple(fits))
+    return RepairedCut(replace(blueprint, layers=tuple(layers)), tuple(fits))
 
 
 def evenly(repaired: Blueprint, strength: float) -> Shares:
@@ -133,7 +133,7 @@ def evenly(repaired: Blueprint, strength: float) -> Shares:
     return ((strength, strength),) * len(repaired.layers)
 
 
-def weakened(bank: LayerBank, repaired: Blueprint, shares: Shares) -> Blueprint:
+def weaken(bank: LayerBank, repaired: Blueprint, shares: Shares) -> Blueprint:
     """The same repair, taken part of the way: W + share (W' - W) in every refitted map; the bank keeps the weights.
 
     Least squares draws states towards their mean where it cannot tell them, which is likeliest text, but tells options

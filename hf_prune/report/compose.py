@@ -18,13 +18,13 @@ from hf_prune.blueprint import Blueprint
 from hf_prune.errors import InvalidBlueprint
 from hf_prune.events import Event
 from hf_prune.models.auto_classes import FILE
-from hf_prune.plan import asked
+from hf_prune.plan import describe_target
 from hf_prune.recipe import flagged, nest
 from hf_prune.recovery.latency import foretold, retimed
 from hf_prune.report import card, figures, statistics
 from hf_prune.report.fates import fates
 from hf_prune.report.figures import FrontPoint
-from hf_prune.report.measure import measured
+from hf_prune.report.measure import measure_folder
 from hf_prune.report.redaction import public_recipe
 from hf_prune.report.schema.course import BaseCheck, Healing, Merging, SearchSummary
 from hf_prune.report.schema.document import VERSION
@@ -85,7 +85,7 @@ def describe(
         own_code=(folder / FILE).is_file(),
         **_lineage(session, winner),
         splits=statistics.splits(session.evidence.windows),
-        **(yield from measured(session, winner, folder, trained)),
+        **(yield from measure_folder(session, winner, folder, trained)),
         tuning=winner.tuning,
         repair=winner.repair,
         healing=trained,
@@ -112,7 +112,7 @@ def describe(
     return report
 
 
-def measured_again(
+def measure_again(
     before: Report,
     session: Session,
     winner: Winner,
@@ -143,7 +143,7 @@ def measured_again(
     winner = replace(winner, baselines=baselines)
     trained = Healing(**healing) if healing else before.healing
     report = before.replace(
-        **(yield from measured(session, winner, folder, trained)),
+        **(yield from measure_folder(session, winner, folder, trained)),
         repair=winner.repair or before.repair,
         healing=trained,
         layers=fates(winner.blueprint.layers, session.inputs.base.depth),
@@ -260,10 +260,10 @@ def _size(session: Session, winner: Blueprint, stored: tuple[int, int]) -> Size:
     base = session.inputs.base
     size = statistics.sizes(base, winner, session.evaluator.parameters(winner), stored, base.dtype.itemsize)
     ratio = session.recipe.size.ratio
-    if ratio is None and asked(session.recipe).startswith("ratio"):
-        ratio = float(asked(session.recipe).split()[1])
+    if ratio is None and describe_target(session.recipe).startswith("ratio"):
+        ratio = float(describe_target(session.recipe).split()[1])
     ratio = math.nan if ratio is None else ratio
-    return size.replace(asked=asked(session.recipe), asked_ratio=ratio, miss=size.removed_ratio - ratio)
+    return size.replace(asked=describe_target(session.recipe), asked_ratio=ratio, miss=size.removed_ratio - ratio)
 
 
 def _figures(session: Session, journal: Journal, winner: Winner, report: Report, folder: Path) -> dict[str, str]:

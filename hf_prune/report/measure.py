@@ -14,7 +14,7 @@ from hf_prune.blueprint import Fidelity
 from hf_prune.data.task_scores import score
 from hf_prune.evaluation import speed
 from hf_prune.evaluation.evaluator import Evaluator
-from hf_prune.events import Advanced, Event, watched
+from hf_prune.events import Advanced, Event, stream_work
 from hf_prune.report import lm_eval, stages, statistics
 from hf_prune.report.lm_eval import HarnessScores
 from hf_prune.report.retention import Standings, retention, standings
@@ -38,7 +38,7 @@ def _loaded(session: Session, folder: Path) -> PreTrainedModel:
     return model.to(session.device).eval()
 
 
-def measured(
+def measure_folder(
     session: Session, winner: Winner, folder: Path, healing: Healing | None
 ) -> Generator[Event, None, dict[str, Any]]:
     """Every section of the report that needs the finished folder, by its name, on the report split.
@@ -54,7 +54,7 @@ def measured(
     evaluator = Evaluator(session.bank, windows.tokens)
     if session.dense:
         evaluator.teach([session.dense] * len(windows.tokens))
-    known = yield from watched(
+    known = yield from stream_work(
         lambda tell: standings(session, winner, lambda done, total: tell(Advanced("report", done, total)))
     )
     seen = _observed(session, evaluator, winner, folder, healing, known)

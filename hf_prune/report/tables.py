@@ -21,11 +21,11 @@ from hf_prune.report.verdicts import (
     significant,
 )
 
-Row = tuple[str, str, str, str]
+Cells = tuple[str, str, str, str]
 """What is measured, dense, pruned, change."""
 
 
-def table(report: Report) -> list[Row]:
+def table(report: Report) -> list[Cells]:
     """The one table of the card: dense | pruned | change, one row per measurement that the report holds."""
     return [
         *_text_rows(report),
@@ -100,7 +100,7 @@ def _stage_score(row: Score | HarnessMetric, stage: StageName) -> str:
     return f"{value}; {interval(decimals(row.difference, 3), row.difference_ci, lambda x: decimals(x, 3))}"
 
 
-def _text_rows(report: Report) -> list[Row]:
+def _text_rows(report: Report) -> list[Cells]:
     rows = []
     for name in corpora(report.text):
         entry = report.text[name]
@@ -122,18 +122,18 @@ def _times(entry: Text | StageText) -> str:
     return f"× {interval(factor(entry.log_ratio), entry.log_ratio_ci, factor)}"
 
 
-def _task_rows(report: Report) -> list[Row]:
+def _task_rows(report: Report) -> list[Cells]:
     return [_task_row(name, task, accuracy) for name, task in report.tasks.items() for accuracy in task.accuracies]
 
 
-def _task_row(name: str, task: Task, accuracy: Accuracy) -> Row:
+def _task_row(name: str, task: Task, accuracy: Accuracy) -> Cells:
     sides = [interval(percent(side.value), side.ci, percent) for side in (accuracy.dense, accuracy.pruned)]
     gap, ci = accuracy.change
     change = "" if math.isnan(gap) else interval(f"{points(gap)} points", ci, points)
     return f"{name} {accuracy.name} ({task.items} items, chance {percent(task.chance, 0)})", *sides, change
 
 
-def _generation_rows(report: Report) -> list[Row]:
+def _generation_rows(report: Report) -> list[Cells]:
     said = report.generation
     if not (said and said.dense and said.pruned):
         return []
@@ -146,7 +146,7 @@ def _generation_rows(report: Report) -> list[Row]:
     return [(label, show(before), show(after), "") for label, show, before, after in rows]
 
 
-def _size_rows(report: Report) -> list[Row]:
+def _size_rows(report: Report) -> list[Cells]:
     dense, pruned = report.size.dense, report.size.pruned
     rows = [("Layers", str(dense.layers), str(pruned.layers), f"−{dense.layers - pruned.layers}")]
     rows.append(_smaller("Parameters", dense.parameters, pruned.parameters, ""))
@@ -158,12 +158,12 @@ def _size_rows(report: Report) -> list[Row]:
     return rows
 
 
-def _smaller(label: str, dense: int, pruned: int, unit: str) -> Row:
+def _smaller(label: str, dense: int, pruned: int, unit: str) -> Cells:
     change = ratio(pruned, dense) - 1
     return label, amount(dense, unit), amount(pruned, unit), percent(change) if change else ""
 
 
-def _speed_rows(report: Report) -> list[Row]:
+def _speed_rows(report: Report) -> list[Cells]:
     if not report.speed:
         return []
     dense, pruned = report.speed.dense, report.speed.pruned

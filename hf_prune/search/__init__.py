@@ -4,7 +4,7 @@ outcomes = yield trials          # in the same order; values are minimised
 return finalists                 # distinct genomes, best first, at full evidence
 """
 
-from hf_prune.search.drive import drive, focused, once
+from hf_prune.search.drive import drive, focus, once
 from hf_prune.search.evolution import evopress, staged
 from hf_prune.search.exhaustive import exhaustive
 from hf_prune.search.finals import finals
@@ -33,4 +33,4 @@ SEARCHERS = {
     "last": Searcher(last, LAYERS, rounds=single),
 }
 
-__all__ = ["SEARCHERS", "Schedule", "Scores", "Search", "Searcher", "Space", "drive", "finals", "focused", "once"]
+__all__ = ["SEARCHERS", "Schedule", "Scores", "Search", "Searcher", "Space", "drive", "finals", "focus", "once"]

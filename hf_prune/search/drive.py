@@ -69,7 +69,7 @@ def drive(
         return end.value
 
 
-def focused(search: Search, columns: tuple[int, ...]) -> Search:
+def focus(search: Search, columns: tuple[int, ...]) -> Search:
     """Let a searcher see only some of the journaled values; what it returns keeps them all."""
     known: dict[Trial, Outcome] = {}
     try:

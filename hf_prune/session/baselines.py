@@ -11,7 +11,7 @@ from hf_prune.evaluation.objectives import values
 from hf_prune.events import Event, Stage
 from hf_prune.methods.method import Comparison, Facts
 from hf_prune.plan import evaluations
-from hf_prune.search import SEARCHERS, Schedule, drive, focused, once
+from hf_prune.search import SEARCHERS, Schedule, drive, focus, once
 from hf_prune.session.journal import Journal
 from hf_prune.session.scorer import Scorer
 from hf_prune.session.session import FINALISTS, Session
@@ -89,7 +89,7 @@ def _on_text(session: Session, journal: Journal, one: Comparison, scorer: Scorer
         scores=session.scores(whole) if searcher.needs else None,
     )
     search = searcher.propose(scorer.space, schedule, np.random.default_rng(session.recipe.seed))
-    asking = focused(search, (session.columns.index(one.column),))
+    asking = focus(search, (session.columns.index(one.column),))
     ranked = yield from drive(asking, scorer.evaluate, journal, scorer.key)
     best = ranked[len(ranked) // 2 if one.median else 0]
     wanted = [Trial(best.trial.genome, session.evidence.full)]
@@ -112,7 +112,7 @@ def _like_the_result(
         stages, trials, recipe.search.population, recipe.search.offspring, one.starts(_cuts(found)), FINALISTS
     )
     search = SEARCHERS[one.searcher].propose(scorer.space, schedule, np.random.default_rng(recipe.seed))
-    ranked = yield from drive(focused(search, (0,)), scorer.evaluate, journal, scorer.key, total=trials)
+    ranked = yield from drive(focus(search, (0,)), scorer.evaluate, journal, scorer.key, total=trials)
     wanted = [Trial(o.trial.genome, evidence.selection) for o in ranked]
     unseen = yield from drive(once(wanted), scorer.evaluate, journal, scorer.key, total=len(ranked))
     best = min(unseen, key=lambda o: o.values[0])

@@ -21,12 +21,12 @@ from hf_prune.atomic_files import write_text
 from hf_prune.blueprint import Blueprint
 from hf_prune.evaluation.objectives import values
 from hf_prune.evaluation.teachers import Teachers
-from hf_prune.events import Advanced, Event, Healed, Repaired, Stage, Tell, Tuned, watched
+from hf_prune.events import Advanced, Event, Healed, Repaired, Stage, Tell, Tuned, stream_work
 from hf_prune.models.experts import stacked
 from hf_prune.recipe import Recipe
 from hf_prune.recovery.heal import Course, Healing, heal
 from hf_prune.recovery.mixes import midway, tune, tune_repair
-from hf_prune.recovery.repair import STRENGTHS, Shares, evenly, weakened
+from hf_prune.recovery.repair import STRENGTHS, Shares, evenly, weaken
 from hf_prune.session.baselines import Baseline
 from hf_prune.session.selection import Winner
 from hf_prune.session.session import Session
@@ -47,7 +47,7 @@ def make_libraries(session: Session) -> Generator[Event, None, None]:
         for number, kind in enumerate(kinds):
             session.library(kind, partial(_layer_done, tell, number * depth, depth * len(kinds)))
 
-    yield from watched(work)
+    yield from stream_work(work)
     if session.recipe.size.latency is not None:
         yield Stage("latency", "prefill and decode at every level, on this device")
         session.latencies  # noqa: B018 - measured here, under its own stage
@@ -66,7 +66,7 @@ def tune_mixes(session: Session, winner: Winner) -> Generator[Event, None, Winne
         winner: its blueprint is a bare cut as the search found it, which becomes one of those it is compared with.
     """
     yield Stage("tune", f"{session.recipe.tune.steps} steps on {session.recipe.data.sequences} windows")
-    blueprint, summary = yield from watched(lambda tell: _tune(session, winner.cut, tell))
+    blueprint, summary = yield from stream_work(lambda tell: _tune(session, winner.cut, tell))
     yield Tuned(summary["before"], summary["after"], summary["kept"])
     if not summary["kept"]:
         return replace(winner, tuning=summary)
@@ -124,7 +124,7 @@ def repair_cut(session: Session, winner: Winner) -> Generator[Event, None, Winne
     if winner.blueprint != winner.cut:
         return winner
     yield Stage("repair", f"{recipe.repair.reach}, on at most {recipe.repair.sequences} windows")
-    blueprint, summary = yield from watched(lambda tell: _repair(session, winner.cut, tell))
+    blueprint, summary = yield from stream_work(lambda tell: _repair(session, winner.cut, tell))
     yield Repaired(summary["kl_before"], summary["kl_after"], summary["kept"])
     return replace(winner, blueprint=blueprint if summary["kept"] else winner.cut, repair=summary)
 
@@ -135,12 +135,12 @@ def _repair(session: Session, cut: Blueprint, tell: Tell) -> tuple[Blueprint, di
     done = session.repaired(cut, windows, lambda done, total: tell(Advanced("repair", done, total)))
     whole = done.blueprint
     strengths = STRENGTHS if session.evidence.searched else STRENGTHS[-1:]
-    bare, *ways = _judged(session, [cut, *(weakened(session.bank, whole, evenly(whole, s)) for s in strengths)])
+    bare, *ways = _judged(session, [cut, *(weaken(session.bank, whole, evenly(whole, s)) for s in strengths)])
     best = min(ways, key=lambda way: way.worth)
     strength, learning = strengths[ways.index(best)], None
     if session.recipe.tune.steps and session.evidence.learning.items:
         shares = _shares(session, whole, strength, tell)
-        ways += _judged(session, [weakened(session.bank, whole, shares)])
+        ways += _judged(session, [weaken(session.bank, whole, shares)])
         taken = [list(pair) if spec.repair else None for spec, pair in zip(whole.layers, shares, strict=True)]
         learning = {**_learning(session, best.worth, ways[-1].worth), "shares": taken}
         best = min(best, ways[-1], key=lambda way: way.worth)
@@ -215,7 +215,7 @@ def heal_model(session: Session, folder: Path) -> Generator[Event, None, Trainin
     recipe = session.recipe
     yield Stage("heal", f"{recipe.heal.tokens:,} tokens, {recipe.heal.method}")
     home = session.workdir.healing(recipe.digest)
-    done = yield from watched(lambda tell: _heal(session, folder, home, tell))
+    done = yield from stream_work(lambda tell: _heal(session, folder, home, tell))
     yield Healed(done.before, done.after, done.tokens, done.kept)
     stored = _stored(session, folder, done) if done.kept else None
     summary = {

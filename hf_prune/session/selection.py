@@ -9,10 +9,10 @@ import numpy as np
 from hf_prune.blueprint import Blueprint, Fidelity, Outcome, Trial
 from hf_prune.errors import HfPruneError
 from hf_prune.evaluation.objectives import OBJECTIVES
-from hf_prune.events import Event, Stage, unwatched
+from hf_prune.events import Event, Stage, exhaust
 from hf_prune.limits import FINAL_STAGES
 from hf_prune.metrics.rank_correlation import spearman
-from hf_prune.search import drive, finals, focused, once
+from hf_prune.search import drive, finals, focus, once
 from hf_prune.session.baselines import Baseline
 from hf_prune.session.journal import Journal
 from hf_prune.session.scorer import Scorer
@@ -40,7 +40,7 @@ class Winner:
 
 def score(scorer: Scorer, journal: Journal, trials: Sequence[Trial]) -> tuple[Outcome, ...]:
     """Outcomes of given trials, through the journal."""
-    return unwatched(drive(once(trials), scorer.evaluate, journal, scorer.key, total=len(trials)))
+    return exhaust(drive(once(trials), scorer.evaluate, journal, scorer.key, total=len(trials)))
 
 
 def best_unseen(
@@ -71,7 +71,7 @@ def best_unseen(
     # What training does not measure cannot tell candidates apart.
     column = 0 if OBJECTIVES[session.recipe.search.objective].of_trained else session.columns.index("kl")
     genomes = [o.trial.genome for o in few]
-    asking, total = focused(finals(genomes, stages), (column,)), _asked(len(few), len(stages))
+    asking, total = focus(finals(genomes, stages), (column,)), _asked(len(few), len(stages))
     ranked = yield from drive(asking, scorer.evaluate, journal, scorer.key, batch=1, total=total)
     after = [journal.get(scorer.key(Trial(g, stages[0])))[column] for g in genomes]
     before = [o.values[column] for o in few]

@@ -31,7 +31,7 @@ from hf_prune.models.numbering import is_writable
 from hf_prune.recipe import Recipe
 from hf_prune.recovery.latency import Latencies, time_levels, within
 from hf_prune.recovery.levels import HALVES, Kind, Levels, Options, made
-from hf_prune.recovery.repair import Repaired, repair
+from hf_prune.recovery.repair import RepairedCut, repair
 from hf_prune.recovery.short_training import Lesson, TrainingAware
 from hf_prune.search import SEARCHERS, Schedule, Scores, Space
 from hf_prune.session.clock import Clock
@@ -307,14 +307,14 @@ class Session:
 
     # What gives back -----------------------------------------------------------------------------------------------
 
-    def repaired(self, cut: Blueprint, sequences: int, progress: Progress = lambda done, total: None) -> Repaired:
+    def repaired(self, cut: Blueprint, sequences: int, progress: Progress = lambda done, total: None) -> RepairedCut:
         """A cut with its remaining weights refitted; the bank keeps them, and the run's folder until the run ends."""
         fit = self.evidence.training(sequences)
         path = self.workdir.repair(self.recipe.search_digest, cut.digest, fit.digest)
         patches = path.with_suffix(".safetensors")
         if path.is_file():
             self.bank.patches.update(load_patches(patches))
-            return Repaired.from_json(path.read_text(encoding="utf-8"))
+            return RepairedCut.from_json(path.read_text(encoding="utf-8"))
         held = self.evidence.windows["selection"]
         whose = [self.teacher(c) for windows in (fit, held) for c in windows.corpora]
         reach = self.recipe.repair.reach

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_prune.app.workers import asked, started, stop
+from hf_prune.app.workers import ask, start, stop
 from hf_prune.errors import HfPruneError, InvalidRecipe
 
 
@@ -42,37 +42,37 @@ def write_niceness(path: str) -> None:
 
 def test_long_work_gives_way_as_far_as_it_is_told(tmp_path):
     for niceness in (0, 3):
-        process = started(write_niceness, str(tmp_path / "nice"), niceness=niceness)
+        process = start(write_niceness, str(tmp_path / "nice"), niceness=niceness)
         process.join(60)
         assert int((tmp_path / "nice").read_text()) == os.nice(0) + niceness
 
 
 def test_an_answer_comes_back_from_a_process_of_its_own():
-    assert asked(add, 2, 3, times=4) == 20
-    assert asked(login)[0] != os.getpid()
+    assert ask(add, 2, 3, times=4) == 20
+    assert ask(login)[0] != os.getpid()
 
 
 def test_a_login_is_that_of_the_process_alone():
-    assert asked(login, login="hf_guest_secret")[1] == "hf_guest_secret"
+    assert ask(login, login="hf_guest_secret")[1] == "hf_guest_secret"
     assert os.environ["HF_TOKEN"] == "hf_ns_secret"
 
 
 def test_what_went_wrong_is_said():
     with pytest.raises(InvalidRecipe, match="nothing of the kind"):
-        asked(refuse)
+        ask(refuse)
     with pytest.raises(HfPruneError, match="KeyError: 'inside'"):
-        asked(break_down)
+        ask(break_down)
     with pytest.raises(HfPruneError, match="ended without an answer"):
-        asked(vanish)
+        ask(vanish)
 
 
 def test_work_that_takes_too_long_is_ended(tmp_path):
     with pytest.raises(HfPruneError, match="longer than 1 seconds"):
-        asked(sleep, str(tmp_path / "begun"), str(tmp_path / "ended"), patience=1.0)
+        ask(sleep, str(tmp_path / "begun"), str(tmp_path / "ended"), patience=1.0)
 
 
 def test_a_stopped_process_puts_its_things_away(tmp_path):
-    process = started(sleep, str(tmp_path / "begun"), str(tmp_path / "ended"))
+    process = start(sleep, str(tmp_path / "begun"), str(tmp_path / "ended"))
     until = time.monotonic() + 60
     while not (tmp_path / "begun").exists() and time.monotonic() < until:
         time.sleep(0.05)

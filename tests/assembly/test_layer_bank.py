@@ -7,7 +7,7 @@ import torch
 
 from hf_prune.assembly.assemble import assemble, layer_tensors
 from hf_prune.assembly.layer_bank import LayerBank
-from hf_prune.assembly.patches import digest_of
+from hf_prune.assembly.patches import digest_patch
 from hf_prune.blueprint import GONE, Blueprint, LayerSpec, Part
 from tests.families import DEPTH, EVERY, mean
 from tests.oracle import opened
@@ -42,7 +42,7 @@ def test_a_plain_layer_is_the_dense_one_and_a_made_one_has_the_tensors_of_its_sp
 @pytest.mark.parametrize("spec", [LayerSpec((Part(0, 2),)), mean(1, 2), LayerSpec((Part(0, 2),), attn_level=GONE)])
 def test_a_repaired_layer_shares_every_tensor_that_it_does_not_replace(bank, spec):
     new = bank.repaired(spec, patch(bank, 2))
-    assert new.repair == digest_of(patch(bank, 2)) and not new.plain
+    assert new.repair == digest_patch(patch(bank, 2)) and not new.plain
     before, after = bank.module(spec).state_dict(), bank.module(new).state_dict()
     changed = {n for n in after if after[n].data_ptr() != before[n].data_ptr()}
     assert changed == {"mlp.down_proj.weight"} and torch.equal(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hf_prune.assembly.patches import digest_of, load_patches, save_patches
+from hf_prune.assembly.patches import digest_patch, load_patches, save_patches
 from hf_prune.errors import InvalidBlueprint
 
 
@@ -24,16 +24,16 @@ def test_the_digest_follows_names_types_shapes_and_bytes_and_no_order():
         {**one, "mlp.down_proj.weight": one["mlp.down_proj.weight"].reshape(6, 4)},
         {"o.bias": one["o.bias"]},
     ]
-    assert digest_of(dict(reversed(one.items()))) == digest_of(one)
-    assert len({digest_of(p) for p in (one, *others)}) == 6
-    assert digest_of({"t": one["mlp.down_proj.weight"].T}) == digest_of(
+    assert digest_patch(dict(reversed(one.items()))) == digest_patch(one)
+    assert len({digest_patch(p) for p in (one, *others)}) == 6
+    assert digest_patch({"t": one["mlp.down_proj.weight"].T}) == digest_patch(
         {"t": one["mlp.down_proj.weight"].T.contiguous()}
     )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_what_is_saved_is_read_back_bit_for_bit(tmp_path, dtype):
-    patches = {digest_of(p): p for p in (patch(0, dtype), patch(1, dtype))}
+    patches = {digest_patch(p): p for p in (patch(0, dtype), patch(1, dtype))}
     path = tmp_path / "repairs" / "patches.safetensors"
     save_patches(patches, path)
     found = load_patches(path)
@@ -49,7 +49,7 @@ def test_without_patches_there_is_no_file(tmp_path):
 
 def test_a_file_that_is_not_what_it_says_is_refused(tmp_path):
     path = tmp_path / "p.safetensors"
-    save_patches({digest_of(patch()): patch()}, path)
+    save_patches({digest_patch(patch()): patch()}, path)
     good = path.read_bytes()
     path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
     with pytest.raises(InvalidBlueprint, match="has been changed"):

@@ -6,7 +6,7 @@ import torch
 from hf_prune.blueprint import Fidelity, LayerSpec, Part
 from hf_prune.evaluation.objectives import DOUBT_WEIGHT
 from hf_prune.recovery.mixes import midway, tunable, tune, tune_repair
-from hf_prune.recovery.repair import evenly, repair, weakened
+from hf_prune.recovery.repair import evenly, repair, weaken
 from tests.families import EVERY, mean
 from tests.recovery.test_descent import ASKED, ROWS, STEPS, asking, evaluator_of, mixed
 
@@ -91,9 +91,9 @@ def test_every_family_learns_how_far_its_repair_goes(family):
     bank, windows = evaluator.bank, evaluator.reference.tokens
     cut = mixed(evaluator, 0, mean(1, 2), 3, 5)
     whole = repair(bank, cut, windows, windows).blueprint
-    begun, told = weakened(bank, whole, evenly(whole, 0.5)), []
+    begun, told = weaken(bank, whole, evenly(whole, 0.5)), []
     shares = tune_repair(evaluator, whole, 0.5, Fidelity(ROWS), STEPS, lambda *now: told.append(now[2]))
-    kl = [m.kl for m in evaluator.evaluate([begun, weakened(bank, whole, shares)], Fidelity(ROWS))]
+    kl = [m.kl for m in evaluator.evaluate([begun, weaken(bank, whole, shares)], Fidelity(ROWS))]
     assert told[0] == pytest.approx(kl[0], rel=1e-3) and kl[1] < kl[0]
     refitted = [spec.repair is not None for spec in whole.layers]
     assert any(refitted) and [pair != (1.0, 1.0) for pair in shares] == refitted

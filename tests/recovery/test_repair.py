@@ -14,7 +14,7 @@ from hf_prune.data.bundled import demo_folder
 from hf_prune.errors import InvalidBlueprint
 from hf_prune.evaluation.evaluator import Evaluator
 from hf_prune.recipe import Recipe
-from hf_prune.recovery.repair import REACHES, Repaired, _ends, evenly, repair, weakened
+from hf_prune.recovery.repair import REACHES, RepairedCut, _ends, evenly, repair, weaken
 from hf_prune.session.session import open_session
 from tests.families import DEPTH, EVERY, blueprint, mean
 from tests.oracle import logits, opened, stock, tokens
@@ -82,7 +82,7 @@ def test_a_repair_may_be_taken_part_of_the_way_each_half_its_own(family):
     done = repair(bank, of(bank.parents[0], DROPPED), FIT, FIT).blueprint
     refitted = [spec for spec in done.layers if spec.repair]
     shares = [(0.5, 0.25 * n) for n in range(len(done.layers))]
-    less = weakened(bank, done, shares)
+    less = weaken(bank, done, shares)
     assert refitted and [replace(s, repair=None) for s in less.layers] == [replace(s, repair=None) for s in done.layers]
     for spec, part, share in zip(done.layers, less.layers, shares, strict=True):
         if not spec.repair:
@@ -91,7 +91,7 @@ def test_a_repair_may_be_taken_part_of_the_way_each_half_its_own(family):
         before, middle, after = (bank.module(s).state_dict() for s in (replace(spec, repair=None), part, spec))
         for name, tensor in middle.items():
             torch.testing.assert_close(tensor, torch.lerp(before[name], after[name], share[half(name) == "mlp"]))
-    assert weakened(bank, done, evenly(done, 1.0)) == done
+    assert weaken(bank, done, evenly(done, 1.0)) == done
 
 
 def test_a_repair_of_another_shape_is_refused(tmp_path):
@@ -183,7 +183,7 @@ def test_progress_is_told_and_the_record_is_read_back():
     bank, told = bank_of("llama"), []
     done = repair(bank, of(bank.parents[0], DROPPED), FIT, HELD, progress=lambda *x: told.append(x))
     assert told == [(i, 4) for i in range(1, 5)]
-    back = Repaired.from_json(done.to_json())
+    back = RepairedCut.from_json(done.to_json())
     assert (back.blueprint, back.fits) == (done.blueprint, done.fits)
 
 

@@ -18,7 +18,7 @@ from hf_prune.evaluation.comparison import block_influence, influence
 from hf_prune.evaluation.objectives import values
 from hf_prune.events import Advanced, Finished, Scored, Tuned
 from hf_prune.recovery.mixes import midway, tune, tune_repair
-from hf_prune.recovery.repair import STRENGTHS, evenly, weakened
+from hf_prune.recovery.repair import STRENGTHS, evenly, weaken
 from hf_prune.report.retention import standings
 from hf_prune.results import assemble_blueprint, heal_folder, report_folder
 from hf_prune.session import restore
@@ -259,7 +259,7 @@ def test_where_tasks_are_asked_a_repair_goes_as_far_as_serves_the_objective(home
     found, summary = restore._repair(session, cut, lambda event: None)
     assert set(session.bank.named(found)) == set(session.bank.patches), "the ways not taken are let go"
     whole = session.repaired(cut, 16).blueprint
-    ways = [cut, *(weakened(session.bank, whole, evenly(whole, strength)) for strength in STRENGTHS)]
+    ways = [cut, *(weaken(session.bank, whole, evenly(whole, strength)) for strength in STRENGTHS)]
     worth = [values(m, session.columns)[0] for m in session.evaluator.evaluate(ways, session.evidence.selection)]
     best = min(range(1, len(ways)), key=lambda n: worth[n])
     assert found == ways[best] and summary["strength"] == STRENGTHS[best - 1] and summary["learning"] is None
@@ -284,7 +284,7 @@ def test_where_mixes_are_learned_from_tasks_so_is_how_far_each_half_of_a_repair_
         "a finished result is trained without its search tasks"
     )
     assert len(steps) == 4 and learning["shares"] == [list(pair) for pair in shares]
-    ways = [weakened(session.bank, whole, taken) for taken in (evenly(whole, summary["strength"]), shares)]
+    ways = [weaken(session.bank, whole, taken) for taken in (evenly(whole, summary["strength"]), shares)]
     worth = [values(m, session.columns)[0] for m in session.evaluator.evaluate(ways, session.evidence.selection)]
     assert worth == pytest.approx([learning["before"], learning["after"]]) and learning["items"] == 12
     assert found == ways[learning["kept"]] and learning["kept"] == (worth[1] < worth[0])

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from hf_prune.errors import IncompatibleSources
 from hf_prune.hub import peek
-from hf_prune.models.compatibility import table, verdict
+from hf_prune.models.variants import comparison_table, verdict
 from hf_prune.pipeline import run
 from hf_prune.session.session import open_session
 from tests.runs import adapter, base, relatives, stitching
@@ -40,7 +40,7 @@ def test_models_and_adapters_of_equal_shape_fit(home):
     for name in (home / "tuned", f"{home / 'base'}+{home / 'lora'}"):
         found = compared(home, str(name))
         assert found.fits and rows(found)["tokenizer"].severity == "same"
-    header, lines = table([compared(home, str(home / "tuned"))])
+    header, lines = comparison_table([compared(home, str(home / "tuned"))])
     assert len(header) == 6 and [line[1] for line in lines] == ["everything compared"]
 
 
@@ -56,7 +56,7 @@ def test_models_and_adapters_of_equal_shape_fit(home):
 def test_settings_that_change_a_layer_are_fatal_and_others_are_not(home, tmp_path, config, aspect, severity):
     found = compared(home, str(edited(home, tmp_path / "other", **config)))
     assert rows(found)[aspect].severity == severity and found.fits is (severity != "fatal")
-    assert severity in [line[4] for line in table([found])[1]]
+    assert severity in [line[4] for line in comparison_table([found])[1]]
 
 
 def test_another_shape_is_named_and_refused_before_a_weight_is_read(home, tmp_path):

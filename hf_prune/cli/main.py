@@ -33,11 +33,7 @@ RECOVERY = (
     "heal_lr", "heal_batch", "heal_checks", "heal_patience", "gradient_checkpointing", "keep_adapter", "seed",
     "selection_sequences", "overwrite",
 )  # fmt: skip
-BaseOption = Annotated[
-    str | None, typer.Option("--base", help="The dense parent; default: the one the blueprint names.")
-]
-SIZES = set(Size.model_fields)
-"""Ways to say how small; a flag for one of them replaces whichever the recipe file uses."""
+BaseOption = Annotated[str | None, typer.Option("--base", help="The dense parent; default: the blueprint's.")]
 
 app = typer.Typer(
     name="hf-prune",
@@ -369,8 +365,9 @@ def _given(values: dict[str, Any]) -> dict[str, Any]:
 
 def _recipe(base: str | None, path: Path | None, values: dict[str, Any]) -> Recipe:
     fields = _given({"base": base, **values})
-    if SIZES & set(fields):
-        fields = {**dict.fromkeys(SIZES - {"drop"}), "drop": (), **fields}
+    sizes = set(Size.model_fields)
+    if sizes & set(fields):  # a flag for one way to say how small replaces whichever the file uses
+        fields = {**dict.fromkeys(sizes - {"drop"}), "drop": (), **fields}
     if path is None and base is None:
         raise InvalidRecipe("Say which model to compress: hf-prune compress BASE, or --recipe FILE.yaml with a base.")
     return Recipe.load(path, **fields) if path else Recipe.of(**fields)

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_prune.blueprint import Fidelity, Trial
-from hf_prune.search import SEARCHERS, Schedule, drive
+from hf_prune.search import SEARCHERS, Schedule, drive, focus
+from hf_prune.search.pareto import non_dominated
 from hf_prune.session.journal import Journal
 from tests.search.toy import FULL, Landscape, Removals
 
@@ -127,3 +128,57 @@ def test_a_replayed_search_asks_for_nothing_and_ends_the_same(name):
     events, finalists = run(search(), evaluate, journal)
     again, same = run(search(), lambda _: pytest.fail("evaluated again"), journal)
     assert same == finalists and [e.outcomes for e in again] == [e.outcomes for e in events]
+
+
+class Batches:
+    """A limit of so many batches; `trials` as a journaled one keeps it."""
+
+    def __init__(self, batches=0, trials=None):
+        self.left, self.trials, self.ended = batches, trials, None
+
+    def over(self):
+        self.left -= 1
+        return self.left < 0
+
+    def end(self, trials):
+        self.ended = trials
+
+
+def searching(name):
+    space = Removals(8) if name == "nsga2" else SPACE
+    columns = (0, 1) if name == "nsga2" else (0,)
+    plan = Schedule((Fidelity(2), FULL), 60, 6, 8)
+    return focus(SEARCHERS[name].propose(space, plan, np.random.default_rng(0)), columns)
+
+
+@pytest.mark.parametrize("batch", [3, 64])
+@pytest.mark.parametrize("name", ["staged", "nsga2", "genetic", "random"])
+def test_a_search_whose_time_is_up_returns_its_best_so_far_and_a_resumed_one_the_same(name, batch):
+    journal, limit = Journal.memory(), Batches(3)
+
+    def evaluate(trials):
+        return [(v[0], float(sum(t.genome))) for t, v in zip(trials, LAND.evaluate(trials), strict=True)]
+
+    events, found = run(searching(name), evaluate, journal, batch=batch, limit=limit)
+    assert 0 < limit.ended == events[-1].done < 60
+    told = [o for e in events for o in e.outcomes]
+    fullest = [o for o in told if o.trial.fidelity == max((o.trial.fidelity for o in told), key=lambda f: f.sequences)]
+    if name == "nsga2":
+        assert {o.values for o in found} == {fullest[i].values for i in non_dominated([o.values for o in fullest])}
+    else:
+        assert found[0].values[0] == min(o.values[0] for o in fullest)
+        assert [o.values[0] for o in found] == sorted(o.values[0] for o in found)
+    again = Batches(10**6, trials=limit.ended)
+    events, same = run(searching(name), lambda _: pytest.fail("evaluated again"), journal, batch=batch, limit=again)
+    assert same == found and again.ended == limit.ended == events[-1].done
+
+
+def test_without_any_time_one_batch_is_evaluated_all_the_same():
+    _, found = run(searching("staged"), LAND.evaluate, Journal.memory(), batch=2, limit=Batches(0))
+    assert len(found) == 2
+
+
+def test_a_search_that_would_end_by_itself_is_not_said_to_have_been_ended():
+    limit = Batches(10**6)
+    _, found = run(searching("staged"), LAND.evaluate, Journal.memory(), limit=limit)
+    assert limit.ended is None and found == run(searching("staged"), LAND.evaluate, Journal.memory())[1]

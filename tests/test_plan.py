@@ -15,7 +15,8 @@ from hf_prune.errors import InvalidRecipe, SourceError, UnsupportedArchitecture
 from hf_prune.hub import Peek, TensorInfo
 from hf_prune.methods import METHODS
 from hf_prune.methods.method import Sizes
-from hf_prune.plan import describe_target, facts_of, plan, target_of, weigh
+from hf_prune.models.headers import weigh
+from hf_prune.plan import describe_target, facts_of, plan, target_of
 from hf_prune.recipe import Recipe
 
 SMALL = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 5,

@@ -1,0 +1,50 @@
+"""What is refused before a model is pulled: text and tasks that are not there, layers that cannot be cut so."""
+
+from collections.abc import Sequence
+
+from hf_prune.data import corpora, task_sources
+from hf_prune.methods import METHODS
+from hf_prune.models.families import Family
+from hf_prune.models.feasibility import require_halves, require_one_kind, require_widths
+from hf_prune.recipe import Recipe
+
+
+def check_evidence(recipe: Recipe, *, names: bool = False) -> None:
+    """Read text and tasks of this disk, and look for those of the Hub, so that what is wrong is told before a model is
+    pulled.
+
+    Args:
+        recipe: what is asked for.
+        names: look for tasks of lm_eval as well, whose list takes seconds to read.
+
+    Raises:
+        HfPruneError: as `load_corpora` and `load_tasks`.
+    """
+    tasks = recipe.tasks
+    corpora.check_entries(recipe.data.text, tasks.force_test_split)
+    task_sources.check_entries(tasks.search, "search", force=tasks.force_test_split, names=names)
+    task_sources.check_entries(tasks.names, names=names)
+    for task in recipe.report.lm_eval:
+        task_sources.check_harness(task, names=names)
+
+
+def check_layers(recipe: Recipe, family: Family, kinds: Sequence[int]) -> None:
+    """Refuse what cannot be done to the layers of a family.
+
+    Args:
+        recipe: what is asked for.
+        family: of the base.
+        kinds: number of each layer's kind; tensors of layers of one kind have the same names and shapes.
+
+    Raises:
+        UnsupportedArchitecture: says what cannot be done, and what can.
+    """
+    method, objective = METHODS[recipe.method], recipe.search.objective
+    if method.libraries(recipe):
+        require_widths(family)
+    halves = (method.takes_apart(recipe), "--repair" if recipe.repair.enabled else None)
+    require_halves(family, [flag for flag in halves if flag])
+    if objective == "gelaco_v1":
+        require_halves(family, [f"--objective {objective}"], modular=True)
+    if method.merges(recipe):
+        require_one_kind(family, kinds)

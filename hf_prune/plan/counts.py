@@ -1,0 +1,128 @@
+"""How much a run does: candidates, evaluations, passes through layers, repairs and trainings."""
+
+from collections.abc import Iterator
+
+from hf_prune.limits import DEFAULT_RATIO
+from hf_prune.methods import METHODS
+from hf_prune.methods.method import EVERY_SIZE, Facts, Sizes, Target
+from hf_prune.recipe import TASK_OBJECTIVES, Recipe
+from hf_prune.search import SEARCHERS
+
+TRIALS_PER_MOVE = 5
+"""Of the default search, for every single move that a candidate has."""
+
+
+def facts_of(recipe: Recipe, depth: int, remove: int, kinds: tuple[int, ...] = ()) -> Facts:
+    """What a plan knows."""
+    names = tuple(map(str, range(1 + len(recipe.variants))))
+    return Facts(depth, remove, recipe.every_size, len(names), names, kinds=kinds)
+
+
+def tunings(recipe: Recipe) -> int:
+    """What gradient descent learns: the mixes and, where it learns from tasks, how far a repair goes."""
+    return 1 + (recipe.repair.enabled and recipe.search.objective in TASK_OBJECTIVES)
+
+
+def repairs(recipe: Recipe) -> int:
+    """Candidates that are repaired; the winner is one of them."""
+    if not recipe.repair.enabled:
+        return 0
+    if recipe.size.drop or recipe.every_size:
+        return 1
+    return 8 if recipe.heal.finalist_tokens else recipe.repair.finalists
+
+
+def describe_target(recipe: Recipe) -> str:
+    """The target in the user's words: "ratio 0.25", "keep 12", "drop 3,6,7" or "every size"."""
+    if recipe.size.drop:
+        return "drop " + ",".join(recipe.size.drop)
+    if recipe.size.keep_layers is not None:
+        return f"keep {recipe.size.keep_layers}"
+    if recipe.size.drop_layers is not None:
+        return f"drop {recipe.size.drop_layers} layers"
+    if recipe.size.latency is not None:
+        return f"latency {recipe.size.latency:g}"
+    return "every size" if recipe.every_size else f"ratio {recipe.size.ratio or DEFAULT_RATIO:g}"
+
+
+def target_of(recipe: Recipe, sizes: Sizes) -> Target:
+    """Turn the one dial into what is to go.
+
+    Args:
+        recipe: at most one way to say a size is set; none means `DEFAULT_RATIO`, or every size for a front.
+        sizes: of the source.
+
+    Raises:
+        InvalidRecipe: the target would remove nothing, or everything, or a layer that does not exist.
+    """
+    return EVERY_SIZE if recipe.every_size else METHODS[recipe.method].target(recipe, sizes)
+
+
+def candidates(recipe: Recipe, facts: Facts) -> int:
+    """Models the search can choose among, at most (some merges are deletions in disguise); 1 with `drop`."""
+    return 1 if recipe.size.drop else METHODS[recipe.method].space(recipe, facts).count()
+
+
+def evaluations(recipe: Recipe, facts: Facts) -> int:
+    """Trials the search will ask for, at most: 0 with `drop`, 1 for the one-shot scores.
+
+    The default of the evolutionary and random searches is a population plus `TRIALS_PER_MOVE` for each of the single
+    moves a candidate has: the number of generations that EvoPress takes (arXiv 2410.14649) grows the same way.
+    examples/benchmarks/search_quality.py shows what it buys.
+    """
+    if recipe.size.drop:
+        return 0
+    method = METHODS[recipe.method]
+    rounds = _rounds(recipe, facts, recipe.search.searcher)
+    if rounds is None:
+        return recipe.search.evaluations or recipe.search.population + TRIALS_PER_MOVE * method.moves(recipe, facts)
+    needed = sum(count for count, _ in rounds)
+    return min(needed, recipe.search.evaluations or needed)
+
+
+def baseline_evaluations(recipe: Recipe, facts: Facts) -> int:
+    """Trials of the comparisons; none beside a front."""
+    return sum(count for count, _ in _compared(recipe, facts))
+
+
+def layer_passes(recipe: Recipe, facts: Facts) -> int:
+    """Layers that full evidence passes through without any prefix shared: dense model, comparisons and search at
+    most."""
+    compared = sum(count * (facts.depth - gone) for count, gone in _compared(recipe, facts))
+    units = METHODS[recipe.method].units
+    rounds = None if recipe.size.drop or units > 1 else _rounds(recipe, facts, recipe.search.searcher)
+    if rounds is None:
+        # A layer that has lost a part is still passed.
+        rounds = [(evaluations(recipe, facts), 0 if units > 1 else facts.remove or 1)]
+    return facts.depth + compared + sum(count * (facts.depth - gone) for count, gone in rounds)
+
+
+def _rounds(recipe: Recipe, facts: Facts, searcher: str) -> list[tuple[int, int]] | None:
+    """Candidates of every round and the units they are short of; None for a search that goes on as long as it may."""
+    rounds, units = SEARCHERS[searcher].rounds, METHODS[recipe.method].units
+    if rounds is None:
+        return None
+    return list(rounds(units * facts.depth, units * facts.remove, lambda: candidates(recipe, facts)))
+
+
+def _compared(recipe: Recipe, facts: Facts) -> Iterator[tuple[int, int]]:
+    """Candidates of every round of every comparison, and the layers they are short of."""
+    if not facts.remove:
+        return
+    method = METHODS[recipe.method]
+    for one in method.comparisons(recipe, facts):
+        if one.layers:
+            yield 1, facts.remove if method.units == 1 else 0
+        elif one.as_result:
+            yield evaluations(recipe, facts), facts.remove
+        elif rounds := SEARCHERS[one.searcher].rounds:
+            yield from rounds(facts.depth, facts.remove, lambda: 0)
+        else:
+            yield one.trials, facts.remove
+
+
+def trained_tokens(recipe: Recipe, search_tokens: int) -> int:
+    """What the training of the result, of finalists and of mixes reads."""
+    # Finalists that are trained: 8, then 4 and 2, each round for twice as long as all before it.
+    finalists = 16 * recipe.heal.finalist_tokens
+    return recipe.heal.tokens + finalists + tunings(recipe) * recipe.tune.steps * search_tokens

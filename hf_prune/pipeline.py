@@ -19,13 +19,14 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hf_prune import hub
-from hf_prune.assembly.assemble import quiet, write
+from hf_prune.assembly.assemble import write
 from hf_prune.assembly.certificate import CERTIFIED, certify
 from hf_prune.atomic_files import copied, staged
 from hf_prune.blueprint import Outcome
 from hf_prune.errors import InvalidRecipe, InvalidReport
 from hf_prune.events import Assembled, Event, Finished, Pushed, Reported, Stage, Started
 from hf_prune.models.auto_classes import FILE
+from hf_prune.models.noise import quiet
 from hf_prune.plan import check_evidence, evaluations, facts_of
 from hf_prune.recipe import Recipe
 from hf_prune.report.compose import describe

@@ -81,7 +81,8 @@ def spoken(folder: str, prompt: str) -> tuple[str, str]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from hf_prune.assembly.assemble import assemble, quiet
+    from hf_prune.assembly.assemble import assemble
+    from hf_prune.models.noise import quiet
     from hf_prune.report.samples import greedy
     from hf_prune.results import open_parents
 

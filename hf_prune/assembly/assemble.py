@@ -5,29 +5,30 @@ One plan, two sinks: `assemble` fills a model in memory, `write` streams shards 
 
 import json
 import math
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
-from hf_prune.assembly.merge import check_merge, merged, widest
+from hf_prune.assembly.merge import check_merge, merged
 from hf_prune.assembly.patches import NO_PATCHES, PATCH_FILE, Patches, save_patches
 from hf_prune.blueprint import GONE, Blueprint, LayerSpec, Mix, all_parts
 from hf_prune.errors import IncompatibleSources, InvalidBlueprint, ReloadMismatch
+from hf_prune.hub.contents import INDEX
 from hf_prune.models.auto_classes import classes, is_pruned, pruned_config, uniform_config
-from hf_prune.models.checkpoint import INDEX, SHARD_BYTES, stored_tensors, write_shards
+from hf_prune.models.checkpoint import SHARD_BYTES, stored_tensors, write_shards
 from hf_prune.models.configs import skeleton
 from hf_prune.models.conversions import as_files
+from hf_prune.models.dtypes import widest
 from hf_prune.models.families import Family
 from hf_prune.models.modeling_pruned import PREFIX
+from hf_prune.models.noise import quiet
 from hf_prune.models.numbering import sliced
 from hf_prune.models.parent import Parent
+from hf_prune.models.plain_checkpoint import copy_beside, forget_tokenizer_code
 
 
 @dataclass(frozen=True, eq=False)
@@ -261,24 +262,6 @@ def model_class(config: PretrainedConfig, base: Parent) -> type[PreTrainedModel]
     return classes(config.model_type.removeprefix(PREFIX))[1] if is_pruned(config) else type(base.skeleton)
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep transformers' own progress bars and advice off the screen; a library prints nothing."""
-    bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()
-
-
-TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt", "*.model", "added_tokens.json",
-                   "chat_template*", "generation_config.json")  # fmt: skip
-
-
 def write(
     blueprint: Blueprint,
     parents: Sequence[Parent],
@@ -302,24 +285,12 @@ def write(
     stored = _store(tensors, folder, config, base, shard_bytes)
     config.save_pretrained(folder)
     _keep_architecture(folder, base, model_class(config, base).__name__)
-    copy_tokenizer(base.checkpoint.folder, folder, base.trust_tokenizer_code)
-    if base.trust_remote_code or base.trust_tokenizer_code:
-        for path in base.checkpoint.folder.glob("*.py"):
-            shutil.copyfile(path, folder / path.name)
+    copy_beside(base.checkpoint.folder, folder, base.trust_remote_code or base.trust_tokenizer_code)
+    if not base.trust_tokenizer_code:
+        forget_tokenizer_code(folder)
     save_patches({s.repair: patches[s.repair] for s in blueprint.layers if s.repair}, folder / PATCH_FILE)
     (folder / "blueprint.json").write_text(blueprint.to_json(indent=1) + "\n", encoding="utf-8")
     return stored
-
-
-def copy_tokenizer(source: Path, target: Path, code: bool = False) -> None:
-    """Copy its files; pointers to code beside them only where that comes along."""
-    for path in (p for pattern in TOKENIZER_FILES for p in source.glob(pattern) if p.is_file()):
-        shutil.copyfile(path, target / path.name)
-    settings = target / "tokenizer_config.json"
-    if settings.is_file() and not code:
-        raw = json.loads(settings.read_bytes())
-        if raw.pop("auto_map", None):
-            settings.write_text(json.dumps(raw, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def write_live(model: PreTrainedModel, parent: Parent, folder: Path) -> tuple[int, int]:

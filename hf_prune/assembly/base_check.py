@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from hf_prune.assembly.assemble import plan_tensors, quiet
+from hf_prune.assembly.assemble import plan_tensors
 from hf_prune.assembly.certificate import TOLERANCE, probe
 from hf_prune.assembly.reload_probe import digest, load_model
 from hf_prune.blueprint import Blueprint
 from hf_prune.errors import Misread
 from hf_prune.models.loading import notes, tied
+from hf_prune.models.noise import quiet
 from hf_prune.models.parent import Parent
 
 SINGLE_SUM = 1e-6

@@ -5,23 +5,18 @@ no meaning; what they call deltas is the others' difference to it. Semantics and
 (Goddard et al., arXiv 2403.13257): ties divides by the weights that agree, the dares do not and rescale what they keep.
 """
 
-import functools
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from hf_prune.errors import IncompatibleSources, InvalidBlueprint
+from hf_prune.models.dtypes import widest
 
 PARALLEL = 0.9995
 """Cosine beyond which slerp is a plain mean."""
-
-
-def widest(dtypes: Iterable[torch.dtype]) -> torch.dtype:
-    """That holds what all of them hold: float32 of float16 and bfloat16."""
-    return functools.reduce(torch.promote_types, dtypes)
 
 
 def _dtype(tensors: Sequence[Tensor]) -> torch.dtype:

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 import yaml
 
-from hf_prune.assembly.merge import widest
 from hf_prune.blueprint import GONE, Blueprint, LayerSpec, Part, all_parts
 from hf_prune.errors import InvalidBlueprint, SourceError
 from hf_prune.models.checkpoint import Checkpoint
 from hf_prune.models.configs import read_config
+from hf_prune.models.dtypes import widest
 from hf_prune.models.families import Family
 from hf_prune.models.inference import family_of
 

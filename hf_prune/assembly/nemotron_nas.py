@@ -20,7 +20,6 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from hf_prune.assembly import modeling_decilm
-from hf_prune.assembly.assemble import copy_tokenizer
 from hf_prune.assembly.modeling_decilm import MULTIPLE
 from hf_prune.atomic_files import staged
 from hf_prune.errors import InvalidRecipe, UnsupportedArchitecture
@@ -28,6 +27,7 @@ from hf_prune.models.auto_classes import head_dim
 from hf_prune.models.checkpoint import Checkpoint, write_shards
 from hf_prune.models.configs import read_config
 from hf_prune.models.modeling_pruned import PREFIX
+from hf_prune.models.plain_checkpoint import copy_beside, forget_tokenizer_code
 
 FAMILIES = ("llama", "mistral")
 """Families whose layers are those of Llama."""
@@ -206,6 +206,7 @@ def _write(
     raw = json.dumps(decilm_config(config, after, loaded), indent=2)
     (partial / "config.json").write_text(raw + "\n", encoding="utf-8")
     shutil.copyfile(modeling_decilm.__file__, partial / "modeling_decilm.py")
-    copy_tokenizer(folder, partial)
+    copy_beside(folder, partial, code=False)
+    forget_tokenizer_code(partial)
     whole = sum(s.numel() for s in shapes.values())
     return whole, whole - sum(torch.Size(t.shape).numel() for n, t in checkpoint.tensors.items() if n in shapes)

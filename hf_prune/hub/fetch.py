@@ -67,7 +67,8 @@ class Peek:
 
 @dataclass(frozen=True)
 class _Checked:
-    """A base that passed every check that needs no weights; `settings` are those of its adapter."""
+    """A base that passed every check that needs no weights; `settings` are those of its adapter, `tensors` those of a
+    GGUF file, whose one header says everything."""
 
     base: Folder | Repo
     weights: tuple[str, ...]
@@ -76,6 +77,7 @@ class _Checked:
     quantised: Quantised | None
     adapter: Folder | Repo | None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    tensors: Mapping[str, TensorInfo] | None = None
 
     @property
     def source(self) -> Source:
@@ -120,7 +122,7 @@ def peek(
         IncompatibleSources: the adapter is none that PEFT merges.
     """
     found = _check(base, allow_pickle, trust_remote_code, dequantize, Retry(sleep))
-    config, tensors, notes = _plain(found, _headers(found))
+    config, tensors, notes = _plain(found)
     base_, read, adapter = found.base, found.base.read, {}
     reads, plain = (_nothing, _nothing), found.quantised is None
     if found.adapter:
@@ -142,22 +144,17 @@ def _headers(found: _Checked) -> dict[str, TensorInfo]:
         return {name: info for header in pool.map(found.base.header, shards) for name, info in header.items()}
 
 
-def _plain(
-    found: _Checked, tensors: Mapping[str, TensorInfo]
-) -> tuple[Mapping[str, Any], Mapping[str, TensorInfo], tuple[str, ...]]:
+def _plain(found: _Checked) -> tuple[Mapping[str, Any], Mapping[str, TensorInfo], tuple[str, ...]]:
     """Config and tensors of the model once it is plain, and what is done for that."""
-    what, kind = str(found.base.name), found.quantised
-    if kind is None:
-        quantisation.check_numbers(what, tensors, found.base.card)
-        return found.config, tensors, ()
-    file = found.weights[0]
-    if kind.method == "gguf":
-        _, tensors = gguf.read_gguf(partial(found.base.span, file), found.base.files[file], file, what)
     dtype = quantisation.dtype_of(found.config)
-    if kind.method != "gguf":
-        tensors = quantisation.dequantised(tensors, kind, dtype)
-    told = f"read from {file}" if kind.method == "gguf" else f"quantised with {kind}"
-    return found.config, tensors, (f"{told}; transformers makes {dtype} of it",)
+    if found.tensors is not None:
+        return found.config, found.tensors, (f"read from {found.weights[0]}; transformers makes {dtype} of it",)
+    tensors = _headers(found)
+    if found.quantised is None:
+        quantisation.check_numbers(str(found.base.name), tensors, found.base.card)
+        return found.config, tensors, ()
+    note = f"quantised with {found.quantised}; transformers makes {dtype} of it"
+    return found.config, quantisation.dequantised(tensors, found.quantised, dtype), (note,)
 
 
 def _merging(found: _Checked, merged: bool) -> tuple[str, ...]:
@@ -230,9 +227,9 @@ def _read(
 ) -> _Checked:
     source, what = resolve(model, retry), str(model)
     if (file := _only_gguf(what, source)) is not None:
-        raw, _ = gguf.read_gguf(partial(source.span, file), source.files[file], file, what)
+        raw, tensors = gguf.read_gguf(partial(source.span, file), source.files[file], file, what)
         found = quantisation.check_gguf(what, raw, source.card, dequantize)
-        return _Checked(source, (file,), raw, False, found, *_check_adapter(extra, allow_pickle, retry))
+        return _Checked(source, (file,), raw, False, found, *_check_adapter(extra, allow_pickle, retry), tensors)
     raw = contents.config(what, source.files, source.read)
     check_causal(what, raw)
     found = quantisation.check_quantised(what, raw, source.files, source.card, dequantize)

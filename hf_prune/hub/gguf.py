@@ -7,6 +7,7 @@ from typing import Any
 
 from hf_prune.errors import BrokenCheckpoint, UnsupportedArchitecture
 from hf_prune.hub.folders import TensorInfo
+from hf_prune.hub.quantisation import STORED
 
 PIECE = 2**20
 """Bytes asked for at once; vocabularies fill some of them."""
@@ -111,7 +112,7 @@ def read_gguf(
     kind = str(known.get("general.architecture", "unknown"))
     kinds = {t for _, _, t in shapes}
     dtype = next((PLAIN[t] for t in (30, 1, 0) if t in kinds), "bfloat16") if kinds <= set(PLAIN) else "bfloat16"
-    stored = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}[dtype]
+    stored = STORED[dtype]
     found = {n: TensorInfo(shape, stored, file) for n, shape, _ in shapes}
     config = {k: known[f"{kind}.{n}"] for k, n in KEYS.items() if f"{kind}.{n}" in known}
     if extra := known.get(f"{kind}.nextn_predict_layers"):

@@ -33,13 +33,8 @@ class Adapter:
             BrokenCheckpoint: it is missing or malformed.
             IncompatibleSources: it is of a kind that no weights can express.
         """
-        try:
-            content = (self.folder / adapters.CONFIG).read_bytes()
-        except OSError:
-            raise BrokenCheckpoint(
-                f"{self.folder.name}/{adapters.CONFIG} is missing or malformed; download the adapter again."
-            ) from None
-        return adapters.parse_config(self.folder.name, content)
+        path = self.folder / adapters.CONFIG
+        return adapters.parse_config(self.folder.name, path.read_bytes() if path.is_file() else b"")
 
     @cached_property
     def _file(self) -> Any:
@@ -121,10 +116,6 @@ class Adapter:
         name = self.config.get("base_model_name_or_path")
         return f"; it says that it was made for {adapters.public(str(name))}" if name else ""
 
-    def scale(self, module: str) -> float:
-        """See `lora_scale`."""
-        return lora_scale(self.config, module)
-
     def apply(self, name: str, weight: torch.Tensor) -> torch.Tensor:
         """The merged tensor, in the base's dtype; `weight` itself where the adapter does not reach."""
         module = name.removesuffix(".weight")
@@ -144,7 +135,7 @@ class Adapter:
     def _delta(self, module: str) -> torch.Tensor:
         a, b = (self._file.get_tensor(n).float() for n in self.modules[module])
         flipped = self.config.get("fan_in_fan_out") if self.transposed is None else module in self.transposed
-        return ((b @ a).T if flipped else b @ a) * self.scale(module)
+        return ((b @ a).T if flipped else b @ a) * lora_scale(self.config, module)
 
 
 def lora_scale(config: Mapping[str, Any], module: str) -> float:

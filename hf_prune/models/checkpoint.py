@@ -17,15 +17,9 @@ from safetensors.torch import save_file
 from hf_prune.errors import BrokenCheckpoint, IncompatibleSources, UnsafeSource
 from hf_prune.hub import contents
 from hf_prune.models.adapter import Adapter
+from hf_prune.models.dtypes import DTYPES
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 SHARD_BYTES = 4 * 2**30
-
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-          "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
-          "BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}  # fmt: skip
-"""By their names in safetensors files."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,7 +211,7 @@ def write_shards(
             groups.append([])
         groups[-1].append(item)
     names = (
-        [SINGLE]
+        [contents.SINGLE]
         if len(groups) == 1
         else [f"model-{i + 1:05d}-of-{len(groups):05d}.safetensors" for i in range(len(groups))]
     )
@@ -227,8 +221,8 @@ def write_shards(
         total = sum(size for group in groups for _, size, _ in group)
         weight_map = {n: name for name, group in zip(names, groups, strict=True) for n, _, _ in group}
         text = json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2)
-        (folder / INDEX).write_text(text, encoding="utf-8")
-        names.append(INDEX)
+        (folder / contents.INDEX).write_text(text, encoding="utf-8")
+        names.append(contents.INDEX)
     return names
 
 

@@ -6,7 +6,6 @@ time, on headers first, so that sizes are known and nothing is read before it is
 """
 
 import copy
-import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -27,6 +26,8 @@ from transformers.core_model_loading import (
     dot_natural_key,
     rename_source_key,
 )
+
+from hf_prune.models.dtypes import widest
 
 Read = Callable[[], Tensor]
 
@@ -77,7 +78,7 @@ class _Group:
     @property
     def dtype(self) -> torch.dtype:
         """The widest of the parts'."""
-        return functools.reduce(torch.promote_types, {r.dtype for parts in self.parts.values() for r in parts})
+        return widest({r.dtype for parts in self.parts.values() for r in parts})
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -13,7 +13,8 @@ from hf_prune.hub.folders import Folder
 from hf_prune.hub.gguf import read_gguf
 from hf_prune.hub.names import Name
 from hf_prune.hub.quantisation import COMPANIONS, Quantised, dtype_of
-from hf_prune.models.plain_checkpoint import copy_beside, copy_tokenizer, in_a_sentence, quietly, save_plain
+from hf_prune.models.noise import silent
+from hf_prune.models.plain_checkpoint import copy_beside, copy_tokenizer, in_a_sentence, save_plain
 
 
 def dequantise(path: Path, found: Quantised, trust_remote_code: bool, out: Path) -> None:
@@ -26,7 +27,7 @@ def dequantise(path: Path, found: Quantised, trust_remote_code: bool, out: Path)
     """
     how: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": True}
     with (
-        quietly(),
+        silent(),
         in_a_sentence(f"transformers cannot undo the quantisation {found} of {path.name}", BrokenCheckpoint),
     ):
         if found.method == "gguf":
@@ -50,7 +51,7 @@ def dequantise(path: Path, found: Quantised, trust_remote_code: bool, out: Path)
         raise BrokenCheckpoint(f"{path.name} does not hold the tensors of its config: {wrong}.")
     save_plain(model, out)
     if path.is_file() and not copy_tokenizer(folder, out):
-        with quietly(), in_a_sentence(f"transformers cannot read the tokenizer in {path.name}", SourceError):
+        with silent(), in_a_sentence(f"transformers cannot read the tokenizer in {path.name}", SourceError):
             AutoTokenizer.from_pretrained(folder, gguf_file=path.name, local_files_only=True).save_pretrained(out)
     elif not path.is_file():
         copy_beside(path, out, trust_remote_code)

@@ -142,7 +142,7 @@ def _alike(peek: "Peek", a: "TensorInfo", b: "TensorInfo") -> bool:
 def _numbers(peek: "Peek", info: "TensorInfo", first: int, count: int) -> list[float]:
     import torch
 
-    from hf_prune.models.checkpoint import DTYPES
+    from hf_prune.models.dtypes import DTYPES
 
     size = BYTES.get(info.dtype, 1)
     begin, last = info.begin + first * size, info.begin + min(first + SAMPLE, count) * size

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel
 
 from hf_prune.blueprint import Source
 from hf_prune.errors import BrokenCheckpoint, UnsafeSource
+from hf_prune.hub.adapters import has_rows
 from hf_prune.hub.contents import needs_code
 from hf_prune.models.adapter import Adapter
 from hf_prune.models.checkpoint import Checkpoint
@@ -18,9 +19,6 @@ from hf_prune.models.families import Family
 from hf_prune.models.loading import Fit, match_tensors, same, tied
 from hf_prune.models.numbering import depth_of, kinds_of
 from hf_prune.models.prepared import prepared
-
-VOCABULARIES = ("embed_tokens.weight", "lm_head.weight", "wte.weight", "embed_in.weight")
-"""Tensors with a row per token."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,7 +188,7 @@ class Parent:
 
     def _mixes(self, name: str) -> bool:
         """Whether a tensor takes rows of the base where this model has none."""
-        return self.rows is not None and name.endswith(VOCABULARIES) and len(self.shapes[name]) > 1
+        return self.rows is not None and has_rows(name.removesuffix(".weight")) and len(self.shapes[name]) > 1
 
     def layer_tensor(self, layer: int, suffix: str) -> torch.Tensor:
         """One tensor of one source layer, in its own dtype."""

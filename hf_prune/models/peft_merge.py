@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from hf_prune.errors import BrokenCheckpoint, IncompatibleSources
 from hf_prune.hub import adapters
 from hf_prune.models.adapter import Adapter
-from hf_prune.models.plain_checkpoint import copy_beside, copy_tokenizer, in_a_sentence, quietly, save_plain
+from hf_prune.models.noise import silent
+from hf_prune.models.plain_checkpoint import copy_beside, copy_tokenizer, in_a_sentence, save_plain
 
 PROBES = 8
 """Random states by which embedding and head are compared before and after a merge."""
@@ -38,7 +39,7 @@ def merge_with_peft(
     """
     opened = Adapter(adapter)
     what = f"PEFT cannot merge the adapter {names[1]} into {names[0]}"
-    with quietly(), in_a_sentence(what, IncompatibleSources), torch.random.fork_rng(), torch.no_grad():
+    with silent(), in_a_sentence(what, IncompatibleSources), torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
         base = AutoModelForCausalLM.from_pretrained(
             folder,

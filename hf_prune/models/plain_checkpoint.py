@@ -1,17 +1,16 @@
-"""Plain checkpoints out of models that another library made: its noise, its errors and its files."""
+"""Plain checkpoints out of models that another library made: its errors and its files."""
 
 import contextlib
-import io
+import json
 import shutil
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 from transformers import PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 from hf_prune.errors import HfPruneError, NotEnoughDisk
 from hf_prune.hub import contents
+from hf_prune.models.noise import silent
 
 
 def save_plain(model: PreTrainedModel, out: Path) -> None:
@@ -23,12 +22,12 @@ def save_plain(model: PreTrainedModel, out: Path) -> None:
             "free; free some space."
         )
     model._weight_conversions = None
-    with quietly():
+    with silent():
         model.save_pretrained(out)
 
 
 def copy_beside(folder: Path, out: Path, code: bool) -> None:
-    """Put tokenizer and generation settings of a model beside a plain one, and its code where that may be run."""
+    """Put tokenizer and generation settings of a model beside another's weights, and its code where that may run."""
     copy_tokenizer(folder, out)
     for path in (*folder.glob("generation_config.json"), *(folder.glob("*.py") if code else ())):
         shutil.copyfile(path, out / path.name)
@@ -44,6 +43,15 @@ def copy_tokenizer(folder: Path, out: Path) -> bool:
         (out / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(folder / name, out / name)
     return True
+
+
+def forget_tokenizer_code(folder: Path) -> None:
+    """Take out of a tokenizer's settings what points to code beside them, where that does not come along."""
+    settings = folder / "tokenizer_config.json"
+    if settings.is_file():
+        raw = json.loads(settings.read_bytes())
+        if raw.pop("auto_map", None):
+            settings.write_text(json.dumps(raw, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager
@@ -64,19 +72,3 @@ def in_a_sentence(what: str, kind: type[HfPruneError]) -> Iterator[None]:
 
 def _first(error: Exception) -> str:
     return (str(error).strip().split("\n")[0][:200] or type(error).__name__).rstrip(".")
-
-
-@contextlib.contextmanager
-def quietly() -> Iterator[None]:
-    """Keep advice and progress bars of other libraries off the screen."""
-    bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()

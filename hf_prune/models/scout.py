@@ -12,7 +12,7 @@ from hf_prune import hub
 from hf_prune.errors import HfPruneError
 from hf_prune.hub import Peek, Relative, TensorInfo
 from hf_prune.models.adapter import lora_scale
-from hf_prune.models.checkpoint import DTYPES
+from hf_prune.models.dtypes import DTYPES
 from hf_prune.models.headers import layer_prefix
 from hf_prune.models.variants import verdict
 

@@ -8,13 +8,13 @@ import numpy as np
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from hf_prune.assembly.assemble import quiet
 from hf_prune.assembly.base_check import stock_model
 from hf_prune.blueprint import Fidelity
 from hf_prune.data.task_scores import score
 from hf_prune.evaluation import speed
 from hf_prune.evaluation.evaluator import Evaluator
 from hf_prune.events import Advanced, Event, stream_work
+from hf_prune.models.noise import quiet
 from hf_prune.report import lm_eval, stages, statistics
 from hf_prune.report.lm_eval import HarnessScores
 from hf_prune.report.retention import Standings, retention, standings

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 
 from hf_prune import hub
-from hf_prune.assembly.assemble import Parent, check, quiet
+from hf_prune.assembly.assemble import Parent, check
 from hf_prune.blueprint import Blueprint, LayerSpec, Part, Source
 from hf_prune.methods import METHODS
 from hf_prune.methods.method import Method, Sizes, Target
 from hf_prune.models.feasibility import check_cut
+from hf_prune.models.noise import quiet
 from hf_prune.models.variants import beside, check_variants, pull_variant
 from hf_prune.plan import check_layers, target_of
 from hf_prune.recipe import Recipe

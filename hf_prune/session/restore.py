@@ -16,13 +16,14 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from hf_prune.assembly.assemble import Parent, quiet, write, write_live
+from hf_prune.assembly.assemble import Parent, write, write_live
 from hf_prune.atomic_files import write_text
 from hf_prune.blueprint import Blueprint
 from hf_prune.evaluation.objectives import values
 from hf_prune.evaluation.teachers import Teachers
 from hf_prune.events import Advanced, Event, Healed, Repaired, Stage, Tell, Tuned, stream_work
 from hf_prune.models.experts import stacked
+from hf_prune.models.noise import quiet
 from hf_prune.recipe import Recipe
 from hf_prune.recovery.heal import Course, Healing, heal
 from hf_prune.recovery.mixes import midway, tune, tune_repair

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hf_prune import errors
 from hf_prune.blueprint import Source
 from hf_prune.hub import Peek, peek, pull
+from hf_prune.hub.contents import INDEX
 from hf_prune.hub.names import parse
 from tests.hub.samples import adapter, model
 
@@ -246,7 +247,6 @@ def test_a_local_adapter(tmp_path):
 
 # what can be wrong, the same for repos and folders
 
-INDEX = "model.safetensors.index.json"
 BROKEN = {
     "no config": (without(model(), "config.json"), errors.SourceError, "no config.json"),
     "config of an adapter": (adapter(), errors.SourceError, "write its base in front"),

@@ -9,9 +9,10 @@ import pytest
 
 from hf_prune import errors
 from hf_prune.hub import peek, pull
+from hf_prune.hub.contents import INDEX
 from tests.hub import Hub
 from tests.hub.samples import model
-from tests.hub.test_pull import INDEX, Naps, folder, sentence
+from tests.hub.test_pull import Naps, folder, sentence
 
 # access
 

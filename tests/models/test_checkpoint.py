@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from hf_prune.assembly.assemble import assemble
 from hf_prune.blueprint import Blueprint
 from hf_prune.errors import BrokenCheckpoint, SourceError, UnsafeSource
-from hf_prune.models.checkpoint import INDEX, SINGLE, Checkpoint, write_shards
+from hf_prune.hub.contents import INDEX, SINGLE
+from hf_prune.models.checkpoint import Checkpoint, write_shards
 from tests.families import SOURCE, opened, save_tiny
 from tests.oracle import saved, stock
 

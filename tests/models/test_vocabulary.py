@@ -2,10 +2,13 @@
 
 import json
 
+import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_prune.models.vocabulary import matched, vocabulary
+from tests.families import VOCABULARY, opened, save_tiny
 
 
 def reader(**files):
@@ -39,3 +42,19 @@ def test_a_row_goes_with_its_token(order, pad, more):
 
 def test_a_token_the_variant_lacks_has_no_row():
     assert matched({"a": 0, "b": 1}, {"b": 0}, 2, 1) == (-1, 0)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "gpt2", "falcon"])
+def test_every_matrix_with_a_row_per_token_takes_the_rows_of_its_tokens(tmp_path, family):
+    """Whatever it is called: embed_tokens, embed_in and embed_out, wte, word_embeddings."""
+    for name, more in (("base", 0), ("variant", 3)):
+        save_tiny(family, tmp_path / name, vocab_size=VOCABULARY + more)
+    base, variant = opened(tmp_path / "base"), opened(tmp_path / "variant")
+    rows = (*range(3, VOCABULARY + 2), -1)
+    beside = variant.beside(base, rows)
+    matrices = [n for n in base.shapes if base.shapes[n] == (VOCABULARY, base.config.hidden_size)]
+    assert matrices
+    for name in matrices:
+        own, found = variant.outside_tensor(name), beside.outside_tensor(name)
+        assert torch.equal(found[:-1], own[3 : VOCABULARY + 2])
+        assert torch.equal(found[-1], base.outside_tensor(name)[-1])

@@ -9,10 +9,10 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from hf_prune.assembly.assemble import quiet
 from hf_prune.blueprint import Blueprint
 from hf_prune.data.bundled import demo_folder
 from hf_prune.events import Advanced, Healed, Repaired, Stage
+from hf_prune.models.noise import quiet
 from hf_prune.pipeline import Result, compress, run
 from hf_prune.recovery.short_training import BATCH, Candidate, TrainingAware
 from hf_prune.results import assemble_blueprint

@@ -278,15 +278,17 @@ def speeds(bench: Bench) -> None:
         f"{ratio(flops):.3f} of its FLOPs, "
         f"{ratio(seconds):.3f} of its {seconds['dense']:.2f} s of processor time"
     )
-    live = {"dense": session.bank.model, "cut": session.assembled(blueprint)}
-    found = speed.measure(live, np.random.default_rng(0), repeats=ROUNDS)
-    where = f"{found['device']}, {found['dtype']}, {found['threads']} threads"
-    print(f"{where}, batch 1, medians of {ROUNDS} rounds")
-    for what in ("prefill", "decode"):
-        rates = {name: found[name][f"{what}_tokens_per_s"] for name in both}
+    found = speed.compare(session.bank.model, session.assembled(blueprint), np.random.default_rng(0))
+    print(f"{found['device']}, {found['dtype']}, {found['threads']} threads, batch 1, {found['repeats']} quiet rounds")
+    for what in speed.PHASES:
+        if what not in found:
+            print(f"{what}: the machine was busy in {found['disturbed']} rounds")
+            continue
+        rates = [found[name][f"{what}_tokens_per_s"] for name in ("dense", "pruned")]
+        low, high = found[what]["ci"]
         print(
-            f"{what}, {found[f'{what}_tokens']} tokens: {rates['dense']:.0f} -> {rates['cut']:.0f} "
-            f"tokens/s, {ratio(rates):.2f} x"
+            f"{what}, {found[f'{what}_tokens']} tokens: {rates[0]:.0f} -> {rates[1]:.0f} tokens/s, "
+            f"{found[what]['value']:.2f} x ({low:.2f} to {high:.2f})"
         )
 
 

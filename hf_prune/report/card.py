@@ -83,7 +83,7 @@ def _results(report: Report, parents: Sequence[SourceCard]) -> dict[str, Any]:
         "strip_alt": f"What became of each of the {report.size.dense.layers} source layers",
         "warnings": verdicts.warnings(report),
         "table": tables.table(report),
-        "speed": report.speed,
+        "speed": verdicts.speed_verdict(report),
         "size_miss": verdicts.size_miss(report),
         "zeroed": _zeroed(report),
         "stage_header": stage_header,

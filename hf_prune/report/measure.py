@@ -60,14 +60,13 @@ def measure_folder(
     seen = _observed(session, evaluator, winner, folder, healing, known)
     dense, ours = seen["dense"], list(seen.values())[-1]
     entries = [("hf_prune", "hf_prune", winner.cut), *((r.name, r.label, r.blueprint) for r in winner.baselines)]
-    models = {"dense": _dense(session), "pruned": _loaded(session, folder)}
     return {
         "text": statistics.text(dense.text, ours.text, windows),
         "baselines": statistics.baselines(entries, evaluator, windows, seen["cut"].text) if winner.baselines else [],
         "tasks": statistics.task_scores(dense.tasks, ours.tasks, rng),
         "stages": stages.stages(seen, windows, rng),
         "generation": stages.spoken(seen, session.inputs.tokenizer, windows),
-        "speed": Speed(**speed.measure(models, rng)),
+        "speed": Speed(**speed.compare(_dense(session), _loaded(session, folder), rng)),
         "retention": known and retention(session, winner, known),
     }
 

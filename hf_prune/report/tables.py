@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 
 from hf_prune.report.schema.report import Report
-from hf_prune.report.schema.scores import Accuracy, HarnessMetric, Score, Stages, StageText, Task, Text, total
+from hf_prune.report.schema.scores import Accuracy, Gain, HarnessMetric, Score, Stages, StageText, Task, Text, total
 from hf_prune.report.schema.section import StageName
 from hf_prune.report.verdicts import (
     NONE,
@@ -164,18 +164,22 @@ def _smaller(label: str, dense: int, pruned: int, unit: str) -> Cells:
 
 
 def _speed_rows(report: Report) -> list[Cells]:
-    if not report.speed:
+    """What was measured beyond doubt is told with its interval; a gain that may be none is called so."""
+    speed = report.speed
+    if not speed:
         return []
-    dense, pruned = report.speed.dense, report.speed.pruned
     rows = (
-        ("Prefill", dense.prefill_tokens_per_s, pruned.prefill_tokens_per_s),
-        ("Decode", dense.decode_tokens_per_s, pruned.decode_tokens_per_s),
+        ("Prefill", speed.dense.prefill_tokens_per_s, speed.pruned.prefill_tokens_per_s, speed.prefill),
+        ("Decode", speed.dense.decode_tokens_per_s, speed.pruned.decode_tokens_per_s, speed.decode),
     )
     return [
-        (f"{label}, tokens per second", significant(before), significant(after), _gain(before, after))
-        for label, before, after in rows
+        (f"{label}, tokens per second", significant(before), significant(after), _gain(gain))
+        for label, before, after, gain in rows
+        if gain
     ]
 
 
-def _gain(before: float, after: float) -> str:
-    return f"× {significant(after / before)}" if before > 0 and after > 0 else ""
+def _gain(gain: Gain) -> str:
+    if gain.is_clear:
+        return f"× {interval(significant(gain.value), gain.ci)}"
+    return f"no clear difference (× {significant(gain.ci[0])} to {significant(gain.ci[1])})"

@@ -110,10 +110,27 @@ def warnings(report: Report) -> list[str]:
     found = _text_warnings(report) + _task_warnings(report) + _generation_warnings(report)
     if report.certificate and not report.certificate.ok:
         found.append("The saved model does not reload as the model that was measured. Do not use it.")
-    speed = report.speed
-    if speed and speed.pruned.decode_tokens_per_s < speed.dense.decode_tokens_per_s:
-        found.append("It does not decode faster than the dense model on the hardware it was measured on.")
+    decode = report.speed and report.speed.decode
+    if decode and decode.ci[1] < 1:
+        found.append("It decodes more slowly than the dense model on the hardware it was measured on.")
     return found
+
+
+def speed_verdict(report: Report) -> str | None:
+    """What was timed and how; or why there are no figures of speed."""
+    speed = report.speed
+    if not speed:
+        return None
+    if not (speed.prefill and speed.decode):
+        busy = f"other work disturbed {speed.disturbed} of {speed.disturbed + speed.repeats} rounds"
+        why = busy if speed.disturbed else "no rounds of both models were compared"
+        return f"Speed is not told: {why}; run hf-prune report on a quiet machine for it."
+    threads = f" with {speed.threads} threads" if speed.threads else ""
+    left_out = f" ({speed.disturbed} others were disturbed and do not count)" if speed.disturbed else ""
+    return (
+        f"Speed: prefill of {speed.prefill_tokens} tokens, decoding of {speed.decode_tokens}, on {speed.device}"
+        f"{threads}, {speed.dtype}; medians of {speed.repeats} rounds in which both models took turns{left_out}."
+    )
 
 
 def base_verdict(report: Report) -> list[str]:
@@ -261,6 +278,7 @@ def merging_verdict(report: Report) -> str | None:
 def size_miss(report: Report) -> str | None:
     """How far size or time lies from what was asked; None when the size was hit or nothing was asked as a share."""
     if latency := report.latency:
+        timed = not math.isnan(latency.measured.request)
         said = [
             f"{percent(took.request)} (prefill {percent(took.prefill)}, decoding {percent(took.decode)})"
             for took in (latency.predicted, latency.measured)
@@ -268,7 +286,8 @@ def size_miss(report: Report) -> str | None:
         return (
             f"The target was {percent(latency.asked)} of the dense model's time for a request "
             f"({latency.prompt_tokens} tokens in, {latency.answer_tokens} out); the table of levels "
-            f"predicts {said[0]}, the finished model takes {said[1]}."
+            f"predicts {said[0]}, the finished model "
+            f"{f'takes {said[1]}' if timed else 'could not be timed on a machine this busy'}."
         )
     asked, removed = report.size.asked_ratio, report.size.removed_ratio
     if not abs(removed - asked) >= 0.0005:

@@ -1,3 +1,9 @@
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -6,7 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from hf_prune.evaluation import speed
-from hf_prune.evaluation.speed import kv_bytes_per_token, measure
+from hf_prune.evaluation.speed import compare, kv_bytes_per_token, measure
 
 SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
 FAMILIES = {
@@ -62,11 +68,99 @@ def test_the_quickest_round_may_count(clock):
 
 
 def test_models_take_turns_and_decoding_goes_on_from_the_prefill(clock):
-    got = measure({"a": Clock("a", 1.0), "b": Clock("b", 1.0)}, np.random.default_rng(0), 6, 2, repeats=3)
+    got = measure({"a": Clock("a", 1.0), "b": Clock("b", 1.0)}, np.random.default_rng(0), 6, 10, repeats=3)
     prefills = [name for name, seen, _ in Clock.calls if seen == 0]
     assert prefills == ["b", "a", "a", "b", "b", "a", "a", "b"]
-    assert [call[1:] for call in Clock.calls[:3]] == [(0, 6), (6, 1), (7, 1)]
-    assert (got["prefill_tokens"], got["decode_tokens"], got["repeats"]) == (6, 2, 3)
+    first = Clock.calls[: len(Clock.calls) // 4]
+    assert [name for name, _, _ in first] == ["b", "a", *"b" * 8, *"a" * 8, *"bb", *"aa"]
+    assert [call[1:] for call in first if call[0] == "a"] == [(0, 6), *((6 + n, 1) for n in range(10))]
+    assert (got["prefill_tokens"], got["decode_tokens"], got["repeats"]) == (6, 10, 3)
+
+
+class Noisy:
+    """As `Clock`, with noise on every call; `waits` says how much of it the process waits for a processor."""
+
+    dtype, device = torch.float32, torch.device("cpu")
+    config = Clock("", 0).config
+    get_input_embeddings = Clock.get_input_embeddings
+    queued = 0.0
+
+    def __init__(self, cost, noise, waits=lambda: 0.0):
+        self.cost, self.noise, self.waits = cost, noise, waits
+        self.rng = np.random.default_rng(int(1e6 * cost))
+
+    def __call__(self, input_ids, past_key_values=0, **_):
+        tokens = input_ids.shape[1]
+        took = tokens * self.cost * np.exp(self.noise * self.rng.normal())
+        wait = took * self.waits()
+        Noisy.queued += wait
+        Clock.now += took + wait
+        return SimpleNamespace(logits=torch.zeros(1, 1, 10), past_key_values=past_key_values + tokens)
+
+
+def compared(dense, pruned):
+    Noisy.queued = 0.0
+    return compare(dense, pruned, np.random.default_rng(0), queued=lambda: Noisy.queued)
+
+
+def test_a_gain_beyond_noise_is_told_with_its_interval(clock):
+    got = compared(Noisy(1.0, 0.05), Noisy(0.8, 0.05))
+    for phase in ("prefill", "decode"):
+        low, high = got[phase]["ci"]
+        assert 1 < low < 1.25 < high < 1.5 and low <= got[phase]["value"] <= high
+    assert got["repeats"] == 9 and got["disturbed"] == 0
+    assert got["pruned"]["prefill_tokens_per_s"] == pytest.approx(1.25, rel=0.1)
+
+
+def test_the_interval_of_equal_models_spans_one(clock):
+    found = [compared(Noisy(1.0, 0.3), Noisy(1.001 + i / 1000, 0.3))["prefill"]["ci"] for i in range(40)]
+    missed = sum(not low <= 1 <= high for low, high in found)
+    assert missed <= 5  # 4 % on average
+
+
+def test_rounds_in_which_the_process_waited_do_not_count(clock):
+    calls = iter(range(10**9))
+    # Of the 33 calls of a round; the first round is not counted.
+    got = compared(Noisy(1e-4, 0.05), Noisy(8e-5, 0.05, lambda: 9.0 if next(calls) < 330 else 0.0))
+    assert got["disturbed"] in (8, 9) and got["repeats"] == 25 - got["disturbed"]
+    assert got["prefill"]["ci"][0] > 1.1
+
+
+def test_nothing_is_said_of_a_busy_machine(clock):
+    got = compared(Noisy(1.0, 0.05), Noisy(0.5, 0.05, lambda: 9.0))
+    assert got["disturbed"] == 9 and got["repeats"] == 0
+    assert "prefill" not in got and np.isnan(got["dense"]["decode_tokens_per_s"])
+
+
+def test_who_cannot_tell_the_waiting_goes_by_the_interval(clock):
+    got = compare(Noisy(1.0, 0.05), Noisy(0.5, 0.05), np.random.default_rng(0), queued=lambda: None)
+    assert got["repeats"] == 9 and got["decode"]["ci"][0] > 1.5
+
+
+@pytest.mark.skipif(not Path("/proc/self/schedstat").is_file(), reason="this system does not count the waiting")
+def test_threads_that_crowd_one_processor_wait_for_it():
+    one = {min(os.sched_getaffinity(0))}
+
+    def burn():
+        os.sched_setaffinity(0, one)
+        end = time.thread_time() + 0.3
+        while time.thread_time() < end:
+            sum(range(1000))
+
+    before, after = speed.waited(), 0.0
+    others = [subprocess.Popen([sys.executable, "-c", "while 1: pass"]) for _ in range(2)]
+    try:
+        for process in others:
+            os.sched_setaffinity(process.pid, one)
+        thread = threading.Thread(target=burn)
+        thread.start()
+        while thread.is_alive():
+            after = max(after, speed.waited())
+    finally:
+        for process in others:
+            process.kill()
+            process.wait()
+    assert after - before > 0.1
 
 
 def test_few_positions_shrink_the_measurement(clock):

@@ -63,7 +63,9 @@ def make_report():
                        "pruned": {"repetition": 0.11, "distinct_2": 0.77, "mean_length": 58.5}},
         "speed": {"dense": {"prefill_tokens_per_s": 9120.4, "decode_tokens_per_s": 143.2},
                   "pruned": {"prefill_tokens_per_s": 11870.9, "decode_tokens_per_s": 187.6},
-                  "prefill_tokens": 256, "decode_tokens": 64, "device": "cpu", "threads": 2, "dtype": "float32"},
+                  "prefill": {"value": 1.31, "ci": [1.24, 1.37]}, "decode": {"value": 1.29, "ci": [1.22, 1.36]},
+                  "prefill_tokens": 256, "decode_tokens": 64, "repeats": 9, "disturbed": 2,
+                  "device": "cpu", "threads": 2, "dtype": "float32"},
         "baselines": [
             {"name": "greedy", "label": "SLEB (greedy)", "removed": [3, 6, 7, 12], "layers": 12, "parameters": 2625664,
              "perplexity": 27.61, "ci": [26.2, 29.1], "kl": 0.331, "log_ratio_ci_vs_ours": [0.004, 0.035]},

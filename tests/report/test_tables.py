@@ -25,6 +25,16 @@ def test_the_table_puts_dense_beside_pruned(report):
     assert "Parameters in use (not zeroed)" not in rows
 
 
+def test_a_speed_that_may_be_no_gain_is_called_so(report):
+    rows = {row[0]: row[1:] for row in table(report)}
+    assert rows["Decode, tokens per second"] == ("143", "188", "× 1.29 (1.22 to 1.36)")
+    report["speed"]["decode"]["ci"] = [0.97, 1.4]
+    report["speed"].pop("prefill")
+    rows = {row[0]: row[1:] for row in table(report)}
+    assert rows["Decode, tokens per second"][2] == "no clear difference (× 0.970 to 1.40)"
+    assert "Prefill, tokens per second" not in rows
+
+
 def test_one_corpus_is_not_shown_twice(report):
     del report["text"]["wiki"]
     assert [r[0] for r in table(report) if r[0].startswith("Perplexity")] == ["Perplexity, stories"]

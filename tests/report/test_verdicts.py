@@ -83,13 +83,23 @@ def test_lost_perplexity_is_said_plainly(report, ratio, words):
         (lambda r: r["generation"]["pruned"].update(repetition=0.55), "55.0 % of its 4-grams repeat"),
         (lambda r: r["generation"]["pruned"].update(mean_length=9.0), "stops early"),
         (lambda r: r["certificate"].update(ok=False), "Do not use it"),
-        (lambda r: r["speed"]["pruned"].update(decode_tokens_per_s=100.0), "does not decode faster"),
+        (lambda r: r["speed"]["decode"].update(value=0.9, ci=[0.85, 0.95]), "decodes more slowly"),
     ],
 )  # fmt: skip
 def test_each_kind_of_damage_has_its_warning(report, change, words):
     change(no_damage(report))
     (warning,) = tell(verdicts.warnings, report)
     assert words in warning
+
+
+def test_speed_is_told_only_where_it_was_measured(report):
+    assert "medians of 9 rounds" in tell(verdicts.speed_verdict, report)
+    for phase in ("prefill", "decode"):
+        del report["speed"][phase]
+    report["speed"] |= {"disturbed": 7, "repeats": 3}
+    assert "other work disturbed 7 of 10 rounds" in tell(verdicts.speed_verdict, report)
+    report["speed"] |= {"disturbed": 0, "repeats": 5}
+    assert "no rounds of both models were compared" in tell(verdicts.speed_verdict, report)
 
 
 def test_beating_the_best_baseline_needs_the_paired_interval(report):
@@ -141,6 +151,8 @@ def test_the_missed_target_is_stated(report):
         "(prefill 57.1 %, decoding 62.0 %), the finished model takes 64.1 % (prefill 50.0 %, decoding 70.0 %)."
     )
     assert said in tell(verdicts.size_miss, report)
+    report["latency"]["measured"] = dict.fromkeys(measured)
+    assert "the finished model could not be timed" in tell(verdicts.size_miss, report)
 
 
 def kept(name, label, accuracy, lead):

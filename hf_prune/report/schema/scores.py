@@ -223,20 +223,39 @@ class Generation(Section):
 
 
 class Rates(Section):
-    """Tokens per second at batch 1."""
+    """Tokens per second at batch 1; NaN where too few rounds counted."""
 
-    prefill_tokens_per_s: Number
-    decode_tokens_per_s: Number
+    prefill_tokens_per_s: Number = math.nan
+    decode_tokens_per_s: Number = math.nan
+
+
+class Gain(Section):
+    """How much faster the pruned model is: median of the rounds' ratios, and its interval."""
+
+    value: Number
+    ci: Interval
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether one of the two is faster beyond noise."""
+        return not self.ci[0] <= 1 <= self.ci[1]
 
 
 class Speed(Section):
-    """Both models in turn on the same tokens: prefill of so many, then decoding of so many; medians of the rounds."""
+    """Both models in turn on the same tokens: prefill of so many, then decoding of so many; medians over `repeats`
+    rounds. Not counted are those `disturbed` by other work; with too few others there are no figures.
+
+    `prefill` and `decode` are absent in reports from before rounds were compared one by one, too.
+    """
 
     dense: Rates
     pruned: Rates
+    prefill: Gain | None = None
+    decode: Gain | None = None
     prefill_tokens: Count = 0
     decode_tokens: Count = 0
     repeats: Count = 0
+    disturbed: Count = 0
     device: str = ""
     threads: Count | None = None
     dtype: str = ""

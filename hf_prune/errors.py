@@ -101,3 +101,9 @@ class PublishError(HfPruneError):
     """The Hub refused the upload or could not be reached for it."""
 
     exit_code = 8
+
+
+class CannotWrite(HfPruneError):
+    """The disk is full or read-only, or a path cannot be written or read."""
+
+    exit_code = 9

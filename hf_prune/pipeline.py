@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from hf_prune import hub
 from hf_prune.assembly.assemble import write
 from hf_prune.assembly.certificate import CERTIFIED, certify
-from hf_prune.atomic_files import copied, staged
+from hf_prune.atomic_files import check_place, copied, disk_told, shown_path, staged
 from hf_prune.blueprint import Outcome
 from hf_prune.errors import InvalidRecipe, InvalidReport
 from hf_prune.events import Assembled, Event, Finished, Pushed, Reported, Stage, Started
@@ -42,6 +42,9 @@ from hf_prune.session.session import Session, open_session
 
 BATCH = 2048
 """Most candidates of one sweep: many, because they share prefixes; the journal is written after each sweep."""
+
+ANEW = "what the run has found is kept in {}: put that right, and run the same command again"
+"""What follows trouble with a disk."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,8 +71,10 @@ class Result:
 
         Raises:
             InvalidRecipe: the target exists.
+            CannotWrite: it cannot be written.
         """
-        return Path(copied(self.folder, Path(folder)))
+        with disk_told("nothing is left there, and the result is as it was"):
+            return Path(copied(self.folder, Path(folder)))
 
     def push_to_hub(
         self,
@@ -100,7 +105,11 @@ def compress(recipe: Recipe) -> Iterator[Event]:
     Raises:
         HfPruneError: its subclasses say what is wrong and what to do; nothing half-written is left behind.
     """
-    output = Path(recipe.output)
+    with disk_told(ANEW.format(shown_path(f"{recipe.output}.run"))):
+        yield from _compress(recipe, Path(recipe.output))
+
+
+def _compress(recipe: Recipe, output: Path) -> Iterator[Event]:
     report = find_finished(recipe, output)
     if report is None:
         report = yield from _make(recipe, output)
@@ -123,8 +132,9 @@ def compress(recipe: Recipe) -> Iterator[Event]:
 
 def find_finished(recipe: Recipe, output: Path) -> Report | None:
     """The report of a result of this very recipe; None when there is nothing yet."""
-    if not output.exists():
-        return None
+    with disk_told("nothing was begun: choose another --output"):
+        if not output.exists():
+            return None
     # What cannot be read is the result of no recipe, and may be overwritten.
     with suppress(InvalidReport):
         report = Report.load(output / "report.json")
@@ -138,6 +148,7 @@ def find_finished(recipe: Recipe, output: Path) -> Report | None:
 
 
 def _make(recipe: Recipe, output: Path) -> Generator[Event, None, Report]:
+    check_place(output)
     check_evidence(recipe, names=True)
     yield Stage("pull", recipe.base)
     session = open_session(recipe)

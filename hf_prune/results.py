@@ -12,12 +12,12 @@ from typing import Any, get_args
 from hf_prune import hub
 from hf_prune.assembly.assemble import Parent, write
 from hf_prune.assembly.patches import PATCH_FILE, load_patches
-from hf_prune.atomic_files import copying, staged
+from hf_prune.atomic_files import check_place, copying, disk_told, shown_path, staged
 from hf_prune.blueprint import LOCAL, Blueprint, Source
 from hf_prune.errors import IncompatibleSources, InvalidBlueprint, InvalidRecipe, SourceError
 from hf_prune.events import Event, Finished, Reported, Stage, Started
 from hf_prune.models.variants import beside, pull_variant
-from hf_prune.pipeline import find_finished, finish
+from hf_prune.pipeline import ANEW, find_finished, finish
 from hf_prune.plan import check_evidence
 from hf_prune.recipe import OPTIONS, Recipe, flatten
 from hf_prune.recipe.fields import Size
@@ -53,7 +53,16 @@ def assemble_blueprint(
         InvalidReport: not a front.
         IncompatibleSources: the source is not the one the blueprint was made from.
         SourceError: the source cannot be read.
+        CannotWrite: the disk does not take the output.
     """
+    with disk_told(f"nothing is left of {shown_path(output)}: put that right, and run the same command again"):
+        return _assembled(Path(path), Path(output), source, pick, library)
+
+
+def _assembled(
+    path: Path, output: Path, source: str | Sequence[str] | None, pick: str | None, library: Path | None
+) -> Path:
+    check_place(output)
     text = _read(path)
     if '"front"' in text:
         members = Front.from_json(text, path.name).front
@@ -62,7 +71,6 @@ def assemble_blueprint(
         raise InvalidBlueprint(f"{path.name} is one blueprint, not a front, so --pick {pick} has no meaning.")
     else:
         blueprint = Blueprint.from_json(text)
-    output = Path(output)
     if output.exists():
         raise InvalidRecipe(f"{output} exists; choose another --output.")
     given = (source,) if isinstance(source, str) else tuple(source or ())
@@ -127,10 +135,19 @@ def report_folder(
     Raises:
         InvalidRecipe: the folder holds no result of hf_prune, or `output` exists.
         SourceError, IncompatibleSources: the parent cannot be read, or is another one.
+        CannotWrite: the disk does not take the new report.
     """
+    with disk_told("the result itself is as it was: put that right, and run the same command again"):
+        yield from _reported(source, base, output, changes)
+
+
+def _reported(
+    source: str | Path, base: str | None, output: str | Path | None, changes: dict[str, Any]
+) -> Iterator[Event]:
     yield Stage("pull", str(source))
     here = _here(source)
     output = Path(output or (here if Path(source).is_dir() else Path(str(source).partition("@")[0]).name))
+    check_place(output)
     with nullcontext(here) if output == here else copying(here, output) as folder:
         session, winner, before = _reopened(here, base, {**changes, "output": str(output)})
         yield Stage("report", f"{session.recipe.report.sequences} windows")
@@ -155,8 +172,15 @@ def heal_folder(
     Raises:
         InvalidRecipe: the source is no result of hf_prune, or `output` is something else.
         SourceError, IncompatibleSources: the parent cannot be read, or is another one.
+        CannotWrite: the disk does not take the result.
     """
     output = Path(output or f"{Path(str(source).partition('@')[0]).name}-healed")
+    with disk_told(ANEW.format(shown_path(f"{output}.run"))):
+        yield from _healed(source, base, output, changes)
+
+
+def _healed(source: str | Path, base: str | None, output: Path, changes: dict[str, Any]) -> Iterator[Event]:
+    check_place(output)
     here = _here(source)
     yield Stage("pull", str(source))
     session, winner, before = _reopened(here, base, {"overwrite": False, **changes, "output": str(output)})

@@ -260,7 +260,7 @@ class Actions:
     def _refusal(self, error: HfPruneError) -> str:
         """What went wrong; a visitor signs in on the page, not in a terminal."""
         text = str(error)
-        return note(text.replace(hub.LOGIN, "sign in above") if self.strangers else text, "bad")
+        return note(public(text.replace(hub.LOGIN, "sign in above")) if self.strangers else text, "bad")
 
     def _as(self, token: Token, function: Any, *args: Any) -> Any:
         """With the visitor's login in a process of its own, else here."""

@@ -10,8 +10,12 @@ The id follows from owner and recipe, so the same request meets the same run. An
 journal; after a restart of the machine nothing is queued, and every run is where it was.
 """
 
+import contextlib
+import errno
 import hashlib
 import json
+import logging
+import os
 import re
 import shutil
 import threading
@@ -24,6 +28,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hf_prune.app.workers import start, stop
+from hf_prune.atomic_files import disk_told
 from hf_prune.errors import HfPruneError, InvalidRecipe
 from hf_prune.recipe import Recipe
 from hf_prune.report.redaction import without_paths, without_tokens
@@ -36,6 +41,12 @@ TICK = 0.25
 ENDS = {"Finished": "done", "Failed": "failed", "Stopped": "stopped"}
 NICENESS = 10
 """Whoever looks at a page is answered before the run goes on."""
+SWEEP = 600.0
+"""Seconds between two looks for expired runs."""
+ROOM = 1 << 20
+"""Fewer bytes than these are a full disk."""
+FULL = "The disk of this machine is full; what the run had is kept, and it goes on from there once there is room."
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +88,12 @@ class Run:
         return path.read_text(encoding="utf-8") if path.is_file() else None
 
     def events(self) -> Iterator[dict[str, Any]]:
-        """What it has told so far; a line that is being written is left for the next time."""
+        """What it has told so far; a line that is being written is left for the next time, and a torn one out."""
         try:
-            with (self.folder / "events.jsonl").open(encoding="utf-8") as lines:
-                yield from (json.loads(line) for line in lines if line.endswith("\n"))
+            with (self.folder / "events.jsonl").open(encoding="utf-8", errors="replace") as lines:
+                for line in lines:
+                    with contextlib.suppress(ValueError):
+                        yield json.loads(line if line.endswith("\n") else "")
         except FileNotFoundError:
             return
 
@@ -108,6 +121,8 @@ class Runs:
         home.mkdir(parents=True, exist_ok=True)
         self._queue: deque[tuple[Run, str | None]] = deque()
         self._work: _Work | None = None
+        self._untold: dict[Run, dict[str, Any]] = {}
+        self._swept = -SWEEP
         self._lock = threading.RLock()
         threading.Thread(target=self._serve, daemon=True).start()
 
@@ -116,6 +131,7 @@ class Runs:
 
         Raises:
             InvalidRecipe: too many wait.
+            CannotWrite: the disk takes nothing.
         """
         run = Run(self.home / _id(owner, recipe))
         with self._lock:
@@ -124,7 +140,9 @@ class Runs:
             theirs = [r for r, _ in self._queue if _owner(r) == owner]
             if len(self._queue) >= self.limits.waiting or len(theirs) >= self.limits.waiting_each:
                 raise InvalidRecipe("Enough runs are waiting already; cancel one of yours, or come back in a while.")
-            self._prepare(run, recipe, owner)
+            with disk_told("nothing was started; cancel or wait for other runs, then start it again"):
+                self._prepare(run, recipe, owner)
+            self._untold.pop(run, None)
             self._queue.append((run, login))
         return run
 
@@ -151,6 +169,8 @@ class Runs:
                 return "queued"
             if self._work and self._work.run == run:
                 return "running"
+            if run in self._untold:
+                return ENDS[self._untold[run]["event"]]
         if not run.folder.is_dir():
             return None
         return ENDS.get(run.last, "stopped")
@@ -167,7 +187,7 @@ class Runs:
             kept = [(r, login) for r, login in self._queue if r != run]
             if len(kept) != len(self._queue):
                 self._queue = deque(kept)
-                _tell(run, {"event": "Stopped", "message": "Taken out of the queue."})
+                self._end(run, {"event": "Stopped", "message": "Taken out of the queue."})
             elif self._work and self._work.run == run:
                 self._work.asked_to_stop = True
 
@@ -186,19 +206,66 @@ class Runs:
         (run.folder / "events.jsonl").unlink(missing_ok=True)
 
     def _serve(self) -> None:
-        swept = 0.0
+        """Work for good: whatever goes wrong is said, and the next run has its turn."""
         while True:
             time.sleep(TICK)
-            if time.monotonic() - swept > 600:
-                self.expire()
-                swept = time.monotonic()
-            with self._lock:
-                if self._work is None and self._queue:
-                    run, login = self._queue.popleft()
-                    self._work = _Work(run, start(work, run.folder, login=login, niceness=NICENESS))
-            if self._work and self._work.over(self.limits):
-                with self._lock:
-                    self._work = None
+            for step in (self._sweep, self._tell_again, self._begin_next, self._look):
+                try:
+                    step()
+                except Exception as e:
+                    LOG.error("%s of the queue: %s", step.__name__, public(f"{type(e).__name__}: {e}"))
+
+    def _sweep(self) -> None:
+        if time.monotonic() - self._swept > SWEEP:
+            self._swept = time.monotonic()
+            self.expire()
+
+    def _begin_next(self) -> None:
+        with self._lock:
+            if self._work is not None or not self._queue:
+                return
+            run, login = self._queue.popleft()
+            try:
+                self._work = _Work(run, start(work, run.folder, login=login, niceness=NICENESS))
+            except Exception as e:
+                self._end(run, {"event": "Failed", "message": public(f"It could not be started: {e}; try again.")})
+                raise
+
+    def _look(self) -> None:
+        """Whether the run at work has ended, or must; nothing keeps the slot but a process that is alive."""
+        at_work = self._work
+        if at_work is None:
+            return
+        try:
+            ended = at_work.over(self.limits)
+        except Exception as e:
+            stop(at_work.process, patience=0)
+            ended = {"event": "Failed", "message": public(f"It was stopped, since this machine failed: {e}.")}
+            LOG.error("%s", ended["message"])
+        if ended is None:
+            return
+        with self._lock:
+            self._work = None
+            if at_work.run.last not in ENDS:
+                self._end(at_work.run, ended)
+
+    def _end(self, run: Run, event: dict[str, Any]) -> None:
+        """The last word of a run; on a full disk it is kept, and written when there is room."""
+        try:
+            _tell(run, event)
+        except OSError as e:
+            self._untold[run] = event
+            LOG.error("%s is kept in memory: %s", event["event"], e.strerror)
+
+    def _tell_again(self) -> None:
+        with self._lock:
+            for run, event in list(self._untold.items()):
+                if run.folder.is_dir():
+                    with contextlib.suppress(OSError):
+                        _tell(run, event)
+                        del self._untold[run]
+                else:
+                    del self._untold[run]
 
 
 @dataclass(eq=False)
@@ -210,16 +277,18 @@ class _Work:
     asked_to_stop: bool = False
     began: float = field(default_factory=time.monotonic)
 
-    def over(self, limits: Limits) -> bool:
-        """Whether it has ended; ends it where it was asked to, or takes more than it may."""
+    def over(self, limits: Limits) -> dict[str, Any] | None:
+        """Its last word where it has ended, unless it said one itself; ends it where it was asked to, or takes more
+        than it may."""
         why = self._why(limits) if self.process.is_alive() else None
         if self.process.is_alive() and not why:
-            return False
+            return None
         stop(self.process)
-        if self.run.last not in ENDS:
-            died = "It ended without a word, perhaps for want of memory; a smaller model may fit."
-            _tell(self.run, {"event": "Stopped" if why else "Failed", "message": why or died})
-        return True
+        if why:
+            return {"event": "Stopped", "message": why}
+        full = shutil.disk_usage(self.run.folder).free < ROOM
+        died = FULL if full else "It ended without a word, perhaps for want of memory; a smaller model may fit."
+        return {"event": "Failed", "message": died}
 
     def _why(self, limits: Limits) -> str | None:
         if self.asked_to_stop:
@@ -266,8 +335,13 @@ def owner_of(who: str) -> str:
 
 
 def _tell(run: Run, event: dict[str, Any]) -> None:
-    with (run.folder / "events.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"at": round(time.time(), 2), **event}, allow_nan=False) + "\n")
+    """Append a line, whole or not at all."""
+    line = json.dumps({"at": round(time.time(), 2), **event}, allow_nan=False).encode() + b"\n"
+    with (run.folder / "events.jsonl").open("ab", buffering=0) as file:
+        before = file.tell()
+        if file.write(line) < len(line):
+            file.truncate(before)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _id(owner: str, recipe: Recipe) -> str:
@@ -288,8 +362,6 @@ def _size(folder: Path) -> int:
     """Bytes below a folder that changes meanwhile."""
     total = 0
     for path in folder.rglob("*"):
-        try:
+        with contextlib.suppress(FileNotFoundError):
             total += path.lstat().st_size
-        except FileNotFoundError:
-            continue
     return total

@@ -4,6 +4,7 @@ goes back to the machine.
 The processes are forked from a server that has loaded torch already, so one of them starts in a fraction of a second.
 """
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -88,7 +89,9 @@ def stop(process: multiprocessing.Process, patience: float = FAREWELL) -> None:
     if process.is_alive():
         process.join(0.05)
     if process.is_alive() and process.pid:
-        os.kill(process.pid, signal.SIGINT)
+        # It may have gone since it was looked at.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGINT)
         process.join(patience)
     if process.is_alive():
         process.kill()

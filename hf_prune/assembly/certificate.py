@@ -1,7 +1,9 @@
 """The reload certificate: the folder, loaded afresh by stock transformers, is the model that was searched."""
 
+import errno
 import functools
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -89,6 +91,8 @@ def probe(folder: Path, tokens: torch.Tensor, dtype: str, device: str, options: 
         failed, said = _probed(arguments, Path(scratch) / "errors")
         if failed:
             last = (said.strip().splitlines() or ["no output"])[-1]
+            if os.strerror(errno.ENOSPC) in last:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), scratch)
             raise ReloadMismatch(f"{folder.name} does not load in a fresh process: {last}")
         with safe_open(answer, framework="pt") as f:
             tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118

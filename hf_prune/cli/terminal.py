@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
-from hf_prune.errors import HfPruneError
+from hf_prune.atomic_files import what_failed
+from hf_prune.errors import CannotWrite, HfPruneError
 
 if TYPE_CHECKING:
     from hf_prune.events import Event
@@ -33,6 +34,8 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
         except Exception as e:
             if os.environ.get("HF_PRUNE_DEBUG") == "1":
                 raise
+            if not isinstance(e, HfPruneError) and (said := what_failed(e)):
+                e = CannotWrite(f"{said}; put that right, and run the same command again.")
             known = isinstance(e, HfPruneError)
             text = str(e) if known else f"{type(e).__name__}: {e} (unexpected; HF_PRUNE_DEBUG=1 shows the traceback)"
             complain("Error: " + " ".join(text.split()))

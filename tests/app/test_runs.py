@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from hf_prune.app import runs as module
 from hf_prune.app.runs import Limits, Run, Runs, _tell, owner_of, public
-from hf_prune.errors import InvalidRecipe
+from hf_prune.app.workers import stop
+from hf_prune.errors import CannotWrite, InvalidRecipe
 from hf_prune.recipe import Recipe
 from tests import runs as small
+from tests.disks import disk
 
 OWNER, OTHER = owner_of("visitor a"), owner_of("visitor b")
 
@@ -125,3 +128,79 @@ def test_a_run_that_takes_too_long_is_stopped_and_the_next_one_gets_its_turn(tmp
     assert "most a run may take" in list(first.events())[-1]["message"]
     assert wait(runs, second, "failed", "stopped") in ("failed", "stopped")
     assert str(tmp_path) not in (second.folder / "events.jsonl").read_text()
+
+
+def said(run: Run) -> str:
+    return " ".join(e.get("message", "") for e in run.events())
+
+
+def test_a_full_disk_costs_one_run_and_never_the_queue(tmp_path, caplog):
+    with disk(tmp_path / "disk", 1 << 20) as small:
+        runs = Runs(small.folder / "runs")
+        asked = Recipe.of(base=str(tmp_path / "nothing"), ratio=0.25)
+        first = runs.begin(asked, OWNER)
+        filler = small.fill()
+        with pytest.raises(CannotWrite, match="The disk is full; nothing was started"):
+            runs.begin(asked, OTHER)
+        # Its sentence finds no room on the disk, and is not lost.
+        assert wait(runs, first, "failed", seconds=60) == "failed" and first.last == ""
+        assert "disk of this machine is full" in runs._untold[first]["message"] and "kept in memory" in caplog.text
+        filler.unlink()
+        until = time.monotonic() + 30
+        while first.last != "Failed" and time.monotonic() < until:
+            time.sleep(0.05)
+        assert "disk of this machine is full" in said(first) and runs.state(first) == "failed"
+        second = runs.begin(asked, OTHER)
+        assert wait(runs, second, "failed", seconds=60) == "failed" and "nothing" in said(second)
+
+
+class Broken:
+    """A process that has gone between two looks, or that cannot be looked at."""
+
+    pid = 2**22 + 1
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+
+    def is_alive(self) -> bool:
+        if self.error:
+            raise self.error
+        return True
+
+    def join(self, timeout: float | None = None) -> None: ...
+    def kill(self) -> None: ...
+
+
+def test_a_worker_that_has_just_gone_is_stopped_all_the_same():
+    stop(Broken(), patience=0.01)
+
+
+@pytest.mark.parametrize("step", ["expire", "start", "over", "size"])
+def test_whatever_goes_wrong_the_next_run_has_its_turn(tmp_path, monkeypatch, caplog, step):
+    wrong, calls = PermissionError(13, "not yours", "/srv/secret"), []
+
+    def failing(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == 1:
+            raise wrong
+        return {"expire": None, "size": 0}.get(step) if step in ("expire", "size") else original(*args, **kwargs)
+
+    place, name = {"expire": (Runs, "expire"), "start": (module, "start"), "over": (module._Work, "over"),
+                   "size": (module, "_size")}[step]  # fmt: skip
+    original = getattr(place, name)
+    monkeypatch.setattr(place, name, failing)
+    runs = Runs(tmp_path / "runs")
+    first = runs.begin(Recipe.of(base=str(tmp_path / "nothing"), ratio=0.25), OWNER)
+    second = runs.begin(Recipe.of(base=str(tmp_path / "nothing"), ratio=0.25, seed=1), OTHER)
+    assert [wait(runs, run, "failed", "stopped", seconds=60) for run in (first, second)] == ["failed", "failed"]
+    assert runs._work is None and calls and "not yours" in caplog.text and "/srv" not in caplog.text
+    assert "/srv" not in said(first)
+
+
+def test_a_torn_line_hides_none_of_the_others(idle):
+    run = idle.begin(recipe(), OWNER)
+    _tell(run, {"event": "Stage"})
+    with (run.folder / "events.jsonl").open("ab") as file:
+        file.write(b'{"event": "Sc\xff\n')
+    _tell(run, {"event": "Failed"})
+    assert [e["event"] for e in run.events()] == ["Stage", "Failed"]

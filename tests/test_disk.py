@@ -78,7 +78,7 @@ def test_a_read_only_disk_is_said_before_anything(tmp_path):
 @pytest.mark.parametrize("write", ["text", "block"])
 def test_nothing_is_left_of_a_file_that_did_not_fit(tmp_path, write):
     with disk(tmp_path / "disk", 1 << 16) as small:
-        with pytest.raises(CannotWrite, match="disk/a: the disk is full; the rest is kept"), disk_told("the rest is kept"):
+        with pytest.raises(CannotWrite, match="disk/a: the disk is full; the rest stays"), disk_told("the rest stays"):
             if write == "text":
                 write_text(small.folder / "a", "x" * (1 << 17))
             else:

@@ -1,8 +1,7 @@
 """What can be done with a finished folder: rebuild it, measure it again, train it."""
 
-import os
 import shutil
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -13,15 +12,16 @@ from hf_prune import hub
 from hf_prune.assembly.assemble import Parent, write
 from hf_prune.assembly.patches import PATCH_FILE, load_patches
 from hf_prune.atomic_files import check_place, copying, disk_told, shown_path, staged
-from hf_prune.blueprint import LOCAL, Blueprint, Source
-from hf_prune.errors import IncompatibleSources, InvalidBlueprint, InvalidRecipe, SourceError
+from hf_prune.blueprint import Blueprint, Source
+from hf_prune.errors import IncompatibleSources, InvalidBlueprint, InvalidRecipe
 from hf_prune.events import Event, Finished, Reported, Stage, Started
 from hf_prune.models.variants import beside, pull_variant
 from hf_prune.pipeline import ANEW, find_finished, finish
 from hf_prune.plan import check_evidence
-from hf_prune.recipe import OPTIONS, Recipe, flatten
+from hf_prune.recipe import Recipe, flatten
 from hf_prune.recipe.fields import Size
 from hf_prune.recovery.levels import Kind, cached
+from hf_prune.report import said
 from hf_prune.report.compose import measure_again
 from hf_prune.report.schema.model import Front
 from hf_prune.report.schema.report import Report
@@ -97,17 +97,12 @@ def open_parents(blueprint: Blueprint, given: Sequence[str] = (), library: Path 
     parents = []
     for pinned in blueprint.sources:
         found = next((p for p in pulled if _same(p.source, pinned)), None)
-        if found is None and pulled and (len(blueprint.sources) == 1 or _local(pinned)):
+        if found is None and pulled and (len(blueprint.sources) == 1 or said.is_local(pinned)):
             others = ", ".join(str(p.source) for p in pulled)
             raise IncompatibleSources(
                 f"The blueprint was made from {pinned}, not from {others}; the weights would differ."
             )
-        if found is None and _local(pinned):
-            raise SourceError(
-                f"The blueprint was made from the local folder {pinned.repo!r}; say where it is with "
-                "--source or --base."
-            )
-        found = found or hub.pull(str(pinned), **plain)
+        found = found or hub.pull(said.source(pinned), **plain)
         parents.append(Parent.open(pinned, found.folder, found.adapter, **plain))
     parents[0].levels.update(cached({s.library for s in blueprint.layers if s.library}, library))
     return [parents[0], *(beside(parents[0], other) for other in parents[1:])]
@@ -115,10 +110,6 @@ def open_parents(blueprint: Blueprint, given: Sequence[str] = (), library: Path 
 
 def _same(one: Source, other: Source) -> bool:
     return (one.revision, one.adapter) == (other.revision, other.adapter)
-
-
-def _local(source: Source) -> bool:
-    return source.is_local or LOCAL in (source.adapter or "")
 
 
 def report_folder(
@@ -196,13 +187,6 @@ def _healed(source: str | Path, base: str | None, output: Path, changes: dict[st
     yield Finished(str(output), result.to_dict(), None)
 
 
-NEVER_KEPT = frozenset(
-    "allow_pickle trust_remote_code force_test_split push_to public create_pr commit_message overwrite output device "
-    "lm_eval library".split()
-)
-"""Fields that a report, perhaps a stranger's, may not decide: what is trusted, run, published or written."""
-FILES = (".jsonl", ".json", ".txt", ".yaml", ".yml")
-"""What entries of data and tasks end with that are files, or were where the result was made."""
 CARRIED = (
     "journal.jsonl",
     "front.json",
@@ -240,34 +224,19 @@ def _reopened(folder: Path, base: str | None, changes: dict[str, Any]) -> tuple[
     variants = tuple(changes.pop("variants", ()))
     if {"size", *Size.model_fields} & changes.keys():
         raise InvalidRecipe("The size of a finished result is what it is; compress its base again for another one.")
-    named = {"base": base or str(blueprint.sources[0]), "variants": variants or tuple(map(str, blueprint.sources[1:]))}
-    kept = Recipe.of(**{**_kept(before.recipe), **named})
-    recipe = kept.replace(**changes)
-    _check_files(kept, flatten(changes))
+    first, *others = blueprint.sources
+    named = (base or said.source(first), *(variants or map(said.source, others)))
+    kept = said.kept(before.recipe, flatten(changes))
+    recipe = Recipe.of(**{**kept, "base": named[0], "variants": named[1:]}).replace(**changes)
     # What the search read is not read again, and the report that names it may be a stranger's.
     check_evidence(recipe.replace(search_tasks=(), objective="kl"), names=True)
-    given = (base or str(blueprint.sources[0]), *variants) if base or variants else ()
+    given = named[: len(variants) + 1] if base or variants else ()
     parents = open_parents(blueprint, given)
     session = open_session(recipe, parents, over=True)
     session.bank.patches.update(load_patches(folder / PATCH_FILE))
     _with_libraries(session, blueprint, before)
     cut = replace(blueprint, layers=tuple(replace(s, repair=None) for s in blueprint.layers))
     return session, Winner(cut.canonical(), blueprint.canonical()), before
-
-
-def _kept(told: Mapping[str, Any]) -> dict[str, Any]:
-    """What a report says of its recipe, as far as it may; a mapping would stand for a group, and hide what may not."""
-    return {k: v for k, v in told.items() if k in OPTIONS and k not in NEVER_KEPT and not isinstance(v, dict)}
-
-
-def _check_files(kept: Recipe, changes: Mapping[str, Any]) -> None:
-    """Refuse to read files that only a report names: it may be a stranger's, and cards quote what was read."""
-    for name, entries in {"data": kept.data.text, "tasks": kept.tasks.names}.items():
-        for entry in () if name in changes else entries:
-            if entry.endswith(FILES) or os.path.exists(os.path.expanduser(entry)):
-                raise InvalidRecipe(
-                    f"This result was made with the local file {entry!r}; say where it is with --{name}."
-                )
 
 
 def _with_libraries(session: Session, blueprint: Blueprint, before: Report) -> None:

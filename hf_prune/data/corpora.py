@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from hf_prune.data.documents import BESIDE, EXPECTED, TURNS, document, is_exchange
 from hf_prune.data.hub_datasets import dataset_rows, explained, split_names
-from hf_prune.data.local_files import here, looks_local, read_text
+from hf_prune.data.local_files import ON_HUB, here, looks_local, parts, read_text
 from hf_prune.data.records import ENDINGS, records
 from hf_prune.errors import InvalidData
 
@@ -173,7 +173,7 @@ def _divide(documents: Documents, shares: Sequence[float]) -> list[Documents]:
 
 def _named(entry: str, allow_test_split: bool) -> tuple[list[str], str, str, str, str]:
     """The splits of a dataset, and what an entry says: repo, config, column and split."""
-    repo, config, column, split = (entry.split(":", 3) + [""] * 3)[:4]
+    repo, config, column, split = parts(entry, 4)
     if any(part.strip().lower().startswith("test") for part in split.split("+")) and not allow_test_split:
         raise InvalidData(
             f"{entry} is a public test split: searching on it spoils every figure reported on it; "
@@ -184,7 +184,7 @@ def _named(entry: str, allow_test_split: bool) -> tuple[list[str], str, str, str
 
 def _dataset(entry: str, allow_test_split: bool) -> Corpus:
     available, repo, config, column, split = _named(entry, allow_test_split)
-    public = Path(repo).name if here(repo) else repo
+    public = Path(repo).name if here(repo) else repo.removeprefix(ON_HUB)
     name = config if config and config != "default" else repo.rstrip("/").rsplit("/", 1)[-1]
     if split or "validation" not in available:
         source = split or _training(available, entry)

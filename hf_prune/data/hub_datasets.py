@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from hf_prune.data.local_files import here
+from hf_prune.data.local_files import ON_HUB, here, parts
 from hf_prune.errors import InvalidData
 
 MAX_ROWS = 50_000
@@ -54,9 +54,10 @@ def explained(entry: str) -> Iterator[None]:
         # What is raised while a table is made says no more than that.
         told = e.__cause__ if type(e).__name__ == "DatasetGenerationError" and e.__cause__ else e
         reason = (str(told).strip().splitlines() or [type(told).__name__])[0].rstrip(".")
-        name = entry.partition(":")[0]
+        name = parts(entry, 2)[0]
+        meant = here(name) or entry.startswith(ON_HUB)
         missing = f"There is no file or folder {name} here, and the dataset {entry} cannot be read"
         raise InvalidData(
-            f"{f'Cannot read the dataset {entry}' if here(name) else missing} ({reason}); check its name "
+            f"{f'Cannot read the dataset {entry}' if meant else missing} ({reason}); check its name "
             "(repo:config:column) and the network, or give a local file or folder."
         ) from None

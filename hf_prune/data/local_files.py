@@ -5,6 +5,8 @@ from pathlib import Path
 
 from hf_prune.errors import InvalidData
 
+ON_HUB = "hf://datasets/"
+"""Before the name of a dataset: it is looked for on the Hub alone, whatever lies here under that name."""
 MARKS = {
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
@@ -18,6 +20,8 @@ BEGINNING = 4096
 
 def here(entry: str) -> Path | None:
     """The file or folder that an entry names; None where there is none."""
+    if entry.startswith(ON_HUB):
+        return None
     try:
         path = Path(entry).expanduser()
         return path if entry and path.exists() else None
@@ -29,6 +33,13 @@ def here(entry: str) -> Path | None:
 def looks_local(entry: str, endings: tuple[str, ...] = ()) -> bool:
     """Whether an entry can only mean a file or folder: by how it begins or ends."""
     return entry.startswith(("/", ".", "~")) or entry.endswith(endings)
+
+
+def parts(entry: str, count: int) -> list[str]:
+    """The name of a dataset and what follows it behind colons; missing ones are empty."""
+    on_hub, rest = (ON_HUB, entry.removeprefix(ON_HUB)) if entry.startswith(ON_HUB) else ("", entry)
+    repo, *more = rest.split(":", count - 1)
+    return [on_hub + repo, *more, *[""] * (count - 1 - len(more))]
 
 
 def read_text(path: Path, kind: str) -> str:

@@ -21,7 +21,7 @@ from hf_prune.data.lm_eval_tasks import (
     sandbox,
     task_manager,
 )
-from hf_prune.data.local_files import here, looks_local
+from hf_prune.data.local_files import here, looks_local, parts
 from hf_prune.data.records import ENDINGS, kind_of
 from hf_prune.data.tasks import Item, Task, bundled_tasks, load_file
 from hf_prune.errors import InvalidData, InvalidRecipe
@@ -168,7 +168,7 @@ SIDES: Mapping[Use, tuple[str, ...]] = {"search": ("train",), "report": ("valida
 
 def _side(entry: str, use: Use, force: bool) -> tuple[str, str, str]:
     """What an entry says of a dataset: repo, config, and the split for a use."""
-    repo, config, split = (entry.split(":", 2) + [""] * 2)[:3]
+    repo, config, split = parts(entry, 3)
     available = split_names(repo, config, entry)
     side = split or next((s for s in SIDES[use] if s in available), "")
     if side not in available:

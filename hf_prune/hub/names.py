@@ -1,4 +1,7 @@
-"""What a user may write for a base: folder | repo | repo@revision, and + another one for a LoRA adapter."""
+"""What a user may write for a base: folder | repo | repo@revision, and + another one for a LoRA adapter.
+
+A repo spelled hf://NAMESPACE/NAME is looked for on the Hub alone, whatever lies here under that name.
+"""
 
 import re
 from dataclasses import dataclass
@@ -9,6 +12,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from hf_prune.errors import SourceNotFound
 from hf_prune.hub.retries import scrub
 
+ON_HUB = "hf://"
 REFERENCE = re.compile(r"(?P<repo>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[^\s@+]+))?")
 
 LONGEST_SHOWN = 100
@@ -64,6 +68,8 @@ def _folder(text: str) -> Name | None:
 
 def _path(text: str) -> Path | None:
     """What is here under this name."""
+    if text.startswith(ON_HUB):
+        return None
     try:
         path = Path(text).expanduser()
         return path if text and path.exists() else None
@@ -73,7 +79,7 @@ def _path(text: str) -> Path | None:
 
 
 def _is_reference(text: str) -> bool:
-    match = REFERENCE.fullmatch(text)
+    match = REFERENCE.fullmatch(text.removeprefix(ON_HUB))
     try:
         validate_repo_id(match["repo"] if match else "")
     except HFValidationError:
@@ -89,7 +95,7 @@ def _name(text: str, within: str = "") -> Name:
             f"{scrub(text)!r} is a file, not a model's folder; name the folder it lies in, with config.json and a "
             "tokenizer."
         )
-    if (match := REFERENCE.fullmatch(text)) and _is_reference(text):
+    if (match := REFERENCE.fullmatch(text.removeprefix(ON_HUB))) and _is_reference(text):
         return Name(match["repo"], match["revision"])
     said = scrub(text)[:LONGEST_SHOWN]
     part = f" (of {scrub(within)[:LONGEST_SHOWN]!r})" if within not in ("", text) else ""

@@ -1,0 +1,1 @@
+"""What strangers may send: folders, reports and blueprints that try to reach what is not theirs."""

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hf_prune.data.bundled import demo_folder
+from hf_prune.data.tasks import bundled_tasks
 from hf_prune.recipe import Recipe
 
 Act = Literal["cut", "stitch", "width"]
@@ -13,7 +14,13 @@ OUTPUTS = {"cut": "pruned-demo", "stitch": "stitched-demo", "width": "narrow-dem
 def demo_recipe(act: Act, output: str | None = None) -> Recipe:
     """A quarter off the bundled model: layers of it, repaired; layers of it and its three specialists; or widths."""
     folder = Path(demo_folder())
-    asked = {"base": str(folder / "storymath-16l"), "data": (str(folder / "text"),), "ratio": 0.25}
+    asked = {
+        "base": str(folder / "storymath-16l"),
+        "data": (str(folder / "text"),),
+        "ratio": 0.25,
+        "tasks": tuple(map(str, bundled_tasks())),
+        "task_items": 50,
+    }
     if act == "width":
         return Recipe.of(**asked, method="width", evaluations=320, output=output or OUTPUTS[act])
     asked |= {"repair": True, "repair_finalists": 2}

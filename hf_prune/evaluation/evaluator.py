@@ -26,6 +26,9 @@ from hf_prune.evaluation.prefix_trie import Node, grown, most_alive, place, reac
 from hf_prune.evaluation.teachers import Teachers
 from hf_prune.limits import TOP_K
 
+TokenScores = tuple[Tensor, Tensor]
+"""KL to the reference and negative log-likelihood of every token, nats."""
+
 
 @dataclass
 class Cost:
@@ -95,14 +98,29 @@ class Evaluator:
         totals = self._sweep(blueprints, fidelity, keep_tokens=False, progress=progress)
         return tuple(self._measures(t, b, fidelity) for t, b in zip(totals, blueprints, strict=True))
 
-    def token_scores(self, blueprints: Sequence[Blueprint], fidelity: Fidelity) -> list[tuple[Tensor, Tensor]]:
+    def examine(
+        self,
+        blueprints: Sequence[Blueprint],
+        fidelity: Fidelity,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> tuple[tuple[Measures, TokenScores], ...]:
+        """What `evaluate` and `token_scores` say, by one sweep."""
+        totals = self._sweep(blueprints, fidelity, keep_tokens=True, progress=progress)
+        return tuple(
+            (self._measures(t, b, fidelity), self._by_token(t, fidelity))
+            for t, b in zip(totals, blueprints, strict=True)
+        )
+
+    def token_scores(self, blueprints: Sequence[Blueprint], fidelity: Fidelity) -> list[TokenScores]:
         """Per-token (KL, NLL) of every blueprint, each [sequences, T-1] float32 on CPU; +inf for a broken one."""
-        totals = self._sweep(blueprints, fidelity, keep_tokens=True)
+        return [scores for _, scores in self.examine(blueprints, fidelity)]
+
+    def _by_token(self, totals: Totals, fidelity: Fidelity) -> TokenScores:
         broken = torch.full((fidelity.sequences, self.reference.tokens.shape[1] - 1), math.inf)
-        return [(broken, broken) if t.broken else (torch.cat(t.token_kl), torch.cat(t.token_nll)) for t in totals]
+        return (broken, broken) if totals.broken else (torch.cat(totals.token_kl), torch.cat(totals.token_nll))
 
     @torch.inference_mode()
-    def live_scores(self, model: PreTrainedModel) -> tuple[Tensor, Tensor]:
+    def live_scores(self, model: PreTrainedModel) -> TokenScores:
         """Per-token (KL, NLL) of any model with this vocabulary on all windows, each [N, T-1] float32 on CPU."""
         found = []
         for rows in self.dense.tiles(self.reference.tokens, self.dense.head_tokens):

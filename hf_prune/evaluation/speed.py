@@ -63,17 +63,21 @@ def compare(
     dense: Any,
     pruned: Any,
     rng: np.random.Generator,
+    prefill_tokens: int = PREFILL_TOKENS // 2,
+    decode_tokens: int = DECODE_TOKENS // 2,
     queued: Callable[[], float | None] = waited,
 ) -> dict[str, Any]:
     """How much faster one model is than another: both in turn in many short rounds, and each round is a ratio.
 
-    Tokens are those of `measure`. Rounds in which the process waited for a processor more than `DISTURBED` of the time
-    do not count; with less than `LEAST` others nothing is said.
+    Tokens are as in `measure`, half as many, since many rounds tell more than long ones. Rounds in which the process
+    waited for a processor more than `DISTURBED` of the time do not count; with less than `LEAST` others nothing is said.
 
     Args:
         dense: the model that the other is compared with.
         pruned: the other.
         rng: decides the prompt.
+        prefill_tokens: of a round.
+        decode_tokens: of a round.
         queued: seconds waited so far, see `waited`.
 
     Returns:
@@ -81,7 +85,7 @@ def compare(
         being the rounds that count; "disturbed" rounds; and, where something is said, "prefill" and "decode", each
         {"value": median, "ci"} of the rounds' ratios, 95 % by `median_interval`; above 1, `pruned` is faster.
     """
-    race = _Race.of({"dense": dense, "pruned": pruned}, rng, PREFILL_TOKENS, DECODE_TOKENS)
+    race = _Race.of({"dense": dense, "pruned": pruned}, rng, prefill_tokens, decode_tokens)
     race.round(0)
     quiet, disturbed, begin = [], 0, time.perf_counter()
     for number in range(1, MOST_ROUNDS + 1):

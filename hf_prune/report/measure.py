@@ -9,10 +9,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hf_prune.assembly.base_check import stock_model
-from hf_prune.blueprint import Fidelity
 from hf_prune.data.task_scores import score
 from hf_prune.evaluation import speed
-from hf_prune.evaluation.evaluator import Evaluator
 from hf_prune.events import Advanced, Event, stream_work
 from hf_prune.models.noise import quiet
 from hf_prune.report import lm_eval, stages, statistics
@@ -49,66 +47,60 @@ def measure_folder(
         folder: holds the weights.
         healing: figures of the training that followed, if one did.
     """
-    recipe, windows = session.recipe, session.evidence.windows["report"]
-    rng = np.random.default_rng(recipe.seed)
-    evaluator = Evaluator(session.bank, windows.tokens)
-    if session.dense:
-        evaluator.teach([session.dense] * len(windows.tokens))
+    windows, rng = session.evidence.windows["report"], np.random.default_rng(session.recipe.seed)
     known = yield from stream_work(
         lambda tell: standings(session, winner, lambda done, total: tell(Advanced("report", done, total)))
     )
-    seen = _observed(session, evaluator, winner, folder, healing, known)
+    seen, final = _observed(session, winner, folder, healing, known)
     dense, ours = seen["dense"], list(seen.values())[-1]
     entries = [("hf_prune", "hf_prune", winner.cut), *((r.name, r.label, r.blueprint) for r in winner.baselines)]
+    scores = [known.text(blueprint) for _, _, blueprint in entries]
+    bare = seen["cut"].text
     return {
         "text": statistics.text(dense.text, ours.text, windows),
-        "baselines": statistics.baselines(entries, evaluator, windows, seen["cut"].text) if winner.baselines else [],
+        "baselines": statistics.baselines(entries, scores, known.evaluator, bare) if winner.baselines else [],
         "tasks": statistics.task_scores(dense.tasks, ours.tasks, rng),
         "stages": stages.stages(seen, windows, rng),
         "generation": stages.spoken(seen, session.inputs.tokenizer, windows),
-        "speed": Speed(**speed.compare(_dense(session), _loaded(session, folder), rng)),
-        "retention": known and retention(session, winner, known),
+        "speed": _speed(session, final, rng),
+        "retention": retention(session, winner, known),
     }
 
 
 def _observed(
-    session: Session,
-    evaluator: Evaluator,
-    winner: Winner,
-    folder: Path,
-    healing: Healing | None,
-    known: Standings | None,
-) -> dict[str, Observed]:
-    """Every stage that this run has, dense first; one model at a time beside the dense one.
+    session: Session, winner: Winner, folder: Path, healing: Healing | None, known: Standings
+) -> tuple[dict[str, Observed], PreTrainedModel]:
+    """Every stage that this run has, dense first, and the finished model; one at a time beside the dense one.
 
-    The finished folder is asked as a user gets it; what a sweep has asked already is not asked again.
+    What a sweep has asked already is not asked again: weights are certified to be those of the blueprint, but for those
+    that were trained.
     """
     recipe, windows = session.recipe, session.evidence.windows["report"]
-    questions = known.tasks if known else session.evidence.reported
     blueprints = {"dense": session.inputs.identity(session.dense), "cut": winner.cut}
     if winner.blueprint != winner.cut:
         blueprints["repaired"] = winner.blueprint
-    scores = evaluator.token_scores(list(blueprints.values()), Fidelity(len(windows.tokens)))
-    texts = dict(zip(blueprints, scores, strict=True))
-    trained = healing is not None and healing.kept
-    last = "healed" if trained else list(blueprints)[-1]
-    seen = {}
-    for stage in [*blueprints, *(["healed"] if trained else [])]:
+    trained = ["healed"] if healing is not None and healing.kept else []
+    seen, model = {}, None
+    last = [*blueprints, *trained][-1]
+    for stage in [*blueprints, *trained]:
         if stage == "dense":
             model = _dense(session)
-        elif stage == last:
-            model = _loaded(session, folder)
         else:
-            model = session.assembled(blueprints[stage])
-        text = texts[stage] if stage in texts else evaluator.live_scores(model)
-        digest = blueprints[stage].digest if stage in blueprints else f"{winner.blueprint.digest}-{recipe.digest}"
+            model = _loaded(session, folder) if stage == last else session.assembled(blueprints[stage])
+        blueprint = blueprints.get(stage)
+        digest = blueprint.digest if blueprint else f"{winner.blueprint.digest}-{recipe.digest}"
+        text = known.text(blueprint) if blueprint else known.evaluator.live_scores(model)
+        answers = known.answers(blueprint) if blueprint else {}
+        answers = answers or {t.name: score(model, session.inputs.tokenizer, t) for t in known.tasks}
         harness = scores_of(model, session, digest) if recipe.report.lm_eval else {}
-        if known and stage != last:
-            answers = known.answers(blueprints[stage])
-        else:
-            answers = {t.name: score(model, session.inputs.tokenizer, t) for t in questions}
         seen[stage] = observe(model, text, session.inputs.tokenizer, windows, answers, harness)
-    return seen
+    return seen, model
+
+
+def _speed(session: Session, final: PreTrainedModel, rng: np.random.Generator) -> Speed:
+    """Of the request that a search for time was for, else of a shorter one."""
+    request = (speed.PREFILL_TOKENS, speed.DECODE_TOKENS) if session.recipe.size.latency is not None else ()
+    return Speed(**speed.compare(_dense(session), final, rng, *request))
 
 
 def _dense(session: Session) -> PreTrainedModel:

@@ -1,16 +1,18 @@
 """How much of every parent's abilities a stitched model keeps, beside everything it is compared with.
 
-One sweep over the report split: corpora and tasks, for all parents, the result and its baselines alike.
+One sweep over the report split: corpora and tasks, for all parents, the result and its baselines alike. A run with one
+parent has its figures from there, too.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 from hf_prune.blueprint import Blueprint, Fidelity
 from hf_prune.data.task_scores import ACCURACIES, TaskScores
 from hf_prune.data.tasks import Task
-from hf_prune.evaluation.evaluator import Evaluator
+from hf_prune.evaluation.evaluator import Evaluator, TokenScores
 from hf_prune.evaluation.objectives import Measures
 from hf_prune.evaluation.packed_tasks import Exam
 from hf_prune.report.schema.scores import Kept, Retention, RetentionRow
@@ -24,46 +26,74 @@ from hf_prune.session.session import Session
 class Standings:
     """Parents, the result and what it is compared with, on the report split.
 
-    rows: (name, label, model), the parents first, then ours. measures: of each. corpora: names, in the order of the
-    measures' texts. tasks: with the items in the order they were asked.
+    rows: (name, label, model), the parents first, then ours. measures, tokens: of each. corpora: names, in the order of
+    the measures' texts. evaluator: over the report windows, compared with the best parent.
     """
 
     rows: tuple[tuple[str, str, Blueprint], ...]
     measures: tuple[Measures, ...]
+    tokens: tuple[TokenScores, ...]
     corpora: tuple[str, ...]
-    tasks: tuple[Task, ...]
+    evaluator: Evaluator
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """With the items in the order they were asked."""
+        return tuple(self.evaluator.exam.tasks) if self.evaluator.exam else ()
 
     def answers(self, blueprint: Blueprint) -> dict[str, TaskScores]:
-        """By task, of one of the models."""
-        number = next(n for n, row in enumerate(self.rows) if row[2] == blueprint)
-        return {t.task: t for t in self.measures[number].tasks}
+        """By task, of one of the models; nothing where it breaks or was not asked."""
+        return {t.task: t for t in self.measures[self._number(blueprint)].tasks}
+
+    def text(self, blueprint: Blueprint) -> TokenScores:
+        """Of one of the models."""
+        return self.tokens[self._number(blueprint)]
+
+    def _number(self, blueprint: Blueprint) -> int:
+        return next(n for n, row in enumerate(self.rows) if row[2] == blueprint)
 
 
 def standings(
     session: Session, winner: Winner, progress: Callable[[int, int], None] = lambda done, total: None
-) -> Standings | None:
-    """Everything in one sweep, which tells its progress; None for a run of one parent."""
-    if len(session.inputs.parents) == 1:
-        return None
+) -> Standings:
+    """Everything in two sweeps that tell their progress: what is asked tasks, and what is not, which are the baselines
+    of a run with one parent."""
     windows, rows = session.evidence.windows["report"], _rows(session, winner)
-    names = sorted(set(windows.corpora))
+    names, parents = sorted(set(windows.corpora)), len(session.inputs.parents)
+    tasks = session.evidence.reported
     evaluator = Evaluator(
         session.bank,
         windows.tokens,
         with_updates=False,
         corpora=[names.index(c) for c in windows.corpora],
-        exam=lambda dense: Exam(dense, session.evidence.reported, session.inputs.tokenizer, session.recipe.seed),
+        exam=(lambda dense: Exam(dense, tasks, session.inputs.tokenizer, session.recipe.seed)) if tasks else None,
     )
-    evidence = Fidelity(len(windows.tokens), items=session.recipe.tasks.items)
-    measures = evaluator.evaluate([blueprint for _, _, blueprint in rows], evidence, progress)
-    return Standings(tuple(rows), measures, tuple(names), tuple(evaluator.exam.tasks))
+    if session.dense:
+        evaluator.teach([session.dense] * len(windows.tokens))
+    text = Fidelity(len(windows.tokens))
+    whole = replace(text, items=session.recipe.tasks.items if tasks else 0)
+    asked = rows if parents > 1 else rows[: len(rows) - len(winner.baselines)]
+    parts = [(asked, whole), (rows[len(asked) :], text)]
+    found = []
+    for number, (some, evidence) in enumerate(part for part in parts if part[0]):
+        blueprints = [blueprint for _, _, blueprint in some]
+        shift = partial(_shifted, progress, number, 2 if len(asked) < len(rows) else 1)
+        found += evaluator.examine(blueprints, evidence, shift)
+    measures, tokens = zip(*found, strict=True)
+    return Standings(tuple(rows), measures, tokens, tuple(names), evaluator)
 
 
-def retention(session: Session, winner: Winner, known: Standings) -> Retention:
-    """The section of the report.
+def _shifted(progress: Callable[[int, int], None], number: int, of: int, done: int, total: int) -> None:
+    progress(number * total + done, of * total)
+
+
+def retention(session: Session, winner: Winner, known: Standings) -> Retention | None:
+    """The section of the report; None for a run of one parent, or without tasks.
 
     `difference` is the mean accuracy of a row minus that of the winner; doubts are `TaskScores.doubts`.
     """
+    if len(session.inputs.parents) == 1 or not known.tasks:
+        return None
     dense = known.measures[: len(session.inputs.parents)]
     ours = known.measures[len(dense) + (winner.blueprint != winner.cut)]
     best = {how: max(range(len(dense)), key=lambda k, how=how: _mean(dense[k], how)) for how in ACCURACIES}

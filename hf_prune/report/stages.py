@@ -28,7 +28,7 @@ from hf_prune.report.schema.scores import (
 from hf_prune.report.schema.section import ByStage, StageName
 
 PROMPT_TOKENS, NEW_TOKENS = 24, 64
-PROMPTS, SHOWN, WORST = 24, 6, 3
+PROMPTS, SHOWN, WORST = 16, 6, 3
 """Report windows whose beginnings are continued; samples shown in order, and those that lost most."""
 
 

@@ -13,18 +13,17 @@ import numpy as np
 import torch
 
 from hf_prune.assembly.assemble import Parent
-from hf_prune.blueprint import GONE, Blueprint, Fidelity, LayerSpec, Part, Source
+from hf_prune.blueprint import GONE, Blueprint, LayerSpec, Part, Source
 from hf_prune.data.task_scores import TaskScores
 from hf_prune.data.windows import Windows
 from hf_prune.evaluation import speed
-from hf_prune.evaluation.evaluator import Evaluator
+from hf_prune.evaluation.evaluator import Evaluator, TokenScores
 from hf_prune.report.schema.course import Corpus, Hardware, Split
 from hf_prune.report.schema.model import LayerOrigin, LayerWidth, ModelSize, Size, SourceCard
 from hf_prune.report.schema.scores import Answers, Baseline, Perplexity, Task, Text
 from hf_prune.report.schema.section import Interval
 
 Z95 = 1.959963984540054
-TokenScores = tuple[torch.Tensor, torch.Tensor]
 
 
 def interval(values: np.ndarray) -> tuple[float, Interval]:
@@ -215,10 +214,13 @@ def _weights(parts: Sequence[Part], names: Sequence[str]) -> dict[str, float]:
 
 
 def baselines(
-    entries: Sequence[tuple[str, str, Blueprint]], evaluator: Evaluator, windows: Windows, ours: TokenScores
+    entries: Sequence[tuple[str, str, Blueprint]],
+    scores: Sequence[TokenScores],
+    evaluator: Evaluator,
+    ours: TokenScores,
 ) -> list[Baseline]:
-    """Rows of the comparison at equal size: (name, label, blueprint), bare cuts in one sweep over the report split."""
-    scores = evaluator.token_scores([b for _, _, b in entries], Fidelity(len(windows.tokens)))
+    """Rows of the comparison at equal size: (name, label, blueprint) of bare cuts, and their scores on the report split
+    beside those of ours."""
     our_nll = ours[1].double().mean(1).numpy()
     rows = []
     for (name, label, blueprint), (kl, nll) in zip(entries, scores, strict=True):

@@ -12,10 +12,11 @@ from hf_prune.session.journal import Journal, Row
 from hf_prune.session.selection import Winner
 from hf_prune.session.session import Session
 
-CORRELATED = 64
-"""Candidates behind the rank correlations, evenly spaced over the ranks of the search."""
-DELETIONS = 256
-"""Most that a merging model is compared with."""
+CORRELATED, SHARE = 64, 0.05
+"""Most candidates behind the rank correlations, evenly spaced over the ranks of the search; and what share of the
+windows that the search has read they may read besides."""
+DELETIONS = 16
+"""Most that a merging model is compared with at once; of more, the best is found layer by layer."""
 
 
 def summarise(session: Session, journal: Journal, winner: Winner) -> dict[str, Any]:
@@ -56,14 +57,23 @@ def compare_merging(session: Session, journal: Journal, winner: Winner) -> dict[
     if not merged:
         return None
     best = winner.cut if any(map(_mixed, winner.cut.layers)) else min(merged, key=lambda pair: pair[0])[1]
-    options = [best]
-    for i, spec in enumerate(best.layers):
-        if _mixed(spec):
-            parts = [LayerSpec((Part(p.source, p.layer),)) for p in spec.parts]
-            options = [_with(b, i, part) for b in options for part in parts][:DELETIONS]
-    measures = session.evaluator.evaluate([best, *options], session.evidence.selection)
-    ours, deletion = measures[0].kl, min(m.kl for m in measures[1:])
+    ours, deletion = _merged_and_deleted(session, best)
     return {"ours": ours, "deletion": deletion, "helps": ours < deletion, "won": best.digest == winner.cut.digest}
+
+
+def _merged_and_deleted(session: Session, best: Blueprint) -> tuple[float, float]:
+    """KL on the selection windows of a model that merges, and of the best that has one of the layers instead."""
+    layers = [i for i, spec in enumerate(best.layers) if _mixed(spec)]
+    parts = {i: [LayerSpec((Part(p.source, p.layer),)) for p in best.layers[i].parts] for i in layers}
+    every = math.prod(map(len, parts.values())) <= DELETIONS
+    options = [best]
+    for i in layers:
+        options = [_with(b, i, part) for b in options for part in parts[i]]
+        if not every:
+            measured = session.evaluator.evaluate(options, session.evidence.selection)
+            options = [options[min(range(len(options)), key=lambda n, found=measured: found[n].kl)]]
+    ours, *deletions = session.evaluator.evaluate([best, *options], session.evidence.selection)
+    return ours.kl, min(m.kl for m in deletions)
 
 
 def _full(session: Session, journal: Journal) -> list[tuple[tuple[float, ...], Blueprint]]:
@@ -75,7 +85,9 @@ def _full(session: Session, journal: Journal) -> list[tuple[tuple[float, ...], B
 def _correlations(session: Session, journal: Journal) -> dict[str, Any]:
     """Spearman correlation of every fitness on the search windows with KL on the selection windows."""
     candidates = sorted(_full(session, journal), key=lambda pair: pair[0])
-    candidates = _spaced([(v, b) for v, b in candidates if all(map(math.isfinite, v))])
+    read = sum(row.fidelity.sequences for row in own_trials(session, journal))
+    count = min(CORRELATED, int(SHARE * read / session.evidence.selection.sequences))
+    candidates = _spaced([(v, b) for v, b in candidates if all(map(math.isfinite, v))], count)
     if len(candidates) < 3:
         return {}
     measured = session.evaluator.evaluate([b for _, b in candidates], session.evidence.selection)
@@ -87,11 +99,11 @@ def _correlations(session: Session, journal: Journal) -> dict[str, Any]:
     }
 
 
-def _spaced(candidates: Sequence[Any]) -> Sequence[Any]:
-    """At most `CORRELATED` of them, evenly spaced."""
-    if len(candidates) <= CORRELATED:
+def _spaced(candidates: Sequence[Any], count: int) -> Sequence[Any]:
+    """At most so many of them, evenly spaced."""
+    if len(candidates) <= count:
         return candidates
-    return [candidates[i] for i in np.linspace(0, len(candidates) - 1, CORRELATED).round().astype(int)]
+    return [candidates[i] for i in np.linspace(0, len(candidates) - 1, count).round().astype(int)]
 
 
 def _mixed(spec: LayerSpec) -> bool:

@@ -120,8 +120,8 @@ def test_the_interval_of_equal_models_spans_one(clock):
 
 def test_rounds_in_which_the_process_waited_do_not_count(clock):
     calls = iter(range(10**9))
-    # Of the 33 calls of a round; the first round is not counted.
-    got = compared(Noisy(1e-4, 0.05), Noisy(8e-5, 0.05, lambda: 9.0 if next(calls) < 330 else 0.0))
+    # Of the 17 calls of a round; the first round is not counted.
+    got = compared(Noisy(1e-4, 0.05), Noisy(8e-5, 0.05, lambda: 9.0 if next(calls) < 170 else 0.0))
     assert got["disturbed"] in (8, 9) and got["repeats"] == 25 - got["disturbed"]
     assert got["prefill"]["ci"][0] > 1.1
 

@@ -32,9 +32,9 @@ def seen(loss, correct, rouge=0.5, said=1):
     nll = (2.0 + loss + 0.01 * loss * torch.arange(30.0))[:, None].expand(-1, 89)
     right = np.arange(4) < correct
     scores = TaskScores("cloze", 0.25, np.zeros((4, 2)), right, right)
-    close = {"rouge1": np.full(24, rouge), "exact_match": np.zeros(24)}
+    close = {"rouge1": np.full(stages.PROMPTS, rouge), "exact_match": np.zeros(stages.PROMPTS)}
     harness = {"arc": HarnessScores("arc", {"acc": correct / 4}, {"acc": True}, {"acc": right.astype(float)}, "0.4.13")}
-    return Observed((0 * nll + loss, nll), {"cloze": scores}, ((said,) * 8,) * 24, close, harness)
+    return Observed((0 * nll + loss, nll), {"cloze": scores}, ((said,) * 8,) * stages.PROMPTS, close, harness)
 
 
 def four():
@@ -73,7 +73,7 @@ def test_the_worst_samples_are_those_of_the_windows_that_lost_most():
     shown = stages.spoken(four(), Speaker(), WINDOWS).to_dict()
     assert len(shown["samples"]) == 6 and len(shown["worst"]) == 3
     first = [int(s["prompt"].split()[0]) for s in shown["worst"]]
-    assert first == [int(WINDOWS.tokens[row, 0]) for row in (23, 22, 21)]
+    assert first == [int(WINDOWS.tokens[row, 0]) for row in (15, 14, 13)]
     assert shown["pruned"] == shown["healed"] and set(shown["samples"][0]) == {
         "prompt", "dense", "cut", "repaired", "healed", "pruned"}  # fmt: skip
 
@@ -127,6 +127,6 @@ def test_a_live_model_is_observed_as_it_is():
     model = tiny("llama", max_position_embeddings=128)
     text = (torch.zeros(30, 89), torch.zeros(30, 89))
     found = stages.observe(model, text, Speaker(), WINDOWS, {}, {})
-    assert len(found.said) == 24 and all(len(s) <= 64 for s in found.said)
+    assert len(found.said) == stages.PROMPTS and all(len(s) <= 64 for s in found.said)
     assert set(found.closeness) == {"exact_match", "rouge1", "rouge2", "rougeL"}
-    assert all(len(v) == 24 and (0 <= v).all() and (v <= 1).all() for v in found.closeness.values())
+    assert all(len(v) == stages.PROMPTS and (0 <= v).all() and (v <= 1).all() for v in found.closeness.values())

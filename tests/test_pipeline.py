@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from hf_prune import compress, run
 from hf_prune.blueprint import Blueprint
 from hf_prune.errors import InvalidRecipe, ReloadMismatch
-from hf_prune.events import Assembled, Finished, Pushed, Reported, Scored, Stage, Started
+from hf_prune.events import Advanced, Assembled, Finished, Pushed, Reported, Scored, Stage, Started
 from hf_prune.recipe import Recipe
 from hf_prune.search import SEARCHERS
 from tests.runs import DEPTH, leftovers, recipe, searched, text
@@ -42,7 +42,7 @@ def done(home):
 
 def test_events_come_in_order_and_end_with_the_final_name(done):
     folder, events = done
-    kinds = [type(e) for e in events if not isinstance(e, Scored)]
+    kinds = [type(e) for e in events if not isinstance(e, Scored | Advanced)]
     stages = [e.name for e in events if isinstance(e, Stage)]
     assert stages == ["pull", "check", "calibrate", "baselines", "search", "select", "assemble", "report"]
     assert kinds[:2] == [Stage, Started] and kinds[-3:] == [Stage, Reported, Finished] and Assembled in kinds

@@ -70,7 +70,7 @@ def compare(
     """How much faster one model is than another: both in turn in many short rounds, and each round is a ratio.
 
     Tokens are as in `measure`, half as many, since many rounds tell more than long ones. Rounds in which the process
-    waited for a processor more than `DISTURBED` of the time do not count; with less than `LEAST` others nothing is said.
+    waited for a processor more than `DISTURBED` of the time do not count; without `LEAST` others nothing is said.
 
     Args:
         dense: the model that the other is compared with.

@@ -12,9 +12,9 @@ from hf_prune.session.journal import Journal, Row
 from hf_prune.session.selection import Winner
 from hf_prune.session.session import Session
 
-CORRELATED, SHARE = 64, 0.05
-"""Most candidates behind the rank correlations, evenly spaced over the ranks of the search; and what share of the
-windows that the search has read they may read besides."""
+CORRELATED, SHARE = (8, 64), 0.05
+"""Least and most candidates behind the rank correlations, evenly spaced over the ranks of the search; between the two,
+they read this share of the windows that the search has read."""
 DELETIONS = 16
 """Most that a merging model is compared with at once; of more, the best is found layer by layer."""
 
@@ -86,7 +86,7 @@ def _correlations(session: Session, journal: Journal) -> dict[str, Any]:
     """Spearman correlation of every fitness on the search windows with KL on the selection windows."""
     candidates = sorted(_full(session, journal), key=lambda pair: pair[0])
     read = sum(row.fidelity.sequences for row in own_trials(session, journal))
-    count = min(CORRELATED, int(SHARE * read / session.evidence.selection.sequences))
+    count = int(np.clip(SHARE * read / session.evidence.selection.sequences, *CORRELATED))
     candidates = _spaced([(v, b) for v, b in candidates if all(map(math.isfinite, v))], count)
     if len(candidates) < 3:
         return {}

@@ -52,6 +52,6 @@ def test_rank_correlations_cost_a_small_share_of_the_search(tmp_path, monkeypatc
     genomes = list(session.scorer.space.enumerate())
     score(session.scorer, journal, [Trial(g, session.evidence.full) for g in genomes])
     found = search_summary._correlations(session, journal)
-    assert {row["n"] for row in found.values()} == {int(0.05 * len(genomes))}
-    monkeypatch.setattr(search_summary, "SHARE", 2 / len(genomes))
-    assert search_summary._correlations(session, journal) == {}, "two are no rank correlation"
+    assert {row["n"] for row in found.values()} == {8}
+    monkeypatch.setattr(search_summary, "SHARE", 10 / len(genomes))
+    assert {row["n"] for row in search_summary._correlations(session, journal).values()} == {10}

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from hf_prune import hub
 from hf_prune.assembly.assemble import write
 from hf_prune.assembly.certificate import CERTIFIED, certify
-from hf_prune.atomic_files import check_place, copied, disk_told, shown_path, staged
+from hf_prune.atomic_files import check_place, claimed, copied, disk_told, shown_path, staged
 from hf_prune.blueprint import Outcome
 from hf_prune.errors import InvalidRecipe, InvalidReport
 from hf_prune.events import Assembled, Event, Finished, Pushed, Reported, Stage, Started
@@ -112,7 +112,9 @@ def compress(recipe: Recipe) -> Iterator[Event]:
 def _compress(recipe: Recipe, output: Path) -> Iterator[Event]:
     report = find_finished(recipe, output)
     if report is None:
-        report = yield from _make(recipe, output)
+        check_place(output)
+        with claimed(output):
+            report = find_finished(recipe, output) or (yield from _make(recipe, output))
     else:
         yield Stage("done", f"{output} already holds the result of this recipe")
     url = None
@@ -148,7 +150,6 @@ def find_finished(recipe: Recipe, output: Path) -> Report | None:
 
 
 def _make(recipe: Recipe, output: Path) -> Generator[Event, None, Report]:
-    check_place(output)
     check_evidence(recipe, names=True)
     yield Stage("pull", recipe.base)
     session = open_session(recipe)

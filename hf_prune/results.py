@@ -11,7 +11,17 @@ from typing import Any, get_args
 from hf_prune import hub
 from hf_prune.assembly.assemble import Parent, write
 from hf_prune.assembly.patches import PATCH_FILE, load_patches
-from hf_prune.atomic_files import check_place, copying, disk_told, shown_path, staged
+from hf_prune.atomic_files import (
+    check_file,
+    check_files,
+    check_place,
+    claimed,
+    copy_file,
+    copying,
+    disk_told,
+    shown_path,
+    staged,
+)
 from hf_prune.blueprint import Blueprint, Source
 from hf_prune.errors import IncompatibleSources, InvalidBlueprint, InvalidRecipe
 from hf_prune.events import Event, Finished, Reported, Stage, Started
@@ -51,6 +61,7 @@ def assemble_blueprint(
     Raises:
         InvalidBlueprint: not a blueprint, `pick` names nobody, or its level library is not there.
         InvalidReport: not a front.
+        UnsafeSource: one of its files is a link.
         IncompatibleSources: the source is not the one the blueprint was made from.
         SourceError: the source cannot be read.
         CannotWrite: the disk does not take the output.
@@ -63,6 +74,8 @@ def _assembled(
     path: Path, output: Path, source: str | Sequence[str] | None, pick: str | None, library: Path | None
 ) -> Path:
     check_place(output)
+    for name in (path.name, Path(PATCH_FILE).parent, PATCH_FILE):
+        check_file(path.parent / name, path.parent)
     text = _read(path)
     if '"front"' in text:
         members = Front.from_json(text, path.name).front
@@ -74,9 +87,10 @@ def _assembled(
     if output.exists():
         raise InvalidRecipe(f"{output} exists; choose another --output.")
     given = (source,) if isinstance(source, str) else tuple(source or ())
-    parents = open_parents(blueprint, given, library)
-    with staged(output) as partial:
-        write(blueprint, parents, partial, load_patches(path.parent / PATCH_FILE))
+    with claimed(output):
+        parents = open_parents(blueprint, given, library)
+        with staged(output) as partial:
+            write(blueprint, parents, partial, load_patches(path.parent / PATCH_FILE))
     return output
 
 
@@ -139,7 +153,7 @@ def _reported(
     here = _here(source)
     output = Path(output or (here if Path(source).is_dir() else Path(str(source).partition("@")[0]).name))
     check_place(output)
-    with nullcontext(here) if output == here else copying(here, output) as folder:
+    with claimed(output), nullcontext(here) if output == here else copying(here, output) as folder:
         session, winner, before = _reopened(here, base, {**changes, "output": str(output)})
         yield Stage("report", f"{session.recipe.report.sequences} windows")
         report = yield from measure_again(before, session, winner, folder)
@@ -174,16 +188,17 @@ def _healed(source: str | Path, base: str | None, output: Path, changes: dict[st
     check_place(output)
     here = _here(source)
     yield Stage("pull", str(source))
-    session, winner, before = _reopened(here, base, {"overwrite": False, **changes, "output": str(output)})
-    result = find_finished(session.recipe, output)
-    if result is None:
-        goal = f"train {before.size.pruned.layers} layers"
-        yield Started(session.recipe, str(session.inputs.base.source), session.inputs.base.depth, goal, 0)
-        session.workdir.folder.mkdir(parents=True, exist_ok=True)
-        result = yield from finish(session, winner, output, partial(_carried, here, before))
-        shutil.rmtree(session.workdir.folder, ignore_errors=True)
-    else:
-        yield Stage("done", f"{output} already holds the result of this recipe")
+    with claimed(output):
+        session, winner, before = _reopened(here, base, {"overwrite": False, **changes, "output": str(output)})
+        result = find_finished(session.recipe, output)
+        if result is None:
+            goal = f"train {before.size.pruned.layers} layers"
+            yield Started(session.recipe, str(session.inputs.base.source), session.inputs.base.depth, goal, 0)
+            session.workdir.folder.mkdir(parents=True, exist_ok=True)
+            result = yield from finish(session, winner, output, partial(_carried, here, before))
+            shutil.rmtree(session.workdir.folder, ignore_errors=True)
+        else:
+            yield Stage("done", f"{output} already holds the result of this recipe")
     yield Finished(str(output), result.to_dict(), None)
 
 
@@ -206,13 +221,20 @@ def _carried(
     (folder / "figures").mkdir(exist_ok=True)
     for name in CARRIED:
         if (here / name).is_file():
-            shutil.copyfile(here / name, folder / name)
+            copy_file(here / name, folder / name, here)
     return (yield from measure_again(before, session, winner, folder, *built))
 
 
 def _here(source: str | Path) -> Path:
-    """The folder of a result, fetched if it is a repo."""
-    return Path(source) if Path(source).is_dir() else hub.fetch_result(str(source))
+    """The folder of a result, fetched if it is a repo.
+
+    Raises:
+        UnsafeSource: it holds links.
+    """
+    if not Path(source).is_dir():
+        return hub.fetch_result(str(source))
+    check_files(Path(source))
+    return Path(source)
 
 
 def _reopened(folder: Path, base: str | None, changes: dict[str, Any]) -> tuple[Session, Winner, Report]:

@@ -133,7 +133,7 @@ def test_a_base_that_cannot_be_used_is_refused_in_one_sentence(hub_server, tmp_p
     done = command("compress", "ns/spoiled", *FLAGS, "--data", text(tmp_path / "t.txt"), "--output", tmp_path / "small")
     assert done.returncode == code and words in done.stderr.splitlines()[-1], done.stderr
     assert done.stderr.splitlines()[-1].startswith("Error: ") and "Traceback" not in done.stderr
-    assert not (tmp_path / "small").exists() and not (tmp_path / "small.partial").exists()
+    assert not (tmp_path / "small").exists() and not list(tmp_path.glob(".hf-prune-*"))
 
 
 def test_who_may_not_read_a_repo_is_told_what_to_do(hub_server, tmp_path):

@@ -21,7 +21,7 @@ from transformers import PretrainedConfig
 
 from hf_prune.assembly import modeling_decilm
 from hf_prune.assembly.modeling_decilm import MULTIPLE
-from hf_prune.atomic_files import staged
+from hf_prune.atomic_files import claimed, staged
 from hf_prune.errors import InvalidRecipe, UnsupportedArchitecture
 from hf_prune.models.auto_classes import head_dim
 from hf_prune.models.checkpoint import Checkpoint, write_shards
@@ -71,7 +71,7 @@ def export_nemotron_nas(folder: Path, output: Path, *, pad: bool = False) -> tup
     _refuse_layers(config, after)
     if output.exists():
         raise InvalidRecipe(f"{output} exists; choose another --output.")
-    with staged(output) as partial:
+    with claimed(output), staged(output) as partial:
         return _write(folder, partial, config, before, after)
 
 

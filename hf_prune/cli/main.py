@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from hf_prune import __version__
+from hf_prune.atomic_files import check_files, claimed, write_text
 from hf_prune.cli.flags import flags_of, with_flags
 from hf_prune.cli.panels import HELP_ALL, PanelCommand
 from hf_prune.cli.terminal import Format, format_of, guarded, line, result, show, watch
@@ -255,11 +256,14 @@ def export_command(
     if source and format != "mergekit" or pad and format != "nemotron-nas":
         raise InvalidRecipe(f"{'--source' if source else '--pad'} has no meaning for --format {format}; leave it out.")
     _check_here(folder)
+    check_files(folder)
     if format == "mergekit":
         from hf_prune.assembly.mergekit import export_mergekit
 
         path = output or folder / "mergekit.yaml"
-        path.write_text(export_mergekit(folder, source or ()), encoding="utf-8")
+        text = export_mergekit(folder, source or ())
+        with claimed(path):
+            write_text(path, text)
         return print(path)
     from hf_prune.assembly.nemotron_nas import export_nemotron_nas
 

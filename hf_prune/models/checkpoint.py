@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from hf_prune.atomic_files import written
 from hf_prune.errors import BrokenCheckpoint, IncompatibleSources, UnsafeSource
 from hf_prune.hub import contents
 from hf_prune.models.adapter import Adapter
@@ -227,14 +227,13 @@ def write_shards(
 
 
 def _save(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    partial = path.with_name(path.name + ".partial")
     seen: set[int] = set()
     for name, tensor in tensors.items():
         # A layer used twice is mapped once, and safetensors refuses to write the same memory under two names.
         tensors[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
         seen.add(tensor.data_ptr())
-    save_file(tensors, partial, metadata={"format": "pt"})
-    os.replace(partial, path)
+    with written(path) as partial:
+        save_file(tensors, partial, metadata={"format": "pt"})
 
 
 def stored_tensors(files: Sequence[Path]) -> dict[str, Stored]:

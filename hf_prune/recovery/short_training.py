@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hf_prune.assembly.layer_bank import LayerBank, sharing
+from hf_prune.atomic_files import written
 from hf_prune.blueprint import Blueprint, LayerSpec, Part
 from hf_prune.evaluation.comparison import Targets, compare
 from hf_prune.evaluation.dense import Call, Dense, after
@@ -118,9 +119,8 @@ class TrainingAware:
     def _keep(self, candidate: "Candidate", blueprint: Blueprint, steps: int) -> None:
         self.home.mkdir(parents=True, exist_ok=True)
         path = self._path(blueprint, steps)
-        partial = path.with_suffix(".partial")
-        save_file(candidate.state(), partial)
-        partial.replace(path)
+        with written(path) as partial:
+            save_file(candidate.state(), partial)
 
 
 class Candidate:

@@ -14,11 +14,6 @@ from typing import Any, NamedTuple, Self
 from hf_prune.blueprint import Fidelity, Genome
 from hf_prune.errors import StaleJournal
 
-try:
-    import fcntl
-except ImportError:  # Windows: two runs in one folder are then not noticed
-    fcntl = None
-
 MARK = b'{"hf_prune_journal":1,'
 """How every journal begins; a file that does not is never written to."""
 Key = tuple[str, Fidelity]
@@ -38,7 +33,7 @@ class Row(NamedTuple):
 class Journal:
     """Every pair of digest and fidelity is in it at most once, in the order of evaluation.
 
-    An open journal locks its file: use it in a `with` block, so that a failed run can be started again in its process.
+    Whoever opens one has claimed the folder of its run.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -58,11 +53,11 @@ class Journal:
         A last line torn by a crash is cut off the file.
 
         Raises:
-            StaleJournal: another recipe or numerics wrote the file, it is damaged before its last line, or another
-                process is writing it.
+            StaleJournal: another recipe or numerics wrote the file, or it is damaged before its last line.
         """
         journal = cls(Path(path))
-        journal._file = _locked(journal.path)
+        journal.path.parent.mkdir(parents=True, exist_ok=True)
+        journal._file = open(journal.path, "a+b")
         try:
             journal._resume(json.loads(json.dumps(header)))
         except BaseException:
@@ -134,23 +129,6 @@ class Journal:
                 "move the file away to start the search afresh."
             ) from None
         self._rows.update({(r.digest, r.fidelity): r for r in rows})
-
-
-def _locked(path: Path) -> Any:
-    """The file for reading and appending, ours alone until the process ends, however it ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = open(path, "a+b")
-    try:
-        if fcntl:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise StaleJournal(
-            f"Another run is writing the journal {path}; wait for it to end, stop it, or choose another output folder."
-        ) from None
-    except OSError:  # a file system without locks is no reason to refuse the run
-        pass
-    return file
 
 
 def _is_json(line: bytes) -> bool:

@@ -140,13 +140,6 @@ def test_a_foreign_file_is_refused_and_not_touched(path, text):
     assert path.read_text() == text
 
 
-def test_two_runs_never_share_a_journal(path):
-    pytest.importorskip("fcntl")
-    with Journal.open(path, HEADER), pytest.raises(StaleJournal, match="Another run"):
-        Journal.open(path, HEADER)
-    Journal.open(path, HEADER).close()
-
-
 def test_memory_needs_no_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     journal = Journal.memory()

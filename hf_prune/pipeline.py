@@ -37,7 +37,7 @@ from hf_prune.session.baselines import play
 from hf_prune.session.journal import Journal
 from hf_prune.session.parents import calibrate, check_parents
 from hf_prune.session.restore import heal_model, make_libraries, repair_cut, tune_mixes
-from hf_prune.session.selection import Winner, best_unseen
+from hf_prune.session.selection import Winner, best_unseen, chosen
 from hf_prune.session.session import Session, open_session
 
 BATCH = 2048
@@ -192,10 +192,10 @@ def _search(session: Session, journal: Journal, trials: int) -> Generator[Event,
         baselines = yield from play(session, journal, session.inputs.depth - len(knee.layers))
         return Winner(knee, knee, finalists, baselines, members, layer_tokens)
     windows = recipe.data.selection_sequences
-    yield Stage("select", f"{len(finalists)} finalists on {windows} windows the search has not seen")
-    cut, selection = yield from best_unseen(session, journal, finalists)
+    yield Stage("select", f"{len(finalists)} finalists and {len(baselines)} other cuts on {windows} unseen windows")
+    choice = yield from best_unseen(session, journal, finalists, baselines)
     session.clock.lap("select")
-    winner = Winner(cut, cut, finalists, baselines, None, layer_tokens, selection=selection)
+    winner = chosen(session, choice, finalists, baselines, layer_tokens)
     if recipe.tune.steps:
         winner = yield from tune_mixes(session, winner)
         session.clock.lap("tune")

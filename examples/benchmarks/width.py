@@ -120,11 +120,13 @@ class Bench:
         untrained = opened(self.recipe(seed))
         selection = untrained.evidence.selection
         with Journal.open(self.run(seed).folder / "journal.jsonl", untrained.header()) as journal:
-            rows = [row for row in journal.rows() if row.fidelity == selection]
+            # Genomes below 0 are cuts that the result was compared with.
+            rows = [row for row in journal.rows() if row.fidelity == selection and row.genome[0] >= 0]
         finalists = [Outcome(Trial(row.genome, row.fidelity), row.values) for row in rows]
         session = opened(self.recipe(seed, self.a.aware))
         with Journal.open(session.workdir.journal, session.header()) as journal:
-            return exhaust(best_unseen(session, journal, finalists))
+            choice = exhaust(best_unseen(session, journal, finalists))
+            return choice.cut, choice.summary
 
     def baselines(self) -> dict[str, Blueprint]:
         """Ways without a search, by their labels."""

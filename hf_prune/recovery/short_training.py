@@ -20,9 +20,11 @@ from torch import Tensor
 from hf_prune.assembly.layer_bank import LayerBank, sharing
 from hf_prune.atomic_files import written
 from hf_prune.blueprint import Blueprint, LayerSpec, Part
+from hf_prune.data.task_scores import TaskScores
 from hf_prune.evaluation.comparison import Targets, compare
 from hf_prune.evaluation.dense import Call, Dense, after
 from hf_prune.evaluation.evaluator import Evaluator
+from hf_prune.evaluation.packed_tasks import Exam
 from hf_prune.limits import TOP_K
 from hf_prune.recovery.heal import Course, distillation
 
@@ -83,8 +85,11 @@ class TrainingAware:
     seed: int = 0
     trained_tokens: int = field(default=0, init=False)
 
-    def scores(self, blueprint: Blueprint, heal_tokens: int, rows: slice) -> tuple[float, float]:
-        """Mean (KL, NLL) per token on evidence windows `rows` after training on `heal_tokens`, +inf if it breaks."""
+    def scores(
+        self, blueprint: Blueprint, heal_tokens: int, rows: slice, items: tuple[int, int] = (0, 0)
+    ) -> tuple[float, float, tuple[TaskScores, ...]]:
+        """Mean KL and NLL per token on evidence windows `rows` after training on `heal_tokens`, +inf if it breaks; and
+        the answers to `items` (first, count) of every task, none then."""
         candidate = Candidate(self.evaluator.dense, self.evaluator.bank, blueprint.canonical(), self.seed)
         length = self.lesson.tokens.shape[1]
         steps = max(1, heal_tokens // (BATCH * length))
@@ -95,7 +100,9 @@ class TrainingAware:
             self.trained_tokens += (steps - start) * BATCH * length
             if steps > start:
                 self._keep(candidate, blueprint, steps)
-            return candidate.measured(self.evaluator, rows)
+            kl, nll = candidate.measured(self.evaluator, rows)
+            asked = self.evaluator.exam and items[1] and math.isfinite(kl)
+            return kl, nll, candidate.answers(self.evaluator.exam, *items) if asked else ()
 
     @cached_property
     def _conditions(self) -> str:
@@ -184,6 +191,13 @@ class Candidate:
             found = compare(reference, part, self.dense.logits(states[:, :-1]).float())
             kl, nll, count = kl + float(found[0].sum()), nll + float(found[1].sum()), count + found[0].numel()
         return (kl / count, nll / count) if math.isfinite(kl + nll) else (math.inf, math.inf)
+
+    @torch.inference_mode()
+    def answers(self, exam: Exam, first: int, count: int) -> tuple[TaskScores, ...]:
+        """To items first .. first + count of every task."""
+        sheets = exam.sheets(first, count)
+        states = [(sheet, self._states(sheet.hidden[0], sheet.calls)) for sheet in sheets]
+        return exam.judged(first, count, [sheet.scores(self.dense, state) for sheet, state in states])
 
     def state(self) -> dict[str, Tensor]:
         """LoRA and optimiser, float32."""

@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard
 from hf_prune.blueprint import LOCAL
 from hf_prune.data.bundled import bundled_folder
 from hf_prune.recipe import nest
-from hf_prune.report import tables, verdicts
+from hf_prune.report import comparisons, tables, verdicts
 from hf_prune.report.card_data import card_data, title
 from hf_prune.report.licence import inherited_licence
 from hf_prune.report.markdown import code, fence, md
@@ -94,9 +94,9 @@ def _results(report: Report, parents: Sequence[SourceCard]) -> dict[str, Any]:
         "samples": generation.samples if generation else (),
         "worst": generation.worst if generation else (),
         "baselines": _baselines(report),
-        "baseline_verdict": verdicts.baseline_verdict(report),
+        "baseline_verdict": comparisons.baseline_verdict(report),
         "retention": _retention(report.retention) if report.retention else (),
-        "retention_verdict": verdicts.retention_verdict(report),
+        "retention_verdict": comparisons.retention_verdict(report),
     }
 
 
@@ -114,7 +114,8 @@ def _making(report: Report, parents: Sequence[SourceCard]) -> dict[str, Any]:
         "load_note": _load_note(report),
         "certificate": _certificate(report),
         "base_check": [md(x) for x in verdicts.base_verdict(report)],
-        "command": _commands(report, local),
+        "command": _commands(report.command, local),
+        "better_command": _commands(comparisons.better_command(report), local),
         "recipe": yaml.safe_dump(nest(recipe), sort_keys=False, allow_unicode=True),
         "sources": "; ".join(_parent_link(p) for p in parents),
         "licence_note": inherited_licence(parents)[1],
@@ -152,9 +153,9 @@ def _after(report: Report) -> str:
     )
 
 
-def _commands(report: Report, local: set[str]) -> str:
+def _commands(lines: str | None, local: set[str]) -> str:
     """One a line: a result may have been healed by a command of its own."""
-    return "\n".join(public_command(line, local) for line in (report.command or "").splitlines())
+    return "\n".join(public_command(line, local) for line in (lines or "").splitlines())
 
 
 def _adapter(report: Report) -> str | None:
@@ -203,10 +204,10 @@ def _baselines(report: Report) -> list[BaselineRow]:
     """This model first, then the baselines by perplexity."""
     rivals = sorted((b for b in report.baselines if b.name != "hf_prune"), key=lambda b: b.perplexity)
     rows = [_baseline(b) for b in rivals]
-    bare, size = verdicts.bare(report), report.size.pruned
+    bare, size = comparisons.bare(report), report.size.pruned
     if not rows or bare is None:
         return rows
-    label = "this model" if verdicts.is_bare(report) else "this model's cut, before repair and training"
+    label = "this model" if comparisons.is_bare(report) else "this model's cut, before repair and training"
     return [BaselineRow(label, size.layers, size.parameters, removed_layers(report.layers), *bare, ""), *rows]
 
 
@@ -297,7 +298,9 @@ def _search(report: Report) -> str | None:
     if summary.layer_tokens:
         text += f" ({verdicts.amount(summary.layer_tokens)} layer-token products)"
     finalists = summary.finalists
-    choice = f" Of {finalists} finalists the best on the selection split is this model." if finalists else ""
+    among = f"{finalists} finalists{' and the cuts they are compared with' if report.baselines else ''}"
+    who = f"the cut of {md(report.found_by)}, so it" if report.found_by else "what"
+    choice = f" Of {among} the best on the selection split is {who} became this model." if finalists else ""
     return f"{text}; its best {code(report.objective)} was {verdicts.significant(summary.best)}.{choice}"
 
 

@@ -21,7 +21,7 @@ from hf_prune.models.auto_classes import FILE
 from hf_prune.plan import describe_target
 from hf_prune.recipe import flagged, nest
 from hf_prune.recovery.latency import foretold, retimed
-from hf_prune.report import card, figures, statistics
+from hf_prune.report import card, comparisons, figures, statistics
 from hf_prune.report.fates import fates
 from hf_prune.report.figures import FrontPoint
 from hf_prune.report.measure import measure_folder
@@ -90,6 +90,7 @@ def describe(
         repair=winner.repair,
         healing=trained,
         selection=winner.selection,
+        found_by=winner.found_by,
         merging=merging and Merging(**merging),
         search_summary=SearchSummary(**summarise(session, journal, winner)),
         base_check=BaseCheck(**found) if (found := found_of(session)) else None,
@@ -206,8 +207,13 @@ def _rebuilt(session: Session, row: Baseline) -> Blueprint:
 
 
 def publish(report: Report, folder: Path, drawn: Mapping[str, str], parents: Sequence[SourceCard]) -> None:
-    """Write report.json and the card, each whole or not at all."""
+    """Write report.json, the blueprint of a better cut that no flag spells, and the card, each whole or not at all."""
     write_text(folder / "report.json", report.to_json())
+    other = comparisons.better_cut(report)
+    if other and other.blueprint:
+        write_text(folder / comparisons.OTHER_CUT, other.blueprint)
+    else:
+        (folder / comparisons.OTHER_CUT).unlink(missing_ok=True)
     card.write_card(report, folder, drawn, parents)
 
 

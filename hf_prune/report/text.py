@@ -6,7 +6,7 @@ from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 from hf_prune.recipe import Recipe
-from hf_prune.report import verdicts
+from hf_prune.report import comparisons, verdicts
 from hf_prune.report.schema.report import Report
 from hf_prune.report.verdicts import amount, percent
 
@@ -63,14 +63,15 @@ def plan_rows(plan: "Plan") -> dict[str, str]:
 
 def report_lines(report: Report) -> list[str]:
     """The card's warnings and verdicts, one sentence or two each."""
-    found = (verdicts.size_miss(report), verdicts.baseline_verdict(report), verdicts.merging_verdict(report))
+    found = (verdicts.size_miss(report), comparisons.baseline_verdict(report), verdicts.merging_verdict(report))
     warned = [f"Warning: {w}" for w in verdicts.warnings(report)]
     return (
         warned
         + verdicts.base_verdict(report)
         + verdicts.recovery_verdict(report)
         + [v for v in found if v]
-        + verdicts.retention_verdict(report)
+        + [f"For that cut: {command}" for command in (comparisons.better_command(report),) if command]
+        + comparisons.retention_verdict(report)
     )
 
 

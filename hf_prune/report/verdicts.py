@@ -5,10 +5,9 @@ Pure functions from the report to strings; nothing here measures or writes. Ever
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from hf_prune.report.schema.course import Healing, Learning, Repair
-from hf_prune.report.schema.model import removed_layers
 from hf_prune.report.schema.report import Report
 from hf_prune.report.schema.scores import Text, total
 from hf_prune.report.schema.section import Interval, StageName
@@ -16,8 +15,6 @@ from hf_prune.report.schema.section import Interval, StageName
 MUCH_WORSE, WORSE = 2.0, 1.25
 """Perplexity ratios from which a reader is warned: doubled, and clearly worse."""
 NONE = "–"
-OURS = ("hf_prune", "searched", "repaired")
-"""Rows of the tables that are no baselines: the cut, as its search left it, and what a repair made of it."""
 
 
 def number(value: Any) -> float:
@@ -154,89 +151,6 @@ def base_verdict(report: Report) -> list[str]:
     return said
 
 
-def baseline_verdict(report: Report) -> str | None:
-    """Whether the cut beats the best baseline on the report split, judged by the paired interval.
-
-    Bare cuts are compared, before any repair or training. `log_ratio_ci_vs_ours` is the interval of log(baseline
-    perplexity / ours): above zero the result is better.
-    """
-    rivals = [b for b in report.baselines if b.name not in OURS and not math.isnan(b.perplexity)]
-    ours = bare(report)
-    if not rivals or ours is None:
-        return None
-    best = min(rivals, key=lambda b: b.perplexity)
-    own = "this model" if is_bare(report) else "this model's bare cut"
-    name = f"{best.label} (perplexity {significant(best.perplexity)}, {own} {significant(ours.perplexity)})"
-    removed = removed_layers(report.layers)
-    if best.removed is not None and removed is not None and sorted(best.removed) == list(removed):
-        return f"The search did not beat the best baseline: {best.label} removes the same layers."
-    if not math.isfinite(best.perplexity):
-        return "No baseline of this size gives finite perplexity."
-    ci = best.log_ratio_ci_vs_ours
-    if not ci:
-        word = "lower than" if ours.perplexity < best.perplexity else "not lower than"
-        return f"Perplexity is {word} that of the best baseline, {name}; without a paired interval this proves little."
-    paired = f"paired 95 % interval of the log-perplexity difference: {decimals(ci[0], 3)} to {decimals(ci[1], 3)}"
-    if ci[0] <= 0 <= ci[1]:
-        return (
-            f"The search did not clearly beat the best baseline, {name}: the difference is within the noise ({paired})."
-        )
-    if ours.perplexity < best.perplexity:
-        return f"The search beats the best baseline, {name}; {paired}."
-    return f"The search lost to the best baseline, {name}; {paired}. Use that cut instead."
-
-
-def is_bare(report: Report) -> bool:
-    """Whether neither a repair nor a training changed the weights that were cut."""
-    return not any(stage and stage.kept for stage in (report.repair, report.healing))
-
-
-class Bare(NamedTuple):
-    """Perplexity of the cut itself with its interval, and its KL to the dense model."""
-
-    perplexity: float
-    ci: Interval | None
-    kl: float
-
-
-def bare(report: Report) -> Bare | None:
-    """What baselines are compared with; None where no text was measured."""
-    text = total(report.text)
-    if text is None:
-        return None
-    cut = None if is_bare(report) or report.stages is None else total(report.stages.text)
-    if cut and cut.cut:
-        return Bare(cut.cut.perplexity, cut.cut.ci, cut.cut.kl)
-    return Bare(text.pruned.perplexity, text.pruned.ci, text.kl)
-
-
-def retention_verdict(report: Report) -> list[str]:
-    """Whether another way to cut keeps more of the tasks, a sentence for each accuracy, judged by the paired interval.
-
-    What is judged is this model before any training, repaired if it was; the others are bare cuts.
-    """
-    section = report.retention
-    ours = section and (section.row("repaired") or section.row("hf_prune"))
-    rivals = [row for row in section.rows if row.name not in ("parent", *OURS)] if ours else []
-    if not rivals:
-        return []
-    repaired, found = ", repaired," if ours.name == "repaired" else "", []
-    for what in section.references:
-        label, best = max(((row.label, row.kept(what)) for row in rivals), key=lambda pair: pair[1].mean_accuracy)
-        if ours.kept(what).difference_ci is None or best.difference_ci is None:
-            continue
-        low, high = best.difference_ci
-        outcome = (
-            "this model keeps more" if high < 0 else "that one keeps more" if low > 0 else "a tie within the noise"
-        )
-        mine, theirs = (percent(kept.mean_accuracy) for kept in (ours.kept(what), best))
-        found.append(
-            f"Mean {what} over the tasks: this model{repaired} {mine}, the best of the other cuts, {label}, "
-            f"{theirs}; {outcome} (the latter's lead: {points(low)} to {points(high)} points, paired 95 % interval)."
-        )
-    return found
-
-
 def tuning_verdict(report: Report) -> str | None:
     """What gradient descent on the weights of the mixes brought."""
     tuning = report.tuning
@@ -324,7 +238,8 @@ def recovery_verdict(report: Report) -> list[str]:
         best = "another one was chosen than the best bare cut" if chosen.changed else "the best bare cut was chosen"
         rank = f" (rank correlation of before and after {decimals(chosen.spearman)})"
         known = "" if math.isnan(chosen.spearman) else rank
-        found.append(f"{len(chosen.finalists)} finalists were {how} before the choice: {best}{known}.")
+        by = f", by {chosen.by}" if chosen.by else ""
+        found.append(f"{len(chosen.finalists)} finalists were {how} before the choice{by}: {best}{known}.")
     return found
 
 

@@ -1,18 +1,20 @@
 """Which of a search's finalists is built: the one that is best on windows the search has not seen."""
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from hf_prune.blueprint import Blueprint, Fidelity, Outcome, Trial
+from hf_prune.blueprint import Blueprint, Fidelity, Genome, Outcome, Trial
 from hf_prune.errors import HfPruneError
 from hf_prune.evaluation.objectives import OBJECTIVES
 from hf_prune.events import Event, Stage, exhaust
 from hf_prune.limits import FINAL_STAGES
+from hf_prune.methods.stitch import Stack
 from hf_prune.metrics.rank_correlation import spearman
-from hf_prune.search import drive, finals, focus, once
+from hf_prune.recipe import TASK_OBJECTIVES
+from hf_prune.search import Space, drive, finals, focus, once
 from hf_prune.session.baselines import Baseline
 from hf_prune.session.journal import Journal
 from hf_prune.session.scorer import Scorer
@@ -23,8 +25,9 @@ from hf_prune.session.session import Session
 class Winner:
     """What a search brought home.
 
-    cut: the model as it was found. blueprint: what it became by repair, the same without one. The rest: what it was
-    chosen among, is compared with, and went through.
+    cut: the model as it was found. blueprint: what it became by repair, the same without one. found_by: label of the
+    comparison whose cut it is, None where the search's own was best. The rest: what it was chosen among, is compared
+    with, and went through.
     """
 
     cut: Blueprint
@@ -36,6 +39,33 @@ class Winner:
     repair: Mapping[str, Any] | None = None
     tuning: Mapping[str, Any] | None = None
     selection: Mapping[str, Any] | None = None
+    found_by: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Who is best on the selection windows: its model and the comparison whose cut it is; what those chosen among were
+    worth before and after a repair or a training; and the best of the search where a comparison's cut was better."""
+
+    cut: Blueprint
+    found_by: str | None = None
+    summary: Mapping[str, Any] | None = None
+    beaten: Blueprint | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Entrants:
+    """Models that a choice is left among: those of a space by their genomes, and others, numbered -1, -2 and so on."""
+
+    space: Space
+    others: tuple[Blueprint, ...]
+
+    def decode(self, genome: Genome) -> Hashable:
+        """As Space says."""
+        if len(genome) != 1 or genome[0] >= 0:
+            return self.space.decode(genome)
+        other = self.others[-1 - genome[0]]
+        return Stack(other.layers, other.embed, other.head)
 
 
 def score(scorer: Scorer, journal: Journal, trials: Sequence[Trial]) -> tuple[Outcome, ...]:
@@ -44,47 +74,89 @@ def score(scorer: Scorer, journal: Journal, trials: Sequence[Trial]) -> tuple[Ou
 
 
 def best_unseen(
-    session: Session, journal: Journal, finalists: Sequence[Outcome]
-) -> Generator[Event, None, tuple[Blueprint, dict[str, Any] | None]]:
-    """The finalist that is best on the selection windows: the search's best are a lucky draw of its own evidence.
+    session: Session, journal: Journal, finalists: Sequence[Outcome], baselines: Sequence[Baseline] = ()
+) -> Generator[Event, None, Choice]:
+    """The model that is best on the selection windows: the search's best are a lucky draw of its own evidence, and what
+    it is compared with may be better.
 
     Where a repair follows, or `search_heal` is asked for, the best few are repaired or trained first, since that
     changes their order.
-
-    Returns:
-        The winner, and what the finalists were worth before and after.
     """
     if not finalists:
         raise HfPruneError("The search ended without a candidate; raise --evaluations.")
-    scorer = session.scorer
-    trials = [Trial(o.trial.genome, session.evidence.selection) for o in finalists]
+    own = {session.scorer.blueprint(o.trial.genome).digest: o.trial.genome for o in finalists}
+    others = tuple({b.blueprint.digest: b for b in reversed(baselines) if b.blueprint.digest not in own}.values())
+    sources = session.inputs.sources
+    entrants = Entrants(session.scorer.space, tuple(b.blueprint.over(sources) for b in others))
+    scorer = session.scoring(entrants)
+    genomes = [*own.values(), *((-1 - i,) for i in range(len(others)))]
+    trials = [Trial(g, session.evidence.selection) for g in genomes]
     order = sorted(score(scorer, journal, trials), key=lambda o: o.values[0])
     if not np.isfinite(order[0].values[0]):
         raise HfPruneError(
             "Every finalist breaks (NaN or infinite activations) on the selection windows; remove fewer layers."
         )
     few, stages = _last_rounds(session, order)
-    if len(few) < 2:
-        return scorer.blueprint(order[0].trial.genome), None
+    best, summary = order[0].trial.genome, None
+    if len(few) > 1:
+        best, summary = yield from _restored(session, journal, scorer, few, stages)
+    cut = scorer.blueprint(best)
+    found_by = next((b.label for b in baselines if b.blueprint.digest == cut.digest), None)
+    beaten = next(o.trial.genome for o in order if o.trial.genome in own.values())
+    return Choice(cut, found_by, summary, scorer.blueprint(beaten) if cut.digest not in own else None)
+
+
+def chosen(
+    session: Session, choice: Choice, finalists: tuple[Outcome, ...], baselines: tuple[Baseline, ...], layer_tokens: int
+) -> Winner:
+    """The winner of a search that cost so many layer-tokens; where it is not the search's own best, that is another cut
+    to compare with."""
+    if choice.beaten:
+        removed = session.inputs.removed(choice.beaten)
+        baselines += (Baseline("search", choice.beaten, removed, (), "the search's own best"),)
+    return Winner(
+        choice.cut,
+        choice.cut,
+        finalists,
+        baselines,
+        layer_tokens=layer_tokens,
+        selection=choice.summary,
+        found_by=choice.found_by,
+    )
+
+
+def _restored(
+    session: Session, journal: Journal, scorer: Scorer, few: Sequence[Outcome], stages: Sequence[Fidelity]
+) -> Generator[Event, None, tuple[Genome, dict[str, Any]]]:
+    """The best after a repair or a training, and how those of the last rounds fared."""
     means = ["repaired"] * session.recipe.repair.enabled + ["trained"] * bool(session.recipe.heal.finalist_tokens)
     yield Stage("select", f"{len(few)} finalists, {' and '.join(means)}")
-    # What training does not measure cannot tell candidates apart.
-    column = 0 if OBJECTIVES[session.recipe.search.objective].of_trained else session.columns.index("kl")
+    name = _judged_by(session)
+    column = session.columns.index(name)
     genomes = [o.trial.genome for o in few]
     asking, total = focus(finals(genomes, stages), (column,)), _asked(len(few), len(stages))
     ranked = yield from drive(asking, scorer.evaluate, journal, scorer.key, batch=1, total=total)
     after = [journal.get(scorer.key(Trial(g, stages[0])))[column] for g in genomes]
     before = [o.values[column] for o in few]
     removed = [list(session.inputs.removed(scorer.blueprint(g))) for g in genomes]
-    summary = {
+    return ranked[0].trial.genome, {
         "means": means,
+        "by": name,
         "finalists": [
             {"removed": gone, "before": b, "after": a} for gone, b, a in zip(removed, before, after, strict=True)
         ],
         "spearman": spearman(before, after),
         "changed": ranked[0].trial.genome != genomes[0],
     }
-    return scorer.blueprint(ranked[0].trial.genome), summary
+
+
+def _judged_by(session: Session) -> str:
+    """What restored candidates are ranked by: what is searched for, unless a training says nothing of that; and where
+    there are tasks, trained ones by their answers, since their loss does not foretell those."""
+    objective = session.recipe.search.objective
+    if session.recipe.heal.finalist_tokens and session.evidence.searched and objective not in TASK_OBJECTIVES:
+        return "doubt"
+    return objective if OBJECTIVES[objective].of_trained else "kl"
 
 
 def _last_rounds(session: Session, order: Sequence[Outcome]) -> tuple[Sequence[Outcome], list[Fidelity]]:

@@ -226,9 +226,10 @@ class Session:
             blueprint = self.repaired(blueprint, fidelity.repair).blueprint
         if fidelity.heal_tokens:
             rows = slice(fidelity.start, fidelity.start + fidelity.sequences)
-            kl, nll = self.training_aware.scores(blueprint, fidelity.heal_tokens, rows)
+            items = (fidelity.first_item, fidelity.items)
+            kl, nll, tasks = self.training_aware.scores(blueprint, fidelity.heal_tokens, rows, items)
             parameters = self.evaluator.parameters(blueprint)
-            measured = Measures(kl, nll, math.nan, math.nan, parameters, finite=math.isfinite(kl))
+            measured = Measures(kl, nll, math.nan, math.nan, parameters, finite=math.isfinite(kl), tasks=tasks)
         else:
             measured = self.evaluator.evaluate([blueprint], fidelity)[0]
         for spec in blueprint.layers:

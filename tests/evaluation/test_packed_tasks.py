@@ -21,6 +21,7 @@ from hf_prune.evaluation.evaluator import Evaluator
 from hf_prune.evaluation.packed_tasks import Exam, packed_row, seen, sharing
 from hf_prune.limits import EXAM_BYTES
 from hf_prune.models.inference import family_of
+from hf_prune.recovery.short_training import Candidate
 from tests.data.test_task_scores import FAMILIES, MIXED, random_model
 
 FEW_SHOT = Task(
@@ -110,6 +111,17 @@ def test_rows_may_be_longer_than_any_text_the_model_can_read(family, tokenizer):
     with torch.inference_mode():
         (found,) = exam.judged(0, 3, [sheet.scores(exam.dense, sheet.hidden[-1])])
     alike(found, score(model, tokenizer, exam.tasks[0]))
+
+
+def test_a_candidate_that_is_to_be_trained_answers_as_the_sweep_does(bank, parent, tokenizer):
+    windows = torch.randint(3, 400, (2, 32), generator=torch.Generator().manual_seed(0))
+    evaluator = Evaluator(bank, windows, exam=lambda dense: Exam(dense, [MIXED, EXACT, FEW_SHOT], tokenizer))
+    swept = evaluator.evaluate([cut(parent)], Fidelity(1, items=2, first_item=1))[0].tasks
+    with Candidate(evaluator.dense, bank, cut(parent).canonical(), 0) as candidate:
+        ours = candidate.answers(evaluator.exam, 1, 2)
+    assert len(ours) == len(swept) == 3
+    for mine, theirs in zip(ours, swept, strict=True):
+        alike(mine, theirs)
 
 
 def test_a_cut_model_answers_in_the_sweep_as_it_does_live(bank, parent, tokenizer):

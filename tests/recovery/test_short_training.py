@@ -140,7 +140,7 @@ def test_windows_are_read_again_when_the_budget_is_larger(evaluator, tmp_path):
 def test_a_candidate_that_breaks_scores_infinity(evaluator, tmp_path):
     cut = of(evaluator, "early")
     broken = replace(cut, layers=(LayerSpec((Part(0, 0, 1e30),)), *cut.layers[1:]))
-    assert aware(evaluator, tmp_path).scores(broken, STEP, ROWS) == (math.inf, math.inf)
+    assert aware(evaluator, tmp_path).scores(broken, STEP, ROWS) == (math.inf, math.inf, ())
 
 
 @pytest.mark.parametrize("cut", CUTS)

@@ -8,7 +8,7 @@ import torch
 
 from hf_prune.data.task_scores import TaskScores
 from hf_prune.data.windows import Windows
-from hf_prune.report import stages, statistics, tables, verdicts
+from hf_prune.report import comparisons, stages, statistics, tables, verdicts
 from hf_prune.report.lm_eval import HarnessScores
 from hf_prune.report.schema.report import Report
 from hf_prune.report.schema.section import STAGES
@@ -106,7 +106,7 @@ def test_what_came_back_is_said_and_what_did_not_help_too():
     alone = verdicts.recovery_verdict(report(("dense", "cut", "healed"), healing=HEALING))
     assert alone == [both[1].split(":")[0] + ": it closes 75 % of the gap that the cut opened."]
     hurt = report(names[:2], repair={**REPAIR, "kept": False}, healing={**HEALING, "kept": False})
-    assert all("did not help" in s for s in verdicts.recovery_verdict(hurt)) and verdicts.is_bare(hurt)
+    assert all("did not help" in s for s in verdicts.recovery_verdict(hurt)) and comparisons.is_bare(hurt)
     chosen = {"means": ["repaired"], "changed": True, "finalists": [{}] * 4, "spearman": 0.4}
     said = verdicts.recovery_verdict(report(names[:2], selection=chosen))
     assert said == ["4 finalists were repaired before the choice: another one was chosen than the best bare cut "
@@ -118,8 +118,8 @@ def test_baselines_are_compared_with_the_bare_cut():
     rival = {"name": "last", "label": "last layers", "perplexity": 1e9, "log_ratio_ci_vs_ours": [1.0, 2.0]}
     made = report(STAGES, repair=REPAIR, healing=HEALING, layers=[{"source": 0, "fate": "merged"}], baselines=[rival])
     cut = made.stages.text["all"].cut.perplexity
-    assert verdicts.bare(made).perplexity == cut
-    said = verdicts.baseline_verdict(made)
+    assert comparisons.bare(made).perplexity == cut
+    said = comparisons.baseline_verdict(made)
     assert f"this model's bare cut {verdicts.significant(cut)}" in said
 
 

@@ -1,10 +1,11 @@
 import math
+import shlex
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_prune.report import verdicts
+from hf_prune.report import comparisons, verdicts
 from hf_prune.report.schema.model import removed_layers
 from hf_prune.report.schema.report import Report
 from tests.report.test_card import make_report
@@ -104,20 +105,46 @@ def test_speed_is_told_only_where_it_was_measured(report):
 
 def test_beating_the_best_baseline_needs_the_paired_interval(report):
     best = report["baselines"][0]
-    assert tell(verdicts.baseline_verdict, report).startswith("The search beats the best baseline, SLEB (greedy)")
+    said = tell(comparisons.baseline_verdict, report)
+    assert said.startswith("This model beats the best other cut, SLEB (greedy)")
     best["log_ratio_ci_vs_ours"] = [-0.01, 0.03]
-    assert "did not clearly beat" in tell(verdicts.baseline_verdict, report)
+    assert "does not clearly beat" in tell(comparisons.baseline_verdict, report)
     best |= {"log_ratio_ci_vs_ours": [-0.04, -0.01], "perplexity": 26.4}
-    assert "lost to the best baseline" in tell(verdicts.baseline_verdict, report)
+    assert "loses to the best other cut" in tell(comparisons.baseline_verdict, report)
     best["log_ratio_ci_vs_ours"] = None
-    assert "proves little" in tell(verdicts.baseline_verdict, report)
+    assert "proves little" in tell(comparisons.baseline_verdict, report)
     best["removed"] = [11, 7, 6, 3]
-    assert "removes the same layers" in tell(verdicts.baseline_verdict, report)
+    said = tell(comparisons.baseline_verdict, report)
+    assert said.startswith("The search did not beat SLEB (greedy), which removes the same layers.")
+
+
+def test_the_verdict_says_whose_cut_was_built_and_goes_on_with_the_others(report):
+    report["found_by"] = "SLEB (greedy)"
+    said = tell(comparisons.baseline_verdict, report)
+    assert said.startswith("This model is the cut of SLEB (greedy), the best on the selection split. This model beats")
+    assert "the best other cut, ShortGPT" in said or "the best other cut, " in said
+    assert "SLEB" not in said.split("other cut, ")[1]
+
+
+def test_a_cut_that_only_the_report_finds_better_comes_with_its_command(report):
+    assert tell(comparisons.better_command, report) is None
+    best = report["baselines"][0]
+    best |= {"log_ratio_ci_vs_ours": [-0.04, -0.01], "perplexity": 26.4}
+    report["recipe"] |= {"repair": True, "evaluations": 100, "method": "halves", "strange": 1, "seed": 3}
+    words = shlex.split(tell(comparisons.better_command, report))
+    drop = ",".join(map(str, best["removed"]))
+    assert words[:2] == ["hf-prune", "compress"] and words[words.index("--drop") + 1] == drop
+    assert {"--repair", "--data", "--seed"} <= set(words)
+    assert not {"--ratio", "--evaluations", "--method", "--strange"} & set(words)
+    best["blueprint"] = "{}"
+    assert tell(comparisons.better_command, report) == "hf-prune assemble other-cut.json --output other-cut"
+    best["log_ratio_ci_vs_ours"] = [-0.04, 0.01]
+    assert tell(comparisons.better_command, report) is None
 
 
 def test_no_rival_no_verdict(report):
     report["baselines"] = [{"name": "hf_prune", "label": "this model", "perplexity": 27.08}]
-    assert tell(verdicts.baseline_verdict, report) is None
+    assert tell(comparisons.baseline_verdict, report) is None
 
 
 def test_merging_is_judged_only_where_something_was_merged(report):
@@ -170,26 +197,26 @@ def test_who_keeps_most_of_the_tasks_is_said_for_both_accuracies(report, lead, w
     rows = [kept("parent", "base", 0.5, [0.1, 0.2]), kept("hf_prune", "hf_prune", 0.3, [0, 0]),
             kept("greedy", "cut by SLEB", 0.31, lead), kept("last", "last layers", 0.28, [0.1, 0.2])]  # fmt: skip
     report["retention"] = {"reference": "base", "reference_norm": "base", "rows": rows}
-    said = tell(verdicts.retention_verdict, report)
+    said = tell(comparisons.retention_verdict, report)
     assert [s.partition(" over")[0] for s in said] == ["Mean accuracy", "Mean acc_norm"]
     assert all(f"this model 30.0 %, the best of the other cuts, cut by SLEB, 31.0 %; {words}" in s for s in said)
     report["retention"]["rows"].append(kept("repaired", "hf_prune, repaired", 0.32, [0, 0]))
-    assert all("this model, repaired, 32.0 %" in s for s in tell(verdicts.retention_verdict, report))
+    assert all("this model, repaired, 32.0 %" in s for s in tell(comparisons.retention_verdict, report))
 
 
 def test_without_rivals_nothing_is_said_of_retention(report):
-    assert tell(verdicts.retention_verdict, report) == []
+    assert tell(comparisons.retention_verdict, report) == []
     report["retention"] = {"reference": "base", "rows": [kept("hf_prune", "hf_prune", 0.3, [0, 0])]}
-    assert tell(verdicts.retention_verdict, report) == []
+    assert tell(comparisons.retention_verdict, report) == []
 
 
 def test_what_the_search_found_is_no_baseline_of_what_tuning_made_of_it(report):
-    said = tell(verdicts.baseline_verdict, report)
+    said = tell(comparisons.baseline_verdict, report)
     report["baselines"].append({"name": "searched", "label": "hf_prune, as searched", "perplexity": 1.0})
-    assert tell(verdicts.baseline_verdict, report) == said
+    assert tell(comparisons.baseline_verdict, report) == said
     rows = [kept("hf_prune", "hf_prune", 0.3, [0, 0]), kept("searched", "as searched", 0.9, [0.1, 0.2])]
     report["retention"] = {"reference": "base", "rows": rows}
-    assert tell(verdicts.retention_verdict, report) == []
+    assert tell(comparisons.retention_verdict, report) == []
 
 
 @pytest.mark.parametrize(

@@ -105,10 +105,11 @@ class Finalist(Section):
 class Selection(Section):
     """Finalists repaired or trained before the choice; `changed` whether that chose another one.
 
-    `spearman` is the rank correlation of before and after.
+    `by` is the value they were ranked by, and `spearman` the rank correlation of before and after.
     """
 
     means: tuple[str, ...]
+    by: str = ""
     finalists: tuple[Finalist, ...]
     spearman: Number
     changed: bool

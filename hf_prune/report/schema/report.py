@@ -25,10 +25,11 @@ class Report(Document):
     """What was asked for, how the model was made, what it is, and what was measured; corpora and tasks by name.
 
     The corpus `all` stands for all text, and what is absent in an old report was not measured then.
-    `command` has a line for every command that took part; `recipe` is what was asked for, without paths. From `parents`
-    to `ends` there is something in models made of several parents only: their names, the best of them, who was the
-    teacher on which corpus, and what every output layer is made of. `hypervolume` is (candidates so far, hypervolume of
-    the front). `seconds` by stage of the run.
+    `found_by` is the baseline whose cut was best on the selection split, None where the search's own was. `command` has
+    a line for every command that took part; `recipe` is what was asked for, without paths. From `parents` to `ends`
+    there is something in models made of several parents only: their names, the best of them, who was the teacher on
+    which corpus, and what every output layer is made of. `hypervolume` is (candidates so far, hypervolume of the
+    front). `seconds` by stage of the run.
     """
 
     hf_prune: str | None = None
@@ -40,6 +41,7 @@ class Report(Document):
     method: str = ""
     search: str = ""
     objective: str = "kl"
+    found_by: str | None = None
     seed: int = 0
     size: Size
     layers: tuple[LayerFate, ...]

@@ -80,7 +80,7 @@ def source(pinned: Source) -> str:
     found = [names.ON_HUB + name for name in (f"{pinned.repo}@{pinned.revision}", pinned.adapter) if name]
     for name in found:
         said = names.REFERENCE.fullmatch(name.removeprefix(names.ON_HUB))
-        if not said or not names.COMMIT.fullmatch(said["revision"] or ""):
+        if not said or not names.COMMIT.fullmatch(said.group("revision") or ""):
             raise SourceNotFound(
                 f"The blueprint names {shown(pinned)!r}, which is no commit of a repo of the Hub; say where that model "
                 "is with --source or --base."

@@ -75,6 +75,10 @@ class InvalidData(HfPruneError):
     exit_code = 5
 
 
+class DataOffline(InvalidData):
+    """A dataset is not in the cache, and the Hub cannot be reached."""
+
+
 class StaleJournal(HfPruneError):
     """The journal was written by another recipe or another version of the numerics."""
 

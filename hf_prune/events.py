@@ -28,8 +28,8 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A stage begins: pull, calibrate, library, latency, baselines, search, select, tune, repair, assemble, heal,
-    report or push."""
+    """A stage begins: pull, sample, calibrate, library, latency, baselines, search, select, tune, repair, assemble,
+    heal, report or push."""
 
     name: str
     detail: str = ""

@@ -35,6 +35,7 @@ from hf_prune.search import SEARCHERS, drive, focus
 from hf_prune.session import front
 from hf_prune.session.baselines import play
 from hf_prune.session.journal import Journal
+from hf_prune.session.own_samples import say_own
 from hf_prune.session.parents import calibrate, check_parents
 from hf_prune.session.restore import heal_model, make_libraries, repair_cut, tune_mixes
 from hf_prune.session.selection import Winner, best_unseen, chosen
@@ -158,6 +159,7 @@ def _make(recipe: Recipe, output: Path) -> Generator[Event, None, Report]:
     base, target = inputs.base, inputs.target
     trials = evaluations(recipe, facts_of(recipe, base.depth, target.remove))
     columns = session.columns
+    yield from say_own(session)
     session.evidence.windows  # noqa: B018 - text that cannot be read is told before anything long
     yield Started(recipe, str(base.source), base.depth, target.goal, trials, columns, base.parameters)
     session = yield from check_parents(session)

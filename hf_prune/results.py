@@ -36,6 +36,7 @@ from hf_prune.report.compose import measure_again
 from hf_prune.report.schema.model import Front
 from hf_prune.report.schema.report import Report
 from hf_prune.session.front import pick_member
+from hf_prune.session.own_samples import say_own
 from hf_prune.session.selection import Winner
 from hf_prune.session.session import Session, open_session
 
@@ -154,7 +155,7 @@ def _reported(
     output = Path(output or (here if Path(source).is_dir() else Path(str(source).partition("@")[0]).name))
     check_place(output)
     with claimed(output), nullcontext(here) if output == here else copying(here, output) as folder:
-        session, winner, before = _reopened(here, base, {**changes, "output": str(output)})
+        session, winner, before = yield from _reopened(here, base, {**changes, "output": str(output)})
         yield Stage("report", f"{session.recipe.report.sequences} windows")
         report = yield from measure_again(before, session, winner, folder)
         yield Reported(report.to_dict())
@@ -189,7 +190,9 @@ def _healed(source: str | Path, base: str | None, output: Path, changes: dict[st
     here = _here(source)
     yield Stage("pull", str(source))
     with claimed(output):
-        session, winner, before = _reopened(here, base, {"overwrite": False, **changes, "output": str(output)})
+        session, winner, before = yield from _reopened(
+            here, base, {"overwrite": False, **changes, "output": str(output)}
+        )
         result = find_finished(session.recipe, output)
         if result is None:
             goal = f"train {before.size.pruned.layers} layers"
@@ -237,7 +240,9 @@ def _here(source: str | Path) -> Path:
     return Path(source)
 
 
-def _reopened(folder: Path, base: str | None, changes: dict[str, Any]) -> tuple[Session, Winner, Report]:
+def _reopened(
+    folder: Path, base: str | None, changes: dict[str, Any]
+) -> Generator[Event, None, tuple[Session, Winner, Report]]:
     """The run that made a folder, as far as it is needed to build and measure its result again."""
     if not (folder / "report.json").is_file():
         raise InvalidRecipe(f"{folder} is not a result of hf_prune (no report.json); name what compress wrote.")
@@ -255,6 +260,7 @@ def _reopened(folder: Path, base: str | None, changes: dict[str, Any]) -> tuple[
     given = named[: len(variants) + 1] if base or variants else ()
     parents = open_parents(blueprint, given)
     session = open_session(recipe, parents, over=True)
+    yield from say_own(session)
     session.bank.patches.update(load_patches(folder / PATCH_FILE))
     _with_libraries(session, blueprint, before)
     cut = replace(blueprint, layers=tuple(replace(s, repair=None) for s in blueprint.layers))

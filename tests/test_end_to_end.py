@@ -51,10 +51,21 @@ def wikitext():
     return files
 
 
+def columns(config, **texts):
+    """A dataset repo of one split, whose rows have several columns."""
+    out = io.BytesIO()
+    parquet.write_table(pyarrow.table(texts), out)
+    head = f"---\nconfigs:\n- config_name: {config}\n  data_files:\n  - split: train\n    path: {config}/train-*\n---\n"
+    return {f"{config}/train-00000-of-00001.parquet": out.getvalue(), "README.md": head.encode()}
+
+
 @pytest.fixture
 def hub(hub_server):
     hub_server.seed("ns/base", model(num_hidden_layers=DEPTH))
     hub_server.seed("Salesforce/wikitext", wikitext(), kind="dataset")
+    hub_server.seed("openai/gsm8k", columns("main", question=prose(3), answer=prose(4)), kind="dataset")
+    code = columns("default", response=prose(5), prompt=prose(6))
+    hub_server.seed("bigcode/self-oss-instruct-sc2-exec-filter-50k", code, kind="dataset")
     return hub_server
 
 
@@ -70,8 +81,13 @@ def test_one_command_from_a_repo_to_a_published_model(hub, tmp_path):
     assert card.data.base_model == "ns/base" and card.data.license == "apache-2.0" and "pruned" in card.data.tags
     report = json.loads(hub.storage.read(made, "report.json"))
     assert report["sources"][0]["revision"] == hub.repo("ns/base").head and base_at in card.text
-    assert all(c["origin"].startswith("Salesforce/wikitext") for s in report["splits"].values()
-               for c in s["corpora"].values())  # fmt: skip
+    texts = {split: set(s["corpora"]) for split, s in report["splits"].items()}
+    named = {"wikitext-2-raw-v1", "gsm8k", "self-oss-instruct-sc2-exec-filter-50k"}
+    assert texts == {"search": {*named, "own_samples"}, "selection": {*named, "own_samples"}, "report": named}
+    origins = {name: c["origin"] for name, c in report["splits"]["search"]["corpora"].items()}
+    assert origins["gsm8k"] == "openai/gsm8k:main (train)" and origins["own_samples"].startswith(
+        "own samples of ns/base"
+    )
     for name in made.at("main").tree:
         content = hub.storage.read(made, name)
         assert str(tmp_path).encode() not in content and os.environ["HF_TOKEN"].encode() not in content, name

@@ -12,8 +12,17 @@ LONGEST_REASON = 200
 TOOLS = "leave such chats out, or take a base that was taught to call tools"
 
 
-def rendered(document: str, tokenizer: Any) -> str:
+USER = "A-user-turn-0"
+"""Stands for what a user says, where a template is looked at."""
+
+
+def rendered(document: str, tokenizer: Any, *, ask: bool = False) -> str:
     """A chat as text, special tokens written out; a text as it is.
+
+    Args:
+        document: the chat or text.
+        tokenizer: of the base.
+        ask: begin the turn of the model behind it.
 
     Raises:
         InvalidData: there is no template, or it does not take this chat, or leaves out its tools or all of it.
@@ -27,23 +36,36 @@ def rendered(document: str, tokenizer: Any) -> str:
         )
     messages, tools = document.parts
     try:
-        text = _render(tokenizer, messages, tools)
+        text = _render(tokenizer, messages, tools, ask)
     except Exception as e:
         # Whatever a template does wrong comes up here, in as many kinds of errors as there are operations.
         raise _refused(document, f"refuses {document.where} ({_reason(e)})", _advice(tokenizer, messages)) from None
     if not text.strip():
         raise _refused(document, f"makes nothing of {document.where}", _advice(tokenizer, messages))
-    if _leaves_out_tools(tokenizer, messages, tools, text):
+    if _leaves_out_tools(tokenizer, messages, tools, text, ask):
         raise _refused(document, f"leaves out the tool calls or results of {document.where}", TOOLS)
     return text
+
+
+def opening(tokenizer: Any) -> str:
+    """How a chat begins, up to where its user speaks, special tokens written out; empty without such a template."""
+    if not getattr(tokenizer, "chat_template", None):
+        return ""
+    try:
+        text = _render(tokenizer, [{"role": "user", "content": USER}], None)
+    except Exception:
+        # A stranger's template; without it the base is let speak freely, and its origin says so.
+        return ""
+    before, found, _ = text.partition(USER)
+    return before if found else ""
 
 
 def _refused(document: Chat, what: str, advice: str) -> InvalidData:
     return InvalidData(f"The base's chat template {what}; {advice}.")
 
 
-def _render(tokenizer: Any, messages: Messages, tools: Any) -> str:
-    return tokenizer.apply_chat_template(list(messages), tools=tools, tokenize=False)
+def _render(tokenizer: Any, messages: Messages, tools: Any, ask: bool = False) -> str:
+    return tokenizer.apply_chat_template(list(messages), tools=tools, tokenize=False, add_generation_prompt=ask)
 
 
 def _reason(error: Exception) -> str:
@@ -70,7 +92,7 @@ def _takes(tokenizer: Any, messages: Messages) -> bool:
         return False
 
 
-def _leaves_out_tools(tokenizer: Any, messages: Messages, tools: Any, text: str) -> bool:
+def _leaves_out_tools(tokenizer: Any, messages: Messages, tools: Any, text: str, ask: bool) -> bool:
     """Whether the rendered text would be the same without any tool call, or with other results of tools."""
     others = []
     if any("tool_calls" in m for m in messages):
@@ -79,7 +101,7 @@ def _leaves_out_tools(tokenizer: Any, messages: Messages, tools: Any, text: str)
         others.append([{**m, "content": f"{m.get('content')}."} if m["role"] == "tool" else m for m in messages])
     for other in others:
         try:
-            if _render(tokenizer, other, tools) == text:
+            if _render(tokenizer, other, tools, ask) == text:
                 return True
         except Exception:
             # It looks at them, or it would not miss them.

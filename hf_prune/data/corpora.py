@@ -1,8 +1,9 @@
 """Bodies of text in three disjoint splits: search, selection, report.
 
-A data entry is a folder of NAME.{search,selection,report}.jsonl, a single .jsonl, .json or .txt file, or a dataset of
-the Hub (`repo[:config[:column[:split]]]`). Files that come cut into splits must not share a document; all else is cut
-here. What is fitted or trained reads `heal`: the search split, and behind it NAME.heal.jsonl where a folder has one.
+A data entry is a folder of NAME.{search,selection,report}.jsonl, a single .jsonl, .json or .txt file, a dataset of the
+Hub (`repo[:config[:column[+column][:split]]]`), or `self`: what the base says itself (`own_samples`), handed in by
+whoever asks it. Files that come cut into splits must not share a document; all else is cut here. What is fitted or
+trained reads `heal`: the search split, and behind it NAME.heal.jsonl where a folder has one.
 """
 
 import hashlib
@@ -16,6 +17,7 @@ from typing import Any, Literal
 from hf_prune.data.documents import BESIDE, EXPECTED, TURNS, document, is_exchange
 from hf_prune.data.hub_datasets import dataset_rows, explained, split_names
 from hf_prune.data.local_files import ON_HUB, here, looks_local, parts, read_text
+from hf_prune.data.own_samples import corpus_name, is_own, prompts_of
 from hf_prune.data.records import ENDINGS, records
 from hf_prune.errors import InvalidData
 
@@ -31,6 +33,8 @@ MAX_DOCUMENTS = 50_000
 TEXT = ".txt"
 TEXT_DOCUMENT = 1000
 """Paragraphs of a .txt file are gathered into documents of at least so many characters."""
+NAMELESS = ("default", "main")
+"""Configurations whose name says less than that of their dataset."""
 FOLDER_HINT = "expected files named NAME.search.jsonl, NAME.selection.jsonl and NAME.report.jsonl"
 
 Documents = tuple[str, ...]
@@ -38,20 +42,32 @@ Documents = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """One named body of text in its splits; `origins` says in public terms (no paths) where each split comes from."""
+    """One named body of text in its splits; `origins` says in public terms (no paths) where each split comes from.
+
+    A split may be missing, where other corpora are to stand for it.
+    """
 
     name: str
     documents: Mapping[Split, Documents]
     origins: Mapping[Split, str]
 
 
-def load_corpora(data: Sequence[str], allow_test_split: bool = False) -> tuple[Corpus, ...]:
+def load_corpora(
+    data: Sequence[str], allow_test_split: bool = False, read: Mapping[str, Sequence[Corpus]] | None = None
+) -> tuple[Corpus, ...]:
     """Read every data entry; corpora keep the order of the entries, within a folder they are sorted by name.
+
+    Args:
+        data: the entries.
+        allow_test_split: even public test splits.
+        read: what was read before, or said by the base itself, by entry.
 
     Raises:
         InvalidData: an entry is missing or malformed, or a public test split would be searched on.
     """
-    found = tuple(itertools.chain.from_iterable(_entry(e, allow_test_split) for e in data))
+    read = read or {}
+    each = (read[e] if e in read else _entry(e, allow_test_split) for e in data)
+    found = tuple(itertools.chain.from_iterable(each))
     names = [c.name for c in found]
     twice = next((n for n in names if names.count(n) > 1), None)
     if twice is not None:
@@ -67,12 +83,21 @@ def check_entries(data: Sequence[str], allow_test_split: bool = False) -> None:
     Raises:
         InvalidData: as `load_corpora` and `check_disjoint`.
     """
-    local = [entry for entry in data if here(entry) or looks_local(entry, (*ENDINGS, TEXT))]
+    own = list(filter(is_own, data))
+    local = [entry for entry in data if entry not in own and (here(entry) or looks_local(entry, (*ENDINGS, TEXT)))]
     if local:
         check_disjoint(load_corpora(local))
+    for entry in own:
+        prompts_of(entry)
     for entry in data:
-        if entry not in local:
+        if entry not in (*local, *own):
             _named(entry, allow_test_split)
+
+
+def own_corpus(entry: str, documents: Mapping[Split, Documents], origin: str) -> Corpus:
+    """What the base said, as a corpus; `documents` without a split where it is not to stand for that."""
+    said = {"search": documents["heal"], **documents}
+    return Corpus(corpus_name(entry), said, dict.fromkeys(said, origin))
 
 
 def check_disjoint(corpora: Iterable[Corpus]) -> None:
@@ -80,8 +105,8 @@ def check_disjoint(corpora: Iterable[Corpus]) -> None:
     seen: dict[bytes, tuple[Split, str]] = {}
     for corpus, split in itertools.product(tuple(corpora), (*SPLITS, "heal")):
         side = "search" if split == "heal" else split
-        for number, text in enumerate(corpus.documents[split], 1):
-            before = seen.setdefault(_key(text), (side, corpus.origins[split]))
+        for number, text in enumerate(corpus.documents.get(split, ()), 1):
+            before = seen.setdefault(text_key(text), (side, corpus.origins[split]))
             if before[0] != side:
                 raise InvalidData(
                     f"Document {number} of {corpus.origins[split]} ({text.strip()[:40]!r}...) is in the {split} and in "
@@ -90,6 +115,8 @@ def check_disjoint(corpora: Iterable[Corpus]) -> None:
 
 
 def _entry(entry: str, allow_test_split: bool) -> tuple[Corpus, ...]:
+    if is_own(entry):
+        raise InvalidData(f"The data {entry} is what a model says, and nobody has asked it; name other text.")
     path = here(entry)
     if path and path.is_dir():
         return _folder(path)
@@ -134,7 +161,7 @@ def _file(path: Path) -> Corpus:
         raise InvalidData(f"The data file {path} is neither .jsonl nor .txt nor .json; give one of the three.")
     documents = tuple(_paragraphs(path) if path.suffix == TEXT else _lines(path))
     origins = {s: f"{path.name} ({share:.0%})" for s, share in zip(SPLITS, SHARES, strict=True)}
-    return _corpus(path.stem, dict(zip(SPLITS, _divide(documents, SHARES), strict=True)), origins)
+    return _corpus(path.stem, dict(zip(SPLITS, divide(documents, SHARES), strict=True)), origins)
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -157,13 +184,14 @@ def _paragraphs(path: Path) -> Iterator[str]:
         yield joint.join(gathered)
 
 
-def _key(text: str) -> bytes:
+def text_key(text: str) -> bytes:
+    """The same for texts that differ in letter case and white space alone."""
     return hashlib.sha256(" ".join(text.lower().split()).encode()).digest()
 
 
-def _divide(documents: Documents, shares: Sequence[float]) -> list[Documents]:
+def divide(documents: Documents, shares: Sequence[float]) -> list[Documents]:
     """Cut by document, in the order of their hashes, so that copies of one document stay on one side."""
-    keys = [_key(d) for d in documents]
+    keys = [text_key(d) for d in documents]
     distinct = sorted(set(keys))
     sizes = [max(1, round(share * len(distinct))) for share in shares[1:]]
     bounds = [0, *itertools.accumulate([len(distinct) - sum(sizes), *sizes])]
@@ -185,16 +213,16 @@ def _named(entry: str, allow_test_split: bool) -> tuple[list[str], str, str, str
 def _dataset(entry: str, allow_test_split: bool) -> Corpus:
     available, repo, config, column, split = _named(entry, allow_test_split)
     public = Path(repo).name if here(repo) else repo.removeprefix(ON_HUB)
-    name = config if config and config != "default" else repo.rstrip("/").rsplit("/", 1)[-1]
+    name = config if config not in ("", *NAMELESS) else repo.rstrip("/").rsplit("/", 1)[-1]
     if split or "validation" not in available:
         source = split or _training(available, entry)
-        cut = _divide(_rows(repo, config, column, source, entry), SHARES)
+        cut = divide(_rows(repo, config, column, source, entry), SHARES)
         origins = dict.fromkeys(SPLITS, f"{public}{':' + config if config else ''} ({source})")
         return _corpus(name, dict(zip(SPLITS, cut, strict=True)), origins)
     report = _rows(repo, config, column, "validation", entry)
     train = _rows(repo, config, column, _training(available, entry), entry)
-    held_out = set(map(_key, report))
-    cut = _divide(tuple(d for d in train if _key(d) not in held_out), TRAIN_SHARES)
+    held_out = set(map(text_key, report))
+    cut = divide(tuple(d for d in train if text_key(d) not in held_out), TRAIN_SHARES)
     origin = f"{public}{':' + config if config else ''}"
     origins = {"search": f"{origin} (train)", "selection": f"{origin} (train)", "report": f"{origin} (validation)"}
     return _corpus(name, dict(zip(SPLITS, [*cut, report], strict=True)), origins)
@@ -213,6 +241,9 @@ def _rows(repo: str, config: str, column: str, split: str, entry: str) -> Docume
         columns, rows = dataset_rows(repo, config, split)
         usual = [c for c in ("text", *TURNS) if c in columns]
         chosen = column or (usual[0] if usual else columns[0] if len(columns) == 1 else None)
+        if chosen and "+" in chosen and set(chosen.split("+")) <= set(columns):
+            texts = ("\n".join(str(row[c] or "") for c in chosen.split("+")) for row in rows)
+            return tuple(t for t in texts if t.strip())
         if chosen not in columns and (column or not is_exchange(columns)):
             asked = f"has no column {chosen!r}" if chosen else "has several columns"
             raise InvalidData(f"The dataset {entry} {asked}; name one of {', '.join(columns)}: repo:config:column.")

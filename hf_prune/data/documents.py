@@ -12,6 +12,7 @@ from typing import Any
 from hf_prune.data.records import HALF, is_cut, kind_of, unclear
 
 EXPECTED = '{"text": "..."}, nor {"messages": [...]} with role and content'
+EXPECTED_PROMPT = '{"prompt": "..."}, nor {"messages": [...]} with role and content'
 TURNS = ("messages", "conversations", "conversation")
 """Keys behind which the turns of a chat stand."""
 BESIDE = ("system", "tools")
@@ -71,6 +72,30 @@ def document(record: Any, where: str) -> str:
         raise unclear(where, EXPECTED, str(e)) from None
 
 
+def question(record: Any, where: str) -> Chat:
+    """What a record asks: a chat up to the last turn of its user. What was answered there is left out.
+
+    Args:
+        record: as for `document`; `prompt` alone is a question, too.
+        where: its place, for the message.
+
+    Raises:
+        InvalidData: nothing is asked in it.
+    """
+    try:
+        raw = _asked(record)
+        messages = raw if isinstance(raw, list) else raw["messages"]
+        last = max((i for i, m in enumerate(messages) if m["role"] == "user"), default=-1)
+        if last < 0:
+            raise ValueError("no turn of it is the user's")
+        asked = messages[: last + 1] if isinstance(raw, list) else {**raw, "messages": messages[: last + 1]}
+        if is_cut(json.dumps(asked, ensure_ascii=False)):
+            raise ValueError(f"it holds {HALF}")
+        return Chat(json.dumps(asked), where)
+    except (ValueError, RecursionError) as e:
+        raise unclear(where, EXPECTED_PROMPT, str(e)) from None
+
+
 def is_exchange(keys: Sequence[str]) -> bool:
     """Whether these keys are of two texts that make a document."""
     return any(set(pair) <= set(keys) for pair in (PASSAGES, *EXCHANGES))
@@ -95,6 +120,21 @@ def _said(record: Any) -> Any:
         return _exchange(record, *pair)
     keys = ", ".join(repr(str(key)[:LONGEST_NAME]) for key in list(record)[:5])
     raise ValueError(f"it has {keys or 'nothing'} and no text")
+
+
+def _asked(record: Any) -> Any:
+    """The messages of a question, or a dict of messages and tools."""
+    if isinstance(record, str):
+        return [{"role": "user", "content": record}]
+    if not isinstance(record, Mapping) or any(key in record for key in TURNS):
+        return _said({k: v for k, v in record.items() if k != "text"} if isinstance(record, Mapping) else record)
+    if isinstance(record.get("prompt"), list):
+        return _chat(record["prompt"], record)
+    key = next((key for key in ("prompt", "instruction") if key in record), None)
+    if key is None:
+        keys = ", ".join(repr(str(k)[:LONGEST_NAME]) for k in list(record)[:5])
+        raise ValueError(f"it has {keys or 'nothing'} and no prompt")
+    return [*_system(record), {"role": "user", "content": _with_input(record, key)}]
 
 
 def _text(record: Mapping[str, Any], key: str) -> str:
@@ -126,15 +166,19 @@ def _passages(record: Mapping[str, Any]) -> Any:
 
 def _exchange(record: Mapping[str, Any], asked: str, said: str) -> list[dict[str, Any]]:
     """A question with what it is about, behind the exchanges before it."""
-    more = next((key for key in ("input", "context") if record.get(key)), None)
-    question = _text(record, asked) + (f"\n\n{_text(record, more)}" if more else "")
     before = record.get("history") or []
     if not isinstance(before, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in before):
         raise ValueError("its history is not a list of pairs")
-    pairs = [*before, (question, _text(record, said))]
+    pairs = [*before, (_with_input(record, asked), _text(record, said))]
     roles = itertools.cycle(("user", "assistant"))
     turns = [{"role": next(roles), "content": text} for pair in pairs for text in pair]
     return _chat([*_system(record), *turns], {})
+
+
+def _with_input(record: Mapping[str, Any], asked: str) -> str:
+    """A question, and what it is about."""
+    more = next((key for key in ("input", "context") if record.get(key)), None)
+    return _text(record, asked) + (f"\n\n{_text(record, more)}" if more else "")
 
 
 def _chat(turns: list[Any], record: Mapping[str, Any]) -> Any:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from hf_prune.data.local_files import ON_HUB, here, parts
-from hf_prune.errors import InvalidData
+from hf_prune.errors import DataOffline, InvalidData
 
 MAX_ROWS = 50_000
 """Only the first so many rows of a split are looked at."""
@@ -57,7 +57,9 @@ def explained(entry: str) -> Iterator[None]:
         name = parts(entry, 2)[0]
         meant = here(name) or entry.startswith(ON_HUB)
         missing = f"There is no file or folder {name} here, and the dataset {entry} cannot be read"
-        raise InvalidData(
+        # What the library raises where there is no answer and nothing in its cache.
+        kind = DataOffline if isinstance(told, ConnectionError) else InvalidData
+        raise kind(
             f"{f'Cannot read the dataset {entry}' if meant else missing} ({reason}); check its name "
             "(repo:config:column) and the network, or give a local file or folder."
         ) from None

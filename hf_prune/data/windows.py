@@ -10,6 +10,7 @@ import torch
 
 from hf_prune.data.chat_templates import rendered
 from hf_prune.data.corpora import Corpus, Documents, Split, check_disjoint, load_corpora
+from hf_prune.data.own_samples import Sample
 from hf_prune.errors import InvalidData
 
 FIELDS = {"search": "sequences", "selection": "selection_sequences", "report": "report_sequences", "heal": "heal"}
@@ -60,12 +61,26 @@ def windows(
     """
     corpora = load_corpora(data, force_test_split or split == "report")
     check_disjoint(corpora)
+    return cut(corpora, tokenizer, split, count, length, vocabulary, at_most)
+
+
+def cut(
+    corpora: Sequence[Corpus],
+    tokenizer: Any,
+    split: Split,
+    count: int,
+    length: int,
+    vocabulary: int | None = None,
+    at_most: bool = False,
+) -> Windows:
+    """`windows` of corpora that were read before and are disjoint; those that have no such split have no share."""
+    corpora = [c for c in corpora if split in c.documents]
     quotas = [count // len(corpora) + (i < count % len(corpora)) for i in range(len(corpora))]
     bos = adds_bos(tokenizer)
-    cut = [_cut(c, tokenizer, split, q, length, bos, at_most) for c, q in zip(corpora, quotas, strict=True)]
-    quotas = [len(windows_of_corpus) for windows_of_corpus in cut]
+    rows = [_cut(c, tokenizer, split, q, length, bos, at_most) for c, q in zip(corpora, quotas, strict=True)]
+    quotas = list(map(len, rows))
     order = [(row, i) for row in range(max(quotas)) for i, q in enumerate(quotas) if row < q]
-    tokens = torch.stack([cut[i][row] for row, i in order])
+    tokens = torch.stack([rows[i][row] for row, i in order])
     used = tuple(corpora[i].name for _, i in order)
     result = Windows(split, tokens, used, {c.name: c.origins[split] for c in corpora if c.name in used}, bos)
     if vocabulary is not None:
@@ -73,13 +88,13 @@ def windows(
     return result
 
 
-def check_chats(data: Sequence[str], tokenizer: Any, force_test_split: bool = False) -> None:
+def check_chats(corpora: Sequence[Corpus], tokenizer: Any) -> None:
     """Render every chat that healing may come to, which is long after the first windows are cut.
 
     Raises:
         InvalidData: as `windows`.
     """
-    for corpus in load_corpora(data, force_test_split):
+    for corpus in corpora:
         for document in corpus.documents["heal"]:
             rendered(document, tokenizer)
 
@@ -128,11 +143,20 @@ def _encoded(documents: Documents, tokenizer: Any, bos: bool, batch: int = 64) -
     joint = [end] if end is not None else tokenizer("\n\n", add_special_tokens=False)["input_ids"]
     begun = bos
     for first in range(0, len(documents), batch):
-        texts = [rendered(d, tokenizer) for d in documents[first : first + batch]]
-        for ids in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]:
-            yield (without_start(ids, start) if begun else ids) + joint
+        some = documents[first : first + batch]
+        texts = [rendered(d, tokenizer) for d in some]
+        encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        for document, ids in zip(some, encoded, strict=True):
+            whole = _said(document, joint) if isinstance(document, Sample) else ids + joint
+            yield without_start(whole, start) if begun else whole
             # Some models end a text with the token that starts the next one.
-            begun = bos or joint[-1:] == [start]
+            begun = bos or whole[-1:] == [start]
+
+
+def _said(sample: Sample, joint: list[int]) -> list[int]:
+    """Its own tokens; what was cut off before its end gets none."""
+    ids = list(sample.ids)
+    return ids if not sample.ended or ids[-len(joint) :] == joint else ids + joint
 
 
 def without_start(ids: list[int], start: int | None) -> list[int]:

@@ -11,11 +11,14 @@ from hf_prune.plan.counts import (
     evaluations,
     facts_of,
     layer_passes,
+    lessons,
+    own_need,
+    own_tokens,
     target_of,
 )
 from hf_prune.plan.plans import Plan, plan
 
 __all__ = [
     "Plan", "baseline_evaluations", "candidates", "check_evidence", "check_layers", "describe_target", "evaluations",
-    "facts_of", "layer_passes", "plan", "target_of",
+    "facts_of", "layer_passes", "lessons", "own_need", "own_tokens", "plan", "target_of",
 ]  # fmt: skip

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator
 
-from hf_prune.limits import DEFAULT_RATIO
+from hf_prune.data.own_samples import is_own
+from hf_prune.limits import DEFAULT_RATIO, FINAL_STAGES
 from hf_prune.methods import METHODS
 from hf_prune.methods.method import EVERY_SIZE, Facts, Sizes, Target
-from hf_prune.recipe import TASK_OBJECTIVES, Recipe
+from hf_prune.recipe import DEFAULT_DATA, TASK_OBJECTIVES, Recipe
 from hf_prune.search import SEARCHERS
 
 TRIALS_PER_MOVE = 5
@@ -119,6 +120,48 @@ def _compared(recipe: Recipe, facts: Facts) -> Iterator[tuple[int, int]]:
             yield from rounds(facts.depth, facts.remove, lambda: 0)
         else:
             yield one.trials, facts.remove
+
+
+def lessons(recipe: Recipe) -> int:
+    """Windows that finalists may be trained on before the best is chosen."""
+    return -(-recipe.heal.finalist_tokens * 2 ** (FINAL_STAGES - 1) // recipe.data.length)
+
+
+def fitted_windows(recipe: Recipe) -> int:
+    """Most windows of the search side that are searched, fitted or trained on."""
+    libraries = METHODS[recipe.method].libraries(recipe)
+    asked = (
+        recipe.data.sequences,
+        recipe.repair.sequences if recipe.repair.enabled else 0,
+        recipe.width.sequences if libraries else 0,
+        -(-recipe.heal.tokens // recipe.data.length),
+        lessons(recipe),
+    )
+    return max(asked)
+
+
+def own_need(recipe: Recipe, corpora: int, *, alone: bool) -> dict[str, int]:
+    """Tokens of own samples that a corpus of them needs for every split; those it must not share come first.
+
+    Args:
+        recipe: what is asked for.
+        corpora: of the run, which share the windows evenly.
+        alone: there is no other text, so that the report reads own samples, too.
+    """
+
+    def share(windows: int) -> int:
+        return -(-windows // corpora) * recipe.data.length
+
+    fitted = min(share(fitted_windows(recipe)), max(recipe.data.own_tokens, share(recipe.data.sequences)))
+    report = {"report": share(recipe.report.sequences)} if alone else {}
+    return {**report, "selection": share(recipe.data.selection_sequences), "heal": fitted}
+
+
+def own_tokens(recipe: Recipe) -> int:
+    """What the base says itself, about; a folder counts as one corpus."""
+    entries = recipe.data.text or DEFAULT_DATA
+    own = sum(map(is_own, entries))
+    return own * sum(own_need(recipe, len(entries), alone=own == len(entries)).values())
 
 
 def trained_tokens(recipe: Recipe, search_tokens: int) -> int:

@@ -19,12 +19,13 @@ from hf_prune.plan.counts import (
     evaluations,
     facts_of,
     layer_passes,
+    own_tokens,
     repairs,
     target_of,
     trained_tokens,
 )
 from hf_prune.plan.memory import peak_memory
-from hf_prune.recipe import Recipe
+from hf_prune.recipe import DEFAULT_DATA, Recipe
 
 if TYPE_CHECKING:
     from hf_prune.hub import Peek, TensorInfo
@@ -36,7 +37,8 @@ class Plan:
 
     `forward_tokens` counts tokens through whole candidates, `layer_tokens` tokens through single layers without any
     sharing of prefixes; both for the dense model, the baselines and the search on the search windows. `repair_tokens`
-    and `train_tokens` are what all repairs and all trainings read. `candidates` counts the models the search can choose
+    and `train_tokens` are what all repairs and all trainings read, `own_tokens` about what the base says itself. `text`
+    is what of the entries of data was not named but is taken. `candidates` counts the models the search can choose
     among. `weight_files` says which of the source's files are read, `notes` what else should be known of them and what
     is done to them before anything else.
     """
@@ -65,6 +67,8 @@ class Plan:
     layer_tokens: int
     repair_tokens: int
     train_tokens: int
+    own_tokens: int = 0
+    text: tuple[str, ...] = ()
     weight_files: str = ""
     notes: tuple[str, ...] = ()
 
@@ -137,6 +141,8 @@ def plan(recipe: Recipe, peek: "Peek", variants: "Sequence[Peek]" = ()) -> Plan:
         layer_tokens=layer_passes(recipe, facts) * tokens,
         repair_tokens=repairs(recipe) * recipe.repair.sequences * recipe.data.length,
         train_tokens=trained_tokens(recipe, tokens),
+        own_tokens=own_tokens(recipe),
+        text=() if recipe.data.text else DEFAULT_DATA,
         weight_files=_weight_files(peek),
         notes=tuple(dict.fromkeys((*weights.notes, *(note for p in (peek, *variants) for note in p.notes)))),
     )

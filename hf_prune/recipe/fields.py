@@ -17,7 +17,13 @@ TASK_OBJECTIVES = ("tasks", "tasks_norm", "doubt", "abilities")
 Baseline = Literal[*dict.fromkeys(name for method in METHODS.values() for name in method.baselines)]
 
 RULES = ("keep", "mean", "difference:0.5", "difference:1.0", "laco-released")
-DEFAULT_DATA = "Salesforce/wikitext:wikitext-2-raw-v1"
+DEFAULT_DATA = (
+    "self",
+    "Salesforce/wikitext:wikitext-2-raw-v1",
+    "openai/gsm8k:main:question+answer",
+    "bigcode/self-oss-instruct-sc2-exec-filter-50k:default:response",
+)
+"""Text where none is named: what the base says itself, an encyclopedia, mathematics and Python."""
 NUMBER = r"\d+(\.\d+)?"
 RULE = rf"keep|keep-first|keep-last|mean|laco-released|difference:-?{NUMBER}"
 MERGE = rf"linear|slerp|(task-arithmetic|passthrough):{NUMBER}|ties:{NUMBER}|dare(-ties)?:{NUMBER}(:\d+)?"
@@ -188,12 +194,14 @@ class Data(Group):
 
     main = "text"
     text: Names = option(
-        (), "Text: folder of NAME.{search,selection,report}.jsonl, a file, or repo[:config[:column]].", "data",
+        (), "Text: folder of NAME.{search,selection,report}.jsonl, a file, repo[:config[:column]], or self: the "
+        "base's own samples, self:prompts.jsonl its answers. Default: self, wikitext, gsm8k and Python.", "data",
         first=True,
     )  # fmt: skip
     length: int = option(256, "Tokens per window.", ge=8)
     sequences: int = option(16, "Windows of full search evidence; split evenly over the corpora.", ge=1)
     selection_sequences: int = option(16, "Windows that choose among finalists.", ge=1)
+    own_tokens: Tokens = option(100_000, "Most tokens of the base's own samples to fit and train on.", ge=1)
 
 
 class Tasks(Group):

@@ -72,6 +72,8 @@ def public_source(text: str, local: Iterable[str] = (), is_path: bool = False) -
     """
     name = _last_name(text)
     spelled = re.match(r"[/~.\\]|[A-Za-z]:[\\/]", text) or "\\" in text or text.count("/") > 1
+    if text.startswith("self:"):
+        return f"self:{_last_name(text)}"
     path = is_path or spelled or re.search(r"\.(jsonl?|txt|ya?ml)$", text)
     return name if path or name in local or ("/" in text and os.path.exists(text)) else text
 

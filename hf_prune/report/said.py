@@ -9,6 +9,7 @@ from typing import Any
 
 from hf_prune.blueprint import LOCAL, Source
 from hf_prune.data import local_files
+from hf_prune.data.own_samples import SELF
 from hf_prune.errors import InvalidRecipe, SourceError, SourceNotFound
 from hf_prune.hub import names
 from hf_prune.hub.names import shown
@@ -52,8 +53,11 @@ def kept(told: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _entry(name: str, entry: Any) -> str:
-    """An entry of data or tasks as a dataset of the Hub, or as a task that comes with lm_eval."""
+    """An entry of data or tasks as a dataset of the Hub, as the base's own samples, though not its answers to prompts
+    of a file, or as a task that comes with lm_eval."""
     said = str(entry).removeprefix(local_files.ON_HUB)
+    if name == "data" and entry == SELF:
+        return SELF
     if DATASET.fullmatch(said) and ".." not in said and not said.partition(":")[0].endswith(FILES):
         return local_files.ON_HUB + said
     if name == "tasks" and NAME.fullmatch(said) and local_files.here(said) is None:

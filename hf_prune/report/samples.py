@@ -4,12 +4,11 @@ Perplexity hides collapse; a model that loops shows it here first.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
 
+from hf_prune.evaluation.sampling import ends_of, speaking
 from hf_prune.report.schema.scores import Fluency
 
 REPEATED = 4
@@ -27,8 +26,8 @@ def greedy(model: Any, prompts: Sequence[torch.Tensor], new_tokens: int) -> tupl
         new_tokens: most tokens per sample.
     """
     said: dict[int, tuple[int, ...]] = {}
-    ends = _ends(model)
-    with _plain(model, ends, new_tokens):
+    ends = ends_of(model)
+    with speaking(model, new_tokens, do_sample=False):
         for length in sorted({len(p) for p in prompts}):
             numbers = [i for i, p in enumerate(prompts) if len(p) == length]
             batch = torch.stack([prompts[i] for i in numbers]).to(model.device)
@@ -62,30 +61,6 @@ def _grams(sample: Sequence[int], n: int) -> Iterator[tuple[int, ...]]:
     return zip(*(sample[i:] for i in range(n)), strict=False)
 
 
-def _ends(model: Any) -> tuple[int, ...]:
-    end = model.generation_config.eos_token_id
-    if end is None:
-        end = model.config.get_text_config().eos_token_id
-    return () if end is None else tuple(end) if isinstance(end, list | tuple) else (end,)
-
-
 def _until(sample: list[int], ends: tuple[int, ...]) -> tuple[int, ...]:
     stop = next((i for i, token in enumerate(sample) if token in ends), len(sample))
     return tuple(sample[:stop])
-
-
-@contextmanager
-def _plain(model: Any, ends: tuple[int, ...], new_tokens: int) -> Iterator[None]:
-    # generate() falls back to model.generation_config for whatever its argument leaves open, so that is what must go.
-    own = model.generation_config
-    model.generation_config = GenerationConfig(
-        do_sample=False,
-        max_new_tokens=new_tokens,
-        eos_token_id=list(ends) or None,
-        pad_token_id=ends[0] if ends else 0,
-        use_cache=True,
-    )
-    try:
-        yield
-    finally:
-        model.generation_config = own

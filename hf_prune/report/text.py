@@ -47,6 +47,7 @@ def plan_rows(plan: "Plan") -> dict[str, str]:
         "result": _planned_result(plan),
         "disk": f"{amount(plan.disk_bytes, 'B')}, of which download {amount(plan.download_bytes, 'B')}",
         "memory": f"about {amount(plan.memory_bytes, 'B')} at the peak of the search",
+        **({"text": _planned_text(plan)} if plan.text or plan.own_tokens else {}),
         "search": _planned_search(plan),
         "tokens": f"at most {plan.forward_tokens:,} forward, {plan.layer_tokens:,} layer-tokens before sharing",
     }
@@ -85,6 +86,13 @@ def _planned_result(plan: "Plan") -> str:
         f"{plan.result_layers} layers, {amount(plan.result_parameters)} parameters, "
         f"at most {amount(plan.result_bytes, 'B')}"
     )
+
+
+def _planned_text(plan: "Plan") -> str:
+    mix = (
+        f"as none is named, {', '.join(plan.text)} (self alone where the Hub cannot be reached); " if plan.text else ""
+    )
+    return f"{mix}self is what the base says at temperature 1, about {plan.own_tokens:,} tokens"
 
 
 def _planned_search(plan: "Plan") -> str:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from hf_prune.data.own_samples import NAME as OWN
 from hf_prune.report.schema.course import Healing, Learning, Repair
 from hf_prune.report.schema.report import Report
 from hf_prune.report.schema.scores import Text, total
@@ -104,13 +105,21 @@ def perplexity_ratio(text: Text | None) -> float:
 
 def warnings(report: Report) -> list[str]:
     """What a reader must know before using the model, in plain words; empty when nothing is badly wrong."""
-    found = _text_warnings(report) + _task_warnings(report) + _generation_warnings(report)
+    found = _own_text(report) + _text_warnings(report) + _task_warnings(report) + _generation_warnings(report)
     if report.certificate and not report.certificate.ok:
         found.append("The saved model does not reload as the model that was measured. Do not use it.")
     decode = report.speed and report.speed.decode
     if decode and decode.ci[1] < 1:
         found.append("It decodes more slowly than the dense model on the hardware it was measured on.")
     return found
+
+
+def _own_text(report: Report) -> list[str]:
+    """Said where the measure is what the dense model says itself."""
+    split = report.splits.get("report")
+    if not split or not any(name.startswith(OWN) for name in split.corpora):
+        return []
+    return ["Its figures on text are on own samples of the dense model, not on text that people wrote."]
 
 
 def speed_verdict(report: Report) -> str | None:

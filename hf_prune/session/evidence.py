@@ -1,16 +1,18 @@
 """What candidates are judged by: windows of text and items of tasks, in disjoint splits, and how much of them."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from hf_prune.blueprint import Fidelity
+from hf_prune.data.corpora import Corpus, check_disjoint, load_corpora
+from hf_prune.data.own_samples import is_own
 from hf_prune.data.task_sources import check_apart, load_tasks
 from hf_prune.data.tasks import Task
-from hf_prune.data.windows import Windows, check_chats, windows
+from hf_prune.data.windows import Windows, check_chats, cut
 from hf_prune.errors import InvalidData
-from hf_prune.limits import FINAL_STAGES
-from hf_prune.recipe import DEFAULT_DATA, TASK_OBJECTIVES, Recipe
+from hf_prune.plan import lessons
+from hf_prune.recipe import TASK_OBJECTIVES, Recipe
 from hf_prune.session.inputs import Inputs
 
 
@@ -25,6 +27,8 @@ class Evidence:
         rows: of its embedding.
         positions: most tokens it reads; None where it does not say.
         over: the search is done.
+        entries: of data; the recipe's, or the default ones.
+        own: what the base said itself, by entry; filled before the first window is asked for.
     """
 
     recipe: Recipe
@@ -33,13 +37,16 @@ class Evidence:
     rows: int
     positions: int | None
     over: bool = False
+    entries: tuple[str, ...] = ()
+    own: dict[str, tuple[Corpus, ...]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, inputs: Inputs, over: bool = False) -> "Evidence":
-        """For these inputs."""
+    def of(cls, inputs: Inputs, entries: tuple[str, ...], over: bool = False) -> "Evidence":
+        """For these inputs and entries of data."""
         rows = inputs.base.skeleton.get_input_embeddings().weight.shape[0]
         positions = getattr(inputs.base.config, "max_position_embeddings", None)
-        return cls(inputs.recipe, inputs.tokenizer, inputs.base.source.repo, rows, positions, over)
+        repo = inputs.base.source.repo
+        return cls(inputs.recipe, inputs.tokenizer, repo, rows, positions, over, entries)
 
     # Text ----------------------------------------------------------------------------------------------------------
 
@@ -57,7 +64,7 @@ class Evidence:
                 f"length is {r.data.length}, but {self.repo} reads at most {self.positions} tokens; lower --length."
             )
         if r.heal.tokens:
-            check_chats(r.data.text or (DEFAULT_DATA,), self.tokenizer, r.tasks.force_test_split)
+            check_chats(self._corpora, self.tokenizer)
         return {split: self._read(split, n) for split, n in counts.items()}
 
     def training(self, count: int) -> Windows:
@@ -69,9 +76,20 @@ class Evidence:
         return self._read("heal", count, at_most=True)
 
     def _read(self, split: str, count: int, at_most: bool = False) -> Windows:
-        data, forced = self.recipe.data, self.recipe.tasks.force_test_split
-        text = data.text or (DEFAULT_DATA,)
-        return windows(text, self.tokenizer, split, count, data.length, forced, self.rows, at_most=at_most)
+        length = self.recipe.data.length
+        return cut(self._corpora, self.tokenizer, split, count, length, self.rows, at_most=at_most)
+
+    @cached_property
+    def _corpora(self) -> tuple[Corpus, ...]:
+        found = load_corpora(self.entries, self.recipe.tasks.force_test_split, {**self.others, **self.own})
+        check_disjoint(found)
+        return found
+
+    @cached_property
+    def others(self) -> dict[str, tuple[Corpus, ...]]:
+        """Text that the base did not say, by entry."""
+        forced = self.recipe.tasks.force_test_split
+        return {entry: load_corpora([entry], forced) for entry in self.entries if not is_own(entry)}
 
     @cached_property
     def corpora(self) -> tuple[str, ...]:
@@ -81,7 +99,7 @@ class Evidence:
     @property
     def lessons(self) -> int:
         """Windows that finalists may be trained on before the best is chosen."""
-        return -(-self.recipe.heal.finalist_tokens * 2 ** (FINAL_STAGES - 1) // self.recipe.data.length)
+        return lessons(self.recipe)
 
     # Tasks ---------------------------------------------------------------------------------------------------------
 

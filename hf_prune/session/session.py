@@ -18,7 +18,9 @@ from hf_prune.assembly.layer_bank import LayerBank
 from hf_prune.assembly.patches import load_patches, save_patches
 from hf_prune.atomic_files import write_text
 from hf_prune.blueprint import Blueprint, Fidelity, Genome
-from hf_prune.errors import InvalidRecipe
+from hf_prune.data.corpora import check_entries
+from hf_prune.data.own_samples import is_own
+from hf_prune.errors import DataOffline, InvalidRecipe
 from hf_prune.evaluation.comparison import block_distance, block_influence, influence
 from hf_prune.evaluation.evaluator import Evaluator
 from hf_prune.evaluation.objectives import OBJECTIVES, REVISION, Measures
@@ -28,7 +30,7 @@ from hf_prune.limits import MERGED_LAYERS
 from hf_prune.methods.collapse import CollapseSpace
 from hf_prune.methods.method import Facts
 from hf_prune.models.numbering import is_writable
-from hf_prune.recipe import Recipe
+from hf_prune.recipe import DEFAULT_DATA, Recipe
 from hf_prune.recovery.latency import Latencies, time_levels, within
 from hf_prune.recovery.levels import HALVES, Kind, Levels, Options, made
 from hf_prune.recovery.repair import RepairedCut, repair
@@ -357,5 +359,23 @@ class Session:
 
 def open_session(recipe: Recipe, parents: Sequence[Parent] = (), over: bool = False) -> Session:
     """Open what a recipe names; see `open_inputs` and `Evidence`."""
-    inputs = open_inputs(recipe, parents)
-    return Session(inputs, Evidence.of(inputs, over), Workdir.beside(recipe.output))
+    inputs, workdir = open_inputs(recipe, parents), Workdir.beside(recipe.output)
+    return Session(inputs, Evidence.of(inputs, entries_of(recipe, workdir), over), workdir)
+
+
+def entries_of(recipe: Recipe, workdir: Workdir) -> tuple[str, ...]:
+    """The recipe's entries of data. Where there are none, those of before or the default ones; without the Hub, the
+    base's own samples alone.
+
+    Raises:
+        InvalidData: a default dataset cannot be read although the Hub can be reached.
+    """
+    if recipe.data.text:
+        return recipe.data.text
+    if workdir.text.is_file():
+        return tuple(json.loads(workdir.text.read_text(encoding="utf-8")))
+    try:
+        check_entries(DEFAULT_DATA)
+    except DataOffline:
+        return tuple(filter(is_own, DEFAULT_DATA))
+    return DEFAULT_DATA

@@ -22,6 +22,15 @@ class Workdir:
         return self.folder / "journal.jsonl"
 
     @property
+    def text(self) -> Path:
+        """The entries of data, where the recipe names none."""
+        return self.folder / "text.json"
+
+    def samples(self, key: str) -> Path:
+        """What the base said itself, by what decides that."""
+        return self.folder / f"samples-{key}.jsonl"
+
+    @property
     def parents(self) -> Path:
         """What was found of the parents before the search."""
         return self.folder / "parents.json"

@@ -74,6 +74,7 @@ VALUES = {
     "repair_sequences": 6,
     "repair_finalists": 3,
     "heal": "1M",
+    "own_tokens": "50k",
     "heal_method": "dora",
     "heal_rank": 4,
     "heal_alpha": 8.0,

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_prune.data.bundled import demo_folder
-from hf_prune.data.corpora import SHARES, SPLITS, _divide, _key, check_disjoint, load_corpora
+from hf_prune.data.corpora import SHARES, SPLITS, check_disjoint, divide, load_corpora, text_key
 from hf_prune.data.windows import windows
 from hf_prune.errors import InvalidData
 from tests.data.texts import folder, jsonl, lines, words
@@ -57,9 +57,9 @@ def test_text_file_is_cut_at_paragraphs_or_lines(tmp_path, gap):
 
 @given(st.lists(st.text(min_size=1).filter(str.strip), min_size=3, max_size=40))
 def test_cutting_keeps_every_document_once_and_copies_together(texts):
-    cut = _divide(tuple(texts), SHARES)
+    cut = divide(tuple(texts), SHARES)
     assert sorted(sum(cut, ())) == sorted(texts)
-    keys = [set(map(_key, side)) for side in cut]
+    keys = [set(map(text_key, side)) for side in cut]
     assert not keys[0] & keys[1] and not keys[0] & keys[2] and not keys[1] & keys[2]
     if len(set.union(*keys)) >= 3:
         assert all(cut)

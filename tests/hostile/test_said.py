@@ -19,8 +19,9 @@ ENTRIES = (
     "secret/text.txt", "secret/task.yaml", "secret/items.jsonl", "{home}/secret", "{home}/secret/train.jsonl",
     "hf://datasets/../secret", "hf://datasets/{home}/secret", "hf://datasets/x/../secret", "file://{home}/secret",
     "ns/secret/../secret", "ns/secret:../../secret:text", "text:default:text", "json", "ns/secret", "ns/secret:default",
+    "self:secret/items.jsonl", "self:secret", "self:",
 )  # fmt: skip
-"""Spellings of text that lies here; the last two may mean a dataset of the Hub, which has none."""
+"""Spellings of text that lies here; two may mean a dataset of the Hub, which has none."""
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +89,7 @@ def test_names_on_the_hub_stay_what_they_are():
     assert all(name.folder is None for name in parse(both))
     told = {"data": ["ns/d:en:text", "hf://datasets/ns/e"], "tasks": "arc_easy", "length": 32, "output": "/x"}
     found = {"data": ("hf://datasets/ns/d:en:text", "hf://datasets/ns/e"), "tasks": ("arc_easy",), "length": 32}
-    assert said.kept(told, {}) == found
+    assert said.kept(told, {}) == found and said.kept({"data": "self"}, {}) == {"data": ("self",)}
     assert said.kept(told, {"data": ("mine",)}) == {k: v for k, v in found.items() if k != "data"}
 
 

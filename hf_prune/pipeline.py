@@ -60,7 +60,7 @@ class Result:
     def model(self) -> PreTrainedModel:
         """The smaller model, loaded by stock transformers."""
         with quiet():
-            return AutoModelForCausalLM.from_pretrained(self.folder, dtype="auto")
+            return AutoModelForCausalLM.from_pretrained(self.folder, dtype="auto", use_safetensors=True)
 
     @property
     def front(self) -> list[dict[str, Any]] | None:
@@ -114,6 +114,8 @@ def _compress(recipe: Recipe, output: Path) -> Iterator[Event]:
     report = find_finished(recipe, output)
     if report is None:
         check_place(output)
+        if recipe.publish.repo:
+            hub.check_login(recipe.publish.repo, create_pr=recipe.publish.create_pr)
         with claimed(output):
             report = find_finished(recipe, output) or (yield from _make(recipe, output))
     else:
@@ -159,6 +161,7 @@ def _make(recipe: Recipe, output: Path) -> Generator[Event, None, Report]:
     base, target = inputs.base, inputs.target
     trials = evaluations(recipe, facts_of(recipe, base.depth, target.remove))
     columns = session.columns
+    session.evidence.read_tasks()
     yield from say_own(session)
     session.evidence.windows  # noqa: B018 - text that cannot be read is told before anything long
     yield Started(recipe, str(base.source), base.depth, target.goal, trials, columns, base.parameters)

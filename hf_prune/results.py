@@ -33,6 +33,7 @@ from hf_prune.recipe.fields import Size
 from hf_prune.recovery.levels import Kind, cached
 from hf_prune.report import said
 from hf_prune.report.compose import measure_again
+from hf_prune.report.measure import check_weights
 from hf_prune.report.schema.model import Front
 from hf_prune.report.schema.report import Report
 from hf_prune.session.front import pick_member
@@ -155,6 +156,7 @@ def _reported(
     output = Path(output or (here if Path(source).is_dir() else Path(str(source).partition("@")[0]).name))
     check_place(output)
     with claimed(output), nullcontext(here) if output == here else copying(here, output) as folder:
+        check_weights(here)
         session, winner, before = yield from _reopened(here, base, {**changes, "output": str(output)})
         yield Stage("report", f"{session.recipe.report.sequences} windows")
         report = yield from measure_again(before, session, winner, folder)
@@ -237,6 +239,8 @@ def _here(source: str | Path) -> Path:
     if not Path(source).is_dir():
         return hub.fetch_result(str(source))
     check_files(Path(source))
+    if (figures := Path(source) / "figures").exists() and not figures.is_dir():
+        raise InvalidRecipe(f"{figures} is a file, and figures are drawn into a folder of that name; move it away.")
     return Path(source)
 
 
@@ -260,7 +264,9 @@ def _reopened(
     given = named[: len(variants) + 1] if base or variants else ()
     parents = open_parents(blueprint, given)
     session = open_session(recipe, parents, over=True)
+    session.evidence.read_tasks()
     yield from say_own(session)
+    session.evidence.windows  # noqa: B018 - text that cannot be read is told before anything long
     session.bank.patches.update(load_patches(folder / PATCH_FILE))
     _with_libraries(session, blueprint, before)
     cut = replace(blueprint, layers=tuple(replace(s, repair=None) for s in blueprint.layers))

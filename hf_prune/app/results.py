@@ -91,7 +91,7 @@ def spoken(folder: str, prompt: str) -> tuple[str, str]:
     parent = open_parents(made, (recipe.base, *recipe.variants))[0]
     with quiet():
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        pruned = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", local_files_only=True)
+        pruned = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", local_files_only=True, use_safetensors=True)
     dense = assemble(Blueprint.identity(parent.source, parent.depth), [parent])
     tokens = torch.tensor([tokenizer(prompt)["input_ids"]])
     texts = [greedy(model.eval(), tokens, NEW_TOKENS)[0] for model in (dense, pruned)]

@@ -145,12 +145,12 @@ def _how(parent: Parent) -> dict[str, Any]:
     """Arguments of `load_model`."""
     adapter = parent.checkpoint.adapter
     merged = {"adapter": str(adapter.folder.resolve()), "loaded": parent.dtype} if adapter else {}
-    return {"trust_remote_code": parent.trust_remote_code, **merged}
+    return {"trust_remote_code": parent.trust_remote_code, "allow_pickle": parent.checkpoint.allow_pickle, **merged}
 
 
 def _flags(parent: Parent) -> list[str]:
     """The same as options of the probe."""
-    flags = ["--trust-remote-code"] * parent.trust_remote_code
+    flags = ["--trust-remote-code"] * parent.trust_remote_code + ["--allow-pickle"] * parent.checkpoint.allow_pickle
     if adapter := parent.checkpoint.adapter:
         flags += ["--adapter", str(adapter.folder.resolve()), "--loaded", str(parent.dtype).removeprefix("torch.")]
     return flags

@@ -2,7 +2,8 @@
 
 Imports nothing of hf_prune, so that a pass means that users without it get the same model.
 Usage: reload_probe.py FOLDER WINDOWS.safetensors ANSWER.safetensors DTYPE DEVICE
-                       [--adapter FOLDER --loaded DTYPE] [--offload FOLDER] [--uncached] [--trust-remote-code]
+                       [--adapter FOLDER --loaded DTYPE] [--offload FOLDER] [--uncached]
+                       [--trust-remote-code] [--allow-pickle]
        reload_probe.py --serve    the same for every line of stdin (JSON: a file for stderr, then the arguments), in
                                   forks of a process that has imported transformers and nothing else; prints exit codes
 """
@@ -35,6 +36,7 @@ def load_model(
     loaded: torch.dtype | None = None,
     offload: str | None = None,
     trust_remote_code: bool = False,
+    allow_pickle: bool = False,
 ) -> tuple[torch.nn.Module, dict[str, Any]]:
     """A model as any user loads it, in eval mode on the CPU, and what transformers says of its tensors.
 
@@ -45,6 +47,7 @@ def load_model(
         loaded: precision in which it is merged; PEFT's users load the model as its config says.
         offload: an empty folder, for models larger than memory: weights stay on the disk until a layer is called.
         trust_remote_code: passed on.
+        allow_pickle: read weights that can run code when read.
     """
     where = {"device_map": {"": "disk"}, "offload_folder": offload} if offload else {}
     model, info = transformers.AutoModelForCausalLM.from_pretrained(
@@ -53,6 +56,7 @@ def load_model(
         output_loading_info=True,
         local_files_only=True,
         trust_remote_code=trust_remote_code,
+        use_safetensors=None if allow_pickle else True,
         **where,
     )
     if adapter:
@@ -86,6 +90,7 @@ def main(*arguments: str) -> None:
         loaded=asked.loaded and getattr(torch, asked.loaded),
         offload=asked.offload,
         trust_remote_code=asked.trust_remote_code,
+        allow_pickle=asked.allow_pickle,
     )
     digests = {} if asked.offload or not asked.digests else {n: digest(t) for n, t in model.state_dict().items()}
     model = model if asked.offload else model.to(asked.device)
@@ -106,7 +111,7 @@ def _asked(arguments: tuple[str, ...]) -> argparse.Namespace:
         parser.add_argument(name)
     for name in ("--adapter", "--loaded", "--offload"):
         parser.add_argument(name)
-    for name in ("--uncached", "--digests", "--trust-remote-code"):
+    for name in ("--uncached", "--digests", "--trust-remote-code", "--allow-pickle"):
         parser.add_argument(name, action="store_true")
     return parser.parse_args(arguments)
 

@@ -110,6 +110,21 @@ def check_harness(name: str, *, names: bool = True) -> None:
             check_request(request, task_manager(request.config is None), False)
 
 
+def open_harness(name: str) -> None:
+    """Fetch the data of a task of lm_eval, and try its templates on the first document.
+
+    Raises:
+        HfPruneError: as `load_tasks`.
+    """
+    request = request_of(name, (), False)
+    installed(None if request.path else name)
+    with quiet():
+        manager = task_manager(request.config is None)
+        check_request(request, manager, False)
+        with sandbox(request.task):
+            open_task(manager, request)
+
+
 def _task(entry: str, use: Use, force: bool) -> Task:
     if not entry.endswith(YAML):
         if (task := _of_file(entry)) is not None:

@@ -59,6 +59,31 @@ def push(
                   message=commit_message or MESSAGE, sleep=sleep)  # fmt: skip
 
 
+def check_login(repo_id: str, *, create_pr: bool = False, sleep: Callable[[float], None] = time.sleep) -> None:
+    """Whether the login may publish there, as far as the Hub says before anything is sent.
+
+    Raises:
+        PublishError: it may not, or there is none; the message says what to do.
+    """
+    work = _Upload(HfApi(), Retry(sleep), {}, MESSAGE, repo_id)
+    try:
+        name, who = work._full_name(), work.call(work.api.whoami)
+        if ((who.get("auth") or {}).get("accessToken") or {}).get("role") == "read":
+            raise PublishError(f"The login may only read: use a token that may write to {name}.")
+        namespace = name.partition("/")[0]
+        own = namespace in (who["name"], *(o.get("name") for o in who.get("orgs") or ()))
+        if not own and not create_pr:
+            raise PublishError(
+                f"The login {who['name']} may not write to {namespace}: name a repo of its own, or pass --create-pr."
+            )
+        if not own:
+            work.call(work.api.repo_info, name)
+    except PublishError:
+        raise
+    except Exception as e:
+        raise explained(e, repo_id) from e
+
+
 def upload(
     folder: str | Path,
     repo_id: str,

@@ -29,6 +29,9 @@ AFTER_SEARCH = {
 }  # fmt: skip
 """Fields that no candidate's score depends on, so a journal is good for any of their values."""
 
+AFTER_TRAINING = {"report_sequences", "tasks", "task_items", "lm_eval", "lm_eval_limit", "keep_adapter"}
+"""Fields that no trained weight depends on, so a training is taken up again whatever their values."""
+
 ORDER = (
     "base", "variants", "output", "method", "ratio", "keep_layers", "drop_layers", "drop", "rules", "norms", "merges",
     "mix_halves", "tune", "tune_items", "latency", "levels", "multiple_of", "damping", "library_sequences", "library",
@@ -75,6 +78,11 @@ class Recipe(Fields):
     def digest(self) -> str:
         """64 bits over every field that decides the result."""
         return self._digest(NOT_IDENTITY)
+
+    @property
+    def training_digest(self) -> str:
+        """64 bits over every field that decides what is trained."""
+        return self._digest(NOT_IDENTITY | AFTER_TRAINING)
 
     @property
     def search_digest(self) -> str:

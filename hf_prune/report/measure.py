@@ -12,6 +12,8 @@ from hf_prune.assembly.base_check import stock_model
 from hf_prune.data.task_scores import score
 from hf_prune.evaluation import speed
 from hf_prune.events import Advanced, Event, stream_work
+from hf_prune.hub.adapters import read_adapter
+from hf_prune.models.checkpoint import Checkpoint
 from hf_prune.models.noise import quiet
 from hf_prune.report import lm_eval, stages, statistics
 from hf_prune.report.lm_eval import HarnessScores
@@ -24,12 +26,27 @@ from hf_prune.session.selection import Winner
 from hf_prune.session.session import Session
 
 
+def check_weights(folder: Path) -> None:
+    """Whether a result has weights that run no code when read; a result of ours never needs others.
+
+    Raises:
+        UnsafeSource: the weights of its model or adapter are pickles.
+        BrokenCheckpoint, SourceError: there are none, or they cannot be read.
+    """
+    Checkpoint.open(folder)
+    if (folder / ADAPTER).is_dir():
+        beside = folder / ADAPTER
+        read_adapter(
+            f"{folder.name}/{ADAPTER}", [p.name for p in beside.iterdir()], lambda n: (beside / n).read_bytes()
+        )
+
+
 def _loaded(session: Session, folder: Path) -> PreTrainedModel:
     """The finished folder as a user gets it, in the precision of the search so that all columns are alike."""
     code = session.recipe.trust.remote_code
     with quiet():
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=session.dtype, local_files_only=True, trust_remote_code=code
+            folder, dtype=session.dtype, local_files_only=True, trust_remote_code=code, use_safetensors=True
         )
         if (folder / ADAPTER).is_dir():
             model = PeftModel.from_pretrained(model, folder / ADAPTER)

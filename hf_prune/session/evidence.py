@@ -7,7 +7,7 @@ from typing import Any
 from hf_prune.blueprint import Fidelity
 from hf_prune.data.corpora import Corpus, check_disjoint, load_corpora
 from hf_prune.data.own_samples import is_own
-from hf_prune.data.task_sources import check_apart, load_tasks
+from hf_prune.data.task_sources import check_apart, load_tasks, open_harness
 from hf_prune.data.tasks import Task
 from hf_prune.data.windows import Windows, check_chats, cut
 from hf_prune.errors import InvalidData
@@ -47,6 +47,16 @@ class Evidence:
         positions = getattr(inputs.base.config, "max_position_embeddings", None)
         repo = inputs.base.source.repo
         return cls(inputs.recipe, inputs.tokenizer, repo, rows, positions, over, entries)
+
+    def read_tasks(self) -> None:
+        """All that the run will ask, so that what cannot be read is told before anything long.
+
+        Raises:
+            HfPruneError: as `load_tasks` and `open_harness`.
+        """
+        self.searched, self.reported  # noqa: B018 - read, and kept
+        for name in self.recipe.report.lm_eval:
+            open_harness(name)
 
     # Text ----------------------------------------------------------------------------------------------------------
 

@@ -215,7 +215,7 @@ def heal_model(session: Session, folder: Path) -> Generator[Event, None, Trainin
     """
     recipe = session.recipe
     yield Stage("heal", f"{recipe.heal.tokens:,} tokens, {recipe.heal.method}")
-    home = session.workdir.healing(recipe.digest)
+    home = session.workdir.healing(recipe.training_digest)
     done = yield from stream_work(lambda tell: _heal(session, folder, home, tell))
     yield Healed(done.before, done.after, done.tokens, done.kept)
     stored = _stored(session, folder, done) if done.kept else None
@@ -265,7 +265,7 @@ def _heal(session: Session, folder: Path, home: Path, tell: Tell) -> Healing:
         # Of peft, about transformers' names for what it uses.
         warnings.simplefilter("ignore", FutureWarning)
         student = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, trust_remote_code=recipe.trust.remote_code
+            folder, dtype=dtype, local_files_only=True, trust_remote_code=recipe.trust.remote_code, use_safetensors=True
         ).to(session.device)
         train, held = session.evidence.training(_windows(recipe)), session.evidence.windows["selection"]
         teacher, whose = session.bank.model, None

@@ -4,7 +4,7 @@ PYTEST_FLAGS ?= -n auto --dist loadfile
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo space test families quality style clean
+.PHONY: demo space test families quality style clean fuzz
 
 demo: $(VENV)/installed  ## compress the bundled model and show where the result lies
 	$(BIN)/hf-prune demo
@@ -18,6 +18,9 @@ test: $(VENV)/installed-dev  ## fast tests, slow ones, then those in a real brow
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
 	$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)
 	$(BIN)/python -m pytest -m browser
+
+fuzz: $(VENV)/installed-dev  ## 200,000 spoiled files instead of the 2,000 of the fast tests
+	HF_PRUNE_FUZZ=200000 $(BIN)/python -m pytest tests/fuzz $(PYTEST_FLAGS)
 
 families: $(VENV)/installed-dev  ## write the README's list of families anew
 	$(BIN)/python -m tests.supported

@@ -7,7 +7,7 @@ Standard library only. All types are frozen and hashable and go to JSON and back
 
 import hashlib
 import json
-import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -20,6 +20,10 @@ DENSE = 0
 GONE = -1
 """Level of a removed half-block: the last level of any level library."""
 WEIGHT_DIGITS = 12
+MOST_LAYERS, MOST_PARTS, MOST_SOURCES = 4096, 256, 64
+"""Of one blueprint; parts of one layer."""
+LARGEST_WEIGHT = 1e30
+LONGEST_NAME = 1000
 LOCAL = "sha256-"
 """What the revision of a local folder begins with."""
 
@@ -185,39 +189,80 @@ class Blueprint:
             )
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
             raise InvalidBlueprint(
-                f"This is not a blueprint hf_prune can read ({e}); write one with `hf-prune compress`."
+                f"This is not a blueprint hf_prune can read ({_short(e)}); write one with `hf-prune compress`."
             ) from None
         bp.check()
         return bp
 
     def check(self) -> None:
-        """Raise InvalidBlueprint when a value has the wrong type, an index points nowhere or the version is unknown."""
-        if self.version != 1:
+        """Raise InvalidBlueprint when a value has the wrong type, an index points nowhere, something is more than
+        anybody needs or the version is unknown."""
+        if type(self.version) is not int or self.version != 1:
             raise InvalidBlueprint(
-                f"This hf_prune reads blueprints of version 1, not {self.version!r}; upgrade hf_prune."
+                f"This hf_prune reads blueprints of version 1, not {_short(self.version)}; upgrade hf_prune."
             )
-        if any(not isinstance(t, str) for s in self.sources for t in (s.repo, s.revision, s.adapter or "")):
-            raise InvalidBlueprint(
-                "A source of the blueprint must be given by text: repo, revision and perhaps adapter."
+        if wrong := next(self._wrong(), None):
+            raise InvalidBlueprint(f"The blueprint cannot be built: {wrong}; write one with `hf-prune compress`.")
+
+    def _wrong(self) -> Iterator[str]:
+        """Everything that is wrong, and where."""
+        if not 0 < len(self.layers) <= MOST_LAYERS or len(self.sources) > MOST_SOURCES:
+            yield (
+                f"it has {len(self.layers) or 'no'} layers of {len(self.sources)} sources, and may have 1 to "
+                f"{MOST_LAYERS} layers of {MOST_SOURCES}"
             )
-        parts = [p for s in self.layers for p in all_parts(s)]
-        indices = [self.embed, self.head] + [p.source for p in parts]
-        if not self.layers or any(type(i) is not int or not 0 <= i < len(self.sources) for i in indices):
-            raise InvalidBlueprint("The blueprint has no layers, or names a source it does not list.")
-        if any(type(p.layer) is not int or p.layer < 0 for p in parts) or any(
-            not s.parts or (s.mlp and not s.mlp.parts) for s in self.layers
-        ):
-            raise InvalidBlueprint("A layer of the blueprint has no parts, or a layer number that is not 0, 1, 2 ...")
-        if any(type(p.weight) not in (int, float) or not math.isfinite(p.weight) for p in parts):
-            raise InvalidBlueprint("A weight of the blueprint is not a finite number.")
-        if any(type(v) is not int or v < GONE for s in self.layers for v in (s.attn_level, s.mlp_level)):
-            raise InvalidBlueprint("A level of the blueprint is not -1 (gone), 0 (dense) or a level of a library.")
-        if any(
-            not isinstance(t, str)
-            for s in self.layers
-            for t in (s.merge, s.repair or "", s.mlp.merge if s.mlp else "", s.library or "")
-        ):
-            raise InvalidBlueprint("A merge, a repair or a library of the blueprint is not a name.")
+        for number, source in enumerate(self.sources):
+            if any(not _is_name(t) for t in (source.repo, source.revision, source.adapter or "")):
+                yield f"sources.{number} must be given by text: repo, revision and perhaps adapter"
+        for name in ("embed", "head"):
+            if not _is_index(getattr(self, name), len(self.sources)):
+                yield f"{name} names a source that is not listed"
+        if not _is_name(self.levels or ""):
+            yield "levels is not a name"
+        for number, spec in enumerate(self.layers):
+            yield from _wrong_layer(f"layers.{number}", spec, len(self.sources))
+
+
+def _wrong_layer(where: str, spec: LayerSpec, sources: int) -> Iterator[str]:
+    for what, parts in (("parts", spec.parts), ("mlp.parts", spec.mlp.parts if spec.mlp else spec.parts)):
+        if not 0 < len(parts) <= MOST_PARTS:
+            yield f"{where}.{what} has {len(parts) or 'no'} parts, and may have 1 to {MOST_PARTS}"
+    for part in all_parts(spec):
+        if not _is_index(part.source, sources):
+            yield f"{where} names a source that is not listed"
+        if not _is_index(part.layer, 2**31):
+            yield f"{where} names a layer number that is not 0, 1, 2 ..."
+        if not _is_weight(part.weight):
+            yield f"{where} has a weight that is not a finite number"
+    for name in ("attn_level", "mlp_level"):
+        if not _is_index(getattr(spec, name) + 1 if type(getattr(spec, name)) is int else None, 2**31):
+            yield f"{where}.{name} is not -1 (gone), 0 (dense) or a level of a library"
+    names = {"merge": spec.merge, "repair": spec.repair or "", "library": spec.library or ""}
+    for name, value in (names | ({"mlp.merge": spec.mlp.merge} if spec.mlp else {})).items():
+        if not _is_name(value):
+            yield f"{where}.{name} is not a name"
+
+
+def _is_index(value: Any, below: int) -> bool:
+    return type(value) is int and 0 <= value < below
+
+
+def _is_weight(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < LARGEST_WEIGHT
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= LONGEST_NAME and value.isprintable()
+
+
+def _short(value: object) -> str:
+    """What a stranger wrote, for a sentence."""
+    said = value if isinstance(value, Exception) else type(value).__name__ if isinstance(value, list | dict) else value
+    try:
+        text = " ".join(str(said).split())
+    except ValueError:
+        text = "a number without end"
+    return "".join(c for c in text if c.isprintable())[:160]
 
 
 @dataclass(frozen=True, slots=True, order=True)

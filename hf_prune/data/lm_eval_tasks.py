@@ -111,7 +111,8 @@ def _load(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], lis
         raise InvalidData(f"The task file {path} includes itself; remove one of the include lines.")
     try:
         config = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
+    except Exception as e:
+        # Whatever PyYAML's constructors raise: dates without such a day, numbers without end, nesting without end.
         raise InvalidData(f"Cannot read the task file {path} ({reason(e)}); it must be readable YAML.") from None
     if not isinstance(config, dict):
         raise InvalidData(f"The task file {path} is no table of settings; give it lines like 'task: NAME'.")
@@ -125,10 +126,14 @@ def _load(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], lis
     return merged | config, files
 
 
-def _leaves(value: Any, kind: type = object) -> Iterator[Any]:
+def _leaves(value: Any, kind: type = object, seen: set[int] | None = None) -> Iterator[Any]:
+    """What is inside of that kind; what aliases repeat, once."""
+    seen = set() if seen is None else seen
     if isinstance(value, Mapping | list):
-        for part in value.values() if isinstance(value, Mapping) else value:
-            yield from _leaves(part, kind)
+        if id(value) not in seen:
+            seen.add(id(value))
+            for part in value.values() if isinstance(value, Mapping) else value:
+                yield from _leaves(part, kind, seen)
     elif isinstance(value, kind):
         yield value
 

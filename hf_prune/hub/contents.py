@@ -9,6 +9,7 @@ from typing import Any
 from hf_prune.errors import BrokenCheckpoint, SourceError, UnsafeSource
 from hf_prune.hub import adapters
 from hf_prune.hub.kinds import describe, refuse_adapter
+from hf_prune.hub.names import shown
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -107,9 +108,11 @@ def _shards(what: str, index: str, files: Collection[str], read: Callable[[str],
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise BrokenCheckpoint(f"{index} of {what} is not a readable index of shards; fetch it afresh.") from None
     if outside:
-        raise UnsafeSource(f"{index} of {what} points outside its folder ({outside[0]}); do not use this source.")
+        raise UnsafeSource(
+            f"{index} of {what} points outside its folder ({shown(outside[0])}); do not use this source."
+        )
     if missing := [s for s in shards if s not in files]:
-        raise BrokenCheckpoint(f"{what} lacks {missing[0]}, which its {index} names; fetch the source afresh.")
+        raise BrokenCheckpoint(f"{what} lacks {shown(missing[0])}, which its {index} names; fetch the source afresh.")
     if not shards:
         raise BrokenCheckpoint(f"{index} of {what} names no shards; fetch it afresh.")
     return shards
@@ -137,7 +140,7 @@ def config(what: str, files: Collection[str], read: Callable[[str], bytes]) -> d
 def _json(what: str, name: str, read: Callable[[str], bytes]) -> dict[str, Any]:
     try:
         raw = json.loads(read(name))
-    except ValueError:
+    except (ValueError, RecursionError):
         raw = None
     if not isinstance(raw, dict):
         raise BrokenCheckpoint(f"{name} of {what} is not a JSON object; fetch the source afresh.")

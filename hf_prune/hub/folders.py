@@ -2,18 +2,25 @@
 
 import hashlib
 import json
+import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from hf_prune.data.plain_yaml import read_yaml
 from hf_prune.errors import BrokenCheckpoint
 from hf_prune.hub.names import Name
 
 HASH_ALL = 256 * 2**20
 SAMPLE = 2**20
+LONGEST_HEADER = 100_000_000
+"""Bytes, as the format has it."""
+LONGEST_FILE = 2**28
+"""Bytes of a file that is read whole: vocabularies are the largest."""
+LONGEST_HEAD, LONGEST_STATED, MOST_STATED = 100_000, 300, 100
+"""Characters of a card's head, of a text in it, and texts in a list."""
 HEADER_GUESS = 100_000
 """Bytes asked for at once: most headers are shorter."""
 
@@ -51,7 +58,8 @@ class Folder:
         return cls(name, folder, files, read_card(text))
 
     def read(self, name: str) -> bytes:
-        """A small file."""
+        """A small file; raises BrokenCheckpoint for one that is too long to be read whole."""
+        check_length(name, self.files.get(name, 0), self.name.repo)
         return (self.folder / name).read_bytes()
 
     def header(self, name: str) -> dict[str, TensorInfo]:
@@ -78,6 +86,12 @@ class Folder:
             digest.update(f"{name}\0{self.files[name]}\0".encode())
             _update(digest, self.folder / name, self.files[name], whole)
         return f"sha256-{digest.hexdigest()[:12]}"
+
+
+def check_length(file: str, size: int, what: str) -> None:
+    """Raise BrokenCheckpoint for a file that is too long to be read whole."""
+    if size > LONGEST_FILE:
+        raise BrokenCheckpoint(f"{file} of {what} has {size} bytes, and no such file needs {LONGEST_FILE}; look at it.")
 
 
 def _update(digest: Any, path: Path, size: int, whole: bool) -> None:
@@ -108,34 +122,49 @@ def read_header(span: Callable[[int, int], bytes], size: int, file: str, what: s
     try:
         start = span(0, min(size, HEADER_GUESS))
         length = int.from_bytes(start[:8], "little")
-        if length > size - 8:
+        if length > min(size - 8, LONGEST_HEADER):
             raise ValueError
         raw = json.loads((start if 8 + length <= len(start) else span(0, 8 + length))[8 : 8 + length])
         raw.pop("__metadata__", None)
-        end = max((info["data_offsets"][1] for info in raw.values()), default=0)
-        if 8 + length + end > size:
-            raise ValueError
-        return {
-            n: TensorInfo(tuple(i["shape"]), i["dtype"], file, 8 + length + i["data_offsets"][0])
-            for n, i in raw.items()
-        }
-    except (ValueError, KeyError, TypeError, AttributeError):
+        return {name: _tensor_info(info, file, 8 + length, size) for name, info in raw.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise BrokenCheckpoint(f"{file} of {what} is cut short or malformed; fetch it afresh.") from None
+
+
+def _tensor_info(info: Mapping[str, Any], file: str, start: int, size: int) -> TensorInfo:
+    """An entry of a header; raises ValueError or TypeError for one that no writer makes."""
+    shape, dtype, (begin, end) = info["shape"], info["dtype"], info["data_offsets"]
+    whole = all(type(n) is int and 0 <= n < 2**63 for n in (begin, end, *shape))
+    if not whole or not isinstance(shape, list) or not begin <= end <= size - start or math.prod(shape) >= 2**63:
+        raise ValueError
+    if not isinstance(dtype, str) or not re.fullmatch(r"[A-Z0-9_]{2,12}", dtype):
+        raise ValueError
+    return TensorInfo(tuple(shape), dtype, file, start + begin)
 
 
 def read_card(text: str) -> dict[str, Any]:
     """What the YAML head of a README states of licence, language and use."""
     head = text.split("---", 2)[1] if text.startswith("---") and text.count("---") >= 2 else ""
     try:
-        raw = yaml.safe_load(head) or {}
-    except yaml.YAMLError:
+        raw = read_yaml(head) if len(head) <= LONGEST_HEAD else {}
+    except ValueError:
         raw = {}
     return about(raw if isinstance(raw, dict) else {})
 
 
 def about(raw: Mapping[str, Any], pipeline_tag: str | None = None) -> dict[str, Any]:
-    """The entries of a card that a smaller model inherits."""
+    """The entries of a card that a smaller model inherits: texts, and lists of some."""
     keys = ("license", "license_name", "license_link", "language", "pipeline_tag", "tags", "base_model",
             "base_model_relation")  # fmt: skip
-    found = {k: raw[k] for k in keys if raw.get(k)}
+    found = {k: _stated(raw[k]) for k in keys if raw.get(k)}
+    found = {k: v for k, v in found.items() if v}
     return {"pipeline_tag": pipeline_tag, **found} if pipeline_tag else found
+
+
+def _stated(value: Any) -> Any:
+    """A text of a card as it is, and those in a list; None of what nests, or is longer than anybody writes."""
+    if isinstance(value, list):
+        return [v for v in map(_stated, value[:MOST_STATED]) if v and not isinstance(v, list)]
+    if isinstance(value, str):
+        return value if len(value) <= LONGEST_STATED and value.isprintable() else None
+    return value if isinstance(value, bool | float) or isinstance(value, int) and abs(value) < 2**63 else None

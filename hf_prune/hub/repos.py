@@ -18,7 +18,7 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from hf_prune.errors import HfPruneError, NotEnoughDisk, SourceNotFound
-from hf_prune.hub.folders import Folder, TensorInfo, about, read_card, read_header
+from hf_prune.hub.folders import Folder, TensorInfo, about, check_length, read_card, read_header
 from hf_prune.hub.names import Name
 from hf_prune.hub.retries import Retry, chain, explain, passing, unreachable
 
@@ -54,7 +54,8 @@ class Repo:
         return Path(self._ask(hf_hub_download, self.name.repo, name, revision=self.sha, **offline))
 
     def read(self, name: str) -> bytes:
-        """A small file."""
+        """A small file; raises BrokenCheckpoint for one that is too long to be read whole."""
+        check_length(name, self.files.get(name, 0), self.name.repo)
         return self._file(name).read_bytes()
 
     def header(self, name: str) -> dict[str, TensorInfo]:

@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from hf_prune.methods import METHODS
 from hf_prune.search import SEARCHERS
@@ -47,7 +47,11 @@ def _one_or_many(raw: Any) -> Any:
 
 
 Tokens = Annotated[int, BeforeValidator(_count)]
-Names = Annotated[tuple[str, ...], BeforeValidator(_one_or_many)]
+MOST_LAYERS = 4096
+"""No model has more."""
+MOST_NAMES = 1000
+"""Entries of a list that somebody wrote."""
+Names = Annotated[tuple[str, ...], BeforeValidator(_one_or_many), Field(max_length=MOST_NAMES)]
 
 
 def option(default: Any, text: str, flat: str = "", *, flag: str = "", first: bool = False, **bounds: Any) -> Any:
@@ -99,11 +103,14 @@ class Size(Group):
 
     def dropped(self) -> tuple[int, ...]:
         """`drop` as sorted layer numbers; ranges include both ends."""
+        if len(self.drop) > MOST_NAMES:
+            raise ValueError(f"drop takes at most {MOST_NAMES} layers and ranges, not {len(self.drop)}")
         layers: set[int] = set()
         for item in (piece for entry in self.drop for piece in entry.replace(" ", "").split(",") if piece):
-            match = re.fullmatch(r"\[?(\d{1,5})(?:-(\d{1,5}))?\]?", item)
-            if not match:
-                raise ValueError(f"drop takes layer numbers and ranges such as 3,6,21-28, not {item!r}")
+            match = re.fullmatch(r"\[?([0-9]{1,5})(?:-([0-9]{1,5}))?\]?", item)
+            if not match or int(match[2] or match[1]) >= MOST_LAYERS:
+                said = f"drop takes layer numbers below {MOST_LAYERS} and ranges such as 3,6,21-28"
+                raise ValueError(f"{said}, not {item[:60]!r}")
             first, last = int(match[1]), int(match[2] or match[1])
             if last < first:
                 raise ValueError(f"drop range {item!r} ends before it begins; write {last}-{first}")
@@ -298,6 +305,14 @@ class Machine(Group):
     """Where to compute, in how much memory."""
 
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps.")
+
+    @field_validator("device")
+    @classmethod
+    def _known(cls, device: str) -> str:
+        if not re.fullmatch(r"auto|(cpu|cuda|mps|xpu|hpu|npu|mlu|musa)(:[0-9]{1,3})?", device):
+            raise ValueError(f"a device is auto, cpu, cuda, cuda:1 or mps, not {device[:60]!r}")
+        return device
+
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto", "Precision of the search; auto is the checkpoint's own where the device computes in it."
     )
@@ -349,7 +364,7 @@ class Fields(BaseModel):
     output: str = option("pruned", "Folder for the result; must not exist unless --overwrite.", first=True)
     overwrite: bool = option(False, "Replace a finished result of another recipe in --output.")
     method: Method = option("collapse", f"What an integer means: {', '.join(METHODS)}.", first=True)
-    seed: int = option(0, "Seed of everything random.", ge=0)
+    seed: int = option(0, "Seed of everything random.", ge=0, lt=2**32)
     size: Size = Size()
     collapse: Collapse = Collapse()
     stitch: Stitch = Stitch()

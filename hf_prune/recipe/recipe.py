@@ -1,6 +1,7 @@
 """A recipe: fields that fit together, its digests, and the file it is read from and written to."""
 
 import hashlib
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -49,6 +50,12 @@ A field that is not among them counts where it differs from its default, so that
 """
 
 
+LONGEST_TEXT = 4096
+"""Characters of a text, as of a path."""
+MOST_VARIANTS = 32
+"""Every one is opened and read."""
+
+
 class Recipe(Fields):
     """Everything a run depends on, however it is spelled. Unknown keys are refused with the nearest right name."""
 
@@ -59,6 +66,7 @@ class Recipe(Fields):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":
+        check_text(self)
         check_search(self)
         check_method(self)
         return self
@@ -173,6 +181,18 @@ def _ended(text: str) -> str:
     return text if text.endswith("?") else f"{text}."
 
 
+def check_text(recipe: Recipe) -> None:
+    """Every text can be written to a file, and is none that nobody would write.
+
+    Raises:
+        ValueError: which one is not, and why.
+    """
+    for name, value in recipe.flat().items():
+        for text in value if isinstance(value, tuple) else (value,):
+            if isinstance(text, str) and (len(text) > LONGEST_TEXT or re.search(r"[\0\ud800-\udfff]", text)):
+                raise ValueError(f"{name} holds a text that no file or model has as its name; correct it")
+
+
 def check_search(recipe: Recipe) -> None:
     """Searcher, objective and size fit each other.
 
@@ -195,6 +215,8 @@ def check_method(recipe: Recipe) -> None:
         ValueError: what contradicts what.
     """
     method, searcher = METHODS[recipe.method], recipe.search.searcher
+    if len(recipe.variants) > MOST_VARIANTS:
+        raise ValueError(f"variants are {len(recipe.variants)} models, and {MOST_VARIANTS} are the most; name fewer")
     if method.several != bool(recipe.variants):
         several = " or ".join(name for name, m in METHODS.items() if m.several)
         raise ValueError(

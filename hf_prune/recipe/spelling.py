@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
+from hf_prune.data.plain_yaml import read_yaml
 from hf_prune.errors import InvalidRecipe
 from hf_prune.recipe.fields import Fields, Group
 
@@ -151,19 +151,6 @@ def flagged(name: str, value: Any) -> list[str]:
     return [word for one in (value if isinstance(value, list) else [value]) for word in (spelled(name), str(one))]
 
 
-class _Loader(yaml.SafeLoader):
-    """Plain YAML. A key that stands twice would lose a value; merge keys can grow without end."""
-
-    def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            name = key.value if isinstance(key, yaml.ScalarNode) else ""
-            if name in seen or key.tag.endswith(":merge"):
-                problem = "stands twice" if name in seen else "is not read here"
-                raise yaml.constructor.ConstructorError(problem=f"key {name!r} {problem}", problem_mark=key.start_mark)
-            seen.add(name)
-
-
 def read(path: str | Path) -> Mapping[Any, Any]:
     """The keys and values of a YAML file.
 
@@ -171,12 +158,11 @@ def read(path: str | Path) -> Mapping[Any, Any]:
         InvalidRecipe: no such file, no YAML, or no mapping.
     """
     try:
-        raw = yaml.load(Path(path).read_text(encoding="utf-8-sig"), _Loader) or {}
+        raw = read_yaml(Path(path).read_text(encoding="utf-8-sig")) or {}
     except FileNotFoundError:
         raise InvalidRecipe(f"There is no recipe file {path} here; check the path given as --recipe.") from None
-    except Exception as e:
-        # Whatever PyYAML's constructors raise: dates without such a day, numbers without end, nesting without end.
-        problem = " ".join(str(e).split()) or type(e).__name__
+    except (OSError, ValueError) as e:
+        problem = getattr(e, "strerror", None) or e
         raise InvalidRecipe(f"Cannot read the recipe {path}: {problem}.") from None
     if not isinstance(raw, Mapping):
         raise InvalidRecipe(f"The recipe {path} must be a mapping of keys to values.")

@@ -16,6 +16,8 @@ from hf_prune.errors import StaleJournal
 
 MARK = b'{"hf_prune_journal":1,'
 """How every journal begins; a file that does not is never written to."""
+LONGEST_SHOWN = 200
+"""Characters of a header's entry that an error repeats."""
 Key = tuple[str, Fidelity]
 """Blueprint digest and evidence."""
 Values = tuple[float, ...]
@@ -123,9 +125,10 @@ class Journal:
     def _load(self, line: bytes, number: int) -> None:
         try:
             rows = [_decoded(raw) for raw in json.loads(line)["trials"]]
-        except (ValueError, TypeError, KeyError) as e:
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as e:
+            reason = " ".join(str(e).split())[:100] or type(e).__name__
             raise StaleJournal(
-                f"Line {number} of the journal {self.path} is damaged ({e}); "
+                f"Line {number} of the journal {self.path} is damaged ({reason}); "
                 "move the file away to start the search afresh."
             ) from None
         self._rows.update({(r.digest, r.fidelity): r for r in rows})
@@ -134,26 +137,31 @@ class Journal:
 def _is_json(line: bytes) -> bool:
     try:
         json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 
 
 def _check(path: Path, line: bytes, header: dict[str, Any]) -> None:
     try:
-        found = json.loads(line)["header"]
+        found = dict(json.loads(line)["header"])
         names = sorted({*found, *header})
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         raise StaleJournal(
             f"{path} is not a journal of hf_prune; move it away or choose another output folder."
         ) from None
     differing = [n for n in names if found.get(n) != header.get(n)]
     if differing:
-        changes = ", ".join(f"{n} was {found.get(n)!r} and is {header.get(n)!r}" for n in differing)
+        changes = ", ".join(f"{_shown(n)} was {_shown(found.get(n))} and is {_shown(header.get(n))}" for n in differing)
         raise StaleJournal(
             f"The journal {path} belongs to another run: {changes}; "
             "restore that, or move the journal away or choose another output folder to start afresh."
         )
+
+
+def _shown(value: Any) -> str:
+    """JSON for a sentence."""
+    return json.dumps(value)[:LONGEST_SHOWN]
 
 
 def _encoded(row: Row) -> dict[str, Any]:
@@ -167,5 +175,8 @@ def _encoded(row: Row) -> dict[str, Any]:
 
 
 def _decoded(raw: dict[str, Any]) -> Row:
-    values = tuple(float(v) for v in raw["values"])
-    return Row(raw["digest"], tuple(raw["genome"]), Fidelity(*raw["fidelity"]), values)
+    """A row as `_encoded` spelled it; raises ValueError or TypeError for anything else."""
+    digest, genome, counts = raw["digest"], raw["genome"], raw["fidelity"]
+    if not isinstance(digest, str) or any(type(n) is not int for n in (*genome, *counts)):
+        raise ValueError("a digest is no text, or a gene or a count no whole number")
+    return Row(digest, tuple(genome), Fidelity(*counts), tuple(float(v) for v in raw["values"]))

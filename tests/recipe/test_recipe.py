@@ -117,6 +117,14 @@ def test_any_set_of_layers_survives_being_written_as_a_list(layers):
         ({"search": "annealing"}, ("search", "staged")),
         ({"ratoi": 0.25}, ("ratoi", "'ratio'")),
         ({"push-to": "a/b"}, ("push-to", "'push_to'")),
+        ({"device": "gpu"}, ("device", "cuda:1")),
+        ({"device": "cuda:٣"}, ("device", "cuda:1")),
+        ({"seed": 10**400}, ("seed", "less than")),
+        ({"drop": ("0-300000000",)}, ("drop", "4096")),
+        ({"drop": ("0-4000",) * 1001}, ("drop", "1000")),
+        ({"method": "stitch", "variants": ("v",) * 250}, ("variants", "250", "32")),
+        ({"data": ("a\ud800",)}, ("data", "text")),
+        ({"output": "a\0b"}, ("output", "text")),
     ],
 )
 def test_a_bad_request_is_refused_in_one_sentence(fields, words):
@@ -140,7 +148,7 @@ def test_overrides_win_over_the_file(tmp_path):
     assert (recipe.base, recipe.seed, recipe.size.ratio) == ("m", 2, 0.5)
 
 
-words = st.text(min_size=1, max_size=20)
+words = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=20)
 sizes = st.sampled_from([{}, {"ratio": 0.3}, {"keep_layers": 7}, {"drop": ("1-3", "8")}])
 recipes = st.builds(
     lambda size, **fields: Recipe.of(**size, **fields),
@@ -154,7 +162,7 @@ recipes = st.builds(
     baselines=st.lists(st.sampled_from(get_args(Baseline))).map(tuple),
     data=st.lists(words, max_size=3).map(tuple),
     evaluations=st.none() | st.integers(1, 10**6),
-    seed=st.integers(0, 2**32),
+    seed=st.integers(0, 2**32 - 1),
     length=st.integers(8, 4096),
     heal=st.integers(0, 10**12) | st.sampled_from(["1M", "1.5k"]),
     heal_rank=st.integers(1, 512),
@@ -162,7 +170,7 @@ recipes = st.builds(
     repair=st.booleans(),
     damping=st.floats(1e-300, 1e300),
     allow_pickle=st.booleans(),
-    device=words,
+    device=st.sampled_from(["auto", "cpu", "cuda:1", "mps"]),
     search_tasks=st.lists(words, max_size=2),
     push_to=st.none() | words,
     public=st.booleans(),

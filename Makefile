@@ -20,7 +20,7 @@ test: $(VENV)/installed-dev  ## fast tests, slow ones, then those in a real brow
 	$(BIN)/python -m pytest -m browser
 
 fuzz: $(VENV)/installed-dev  ## 200,000 spoiled files instead of the 2,000 of the fast tests
-	HF_PRUNE_FUZZ=200000 $(BIN)/python -m pytest tests/fuzz $(PYTEST_FLAGS)
+	HF_PRUNE_FUZZ=200000 $(BIN)/python -m pytest tests/fuzz $(PYTEST_FLAGS) --dist load
 
 families: $(VENV)/installed-dev  ## write the README's list of families anew
 	$(BIN)/python -m tests.supported

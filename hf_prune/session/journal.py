@@ -152,7 +152,7 @@ def _check(path: Path, line: bytes, header: dict[str, Any]) -> None:
         ) from None
     differing = [n for n in names if found.get(n) != header.get(n)]
     if differing:
-        changes = ", ".join(f"{_shown(n)} was {_shown(found.get(n))} and is {_shown(header.get(n))}" for n in differing)
+        changes = ", ".join(f"{_shown(n)[1:-1]} was {_shown(found.get(n))} and is {_shown(header.get(n))}" for n in differing)
         raise StaleJournal(
             f"The journal {path} belongs to another run: {changes}; "
             "restore that, or move the journal away or choose another output folder to start afresh."
@@ -160,8 +160,11 @@ def _check(path: Path, line: bytes, header: dict[str, Any]) -> None:
 
 
 def _shown(value: Any) -> str:
-    """JSON for a sentence."""
-    return json.dumps(value)[:LONGEST_SHOWN]
+    """An entry of a header, for a sentence."""
+    try:
+        return ascii(value)[:LONGEST_SHOWN]
+    except RecursionError:
+        return "something nested"
 
 
 def _encoded(row: Row) -> dict[str, Any]:

@@ -95,7 +95,8 @@ ROW = {"digest": "d" * 16, "genome": [0, 1, 2], "fidelity": [4, 0, 0, 0], "value
 JOURNAL = [{"hf_prune_journal": 1, "header": HEADER}, {"trials": [ROW, {**ROW, "digest": "e"}]}, {"trials": [ROW]}]
 ADAPTER = {
     "peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"], "bias": "none",
-    "task_type": "CAUSAL_LM", "base_model_name_or_path": "ns/tiny", "modules_to_save": None, "rank_pattern": {"q_proj": 3}, "alpha_pattern": {},
+    "task_type": "CAUSAL_LM", "base_model_name_or_path": "ns/tiny",
+    "modules_to_save": None, "rank_pattern": {"q_proj": 3}, "alpha_pattern": {},
     "use_rslora": False, "init_lora_weights": True, "inference_mode": True, "fan_in_fan_out": False,
 }  # fmt: skip
 DATA = (

@@ -152,7 +152,8 @@ def _check(path: Path, line: bytes, header: dict[str, Any]) -> None:
         ) from None
     differing = [n for n in names if found.get(n) != header.get(n)]
     if differing:
-        changes = ", ".join(f"{_shown(n)[1:-1]} was {_shown(found.get(n))} and is {_shown(header.get(n))}" for n in differing)
+        was, now = ({n: _shown(one.get(n)) for n in differing} for one in (found, header))
+        changes = ", ".join(f"{_shown(n)[1:-1]} was {was[n]} and is {now[n]}" for n in differing)
         raise StaleJournal(
             f"The journal {path} belongs to another run: {changes}; "
             "restore that, or move the journal away or choose another output folder to start afresh."

@@ -1,6 +1,13 @@
 """A chat as the base was taught to read it: rendered by its tokenizer's template, or refused by file and line."""
 
+import contextlib
+import functools
+import json
+import subprocess
+import sys
+import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from hf_prune.data.documents import Chat
@@ -9,9 +16,10 @@ from hf_prune.errors import InvalidData
 Messages = Sequence[dict[str, Any]]
 LONGEST_REASON = 200
 """Characters of what a template says when it refuses."""
+SECONDS = 10.0
+"""That a template may take for one chat."""
+COMMAND = (sys.executable, "-P", str(Path(__file__).with_name("template_probe.py")))
 TOOLS = "leave such chats out, or take a base that was taught to call tools"
-
-
 USER = "A-user-turn-0"
 """Stands for what a user says, where a template is looked at."""
 
@@ -65,7 +73,68 @@ def _refused(document: Chat, what: str, advice: str) -> InvalidData:
 
 
 def _render(tokenizer: Any, messages: Messages, tools: Any, ask: bool = False) -> str:
-    return tokenizer.apply_chat_template(list(messages), tools=tools, tokenize=False, add_generation_prompt=ask)
+    """As `apply_chat_template` does, in a process with limits; raises ValueError with what went wrong."""
+    if type(tokenizer).apply_chat_template is not _base().apply_chat_template:
+        # That of mistral_common is code of its own, and no template.
+        return tokenizer.apply_chat_template(list(messages), tools=tools, tokenize=False, add_generation_prompt=ask)
+    if not messages:
+        raise ValueError("there is no message")
+    asked = {
+        "conversations": [[{k: v for k, v in message.items() if v is not None} for message in messages]],
+        "tools": tools,
+        "chat_template": tokenizer.get_chat_template(None, tools),
+        "add_generation_prompt": ask,
+        **tokenizer.special_tokens_map,
+    }
+    said = _asked(json.dumps(asked))
+    if "error" in said:
+        raise ValueError(said["error"])
+    return said["text"]
+
+
+def _base() -> Any:
+    from transformers import PreTrainedTokenizerBase
+
+    return PreTrainedTokenizerBase
+
+
+_ONE_AT_A_TIME = threading.Lock()
+
+
+def _asked(question: str) -> dict[str, str]:
+    """The answer of the process that renders; it is ended when it thinks too long, and started when it is not there."""
+    with _ONE_AT_A_TIME:
+        for _ in range(2):
+            process, late = _renderer(), threading.Event()
+            watch = threading.Timer(SECONDS, lambda process=process, late=late: (late.set(), process.kill()))
+            watch.start()
+            line = ""
+            with contextlib.suppress(OSError):
+                process.stdin.write(question + "\n")
+                process.stdin.flush()
+                line = process.stdout.readline()
+            watch.cancel()
+            if line.endswith("\n"):
+                return json.loads(line)
+            _renderer.cache_clear()
+            process.kill()
+            process.communicate()
+            if late.is_set():
+                return {"error": f"it takes longer than {SECONDS:.0f} seconds"}
+        return {"error": "it ends the process that renders it"}
+
+
+@functools.cache
+def _renderer() -> "subprocess.Popen[str]":
+    """Ready to be asked; ends with this process, which holds its stdin."""
+    process = subprocess.Popen(
+        COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, encoding="utf-8"
+    )
+    # Importing what renders takes longer than a chat may.
+    process.stdin.write(json.dumps({"conversations": [[]], "chat_template": ""}) + "\n")
+    process.stdin.flush()
+    process.stdout.readline()
+    return process
 
 
 def _reason(error: Exception) -> str:

@@ -32,7 +32,7 @@ MERGE = rf"linear|slerp|(task-arithmetic|passthrough):{NUMBER}|ties:{NUMBER}|dar
 def _count(raw: Any) -> Any:
     """Tokens as people write them: 1M, 500k, 2_000_000."""
     known = isinstance(raw, str | int | float) and not isinstance(raw, bool)
-    match = known and re.fullmatch(r"(\d+(?:\.\d+)?)([kMG]?)", str(raw).replace("_", "").strip())
+    match = known and re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)([kMG]?)", str(raw).replace("_", "").strip())
     if not match:
         # A stranger's list of lists is not for a sentence.
         said = repr(raw)[:60] if raw is None or isinstance(raw, str | int | float) else f"a {type(raw).__name__}"

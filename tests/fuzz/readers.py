@@ -20,7 +20,9 @@ from hf_prune.app import results as pages
 from hf_prune.assembly.patches import digest_patch, load_patches
 from hf_prune.blueprint import Blueprint, Fidelity, LayerSpec, Part, Source
 from hf_prune.cli.screen import report_table
+from hf_prune.data.chat_templates import rendered
 from hf_prune.data.corpora import load_corpora
+from hf_prune.data.documents import document
 from hf_prune.data.tasks import load_file
 from hf_prune.errors import HfPruneError
 from hf_prune.hub.adapters import parse_config
@@ -108,6 +110,11 @@ DATA = (
     [{"messages": [{"role": "assistant", "content": None, "tool_calls": [{"id": "1", "function": {"name": "f",
       "arguments": "{}"}}]}, {"role": "tool", "tool_call_id": "1", "content": {"a": 1}}]}],
 )  # fmt: skip
+TEMPLATE = (
+    b"{% if messages[0].role == 'system' %}{{ bos_token }}{{ messages[0].content }}{% endif %}"
+    b"{% for m in messages %}{{ '<|' ~ m['role'] ~ '|>' }}{{ m.content | trim if m.content is string else m.content | "
+    b"tojson }}{% endfor %}{% if tools %}{{ tools | tojson(indent=2) }}{% endif %}"
+)
 TASKS = (
     [{"context": "a b", "choices": ["c", "d"], "answer": 1}, {"context": "e", "choices": ["f", "g", "h"], "answer": 0}],
     [{"context": "a b", "answer": "c d"}],
@@ -213,6 +220,12 @@ def tokenizer(path: Path) -> None:
     found("some text")
 
 
+def template(path: Path) -> None:
+    pulled = hub.pull(str(path.parent))
+    found = Parent.open(pulled.source, pulled.folder, pulled.adapter).tokenizer
+    rendered(document(DATA[1][0], "Line 1 of a.jsonl"), found)
+
+
 def model_card(path: Path) -> None:
     known = Folder.open(Name("tiny", folder=path.parent), path.parent).card
     SourceCard(repo="ns/tiny", **{k: v for k, v in known.items() if k in SourceCard.model_fields})
@@ -303,6 +316,8 @@ READERS = (
            lambda: without("tokenizer.json"), 0.3, said="tokenizer"),
     Reader("tokenizer settings", "tokenizer_config.json", lambda: spoiling.documents(_json("tokenizer_config.json")),
            tokenizer, lambda: without("tokenizer_config.json"), 0.3, said="tokenizer"),
+    Reader("chat template", "chat_template.jinja", lambda: spoiling.spoiled(TEMPLATE), template, model, 0.2,
+           said="a"),
     Reader("data", "data.jsonl", lambda: spoiling.lines(*DATA), data, weight=2),
     Reader("tasks", "tasks.jsonl", lambda: spoiling.lines(*TASKS), load_file, weight=2),
     Reader("patches", "patches.safetensors", _tensors, load_patches),

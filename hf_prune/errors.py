@@ -1,10 +1,66 @@
 """Every error a user can meet: one sentence saying what is wrong, where, and what to do."""
 
+import os
+import re
+import sys
+from typing import Any
+
+TOKEN = re.compile(
+    r"//[^/@\s]+@"
+    r"|\bhf_oauth_[\w.-]+|\b(?:hf_|sk-|ghp_|api_org_)[A-Za-z0-9]{16,}|\bgithub_pat_\w{16,}"
+    r"|(?i:bearer)\s+[\w.~+/-]{8,}=*"
+)
+"""Access tokens as the Hub and its neighbours write them, and the name and password in an address."""
+VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+SHORTEST = 6
+"""Characters of a login's token that is looked for as it is; shorter ones would be found in words."""
+
+
+def scrub(text: str) -> str:
+    """The text without anything that is, or looks like, a token."""
+    return TOKEN.sub(_blotted, _without(text, _known()))
+
+
+def scrubbed(value: Any) -> Any:
+    """The same for every text in mappings and lists."""
+    known = _known()
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {clean(k): clean(v) for k, v in value.items()}
+        if isinstance(value, list | tuple):
+            return [clean(v) for v in value]
+        return TOKEN.sub(_blotted, _without(value, known)) if isinstance(value, str) else value
+
+    return clean(value)
+
+
+def _known() -> set[str]:
+    """The tokens of this login, wherever they are kept."""
+    found = {os.environ.get(name, "").strip() for name in VARIABLES}
+    if client := sys.modules.get("huggingface_hub"):
+        found.add(client.get_token() or "")
+    return {t for t in found if len(t) >= SHORTEST}
+
+
+def _without(text: str, known: set[str]) -> str:
+    for token in known:
+        text = text.replace(token, "***")
+    return text
+
+
+def _blotted(match: re.Match[str]) -> str:
+    return "//***@" if match[0].startswith("//") else "***"
+
 
 class HfPruneError(Exception):
     """Base of all errors raised on purpose; the CLI prints its message and exits with `exit_code`."""
 
     exit_code = 1
+
+    def __init__(self, *args: Any) -> None:
+        """Whatever a message quotes, it says no access token."""
+        super().__init__(*scrubbed(args))
 
 
 class InvalidRecipe(HfPruneError):

@@ -70,9 +70,10 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(source, undisturbed,
     assert set(pairs(folder / "journal.jsonl").values()) == {1} and leftovers(tmp_path) == []
 
 
-def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(source, undisturbed, tmp_path):
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(source, undisturbed, tmp_path, how):
     folder, journal = tmp_path / "small", tmp_path / "small.run/journal.jsonl"
-    code, _, err = interrupted([*source, "--output", folder], journal, 5, signal.SIGINT)
+    code, _, err = interrupted([*source, "--output", folder], journal, 5, how)
     assert code == 130 and "run the same command again to resume" in err.splitlines()[-1] and "Traceback" not in err
     kept = rows(journal)
     assert len(kept) >= 5 and not folder.exists()

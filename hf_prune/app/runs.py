@@ -29,9 +29,9 @@ from typing import Any, Literal
 
 from hf_prune.app.workers import start, stop
 from hf_prune.atomic_files import disk_told
-from hf_prune.errors import HfPruneError, InvalidRecipe
+from hf_prune.errors import HfPruneError, InvalidRecipe, scrub
 from hf_prune.recipe import Recipe
-from hf_prune.report.redaction import without_paths, without_tokens
+from hf_prune.report.redaction import without_paths
 from hf_prune.report.schema.report import Report
 
 State = Literal["queued", "running", "stopped", "failed", "done"]
@@ -317,7 +317,7 @@ def work(folder: Path) -> None:
 
 def public(text: str) -> str:
     """A message that may be shown to strangers: no paths of this machine, no tokens."""
-    return without_tokens(without_paths(text))
+    return scrub(without_paths(text))
 
 
 def _public(value: Any) -> Any:

@@ -23,6 +23,8 @@ PATIENCE = 120.0
 """Seconds a short piece of work may take."""
 FAREWELL = 10.0
 """Seconds a process has to put its things away."""
+ALONE = 1.0
+"""Seconds it has once its app has gone."""
 QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 _processes = multiprocessing.get_context("forkserver")
 
@@ -103,7 +105,8 @@ def _alone(function: Callable[..., None], args: tuple[Any, ...], login: str | No
     os.nice(niceness)
     if login is not None:
         os.environ["HF_TOKEN"] = login
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for asked in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(asked, signal.default_int_handler)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         function(*args)
@@ -115,7 +118,7 @@ def _end_with_parent() -> None:
     """Nobody would stop a process whose app has gone."""
     multiprocessing.parent_process().join()
     os.kill(os.getpid(), signal.SIGINT)
-    time.sleep(FAREWELL)
+    time.sleep(ALONE)
     os._exit(130)
 
 

@@ -118,9 +118,10 @@ def _probed(arguments: list[str], errors: Path) -> tuple[bool, str]:
 
 @functools.cache
 def _server() -> "subprocess.Popen[str]":
-    """Forks for every folder; ends with this process, which holds its stdin."""
+    """Forks for every folder; ends with this process."""
+    command = [*COMMAND, "--serve", str(os.getpid())]
     return subprocess.Popen(
-        [*COMMAND, "--serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
 
 

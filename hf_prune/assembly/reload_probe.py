@@ -4,26 +4,46 @@ Imports nothing of hf_prune, so that a pass means that users without it get the 
 Usage: reload_probe.py FOLDER WINDOWS.safetensors ANSWER.safetensors DTYPE DEVICE
                        [--adapter FOLDER --loaded DTYPE] [--offload FOLDER] [--uncached]
                        [--trust-remote-code] [--allow-pickle]
-       reload_probe.py --serve    the same for every line of stdin (JSON: a file for stderr, then the arguments), in
-                                  forks of a process that has imported transformers and nothing else; prints exit codes
+       reload_probe.py --serve PID
+                                  the same for every line of stdin (JSON: a file for stderr, then the arguments), in
+                                  forks of a process that has imported transformers and nothing else; prints exit codes,
+                                  and ends with the process PID, its parent
 """
 
 import argparse
+import ctypes
 import hashlib
 import inspect
 import json
 import os
+import signal
 import sys
 import traceback
 import warnings
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+SERVES = __name__ == "__main__" and sys.argv[1:2] == ["--serve"]
+LOOK = 0.25
+"""Seconds between two looks for the parent. The end of stdin is no sign: others may hold its other end."""
 
+
+def _look(*_: object) -> None:
+    if os.getppid() != int(sys.argv[2]):
+        os._exit(1)
+
+
+if SERVES:
+    # What follows takes seconds to import.
+    signal.signal(signal.SIGALRM, _look)
+    signal.setitimer(signal.ITIMER_REAL, LOOK, LOOK)
+
+import torch  # noqa: E402
+import transformers  # noqa: E402
+from safetensors import safe_open  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
+
+PR_SET_PDEATHSIG = 1
 VOCABULARIES = ("embed_tokens.weight", "lm_head.weight", "wte.weight", "embed_in.weight", "embed_out.weight")
 """Tensors with a row per token."""
 
@@ -147,11 +167,19 @@ def serve() -> None:
 
     for line in sys.stdin:
         errors, *arguments = json.loads(line)
-        child = os.fork()
+        own, child = os.getpid(), os.fork()
         if not child:
+            _end_with_parent(own)
             os._exit(_forked(errors, arguments))
         sys.stdout.write(f"{os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}\n")
         sys.stdout.flush()
+
+
+def _end_with_parent(parent: int) -> None:
+    """Ask the kernel to end this process as soon as its parent has ended, which forks from its only thread."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def _forked(errors: str, arguments: list[str]) -> int:
@@ -167,4 +195,4 @@ def _forked(errors: str, arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    serve() if sys.argv[1:] == ["--serve"] else main(*sys.argv[1:])
+    serve() if SERVES else main(*sys.argv[1:])

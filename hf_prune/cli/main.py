@@ -1,6 +1,7 @@
 """The command line: flags from `Recipe`, events to a progress bar, errors to one line and an exit code."""
 
 import os
+import signal
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -48,7 +49,8 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Entry point of the console script."""
+    """Entry point of the console script; what SIGTERM ends is put away as after Ctrl-C."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     app(prog_name="hf-prune")
 
 

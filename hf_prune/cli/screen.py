@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from hf_prune.errors import scrub
 from hf_prune.events import Advanced, Event, Healed, Pushed, Repaired, Scored, Stage, Started, Tuned
 from hf_prune.models.variants import comparison_table
 from hf_prune.report import tables
@@ -84,7 +85,7 @@ class Screen:
             self.task = None
 
     def _say(self, text: str) -> None:
-        self.console.print(text, soft_wrap=True, highlight=False, markup=False)
+        self.console.print(scrub(text), soft_wrap=True, highlight=False, markup=False)
 
 
 def _change(event: Tuned | Repaired | Healed) -> str:

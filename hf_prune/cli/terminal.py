@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import typer
 
 from hf_prune.atomic_files import what_failed
-from hf_prune.errors import CannotWrite, HfPruneError
+from hf_prune.errors import CannotWrite, HfPruneError, scrub, scrubbed
 
 if TYPE_CHECKING:
     from hf_prune.events import Event
@@ -33,7 +34,8 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(130) from None
         except Exception as e:
             if os.environ.get("HF_PRUNE_DEBUG") == "1":
-                raise
+                complain(traceback.format_exc().rstrip())
+                raise typer.Exit(getattr(e, "exit_code", 1)) from None
             if not isinstance(e, HfPruneError) and (said := what_failed(e)):
                 e = CannotWrite(f"{said}; put that right, and run the same command again.")
             known = isinstance(e, HfPruneError)
@@ -77,16 +79,16 @@ def result(form: Format, event: str, **fields: Any) -> None:
     if form == "json":
         line({"event": event, **fields})
     elif form == "quiet":
-        print(next(iter(fields.values())))
+        print(scrub(str(next(iter(fields.values())))))
     else:
-        print(event, *(f"  {name:8} {value}" for name, value in fields.items()), sep="\n")
+        print(event, *(scrub(f"  {name:8} {value}") for name, value in fields.items()), sep="\n")
 
 
 def line(value: dict[str, Any]) -> None:
     """A value as one line of JSON on stdout."""
     from hf_prune.report.text import plain
 
-    print(json.dumps(plain(value), allow_nan=False), flush=True)
+    print(json.dumps(scrubbed(plain(value)), allow_nan=False), flush=True)
 
 
 def show_report(raw: dict[str, Any]) -> None:
@@ -98,7 +100,7 @@ def show_report(raw: dict[str, Any]) -> None:
     report = Report.from_dict(raw, "The run")
     show(report_table(report))
     for line in report_lines(report):
-        print(line)
+        print(scrub(line))
 
 
 def show(table: Any) -> None:
@@ -106,9 +108,12 @@ def show(table: Any) -> None:
     from rich.console import Console
 
     # Tables must not be cut to 80 columns when they go to a file.
-    (Console() if sys.stdout.isatty() else Console(width=160)).print(table)
+    console = Console() if sys.stdout.isatty() else Console(width=160)
+    with console.capture() as drawn:
+        console.print(table)
+    print(scrub(drawn.get()), end="")
 
 
 def complain(text: str) -> None:
-    """One line on stderr."""
-    print(text, file=sys.stderr)
+    """One line on stderr, or a traceback."""
+    print(scrub(text), file=sys.stderr)

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from hf_prune.blueprint import Source
-from hf_prune.errors import SourceError
+from hf_prune.errors import SourceError, scrub
 from hf_prune.hub import adapters, contents, gguf, quantisation
 from hf_prune.hub.folders import Folder, TensorInfo
 from hf_prune.hub.kinds import check_causal
 from hf_prune.hub.names import Name, parse
 from hf_prune.hub.quantisation import Quantised
 from hf_prune.hub.repos import Repo, remember, resolve
-from hf_prune.hub.retries import Retry, scrub
+from hf_prune.hub.retries import Retry
 
 HEADERS_AT_ONCE = 8
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from hf_prune.errors import PublishError
-from hf_prune.hub.retries import LOGIN, Retry, scrub, status
+from hf_prune.errors import PublishError, scrub
+from hf_prune.hub.retries import LOGIN, Retry, status
 
 IMAGE, TIMEOUT = "python:3.11", "8h"
 FLAVORS = (("cpu-upgrade", 25e9), ("a10g-small", 21e9), ("a10g-large", 42e9), ("a100-large", 135e9))

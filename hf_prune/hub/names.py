@@ -9,8 +9,7 @@ from pathlib import Path
 
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from hf_prune.errors import SourceNotFound
-from hf_prune.hub.retries import scrub
+from hf_prune.errors import SourceNotFound, scrub
 
 ON_HUB = "hf://"
 REFERENCE = re.compile(r"(?P<repo>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[^\s@+]+))?")

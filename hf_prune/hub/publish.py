@@ -11,10 +11,10 @@ from huggingface_hub.errors import LocalTokenNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from hf_prune.errors import PublishError
+from hf_prune.errors import PublishError, scrub
 from hf_prune.hub.listing import changed, listing, stale
 from hf_prune.hub.names import COMMIT
-from hf_prune.hub.retries import LOGIN, TRIES, Retry, chain, delay, passing, scrub, status, unreachable
+from hf_prune.hub.retries import LOGIN, TRIES, Retry, chain, delay, passing, status, unreachable
 
 Kind = Literal["model", "space"]
 MESSAGE = "Upload pruned model with hf_prune"

@@ -1,6 +1,5 @@
 """Calls to the Hub: tried again when that can help, and explained in one sentence when it cannot."""
 
-import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -128,10 +127,3 @@ def _explain_status(error: BaseException, what: str) -> SourceError:
     return SourceOffline(
         f"{what} is not in the cache and the Hub at {constants.ENDPOINT} cannot be reached; check the connection."
     )
-
-
-def scrub(text: str) -> str:
-    """The text without anything that looks like a token."""
-    token = get_token()
-    text = text.replace(token, "***") if token else text
-    return re.sub(r"//[^/@\s]+@|\bhf_\w{6,}|(?i:bearer)\s+\S+", "***", text)

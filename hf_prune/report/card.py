@@ -14,12 +14,13 @@ from huggingface_hub import ModelCard
 
 from hf_prune.blueprint import LOCAL
 from hf_prune.data.bundled import bundled_folder
+from hf_prune.errors import scrub
 from hf_prune.recipe import nest
 from hf_prune.report import comparisons, tables, verdicts
 from hf_prune.report.card_data import card_data, title
 from hf_prune.report.licence import inherited_licence
 from hf_prune.report.markdown import code, fence, md
-from hf_prune.report.redaction import public_command, public_recipe, public_source, without_paths, without_tokens
+from hf_prune.report.redaction import public_command, public_recipe, public_source, without_paths
 from hf_prune.report.schema.model import SourceCard, removed_layers
 from hf_prune.report.schema.report import Report
 from hf_prune.report.schema.scores import AccuracyName, Baseline, Kept, Retention, RetentionRow, total
@@ -47,7 +48,7 @@ def write_card(
     data = card_data(report, parents)
     context = _context(report, figures or {}, parents)
     card = ModelCard.from_template(data, template_str=_template(), **context)
-    card.text = without_tokens(card.text)
+    card.text = scrub(card.text)
     path = Path(folder) / "README.md"
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -9,8 +9,6 @@ from typing import Any
 PATH_OPTIONS = {"--output", "-o", "--recipe", "-r", "--config", "--journal"}
 ABSOLUTE = re.compile(r"(?<![\w.:/])(?:~|[A-Za-z]:[\\/]|\\\\|/)[^\s'\",;:)]*[\\/][^\s'\",;:)]*")
 RECIPE_LEFT_OUT = {"output", "commit_message", "overwrite"}
-TOKEN = re.compile(r"\b(hf_|sk-|ghp_|github_pat_)[A-Za-z0-9_]{16,}")
-"""Access tokens as the Hub and its neighbours write them."""
 
 
 def public_recipe(recipe: Mapping[str, Any], local: Iterable[str] = ()) -> dict[str, Any]:
@@ -57,11 +55,6 @@ def public_command(command: str, local: Iterable[str] = ()) -> str:
 def without_paths(text: Any) -> str:
     """Free text in which absolute paths and home folders are reduced to their last name."""
     return ABSOLUTE.sub(lambda m: _last_name(m[0]), str(text))
-
-
-def without_tokens(text: str) -> str:
-    """The text with access tokens blotted out."""
-    return TOKEN.sub(r"\1***", text)
 
 
 def public_source(text: str, local: Iterable[str] = (), is_path: bool = False) -> str:

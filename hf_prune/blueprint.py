@@ -212,12 +212,12 @@ class Blueprint:
                 f"{MOST_LAYERS} layers of {MOST_SOURCES}"
             )
         for number, source in enumerate(self.sources):
-            if any(not _is_name(t) for t in (source.repo, source.revision, source.adapter or "")):
+            if not all(map(_is_name, (source.repo, source.revision, _said(source.adapter)))):
                 yield f"sources.{number} must be given by text: repo, revision and perhaps adapter"
         for name in ("embed", "head"):
             if not _is_index(getattr(self, name), len(self.sources)):
                 yield f"{name} names a source that is not listed"
-        if not _is_name(self.levels or ""):
+        if not _is_name(_said(self.levels)):
             yield "levels is not a name"
         for number, spec in enumerate(self.layers):
             yield from _wrong_layer(f"layers.{number}", spec, len(self.sources))
@@ -237,7 +237,7 @@ def _wrong_layer(where: str, spec: LayerSpec, sources: int) -> Iterator[str]:
     for name in ("attn_level", "mlp_level"):
         if not _is_index(getattr(spec, name) + 1 if type(getattr(spec, name)) is int else None, 2**31):
             yield f"{where}.{name} is not -1 (gone), 0 (dense) or a level of a library"
-    names = {"merge": spec.merge, "repair": spec.repair or "", "library": spec.library or ""}
+    names = {"merge": spec.merge, "repair": _said(spec.repair), "library": _said(spec.library)}
     for name, value in (names | ({"mlp.merge": spec.mlp.merge} if spec.mlp else {})).items():
         if not _is_name(value):
             yield f"{where}.{name} is not a name"
@@ -253,6 +253,11 @@ def _is_weight(value: Any) -> bool:
 
 def _is_name(value: Any) -> bool:
     return isinstance(value, str) and len(value) <= LONGEST_NAME and value.isprintable()
+
+
+def _said(value: Any) -> Any:
+    """A name that may be missing."""
+    return "" if value is None else value
 
 
 def _short(value: object) -> str:

@@ -26,6 +26,8 @@ CAPTIONS = {
     "capabilities": "What every stage can do",
     "healing": "Course of the training",
 }
+LONGEST_PAGE = 10**6
+"""Characters of what is shown of a report."""
 MOST_WORDS = 400
 """Characters of a prompt."""
 NEW_TOKENS = 60
@@ -40,7 +42,10 @@ def html(report: Report) -> str:
     ]
     for line in report_lines(report):
         found.append(note(line, "warn" if line.startswith("Warning") else "plain"))
-    return "".join(found)
+    page = "".join(found)
+    return (
+        page if len(page) <= LONGEST_PAGE else note("This report is too long for a page; read its report.json.", "bad")
+    )
 
 
 def pictures(folder: Path) -> str:

@@ -3,9 +3,11 @@
 import fnmatch
 import json
 import posixpath
-from collections.abc import Callable, Collection, Mapping
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
+from hf_prune.blueprint import MOST_LAYERS
 from hf_prune.errors import BrokenCheckpoint, SourceError, UnsafeSource
 from hf_prune.hub import adapters
 from hf_prune.hub.kinds import describe, refuse_adapter
@@ -32,6 +34,13 @@ RESULT = ("*.json", "*.jsonl", "*.yaml", "repairs/*.safetensors", "figures/*.png
 REPORT = ("report.json", "front.json", "README.md", "figures/*.png")
 """Of that what people look at."""
 ABOUT = ("README.md", "LICENSE*", "NOTICE*")
+MOST = (
+    (r"(num_hidden_layers|n_layers?|num_layers|coder_layers|num_blocks)$", MOST_LAYERS),
+    (r"(num|n)_(\w+_)?experts$", 1 << 16),
+    (r"(vocab_size|_size|_dim|_positions?(_embeddings)?|_heads)$", 1 << 31),
+)
+"""Of what a config counts, by its name: the first pattern that fits."""
+MOST_OF_ALL = 1 << 62
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -123,7 +132,7 @@ def config(what: str, files: Collection[str], read: Callable[[str], bytes]) -> d
 
     Raises:
         SourceError: there is none, or the source is an adapter.
-        BrokenCheckpoint: it is not JSON.
+        BrokenCheckpoint: it is not JSON, or counts more layers or experts than any model has.
     """
     if "config.json" not in files:
         if adapters.CONFIG in files:
@@ -134,7 +143,23 @@ def config(what: str, files: Collection[str], read: Callable[[str], bytes]) -> d
             if found
             else f"{what} has no config.json, so it is no transformers model; choose another source."
         )
-    return _json(what, "config.json", read)
+    raw = _json(what, "config.json", read)
+    for key, number in _numbers(raw):
+        if number > next((most for pattern, most in MOST if re.search(pattern, key)), MOST_OF_ALL):
+            raise BrokenCheckpoint(
+                f"config.json of {what} says {shown(key)} {str(number)[:20]}, and no model has as many; correct it, or "
+                "fetch the source afresh."
+            )
+    return raw
+
+
+def _numbers(raw: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, int]]:
+    """Whole numbers of a config and of the configs in it, by their names."""
+    for key, value in raw.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(value, f"{within}{key}.")
+        elif isinstance(value, int):
+            yield f"{within}{key}", value
 
 
 def _json(what: str, name: str, read: Callable[[str], bytes]) -> dict[str, Any]:

@@ -164,7 +164,7 @@ def about(raw: Mapping[str, Any], pipeline_tag: str | None = None) -> dict[str, 
 def _stated(value: Any) -> Any:
     """A text of a card as it is, and those in a list; None of what nests, or is longer than anybody writes."""
     if isinstance(value, list):
-        return [v for v in map(_stated, value[:MOST_STATED]) if v and not isinstance(v, list)]
+        return [v for v in map(_stated, [v for v in value[:MOST_STATED] if not isinstance(v, list)]) if v]
     if isinstance(value, str):
         return value if len(value) <= LONGEST_STATED and value.isprintable() else None
     return value if isinstance(value, bool | float) or isinstance(value, int) and abs(value) < 2**63 else None

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import Field, ValidationError, field_validator
 
@@ -16,6 +16,8 @@ VERSION = 1
 class Document(Section):
     """A section with the version of its layout."""
 
+    longest: ClassVar[int] = 1 << 28
+    """Characters of the JSON: what is made of it has some for each."""
     version: int = Field(VERSION, ge=1)
 
     @classmethod
@@ -30,6 +32,8 @@ class Document(Section):
             InvalidReport: it cannot be read; the message names the file and the field.
         """
         try:
+            if path.stat().st_size > cls.longest:
+                raise cls._refusal(name or str(path), f"it is longer than {cls.longest} bytes")
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as e:
             raise cls._refusal(name or str(path), getattr(e, "strerror", None) or "it is no text") from None
@@ -38,6 +42,8 @@ class Document(Section):
     @classmethod
     def from_json(cls, text: str, name: str = "This") -> Self:
         """Read what `to_json` wrote; `name` is what an error calls it. Raises as `load` does."""
+        if len(text) > cls.longest:
+            raise cls._refusal(name, f"it is longer than {cls.longest} characters")
         try:
             return cls.model_validate_json(text)
         except ValidationError as e:

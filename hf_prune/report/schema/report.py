@@ -1,7 +1,10 @@
 """What report.json holds: everything the card says, for programs."""
 
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
+from pydantic import Field
+
+from hf_prune.blueprint import MOST_LAYERS
 from hf_prune.report.schema.course import (
     BaseCheck,
     Certificate,
@@ -32,6 +35,7 @@ class Report(Document):
     front). `seconds` by stage of the run.
     """
 
+    longest: ClassVar[int] = 1 << 22
     hf_prune: str | None = None
     command: str | None = None
     recipe: dict[str, Any] = {}
@@ -44,8 +48,8 @@ class Report(Document):
     found_by: str | None = None
     seed: int = 0
     size: Size
-    layers: tuple[LayerFate, ...]
-    widths: tuple[LayerWidth, ...] | None = None
+    layers: Annotated[tuple[LayerFate, ...], Field(max_length=MOST_LAYERS)]
+    widths: Annotated[tuple[LayerWidth, ...], Field(max_length=MOST_LAYERS)] | None = None
     own_code: bool = False
     parents: tuple[str, ...] = ()
     dense_parent: str | None = None

@@ -274,7 +274,8 @@ def _short(value: object) -> str:
 class Fidelity:
     """How much evidence a trial gets: `sequences` windows from `start` on, `items` of every task from `first_item` on.
 
-    `repair` > 0 refits it first on so many windows; `heal_tokens` > 0 trains it first.
+    `repair` > 0 refits it first on so many windows; `heal_tokens` > 0 trains it first. `bridged` takes the states over
+    every gap by a linear map, which foretells a repair, see `evaluation.bridges`.
     """
 
     sequences: int
@@ -283,6 +284,7 @@ class Fidelity:
     repair: int = 0
     items: int = 0
     first_item: int = 0
+    bridged: bool = False
 
 
 @dataclass(frozen=True, slots=True)

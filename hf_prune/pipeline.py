@@ -9,7 +9,7 @@ import functools
 import shutil
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -40,9 +40,6 @@ from hf_prune.session.parents import calibrate, check_parents
 from hf_prune.session.restore import heal_model, make_libraries, repair_cut, tune_mixes
 from hf_prune.session.selection import Winner, best_unseen, chosen
 from hf_prune.session.session import Session, open_session
-
-BATCH = 2048
-"""Most candidates of one sweep: many, because they share prefixes; the journal is written after each sweep."""
 
 ANEW = "what the run has found is kept in {}: put that right, and run the same command again"
 """What follows trouble with a disk."""
@@ -212,13 +209,14 @@ def _searched(
 ) -> Generator[Event, None, tuple[Outcome, ...]]:
     """The recipe's search in its method's space, from the method's starts; its finalists."""
     recipe, scorer, facts = session.recipe, session.scorer, session.facts(judged=True)
-    starts = session.inputs.method.starts(scorer.space, facts, cuts)
-    searcher = SEARCHERS[recipe.search.searcher]
-    rng = np.random.default_rng(recipe.seed)
-    searching = searcher.propose(scorer.space, session.schedule(trials, starts), rng)
+    method, searcher = session.inputs.method, SEARCHERS[recipe.search.searcher]
+    schedule = replace(
+        session.schedule(trials, method.starts(scorer.space, facts, cuts)), guess=method.guess(scorer.space, facts)
+    )
+    searching = searcher.propose(scorer.space, schedule, np.random.default_rng(recipe.seed))
     seen = (0, session.columns.index("params")) if searcher.every_size else (0,)
     asking = focus(searching, seen)
-    return (yield from drive(asking, scorer.evaluate, journal, scorer.key, batch=BATCH, total=trials))
+    return (yield from drive(asking, scorer.evaluate, journal, scorer.key, batch=session.batch, total=trials))
 
 
 def finish(

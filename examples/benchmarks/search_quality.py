@@ -1,19 +1,27 @@
-"""Does the search find the best cut? Every way to drop k of 16 layers is scored once; then searchers look for the best.
+"""Does the search find the best cut? Every way to drop k layers is scored once; then searchers look for the best.
 
-The bundled model has few enough layers to enumerate: 1,820 ways to drop 4 of 16, 8,008 to drop 6. The table holds the
-KL of each on the search windows, at every amount of evidence that the searches use. The searchers are those of the
-package and are told values from the table; what a generation costs is counted as the sweep computes it (layer passes x
-tokens, shared prefixes once, prefixes of the dense model free). EvoPress's schedule and random choice may spend what
-staged evolution spent on average; all start from random genomes. The last columns compare perplexity on the report
-split, which none of them saw, with the optimum of the search evidence: paired 95 % interval over windows.
+The bundled model has few enough layers to enumerate: 1,820 ways to drop 4 of 16, 8,008 to drop 6; a real one of 30
+layers has 4,060 and 27,405 to drop 3 and 4. The table holds KL and NLL of each on every search window. The
+searchers are those of the package and are told values from the table; staged evolution begins as in a run of hf-
+prune, but without the cuts of SLEB and of the best window, the others from random cuts. What a generation costs is
+counted as the sweep computes it: multiplications of layers and head, shared prefixes once, prefixes of the dense
+model free. EvoPress's schedule, the genetic algorithm and random choice may spend what staged evolution spent on
+average. The last columns compare perplexity on the report split, which none of them saw, with the optimum of the
+search evidence: paired 95 % interval over windows.
 
     python examples/benchmarks/search_quality.py --drop 4 --windows 16 --length 256 --seeds 20
     python examples/benchmarks/search_quality.py --drop 6 --windows 8 --length 128 --seeds 10
+    python examples/benchmarks/search_quality.py --model SMOLLM2 --data TEXT --drop 3 --windows 8 --length 128
+    python examples/benchmarks/search_quality.py --model SMOLLM2 --data TEXT --drop 6 --windows 8 --length 128 \
+        --longer 10
 
-`--table FILE.npz` keeps the enumeration for another run.
+SMOLLM2 is a folder of HuggingFaceTB/SmolLM2-135M-Instruct, TEXT a folder of NAME.{search,report}.jsonl, such as
+Salesforce/wikitext and openai/gsm8k. `--table FILE.npz` keeps what was scored for another run. `--longer N`
+enumerates nothing: the reference is the best that any of three searches finds with N times the cost.
 """
 
 import argparse
+import hashlib
 import itertools
 import math
 import os
@@ -29,146 +37,194 @@ from transformers import AutoTokenizer
 
 from hf_prune.assembly.assemble import Parent, assemble
 from hf_prune.assembly.layer_bank import LayerBank
-from hf_prune.blueprint import Blueprint, Fidelity, Outcome, Source, Trial
+from hf_prune.blueprint import Blueprint, Fidelity, Genome, Outcome, Source, Trial
 from hf_prune.data.bundled import demo_folder
 from hf_prune.data.windows import windows
 from hf_prune.evaluation.comparison import block_distance, block_influence
 from hf_prune.evaluation.evaluator import Evaluator
 from hf_prune.evaluation.speed import computes_bfloat16
+from hf_prune.methods import METHODS
 from hf_prune.methods.collapse import CollapseSpace
+from hf_prune.methods.method import Facts
 from hf_prune.plan import evaluations, facts_of
 from hf_prune.recipe import Recipe
 from hf_prune.report.statistics import interval, perplexity
-from hf_prune.search import SEARCHERS, Schedule, Scores
+from hf_prune.search import SEARCHERS, Schedule, Scores, focus
 
 Cut = tuple[int, ...]
 LABELS = {
     "staged": "staged evolution",
     "evopress": "EvoPress's schedule",
+    "genetic": "genetic algorithm",
     "random": "random choice",
     "greedy": "SLEB (greedy)",
     "shortgpt": "ShortGPT",
     "window": "best window",
 }
+AS_LONG = ("staged", "evopress", "genetic")
+"""Who looks for the reference where there are too many cuts to enumerate."""
 COLUMNS = (
-    "finds the optimum",
-    "rank: median, worst",
+    "finds the best",
+    "KL against the best's: median, worst",
     "cost of the enumeration",
     "most often",
     "perplexity",
-    "against the optimum",
+    "against the best",
 )
+CHUNK = 2048
+"""Cuts that share a sweep: enough for their prefixes, few enough for memory."""
 Scoring = Callable[[Cut], np.ndarray]
 """NLL of a cut, per window of the report split."""
 
 
 @dataclass(eq=False)
 class Table:
-    """KL of every cut at every amount of evidence; a cut that is not there yet is evaluated."""
+    """KL and NLL of cuts on every search window, [windows, 2]; what is not there yet is evaluated."""
 
     evaluator: Evaluator
     drop: int
-    known: dict[int, dict[Cut, float]] = field(default_factory=dict)
+    path: Path | None = None
+    known: dict[Cut, np.ndarray] = field(default_factory=dict)
 
     @property
     def depth(self) -> int:
         """Layers of the dense model."""
         return self.evaluator.bank.parents[0].depth
 
+    @property
+    def windows(self) -> int:
+        """Full evidence."""
+        return len(self.evaluator.reference.tokens)
+
     def blueprint(self, cut: Cut) -> Blueprint:
         """The model without these layers."""
         space = CollapseSpace(self.depth, len(cut))
         return Blueprint(self.evaluator.bank.sources, space.decode(space.from_removed(cut)))
 
-    def fill(self, cuts: Sequence[Cut], sequences: int) -> None:
+    def fill(self, cuts: Sequence[Cut]) -> None:
         """Evaluate what is missing."""
-        column = self.known.setdefault(sequences, {})
-        missing = [c for c in cuts if c not in column]
-        if missing:
-            measures = self.evaluator.evaluate(list(map(self.blueprint, missing)), Fidelity(sequences))
-            column |= {c: m.kl for c, m in zip(missing, measures, strict=True)}
+        missing = [c for c in dict.fromkeys(cuts) if c not in self.known]
+        for first in range(0, len(missing), CHUNK):
+            some = missing[first : first + CHUNK]
+            scores = self.evaluator.token_scores(list(map(self.blueprint, some)), Fidelity(self.windows))
+            for cut, pair in zip(some, scores, strict=True):
+                self.known[cut] = torch.stack([x.double().mean(1) for x in pair], 1).numpy()
+            if len(missing) > CHUNK:
+                self.save()
 
-    def ranked(self, sequences: int) -> list[Cut]:
-        """Every cut of the wanted size, best first."""
-        column = self.known[sequences]
-        return sorted((c for c in column if len(c) == self.drop), key=column.__getitem__)
+    def values(self, cut: Cut, sequences: int) -> tuple[float, float]:
+        """KL and NLL on the first windows."""
+        kl, nll = self.known[cut][:sequences].mean(0)
+        return float(kl), float(nll)
+
+    def ranked(self) -> list[Cut]:
+        """Every cut of the wanted size that was scored, best first."""
+        return sorted(
+            (c for c in self.known if len(c) == self.drop), key=lambda c: (self.values(c, self.windows)[0], c)
+        )
+
+    @property
+    def digest(self) -> str:
+        """Of all values, to the sixth digit."""
+        text = "".join(f"{c}{self.values(c, self.windows)[0]:.6g}" for c in sorted(self.known))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def load(self) -> None:
+        """What an earlier run scored on the same windows in the same precision."""
+        if self.path and self.path.exists():
+            stored = np.load(self.path)
+            if str(stored["key"]) == self._key:
+                cuts = [tuple(int(i) for i in row if i >= 0) for row in stored["cuts"]]
+                self.known |= dict(zip(cuts, stored["values"], strict=True))
+
+    def save(self) -> None:
+        """Everything scored so far."""
+        if self.path:
+            cuts = np.full((len(self.known), self.depth), -1)
+            for row, cut in enumerate(self.known):
+                cuts[row, : len(cut)] = cut
+            partial = self.path.with_suffix(".partial.npz")
+            np.savez(partial, key=self._key, cuts=cuts, values=np.stack(list(self.known.values())))
+            os.replace(partial, self.path)
+
+    @property
+    def _key(self) -> str:
+        tokens = self.evaluator.reference.tokens
+        return f"{self.evaluator.bank.model.dtype}-{hashlib.sha256(tokens.numpy().tobytes()).hexdigest()[:16]}"
+
+
+@dataclass(frozen=True)
+class Price:
+    """Multiplications of a token: through one layer, and through the head."""
+
+    layer: int
+    head: int
+
+    def of(self, depth: int, cuts: Sequence[Cut]) -> int:
+        """Of one sweep: distinct prefixes of kept layers that are not the dense model's own, and every head."""
+        prefixes = set()
+        for cut in cuts:
+            kept = [layer for layer in range(depth) if layer not in cut]
+            prefixes |= {tuple(kept[: n + 1]) for n in range(len(kept)) if kept[n] != n}
+        return len(prefixes) * self.layer + len(cuts) * self.head
 
 
 def main() -> None:
     """Enumerate, search, compare, print a markdown table."""
     a = arguments()
-    evaluator, report = subjects(a)
-    table = Table(evaluator, a.drop)
-    stages = stages_of("staged", evaluator)
-    cuts = list(itertools.combinations(range(table.depth), a.drop))
-    enumerate_all(table, cuts, stages, a.table)
-    asked = Recipe.of(base="storymath-16l", drop_layers=a.drop, evaluations=a.evaluations)
+    search, report = subjects(a)
+    table = Table(search, a.drop, a.table)
+    table.load()
+    parent = search.bank.parents[0]
+    price = Price(parent.layer_parameters, search.bank.model.get_output_embeddings().weight.numel())
+    everything = math.comb(table.depth, a.drop)
+    asked = Recipe.of(base="any", drop_layers=a.drop, evaluations=a.evaluations)
     cap = evaluations(asked, facts_of(asked, table.depth, a.drop))
     print(
-        f"{len(cuts):,} ways to drop {a.drop} of {table.depth} layers; "
-        f"fitness KL on {a.windows} x {a.length} tokens of the search split, "
-        f"screened on {stages[0]} windows; staged evolution asks at most {cap} times; "
-        f"{a.seeds} seeds; {evaluator.bank.model.dtype}, {torch.get_num_threads()} threads\n"
+        f"{everything:,} ways to drop {a.drop} of {table.depth} layers; fitness KL on {a.windows} x {a.length} tokens "
+        f"of the search split; staged evolution asks at most {cap} times; {a.seeds} seeds; "
+        f"{search.bank.model.dtype}, {torch.get_num_threads()} threads\n"
     )
-    rows = list(compete(table, cap, a.seeds, passes(table.depth, cuts) * a.windows))
-    best = table.ranked(a.windows)
-    show(rows, best, report_scores(report, table, [r.found for r in rows] + [[best[0]]]))
+    runs = Runs(table, price, cap, a.seeds)
+    if a.longer:
+        whole = runs.search_longer(a.longer)
+    else:
+        table.fill(list(itertools.combinations(range(table.depth), a.drop)))
+        whole = price.of(table.depth, [c for c in table.known if len(c) == a.drop]) * a.windows
+    table.save()
+    rows = list(runs.compete(whole))
+    table.save()
+    best = table.ranked()
+    print(f"{len(table.known):,} cuts were scored; digest of their values {table.digest}.")
+    show(rows, table, report_scores(report, table, [r.found for r in rows] + [[best[0]]]))
 
 
 def arguments() -> argparse.Namespace:
     """Command line."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--model", type=Path, default=demo_folder() / "storymath-16l")
+    p.add_argument("--data", default=str(demo_folder() / "text"))
     p.add_argument("--drop", type=int, default=4)
     p.add_argument("--windows", type=int, default=16)
     p.add_argument("--length", type=int, default=256)
     p.add_argument("--report-windows", type=int, default=48)
     p.add_argument("--evaluations", type=int, help="of staged evolution; default as in hf-prune compress")
     p.add_argument("--seeds", type=int, default=10)
-    p.add_argument("--table", type=Path, help="where the enumeration is kept")
+    p.add_argument("--table", type=Path, help="where what was scored is kept")
+    p.add_argument("--longer", type=float, help="enumerate nothing: compare with what so many times the cost finds")
     return p.parse_args()
 
 
 def subjects(a: argparse.Namespace) -> tuple[Evaluator, Evaluator]:
-    """Evaluators of the bundled model on the search and on the report split."""
-    folder = demo_folder() / "storymath-16l"
-    parent = Parent.open(Source(folder.name, "bundled"), folder)
+    """Evaluators of the model on the search and on the report split."""
+    parent = Parent.open(Source(a.model.name, "local"), a.model)
     dtype = torch.bfloat16 if computes_bfloat16() else torch.float32
     model = assemble(Blueprint.identity(parent.source, parent.depth), [parent], dtype=dtype)
     bank = LayerBank(model, [parent])
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    text = [str(demo_folder() / "text")]
-    search = windows(text, tokenizer, "search", a.windows, a.length).tokens
-    report = windows(text, tokenizer, "report", a.report_windows, a.length).tokens
+    tokenizer = AutoTokenizer.from_pretrained(a.model)
+    search = windows([a.data], tokenizer, "search", a.windows, a.length).tokens
+    report = windows([a.data], tokenizer, "report", a.report_windows, a.length).tokens
     return Evaluator(bank, search, with_updates=False), Evaluator(bank, report, with_updates=False)
-
-
-def stages_of(name: str, evaluator: Evaluator) -> tuple[int, ...]:
-    """Growing numbers of windows, as a run gives them to this searcher."""
-    return SEARCHERS[name].stages(*evaluator.reference.tokens.shape)
-
-
-def enumerate_all(table: Table, cuts: Sequence[Cut], stages: Sequence[int], path: Path | None) -> None:
-    """Fill the table, from the file where there is one."""
-    stored = dict(np.load(path)) if path and path.exists() else {}
-    for sequences in stages:
-        key = f"{table.evaluator.bank.model.dtype}-{table.evaluator.reference.tokens.shape[1]}-{sequences}"
-        if (values := stored.get(key)) is not None and len(values) == len(cuts):
-            table.known[sequences] = dict(zip(cuts, map(float, values), strict=True))
-        table.fill(cuts, sequences)
-        stored[key] = np.array([table.known[sequences][c] for c in cuts])
-        if path:
-            partial = path.with_suffix(".partial.npz")
-            np.savez(partial, **stored)
-            os.replace(partial, path)
-
-
-def passes(depth: int, cuts: Sequence[Cut]) -> int:
-    """Layer passes of one sweep: distinct prefixes of the kept layers that are not the dense model's own."""
-    prefixes = set()
-    for cut in cuts:
-        kept = [layer for layer in range(depth) if layer not in cut]
-        prefixes |= {tuple(kept[: n + 1]) for n in range(len(kept)) if kept[n] != n}
-    return len(prefixes)
 
 
 @dataclass(frozen=True)
@@ -180,55 +236,81 @@ class Row:
     share: float
 
 
-def compete(table: Table, cap: int, seeds: int, everything: int) -> Iterator[Row]:
-    """Staged evolution first; the others may spend what it spent on average, and as much as it takes without chance."""
-    budget = math.inf
-    for name in LABELS:
-        most = cap if name == "staged" else 1 << 20
-        alike = SEARCHERS[name].rounds is not None
-        spend = math.inf if alike else budget
-        runs = [search(table, name, seed, spend, most) for seed in range(1 if alike else seeds)]
-        share = statistics.mean(cost for _, cost in runs) / everything
-        yield Row(name, [found for found, _ in runs], share)
-        if name == "staged":
-            budget = share * everything
+@dataclass(frozen=True, eq=False)
+class Runs:
+    """Searches for one table."""
+
+    table: Table
+    price: Price
+    cap: int
+    seeds: int
+
+    def compete(self, everything: int) -> Iterator[Row]:
+        """Staged evolution first; the others may spend what it spent on average, and as much as it takes without
+        chance."""
+        budget = math.inf
+        for name in LABELS:
+            most = self.cap if name == "staged" else 1 << 20
+            alike = SEARCHERS[name].rounds is not None
+            spend = math.inf if alike else budget
+            runs = [self.search(name, seed, spend, most) for seed in range(1 if alike else self.seeds)]
+            cost = statistics.mean(cost for _, cost in runs)
+            yield Row(name, [found for found, _ in runs], cost / everything)
+            if name == "staged":
+                budget = cost
+
+    def search_longer(self, times: float) -> int:
+        """Fill the table with what several searches meet at so many times the cost; returns that cost."""
+        _, cost = self.search("staged", 0, math.inf, self.cap)
+        for name in AS_LONG:
+            self.search(name, 1000, times * cost, round(self.cap * times) if name == "staged" else 1 << 20)
+        return round(times * cost)
+
+    def search(self, name: str, seed: int, budget: float, cap: int) -> tuple[Cut, float]:
+        """The best cut that a searcher saw on full evidence, and what it spent, in multiplications x windows."""
+        table, space = self.table, CollapseSpace(self.table.depth, self.table.drop)
+        stages = SEARCHERS[name].stages(*table.evaluator.reference.tokens.shape)
+        asking = self._asking(name, space, stages, seed, cap)
+        cost, best = 0.0, (math.inf, ())
+        answer: tuple[Outcome, ...] | None = None
+        while cost < budget:
+            try:
+                trials = asking.send(answer)
+            except StopIteration:
+                break
+            answer = tuple(self._told(space, trials))
+            for n in stages:
+                cuts = [removed(space, t.genome) for t in trials if t.fidelity.sequences == n]
+                cost += n * self.price.of(table.depth, cuts)
+            full = [
+                (o.values[0], removed(space, o.trial.genome))
+                for o in answer
+                if o.trial.fidelity.sequences == stages[-1]
+            ]
+            best = min([best, *((v, c) for v, c in full if len(c) == table.drop)])
+        return best[1], cost
+
+    def _asking(self, name: str, space: CollapseSpace, stages: Sequence[int], seed: int, cap: int):
+        reference = self.table.evaluator.reference
+        scores = Scores(block_influence(reference), block_distance(reference))
+        facts = Facts(self.table.depth, self.table.drop, influence=scores.influence)
+        method = METHODS["collapse"]
+        starts = method.starts(space, facts, ()) if name == "staged" else ()
+        guess = method.guess(space, facts) if name == "staged" else None
+        schedule = Schedule(tuple(map(Fidelity, stages)), cap, scores=scores, seeds=starts, guess=guess)
+        asking = SEARCHERS[name].propose(space, schedule, np.random.default_rng(seed))
+        return focus(asking, (1,)) if name == "greedy" else focus(asking, (0,))
+
+    def _told(self, space: CollapseSpace, trials: Sequence[Trial]) -> Iterator[Outcome]:
+        cuts = [removed(space, t.genome) for t in trials]
+        self.table.fill(cuts)
+        for trial, cut in zip(trials, cuts, strict=True):
+            yield Outcome(trial, self.table.values(cut, trial.fidelity.sequences))
 
 
-def search(table: Table, name: str, seed: int, budget: float, cap: int) -> tuple[Cut, float]:
-    """The best cut that a searcher saw on full evidence, and what it spent in passes x windows."""
-    space, stages = CollapseSpace(table.depth, table.drop), stages_of(name, table.evaluator)
-    reference = table.evaluator.reference
-    scores = Scores(block_influence(reference), block_distance(reference))
-    schedule = Schedule(tuple(map(Fidelity, stages)), cap, scores=scores)
-    asking = SEARCHERS[name].propose(space, schedule, np.random.default_rng(seed))
-    cost, best = 0.0, (math.inf, ())
-    answer: tuple[Outcome, ...] | None = None
-    while cost < budget:
-        try:
-            trials = asking.send(answer)
-        except StopIteration:
-            break
-        for n in stages:
-            cuts = [cut_of(space, t) for t in trials if t.fidelity.sequences == n]
-            cost += n * passes(table.depth, cuts)
-        answer = tuple(told(table, space, trials))
-        full = [o for o in answer if o.trial.fidelity.sequences == stages[-1]]
-        wanted = [(o.values[0], cut_of(space, o.trial)) for o in full]
-        best = min([best, *((v, c) for v, c in wanted if len(c) == table.drop)])
-    return best[1], cost
-
-
-def told(table: Table, space: CollapseSpace, trials: Sequence[Trial]) -> Iterator[Outcome]:
-    """What the table says to trials."""
-    for trial in trials:
-        cut, sequences = cut_of(space, trial), trial.fidelity.sequences
-        table.fill([cut], sequences)
-        yield Outcome(trial, (table.known[sequences][cut],))
-
-
-def cut_of(space: CollapseSpace, trial: Trial) -> Cut:
+def removed(space: CollapseSpace, genome: Genome) -> Cut:
     """The layers that a genome removes."""
-    kept = {spec.anchor.layer for spec in space.decode(trial.genome)}
+    kept = {spec.anchor.layer for spec in space.decode(genome)}
     return tuple(layer for layer in range(space.depth) if layer not in kept)
 
 
@@ -241,21 +323,23 @@ def report_scores(report: Evaluator, table: Table, found: Sequence[Sequence[Cut]
     return nll.__getitem__
 
 
-def show(rows: Sequence[Row], best: Sequence[Cut], nll: Scoring) -> None:
+def show(rows: Sequence[Row], table: Table, nll: Scoring) -> None:
     """Print the table; perplexities are of what a searcher found most often."""
-    ends = ppl(nll(best[0])), ppl(nll(()))
-    print(f"Optimum: {best[0]}; perplexity on the report split {ends[0]}, dense {ends[1]}.\n")
+    best = table.ranked()[0]
+    ends = ppl(nll(best)), ppl(nll(()))
+    print(f"Best: {best}; perplexity on the report split {ends[0]}, dense {ends[1]}.\n")
     print(f"| | {' | '.join(COLUMNS)} |\n|---|---:|---:|---:|---|---:|---:|")
+    lowest = table.values(best, table.windows)[0]
     for row in rows:
-        ranks = [best.index(c) + 1 for c in row.found]
+        ratios = [table.values(c, table.windows)[0] / lowest for c in row.found]
         usual = Counter(row.found).most_common(1)[0][0]
-        low, high = interval(nll(usual) - nll(best[0]))[1]
-        against = f"× {math.exp(low):.3f} to {math.exp(high):.3f}" if usual != best[0] else "the same"
+        low, high = interval(nll(usual) - nll(best))[1]
+        against = f"× {math.exp(low):.3f} to {math.exp(high):.3f}" if usual != best else "the same"
         cells = (
             LABELS[row.name],
-            f"{ranks.count(1)} of {len(ranks)}",
-            f"{statistics.median(ranks):g}, {max(ranks)}",
-            f"{row.share:.3f}",
+            f"{row.found.count(best)} of {len(row.found)}",
+            f"{statistics.median(ratios):.3f}, {max(ratios):.3f}",
+            f"{row.share:.4f}",
             ", ".join(map(str, usual)),
             ppl(nll(usual)),
             against,

@@ -15,12 +15,13 @@ from hf_prune.limits import STATE_BYTES
 @dataclass(frozen=True, eq=False)
 class Piece:
     """Windows of text, or a sheet of tasks; `hidden` gives the dense model's state [n, T, d] at a layer boundary, None
-    where it was not kept."""
+    where it was not kept. `bridged`: gaps are crossed by linear maps."""
 
     hidden: Callable[[int], Tensor | None]
     calls: Sequence[Call]
     window: slice | None = None
     sheet: Sheet | None = None
+    bridged: bool = False
 
 
 def batches(own: Reference, sheets: Iterable[Sheet], fidelity: Fidelity, alive: int) -> Iterator[list[Piece]]:
@@ -32,12 +33,12 @@ def batches(own: Reference, sheets: Iterable[Sheet], fidelity: Fidelity, alive: 
         if batch:
             yield batch
         window = slice(first, min(stop, first + chunk))
-        batch = [Piece(lambda depth, w=window: own.hidden[depth][w], own.calls, window)]
+        batch = [Piece(lambda depth, w=window: own.hidden[depth][w], own.calls, window, bridged=fidelity.bridged)]
         room = most - (window.stop - first) * each
     for sheet in sheets:
         room -= sheet.hidden[0].nbytes
         if room < 0 and batch:
             yield batch
             batch, room = [], most - sheet.hidden[0].nbytes
-        batch.append(Piece(sheet.state, sheet.calls, sheet=sheet))
+        batch.append(Piece(sheet.state, sheet.calls, sheet=sheet, bridged=fidelity.bridged))
     yield batch

@@ -8,16 +8,17 @@ that layer, so its weights are touched once a generation. Memory is bounded by t
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from hf_prune.assembly.layer_bank import LayerBank
-from hf_prune.blueprint import GONE, Blueprint, Fidelity, LayerSpec
+from hf_prune.blueprint import GONE, Blueprint, Fidelity, LayerSpec, all_parts
 from hf_prune.errors import InvalidBlueprint
 from hf_prune.evaluation.batches import Piece, batches
+from hf_prune.evaluation.bridges import Bridges
 from hf_prune.evaluation.comparison import Totals, add_update, compare, gelaco, halves_cosine
 from hf_prune.evaluation.dense import Batch, Dense
 from hf_prune.evaluation.objectives import Measures
@@ -53,6 +54,7 @@ class Evaluator:
         reuse_reference: take prefixes of the dense model from the reference run.
         corpora: number of the corpus of each window, [N]; measures tell the text of each apart.
         exam: makes the tasks ready, once the dense model stands.
+        bridges: windows to fit maps over gaps on, int64 [M, T]; asked for where a fidelity is bridged.
 
     Raises:
         UnsupportedArchitecture: see `Dense.run`.
@@ -71,6 +73,7 @@ class Evaluator:
         reuse_reference: bool = True,
         corpora: Sequence[int] | None = None,
         exam: Callable[[Dense], Exam] | None = None,
+        bridges: Callable[[], Tensor] | None = None,
     ) -> None:
         self.bank = bank
         self.dense = Dense(bank.model, bank.parents[0].family, tile_tokens, with_modules)
@@ -80,6 +83,7 @@ class Evaluator:
         self.reference, self.top_k = self.own, top_k
         self.corpora = torch.tensor(list(corpora) if corpora is not None else [0] * len(tokens))
         self.exam = exam(self.dense) if exam else None
+        self._to_bridge = bridges
 
     def teach(self, whose: Sequence[int]) -> None:
         """From now on compare each window with another parent than the first: its number, [N]."""
@@ -158,6 +162,13 @@ class Evaluator:
             gone = size["attention"] * (spec.attn_level == GONE) + size["mlp"] * (spec.mlp_level == GONE)
             live += sum(size.values()) - gone
         return live
+
+    @cached_property
+    def bridges(self) -> Bridges:
+        """Maps over gaps."""
+        if self._to_bridge is None:
+            raise ValueError("a bridged fidelity needs windows to fit bridges on")
+        return Bridges(self.dense, self._to_bridge())
 
     # The walk ------------------------------------------------------------------------------------------------------
 
@@ -270,6 +281,7 @@ class Evaluator:
             return
         layer = self.bank.module(spec)
         jobs, owners = [], []
+        begin = min(part.layer for part in all_parts(spec))
         for p, piece in enumerate(pieces):
             lacking = [n for n in nodes if n.states[p] is None]
             call, (rows, length) = piece.calls[spec.anchor.layer], nodes[0].parent.states[p].shape[:2]
@@ -277,7 +289,7 @@ class Evaluator:
             together = 1 if piece.sheet else max(1, self.dense.tile_tokens // (rows * length))
             for first in range(0, len(lacking), together):
                 group = lacking[first : first + together]
-                states = [n.parent.states[p] for n in group]
+                states = [self._entering(n.parent, piece, p, begin) for n in group]
                 joined = torch.cat(states) if len(group) > 1 else states[0]
                 asked = piece.sheet.asked if piece.sheet and not group[0].children else None
                 jobs.append(Batch(joined, call, piece.sheet is not None, asked))
@@ -289,6 +301,12 @@ class Evaluator:
                 node.states[p] = out[mine]
                 if pieces[p].window:
                     node.inner = (inner[0][mine], inner[1][mine]) if inner else None
+
+    def _entering(self, node: Node, piece: Piece, number: int, layer: int) -> Tensor:
+        """The state of a piece behind a node as it enters a source layer, over the gap between where there is one."""
+        if not piece.bridged or layer <= node.end:
+            return node.states[number]
+        return self.bridges.cross(node.states[number], node.end, layer)
 
     def _dense_inner(self, layer: int, window: slice) -> tuple[Tensor, Tensor] | None:
         if self.reference.modules is None:
@@ -317,19 +335,23 @@ class Evaluator:
             for number in node.leaves:
                 totals[number].broken = True
             return
+        depth = len(self.dense.layers)
+        states = [self._entering(node, piece, p, depth) for p, piece in enumerate(pieces)]
         for embed, head in dict.fromkeys(ends[number] for number in node.leaves):
             mine = [totals[n] for n in node.leaves if ends[n] == (embed, head)]
             dense = self._ending(embed, head)
             if window := pieces[0].window:
-                self._text(node, dense, window, mine, keep_tokens)
-            sheets = [(p.sheet, state) for p, state in zip(pieces, node.states, strict=True) if p.sheet]
+                self._text(node, states[0], dense, window, mine, keep_tokens)
+            sheets = [(p.sheet, state) for p, state in zip(pieces, states, strict=True) if p.sheet]
             self.cost.head_tokens += sum(len(sheet.at) for sheet, _ in sheets)
             answers = answered(dense, sheets)
             for t in mine:
                 t.answers += answers
 
-    def _text(self, node: Node, dense: Dense, window: slice, totals: Sequence[Totals], keep_tokens: bool) -> None:
-        kl, nll = self._head(node, dense, window)
+    def _text(
+        self, node: Node, state: Tensor, dense: Dense, window: slice, totals: Sequence[Totals], keep_tokens: bool
+    ) -> None:
+        kl, nll = self._head(node, state, dense, window)
         self.cost.head_tokens += kl.numel()
         by_corpus = torch.zeros(int(self.corpora.max()) + 1, 2, dtype=torch.float64)
         rows = torch.stack([nll.double().sum(1), torch.full_like(nll[:, 0], nll.shape[1]).double()], 1).cpu()
@@ -349,13 +371,12 @@ class Evaluator:
                 t.token_kl.append(kl.cpu())
                 t.token_nll.append(nll.cpu())
 
-    def _head(self, node: Node, dense: Dense, window: slice) -> tuple[Tensor, Tensor]:
+    def _head(self, node: Node, state: Tensor, dense: Dense, window: slice) -> tuple[Tensor, Tensor]:
         """KL(dense || candidate) and NLL per token, float32 [n, T-1] each; a set of log-probabilities is never held."""
         ref = self.reference
         if node.dense and node.depth == len(ref.hidden) - 1 and ref is self.own and dense is self.dense:
             return torch.zeros_like(ref.nll[window]), ref.nll[window]
         kl, nll = torch.empty_like(ref.nll[window]), torch.empty_like(ref.nll[window])
-        state = node.states[0]
 
         def one(tile: slice) -> None:
             part = slice(window.start + tile.start, window.start + tile.stop)

@@ -1,18 +1,20 @@
 """What methods that take out whole layers share: how many go, and the five cuts they are compared with."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from hf_prune.blueprint import Genome
+from hf_prune.blueprint import GONE, Genome, LayerSpec
 from hf_prune.errors import InvalidRecipe
 from hf_prune.limits import DEFAULT_RATIO
 from hf_prune.methods.method import Comparison, Facts, Sizes, Target
 from hf_prune.search import Space
 
 RANDOM_DRAWS = 5
+LEAST_INFLUENCE = 1e-6
+"""Of a layer: rounding makes it 0 or less."""
 
 
 class Cut(NamedTuple):
@@ -98,10 +100,10 @@ class WholeLayers:
         return deletions(recipe.search.baselines) if facts.remove else ()
 
     def starts(self, space: Space, facts: Facts, cuts: Sequence[tuple[int, ...]]) -> tuple[Genome, ...]:
-        """The comparisons' cuts; for a front, the least influential layers of every number."""
-        if facts.front:
-            order = np.argsort(facts.influence, kind="stable")
-            cuts = [tuple(sorted(map(int, order[:n]))) for n in range(1, facts.depth)]
+        """The comparisons' cuts and the least influential layers; for a front, those of every number."""
+        order = [int(i) for i in np.argsort(facts.influence, kind="stable")]
+        numbers = range(1, facts.depth) if facts.front else [facts.remove] * bool(order)
+        cuts = [*([] if facts.front else cuts), *(tuple(sorted(order[:n])) for n in numbers)]
         found = []
         for cut in cuts:
             try:
@@ -109,6 +111,20 @@ class WholeLayers:
             except InvalidRecipe:  # the paper's interval genome cannot spell every deletion
                 continue
         return tuple(dict.fromkeys(found))
+
+    def guess(self, space: Space, facts: Facts) -> Callable[[Genome], float] | None:
+        """The influence of the layers that go, a layer that loses a part or its own weights counting by that share."""
+        if not facts.influence:
+            return None
+        return lambda genome: influence_lost(space.decode(genome), facts.influence)
+
+
+def influence_lost(layers: Sequence[LayerSpec], influence: Sequence[float]) -> float:
+    """Sum of the influence of source layers that no layer keeps; what keeps one half keeps half of it."""
+    kept = np.zeros(len(influence))
+    for spec in layers:
+        kept[spec.anchor.layer] = ((spec.attn_level != GONE) + (spec.mlp_level != GONE)) / 2
+    return max(float(((1 - kept) * np.maximum(influence, LEAST_INFLUENCE)).sum()), LEAST_INFLUENCE)
 
 
 def deletions(names: Sequence[str]) -> tuple[Comparison, ...]:

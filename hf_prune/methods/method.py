@@ -166,3 +166,6 @@ class Method(Protocol):
 
     def starts(self, space: Space, facts: Facts, cuts: Sequence[tuple[int, ...]]) -> tuple[Genome, ...]:
         """Where the search begins, the likelier first; `cuts` are the comparisons'."""
+
+    def guess(self, space: Space, facts: Facts) -> Callable[[Genome], float] | None:
+        """What a genome may cost, above 0, by what is known of the dense model alone; None where nothing is."""

@@ -7,7 +7,7 @@ of its own. Which parent gives the embeddings and which the final norm and head 
     genome: per layer kept, then per mix its merge and the weight of every parent in steps; embedding, head
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations, product
@@ -18,7 +18,7 @@ import numpy as np
 
 from hf_prune.blueprint import Genome, LayerSpec, Mix, Part
 from hf_prune.methods import stitch_moves
-from hf_prune.methods.deletions import WholeLayers, deletions
+from hf_prune.methods.deletions import WholeLayers, deletions, influence_lost
 from hf_prune.methods.method import Comparison, Facts
 from hf_prune.methods.partition import checked, kept_of, mixed, pick, sizes, subset
 from hf_prune.methods.stitch_comparisons import ABLATIONS, CUT_BY, ablations, alone, cuts_of_parents
@@ -342,6 +342,12 @@ class Stitch(WholeLayers):
         # A search of few trials does not get to the end: every mix comes before a mix comes again, with another cut.
         turns = [(k % len(tried), mix) for start in range(len(tried)) for k, mix in enumerate(mixes, start)]
         return tuple(dict.fromkeys(space.of(tried[k], mix) for k, mix in turns))
+
+    def guess(self, space: StitchSpace, facts: Facts) -> Callable[[Genome], float] | None:
+        """The influence of the layers that go, of whichever parent."""
+        if not facts.influence:
+            return None
+        return lambda genome: influence_lost(space.decode(genome).layers, facts.influence)
 
 
 def _leaning(count: int, share: float) -> tuple[float, ...]:

@@ -7,7 +7,7 @@ attention and MLP may trade. The attention of layer 0 never goes, since the cach
     genome: level of the attention of every layer, then of every MLP
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import product
@@ -258,6 +258,8 @@ KINDS = ("wanda", "magnitude")
 """Of these, the ones that have a level library of their own."""
 LIBRARY = "obs"
 """Kind of the level library that is searched."""
+LEAST_LOSS = 1e-9
+"""Of a genome: the dense one loses nothing."""
 MOVES = 6
 """Counted for each half of a layer."""
 
@@ -344,6 +346,13 @@ class Width:
         """Uniform widths, and the least sums of errors: as they are, and as shares of what each half puts out."""
         least = (space.cheapest(facts.losses), space.cheapest(_relative(facts.losses)))
         return tuple(dict.fromkeys((space.uniform(), *least)))
+
+    def guess(self, space: WidthSpace, facts: Facts) -> Callable[[Genome], float] | None:
+        """The sum of what the halves lose, each as a share of what it loses when it is gone."""
+        if not facts.losses:
+            return None
+        losses = _relative(facts.losses)
+        return lambda genome: max(sum(row[g] for row, g in zip(losses, genome, strict=True)), LEAST_LOSS)
 
 
 def _fixed(name: str, space: WidthSpace, facts: Facts, cuts: Cuts) -> tuple[LayerSpec, ...]:

@@ -25,8 +25,8 @@ from hf_prune.assembly.layer_bank import LayerBank
 from hf_prune.blueprint import GONE, Blueprint, LayerSpec, Part, all_parts
 from hf_prune.evaluation.dense import Call, Dense
 from hf_prune.evaluation.residual_maps import Site, Tap, site_of
+from hf_prune.evaluation.ridge import Normal, token_weights
 from hf_prune.evaluation.teachers import Teachers
-from hf_prune.recovery.ridge import Normal
 
 Reach = Literal["map", "gap", "all"]
 REACHES: tuple[Reach, ...] = get_args(Reach)
@@ -211,11 +211,6 @@ class _Walk:
             distance += float((weights * off.square().sum(1)).sum(dtype=torch.float64))
             square += float((weights * target.square().sum(1)).sum(dtype=torch.float64))
         return distance / square
-
-
-def token_weights(target: Tensor) -> Tensor:
-    """float32 [tokens], 1 / |h|: layers normalise what they read, and attention sinks are a hundred times as long."""
-    return 1 / target.flatten(0, -2).float().norm(dim=1).clamp_min(1e-6)
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Generator, Hashable, Iterable
 
 from hf_prune.blueprint import Fidelity, Genome, Outcome, Trial
-from hf_prune.search.schedule import Schedule
+from hf_prune.search.schedule import Schedule, TimeUp
 from hf_prune.search.space import Space
 
 Asking = Generator[tuple[Trial, ...], tuple[Outcome, ...], list[Outcome]]
@@ -19,6 +19,7 @@ class Archive:
         self.schedule = schedule
         self.told: dict[Fidelity, dict[Hashable, Outcome]] = {stage: {} for stage in schedule.stages}
         self.asked = 0
+        self._waiting: tuple[Fidelity, list[Hashable]] | None = None
         self._decode = space.decode
         self._models: dict[Genome, Hashable] = {}
 
@@ -56,9 +57,17 @@ class Archive:
         fresh = [model for model in wanted if model not in told][: self.left]
         if fresh:
             self.asked += len(fresh)
+            self._waiting = stage or self.schedule.full, fresh
             outcomes = yield tuple(Trial(wanted[model], stage or self.schedule.full) for model in fresh)
+            self._waiting = None
             told.update(zip(fresh, outcomes, strict=True))
         return [told[model] for model in wanted if model in told]
+
+    def end(self, up: TimeUp) -> None:
+        """Take in the answers that came before time was up."""
+        if self._waiting:
+            stage, models = self._waiting
+            self.told[stage].update(zip(models, up.outcomes, strict=False))
 
     def fresh(self, draw: Callable[[], Genome], count: int, patience: int = PATIENCE) -> list[Genome]:
         """Up to `count` drawn genomes of distinct models never asked; fewer when drawing finds hardly any."""
@@ -76,8 +85,9 @@ class Archive:
         return ranked(self.full.values())
 
     def finalists(self) -> tuple[Outcome, ...]:
-        """The best of the schedule's number."""
-        return tuple(self.ranked()[: self.schedule.finalists])
+        """The best on the most evidence that anything was scored on, of the schedule's number."""
+        fullest = next((told for told in reversed(self.told.values()) if told), {})
+        return tuple(ranked(fullest.values())[: self.schedule.finalists])
 
 
 def ranked(outcomes: Iterable[Outcome]) -> list[Outcome]:

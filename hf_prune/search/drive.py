@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from hf_prune.blueprint import Fidelity, Genome, Outcome, Trial
 from hf_prune.events import Scored
 from hf_prune.search.pareto import front
-from hf_prune.search.schedule import Search
+from hf_prune.search.schedule import Search, TimeUp
 
 Values = tuple[float, ...]
 Entry = tuple[Any, Genome, Values]
@@ -52,14 +52,6 @@ class Endless:
 
     def end(self, trials: int) -> None:
         """Nothing to remember."""
-
-
-class TimeUp(Exception):
-    """Thrown into a search that must end; `outcomes` answer the first of the trials it asked for last."""
-
-    def __init__(self, outcomes: tuple[Outcome, ...]) -> None:
-        super().__init__("no time left")
-        self.outcomes = outcomes
 
 
 def drive(
@@ -121,19 +113,26 @@ def drive(
 def focus(search: Search, columns: tuple[int, ...]) -> Search:
     """Let a searcher see only some of the journaled values; what it returns keeps them all.
 
-    When its time is up, `best_so_far` of what it was told stands in for what it would have returned.
+    When its time is up, it may still say what is best; else `best_so_far` of what it was told does.
     """
     known: dict[Trial, Outcome] = {}
+
+    def told(outcomes: tuple[Outcome, ...]) -> tuple[Outcome, ...]:
+        known.update((o.trial, o) for o in outcomes)
+        return tuple(Outcome(o.trial, tuple(o.values[c] for c in columns)) for o in outcomes)
+
     try:
         trials = next(search)
         while True:
-            outcomes = yield trials
-            known |= {o.trial: o for o in outcomes}
-            trials = search.send(tuple(Outcome(o.trial, tuple(o.values[c] for c in columns)) for o in outcomes))
+            try:
+                outcomes = yield trials
+            except TimeUp as up:
+                search.throw(TimeUp(told(up.outcomes)))
+                raise RuntimeError("A search went on although its time was up.") from None
+            trials = search.send(told(outcomes))
     except StopIteration as stop:
         return tuple(known[o.trial] for o in stop.value)
-    except TimeUp as up:
-        known |= {o.trial: o for o in up.outcomes}
+    except TimeUp:
         return best_so_far(known.values(), columns)
 
 

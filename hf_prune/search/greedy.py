@@ -3,7 +3,7 @@
 import numpy as np
 
 from hf_prune.search.archive import Archive, ranked
-from hf_prune.search.schedule import Schedule, Search
+from hf_prune.search.schedule import Schedule, Search, TimeUp
 from hf_prune.search.space import Space
 
 
@@ -15,7 +15,11 @@ def greedy(space: Space, schedule: Schedule, rng: np.random.Generator) -> Search
     """
     archive = Archive(space, schedule)
     current, reached = space.dense(), []
-    while archive.left and (candidates := space.removals(current)):
-        reached = ranked((yield from archive.ask(candidates)))
-        current = reached[0].trial.genome
+    try:
+        while archive.left and (candidates := space.removals(current)):
+            reached = ranked((yield from archive.ask(candidates)))
+            current = reached[0].trial.genome
+    except TimeUp as up:
+        removed = space.removed(candidates[0])
+        reached = ranked([o for o in up.outcomes if space.removed(o.trial.genome) == removed] or reached)
     return tuple(reached[: schedule.finalists])

@@ -1,6 +1,6 @@
 """How much a search may ask for, and on how much evidence."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -9,6 +9,14 @@ from hf_prune.errors import InvalidRecipe
 
 Search = Generator[tuple[Trial, ...], tuple[Outcome, ...], tuple[Outcome, ...]]
 """Yields trials, is sent their outcomes in the same order, returns ranked finalists (distinct genomes, best first)."""
+
+
+class TimeUp(Exception):
+    """Thrown into a search that must end; `outcomes` answer the first of the trials it asked for last."""
+
+    def __init__(self, outcomes: tuple[Outcome, ...]) -> None:
+        super().__init__("no time left")
+        self.outcomes = outcomes
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +39,7 @@ class Schedule:
     `stages` are growing amounts of evidence, the last one full; only `staged` and `evopress` use the others.
     `evaluations` caps the trials of all stages together. `population` survive a generation, `offspring` are asked in
     one. `seeds` are genomes to start from, the likelier ones first, `finalists` how many to return. `scores` is for the
-    one-shot searchers.
+    one-shot searchers. `guess` says what a genome may cost before anything is scored, above 0.
 
     Raises:
         InvalidRecipe: no stage, stages that do not grow, or a number below 1.
@@ -44,6 +52,7 @@ class Schedule:
     seeds: tuple[Genome, ...] = ()
     finalists: int = 4
     scores: Scores | None = None
+    guess: Callable[[Genome], float] | None = None
 
     def __post_init__(self) -> None:
         if not self.stages or not all(_grows(*pair) for pair in pairwise(self.stages)):

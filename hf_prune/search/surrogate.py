@@ -2,11 +2,11 @@
 
 A Gaussian process over feature indicators x with the kernel
 
-    k(x, y) = 1 + a <x, y> + b (<x, y>^2 - <x^2, y^2>) / 2
+    k(x, y) = 1 + a <x, y> + b (<x, y>^2 - <x^2, y^2>) / 2 + c p(x) p(y)
 
-whose functions are a constant, one effect per indicator and one per pair of indicators (Rasmussen & Williams, Gaussian
-Processes for Machine Learning, 2.2 and 4.2.2). It guides what is worth scoring; it never ranks finalists, because
-removals are not additive.
+whose functions are a constant, one effect per indicator, one per pair of indicators, and a multiple of what was
+foretold of a candidate before any was scored (Rasmussen & Williams, Gaussian Processes for Machine Learning, 2.2, 2.7
+and 4.2.2). It guides what is worth scoring; it never ranks finalists, because removals are not additive.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,36 +18,41 @@ PAIRS = (0.03, 0.1, 0.3, 1.0, 3.0)
 """Variance of all pair effects of a typical genome, in units of that of its single effects."""
 NOISES = (1e-4, 1e-3, 1e-2, 1e-1)
 """Noise variance in the same unit."""
+FORETOLD = 10.0
+"""Variance of the multiple of what was foretold: large, so that a line is fitted to it."""
 DIGITS = 6
 
-Guess = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
-"""Features [n, d] -> mean [n] and standard deviation [n] of the standardised log value; lower is better."""
+Guess = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+"""Features [n, d] and foretold values [n] -> mean [n] and standard deviation [n] of the standardised log value; lower
+is better."""
 
 
-def fitted(features: np.ndarray, values: Sequence[float]) -> Guess:
+def fitted(features: np.ndarray, foretold: np.ndarray, values: Sequence[float]) -> Guess:
     """Condition on what was seen; the kernel's two ratios are those of the highest leave-one-out likelihood.
 
     Args:
         features: float [n, d], not negative.
+        foretold: float [n], in the unit of standardised log values; 0 where nothing was.
         values: n first objective values, minimised; +inf counts as the worst finite one.
     """
     x, y = np.asarray(features, float), standardised(values)
     size = max(float((x * x).sum(1).mean()), 1.0)
 
-    def kernel(dot: np.ndarray, squares: np.ndarray, pairs: float) -> np.ndarray:
-        return 1.0 + dot / size + pairs * (dot**2 - squares) / (size * max(size - 1.0, 1.0))
+    def kernel(dot: np.ndarray, squares: np.ndarray, line: np.ndarray, pairs: float) -> np.ndarray:
+        return 1.0 + dot / size + pairs * (dot**2 - squares) / (size * max(size - 1.0, 1.0)) + FORETOLD * line
 
     def inverse(pairs: float, noise: float) -> np.ndarray:
-        return np.linalg.inv(kernel(x @ x.T, x**2 @ x.T**2, pairs) + noise * np.eye(len(y)))
+        line = np.outer(foretold, foretold)
+        return np.linalg.inv(kernel(x @ x.T, x**2 @ x.T**2, line, pairs) + noise * np.eye(len(y)))
 
     pairs, noise = max(product(PAIRS, NOISES), key=lambda p: _left_out(inverse(*p), y))
     inv = inverse(pairs, noise)
     weights = inv @ y
     scale = max(float(y @ weights) / len(y), 1e-12)
 
-    def guess(new: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        cross = kernel(new @ x.T, new**2 @ x.T**2, pairs)
-        own = kernel((new**2).sum(1), (new**4).sum(1), pairs)
+    def guess(new: np.ndarray, expected: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        cross = kernel(new @ x.T, new**2 @ x.T**2, np.outer(expected, foretold), pairs)
+        own = kernel((new**2).sum(1), (new**4).sum(1), expected**2, pairs)
         variance = scale * (own - ((cross @ inv) * cross).sum(1))
         # Rounded, so that another BLAS or thread count does not send a resumed search elsewhere.
         return (cross @ weights).round(DIGITS), np.sqrt(np.maximum(variance, 0.0)).round(DIGITS)

@@ -90,10 +90,10 @@ def _on_text(session: Session, journal: Journal, one: Comparison, scorer: Scorer
     )
     search = searcher.propose(scorer.space, schedule, np.random.default_rng(session.recipe.seed))
     asking = focus(search, (session.columns.index(one.column),))
-    ranked = yield from drive(asking, scorer.evaluate, journal, scorer.key)
+    ranked = yield from drive(asking, scorer.evaluate, journal, scorer.key, batch=session.batch)
     best = ranked[len(ranked) // 2 if one.median else 0]
     wanted = [Trial(best.trial.genome, session.evidence.full)]
-    return (yield from drive(once(wanted), scorer.evaluate, journal, scorer.key))[0]
+    return (yield from drive(once(wanted), scorer.evaluate, journal, scorer.key, batch=session.batch))[0]
 
 
 def _like_the_result(
@@ -108,12 +108,18 @@ def _like_the_result(
     recipe, evidence = session.recipe, session.evidence
     trials = evaluations(recipe, facts)
     stages = tuple(sorted({evidence.fidelity(max(1, recipe.data.sequences // 2)), evidence.full}))
+    stages = tuple(map(evidence.foretelling, stages))
     schedule = Schedule(
         stages, trials, recipe.search.population, recipe.search.offspring, one.starts(_cuts(found)), FINALISTS
     )
     search = SEARCHERS[one.searcher].propose(scorer.space, schedule, np.random.default_rng(recipe.seed))
-    ranked = yield from drive(focus(search, (0,)), scorer.evaluate, journal, scorer.key, total=trials)
-    wanted = [Trial(o.trial.genome, evidence.selection) for o in ranked]
-    unseen = yield from drive(once(wanted), scorer.evaluate, journal, scorer.key, total=len(ranked))
+    ranked = yield from drive(
+        focus(search, (0,)), scorer.evaluate, journal, scorer.key, batch=session.batch, total=trials
+    )
+    wanted = [Trial(o.trial.genome, evidence.foretelling(evidence.selection)) for o in ranked]
+    unseen = yield from drive(
+        once(wanted), scorer.evaluate, journal, scorer.key, batch=session.batch, total=len(ranked)
+    )
     best = min(unseen, key=lambda o: o.values[0])
-    return next(o for o in ranked if o.trial.genome == best.trial.genome)
+    wanted = [Trial(best.trial.genome, evidence.full)]
+    return (yield from drive(once(wanted), scorer.evaluate, journal, scorer.key, batch=session.batch))[0]

@@ -151,6 +151,11 @@ class Evidence:
         """All the search evidence."""
         return self.fidelity(self.recipe.data.sequences)
 
+    def foretelling(self, fidelity: Fidelity) -> Fidelity:
+        """The same where nothing is repaired afterwards; else with gaps bridged, which foretells what a repair does."""
+        repaired = self.recipe.repair.enabled and not self.recipe.every_size
+        return replace(fidelity, bridged=repaired)
+
     @property
     def text(self) -> Fidelity:
         """All the search text and no task."""

@@ -173,7 +173,13 @@ def _encoded(row: Row) -> dict[str, Any]:
     return {
         "digest": row.digest,
         "genome": [int(gene) for gene in row.genome],
-        "fidelity": [f.sequences, f.start, f.heal_tokens, f.repair, *([f.items, f.first_item] if f.items else [])],
+        "fidelity": [
+            f.sequences,
+            f.start,
+            f.heal_tokens,
+            f.repair,
+            *(([f.items, f.first_item] + [1] * f.bridged) if f.items or f.bridged else []),
+        ],
         "values": [float(v) if math.isfinite(v) else str(float(v)) for v in row.values],
     }
 
@@ -183,4 +189,5 @@ def _decoded(raw: dict[str, Any]) -> Row:
     digest, genome, counts = raw["digest"], raw["genome"], raw["fidelity"]
     if not isinstance(digest, str) or any(type(n) is not int for n in (*genome, *counts)):
         raise ValueError("a digest is no text, or a gene or a count no whole number")
-    return Row(digest, tuple(genome), Fidelity(*counts), tuple(float(v) for v in raw["values"]))
+    fidelity = Fidelity(*counts[:6], bridged=bool(counts[6:]))
+    return Row(digest, tuple(genome), fidelity, tuple(float(v) for v in raw["values"]))

@@ -22,7 +22,7 @@ DELETIONS = 16
 def summarise(session: Session, journal: Journal, winner: Winner) -> dict[str, Any]:
     """Trials, distinct models, the best value after each improvement, and rank correlations."""
     rows = own_trials(session, journal)
-    full = [r.values[0] for r in rows if r.fidelity == session.evidence.full]
+    full = [r.values[0] for r in rows if r.fidelity == session.evidence.foretelling(session.evidence.full)]
     best = np.minimum.accumulate(full) if full else np.array([])
     return {
         "evaluations": len(rows),
@@ -78,7 +78,9 @@ def _merged_and_deleted(session: Session, best: Blueprint) -> tuple[float, float
 
 def _full(session: Session, journal: Journal) -> list[tuple[tuple[float, ...], Blueprint]]:
     """Values and blueprints of every candidate that saw all search evidence."""
-    rows = [r for r in own_trials(session, journal) if r.fidelity == session.evidence.full]
+    rows = [
+        r for r in own_trials(session, journal) if r.fidelity == session.evidence.foretelling(session.evidence.full)
+    ]
     return [(r.values, session.scorer.blueprint(r.genome)) for r in rows]
 
 

@@ -80,7 +80,7 @@ def best_unseen(
     it is compared with may be better.
 
     Where a repair follows, or `search_heal` is asked for, the best few are repaired or trained first, since that
-    changes their order.
+    changes their order; who they are is decided with gaps bridged, where a repair follows.
     """
     if not finalists:
         raise HfPruneError("The search ended without a candidate; raise --evaluations.")
@@ -90,7 +90,8 @@ def best_unseen(
     entrants = Entrants(session.scorer.space, tuple(b.blueprint.over(sources) for b in others))
     scorer = session.scoring(entrants)
     genomes = [*own.values(), *((-1 - i,) for i in range(len(others)))]
-    trials = [Trial(g, session.evidence.selection) for g in genomes]
+    foretold = session.evidence.foretelling(session.evidence.selection)
+    trials = [Trial(g, foretold) for g in genomes]
     order = sorted(score(scorer, journal, trials), key=lambda o: o.values[0])
     if not np.isfinite(order[0].values[0]):
         raise HfPruneError(
@@ -137,15 +138,18 @@ def _restored(
     asking, total = focus(finals(genomes, stages), (column,)), _asked(len(few), len(stages))
     ranked = yield from drive(asking, scorer.evaluate, journal, scorer.key, batch=1, total=total)
     after = [journal.get(scorer.key(Trial(g, stages[0])))[column] for g in genomes]
-    before = [o.values[column] for o in few]
+    bare = score(scorer, journal, [Trial(g, session.evidence.selection) for g in genomes])
+    before, expected = [o.values[column] for o in bare], [o.values[column] for o in few]
     removed = [list(session.inputs.removed(scorer.blueprint(g))) for g in genomes]
     return ranked[0].trial.genome, {
         "means": means,
         "by": name,
         "finalists": [
-            {"removed": gone, "before": b, "after": a} for gone, b, a in zip(removed, before, after, strict=True)
+            {"removed": gone, "before": b, "foretold": f, "after": a}
+            for gone, b, f, a in zip(removed, before, expected, after, strict=True)
         ],
         "spearman": spearman(before, after),
+        "spearman_foretold": spearman(expected, after),
         "changed": ranked[0].trial.genome != genomes[0],
     }
 

@@ -2,8 +2,9 @@
 
 import json
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,10 @@ from hf_prune.session.workdir import Workdir
 Progress = Callable[[int, int], None]
 ALWAYS = ("kl", "perplexity", "similarity", "kl_similarity", "params")
 """What every trial is journaled with, so that reports and baselines need no second forward."""
+BATCH, STEP_SECONDS = 2048, 20.0
+"""Most candidates of one sweep: many, because they share prefixes; few enough that a killed run has lost little."""
+BRIDGED = 32
+"""Windows that bridges are fitted on."""
 FINALISTS = 16
 """Most that a search returns."""
 
@@ -131,6 +136,7 @@ class Session:
             exam=(lambda dense: Exam(dense, evidence.searched, evidence.tokenizer, self.recipe.seed))
             if evidence.searched
             else None,
+            bridges=lambda: evidence.training(min(BRIDGED, self.recipe.repair.sequences)).tokens,
         )
 
     def _texts(self) -> Iterator[str]:
@@ -242,7 +248,7 @@ class Session:
         """What the recipe's search may spend."""
         recipe = self.recipe
         stages = SEARCHERS[recipe.search.searcher].stages(recipe.data.sequences, recipe.data.length)
-        fidelities = tuple(map(self.evidence.fidelity, stages))
+        fidelities = tuple(self.evidence.foretelling(self.evidence.fidelity(n)) for n in stages)
         return Schedule(
             fidelities,
             max(trials, 1),
@@ -252,6 +258,22 @@ class Session:
             finalists,
             self.scores(),
         )
+
+    @cached_property
+    def batch(self) -> int:
+        """Most candidates of one step of the journal: as many as take about `STEP_SECONDS` here, sharing nothing.
+
+        Measured once and kept with the run, since the last bits of a value may depend on what is computed beside it.
+        """
+        path = self.workdir.batch
+        if not path.is_file():
+            whole = self.inputs.identity(0)
+            started = time.perf_counter()
+            self.evaluator.evaluate([replace(whole, layers=whole.layers[1:])], self.evidence.full)
+            seconds = time.perf_counter() - started
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, json.dumps(max(1, min(BATCH, int(STEP_SECONDS / seconds)))))
+        return json.loads(path.read_text(encoding="utf-8"))
 
     def scores(self, whole: Blueprint | None = None) -> Scores:
         """One-shot scores of the dense model, or of another whole one."""

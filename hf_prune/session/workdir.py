@@ -31,6 +31,11 @@ class Workdir:
         return self.folder / f"samples-{key}.jsonl"
 
     @property
+    def batch(self) -> Path:
+        """Most candidates of one step of the journal, measured once."""
+        return self.folder / "batch.json"
+
+    @property
     def parents(self) -> Path:
         """What was found of the parents before the search."""
         return self.folder / "parents.json"

@@ -95,23 +95,27 @@ class Healing(Section):
 
 
 class Finalist(Section):
-    """Its removed source layers, and its value on the selection split before and after repair or training."""
+    """Its removed source layers, and its value on the selection split before and after repair or training; `foretold`
+    with its gaps bridged, where a repair follows."""
 
     removed: tuple[Count, ...] = ()
     before: Number = math.nan
+    foretold: Number = math.nan
     after: Number = math.nan
 
 
 class Selection(Section):
     """Finalists repaired or trained before the choice; `changed` whether that chose another one.
 
-    `by` is the value they were ranked by, and `spearman` the rank correlation of before and after.
+    `by` is the value they were ranked by, `spearman` the rank correlation of before and after, `spearman_foretold` that
+    of foretold and after.
     """
 
     means: tuple[str, ...]
     by: str = ""
     finalists: tuple[Finalist, ...]
     spearman: Number
+    spearman_foretold: Number = math.nan
     changed: bool
 
 

@@ -4,6 +4,11 @@ import torch
 from torch import Tensor
 
 
+def token_weights(target: Tensor) -> Tensor:
+    """float32 [tokens], 1 / |h|: layers normalise what they read, and attention sinks are a hundred times as long."""
+    return 1 / target.flatten(0, -2).float().norm(dim=1).clamp_min(1e-6)
+
+
 class Normal:
     """Normal equations of R ~ g D, streamed: float64 gram [k, k], cross [k, d] and energy [d] of weighted sums.
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_prune.recovery.ridge import Normal
+from hf_prune.evaluation.ridge import Normal
 
 CPU = torch.device("cpu")
 

@@ -163,10 +163,10 @@ def test_number_of_evaluations_per_search():
     assert evaluations(recipe(search="exhaustive", rules=("keep",)), 16, 4) == 1820
     assert evaluations(recipe(search="window"), 16, 4) == 1
     assert evaluations(recipe(drop=("3",)), 16, 1) == 0
-    assert evaluations(recipe(), 16, 4) == 16 + 5 * 4 * 12
+    assert evaluations(recipe(), 16, 4) == 2 * 16 + 4 * 12
     assert evaluations(recipe(evaluations=99), 16, 4) == 99
     stitch = recipe(method="stitch", variants=("a", "b", "c"))
-    assert evaluations(stitch, 16, 4) == 16 + 5 * (4 * 12 + 4 * 3 * 12)
+    assert evaluations(stitch, 16, 4) == 2 * 16 + 5 * (4 * 12 + 4 * 3 * 12)
     assert baseline_evaluations(stitch, 16, 4) == 5 * (1 + 58) + 1 + 2 * evaluations(stitch, 16, 4)
 
 

@@ -43,6 +43,7 @@ class WholeLayers:
     genes: ClassVar[frozenset[str]] = frozenset({"layers", "listed"})
     several: ClassVar[bool] = False
     units: ClassVar[int] = 1
+    trials: ClassVar[int] = 1
     shrinks: ClassVar[bool] = True
     refits: ClassVar[bool] = False
     baselines: ClassVar[tuple[str, ...]] = tuple(CUTS)

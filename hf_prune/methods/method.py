@@ -128,6 +128,8 @@ class Method(Protocol):
     """Takes variants."""
     units: int
     """Parts of a layer that go by themselves."""
+    trials: int
+    """Of the default search, for every single move that a candidate has."""
     shrinks: bool
     """What goes leaves the file."""
     refits: bool

@@ -287,6 +287,7 @@ class Stitch(WholeLayers):
     title = "Layers of several models (stitch)"
     genes = frozenset({"layers", "listed", "coded"})
     several = True
+    trials = 5
     baselines = (*CUT_BY, *ABLATIONS)
 
     def check(self, recipe: Any) -> None:

@@ -273,6 +273,7 @@ class Width:
     genes: ClassVar[frozenset[str]] = frozenset()
     several: ClassVar[bool] = False
     units: ClassVar[int] = 2
+    trials: ClassVar[int] = 5
     shrinks: ClassVar[bool] = True
     refits: ClassVar[bool] = True
     baselines: ClassVar[tuple[str, ...]] = tuple(BASELINES)

@@ -9,9 +9,6 @@ from hf_prune.methods.method import EVERY_SIZE, Facts, Sizes, Target
 from hf_prune.recipe import DEFAULT_DATA, TASK_OBJECTIVES, Recipe
 from hf_prune.search import SEARCHERS
 
-TRIALS_PER_MOVE = 5
-"""Of the default search, for every single move that a candidate has."""
-
 
 def facts_of(recipe: Recipe, depth: int, remove: int, kinds: tuple[int, ...] = ()) -> Facts:
     """What a plan knows."""
@@ -67,16 +64,16 @@ def candidates(recipe: Recipe, facts: Facts) -> int:
 def evaluations(recipe: Recipe, facts: Facts) -> int:
     """Trials the search will ask for, at most: 0 with `drop`, 1 for the one-shot scores.
 
-    The default of the evolutionary and random searches is a population plus `TRIALS_PER_MOVE` for each of the single
-    moves a candidate has: the number of generations that EvoPress takes (arXiv 2410.14649) grows the same way.
-    examples/benchmarks/search_quality.py shows what it buys.
+    The default of the evolutionary and random searches is two populations, and the method's number of trials for each
+    of the single moves a candidate has: the number of generations that EvoPress takes (arXiv 2410.14649) grows the same
+    way. examples/benchmarks/search_quality.py shows what it buys.
     """
     if recipe.size.drop:
         return 0
     method = METHODS[recipe.method]
     rounds = _rounds(recipe, facts, recipe.search.searcher)
     if rounds is None:
-        return recipe.search.evaluations or recipe.search.population + TRIALS_PER_MOVE * method.moves(recipe, facts)
+        return recipe.search.evaluations or 2 * recipe.search.population + method.trials * method.moves(recipe, facts)
     needed = sum(count for count, _ in rounds)
     return min(needed, recipe.search.evaluations or needed)
 

@@ -66,16 +66,33 @@ def test_the_best_that_wait_at_a_stage_get_more_evidence():
     stages = (Fidelity(2), Fidelity(4), FULL)
     land = Landscape.draw(0)
     _, asked = play(proposed("staged", SPACE, schedule(200, stages)), land.evaluate)
-    waiting = {stage: set() for stage in stages}
-    for number, batch in enumerate(asked[:9]):
-        stage = stages[number % 3]
-        assert len(batch) == (32, 16, 8)[number % 3] and {t.fidelity for t in batch} == {stage}
-        genomes = {t.genome for t in batch}
-        if number % 3:
-            before = stages[number % 3 - 1]
+    first, survey, *generations = asked
+    assert {t.fidelity for t in first} == {FULL} and {SPACE.removed(t.genome) for t in survey} == {1}
+    waiting, entered = {stage: set() for stage in stages}, {t.genome for t in first}
+    for batch in generations:
+        stage, genomes = batch[0].fidelity, {t.genome for t in batch}
+        if stage != stages[0] and genomes & waiting[stages[stages.index(stage) - 1]]:
+            before = stages[stages.index(stage) - 1]
             assert genomes == set(sorted(waiting[before], key=lambda g: land.value(g, before))[: len(batch)])  # noqa: B023
+            assert len(batch) <= (entered_last + 1) // 2
             waiting[before] -= genomes
-        waiting[stage] |= genomes
+        entered_last = len(batch)
+        waiting[stage] |= genomes - entered
+
+
+def test_what_cannot_win_gets_no_more_evidence():
+    """A fixed half would be a third of all trials."""
+    land = Landscape.draw(1, noise=0.0)
+    _, asked = play(proposed("staged", SPACE, schedule(200)), land.evaluate)
+    full = [t for batch in asked for t in batch if t.fidelity == FULL]
+    assert len(full) < 0.3 * sum(map(len, asked))
+
+
+def test_what_single_removals_cost_foretells_where_to_begin():
+    """The dear layers at both ends are in no genome of the first generation."""
+    land = Landscape.draw(2)
+    _, asked = play(proposed("staged", SPACE, schedule(200)), land.evaluate)
+    assert not any({0} & SPACE.gone(t.genome) for t in asked[2])
 
 
 def test_a_screen_never_sees_a_genome_again():

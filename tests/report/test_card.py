@@ -210,7 +210,7 @@ def test_no_paths_no_tokens(report, tmp_path):
     report["hardware"]["processor"] = "CPU listed in /home/jane/lscpu.txt"
     card = render(report, tmp_path)
     assert "jane" not in card and "/home" not in card and str(tmp_path) not in card
-    assert "hf_aaa" not in card and "hf_***" in card
+    assert "hf_aaa" not in card and "my token is ***" in card
     assert "--push-to ns/small" in card and "compress storymath-16l" in card
 
 

@@ -4,7 +4,7 @@ PYTEST_FLAGS ?= -n auto --dist loadfile
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo space test families quality style clean fuzz
+.PHONY: demo space test families quality style clean fuzz chaos
 
 demo: $(VENV)/installed  ## compress the bundled model and show where the result lies
 	$(BIN)/hf-prune demo
@@ -21,6 +21,9 @@ test: $(VENV)/installed-dev  ## fast tests, slow ones, then those in a real brow
 
 fuzz: $(VENV)/installed-dev  ## 200,000 spoiled files instead of the 2,000 of the fast tests
 	HF_PRUNE_FUZZ=200000 $(BIN)/python -m pytest tests/fuzz $(PYTEST_FLAGS) --dist load
+
+chaos: $(VENV)/installed-dev  ## kill -9 two hundred times, from the search to the upload
+	$(BIN)/python -m tests.chaos
 
 families: $(VENV)/installed-dev  ## write the README's list of families anew
 	$(BIN)/python -m tests.supported

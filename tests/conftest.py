@@ -22,23 +22,23 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 # The client reads these when it is imported, which the first test module may do.
 _HOME = tempfile.TemporaryDirectory(prefix="hf_prune_tests_")
-_HUB = Hub(Path(_HOME.name, "hub")).start()
+HUB = Hub(Path(_HOME.name, "hub")).start()
 os.environ |= {
-    "HF_ENDPOINT": _HUB.endpoint,
+    "HF_ENDPOINT": HUB.endpoint,
     "HF_HOME": str(Path(_HOME.name, "home")),
     "HF_TOKEN": "hf_ns_secret",
-    "HF_HUB_DISABLE_XET": "1",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HFHUB_DISABLE_XET": "1",
+    "HFHUB_DISABLE_PROGRESS_BARS": "1",
+    "HFHUB_DISABLE_TELEMETRY": "1",
 }
-for _name in ("HF_HUB_CACHE", "HF_DATASETS_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HUB_OFFLINE", "HUGGING_FACE_HUB_TOKEN"):
+for _name in ("HFHUB_CACHE", "HF_DATASETS_CACHE", "HUGGINGFACEHUB_CACHE", "HFHUB_OFFLINE", "HUGGING_FACEHUB_TOKEN"):
     os.environ.pop(_name, None)
 
 
 @pytest.fixture
 def hub_server() -> Iterator[Hub]:
     """The running stand-in, empty, and nothing in the client's cache."""
-    _HUB.reset()
+    HUB.reset()
     shutil.rmtree(Path(_HOME.name, "home"), ignore_errors=True)
-    yield _HUB
-    _HUB.reset()
+    yield HUB
+    HUB.reset()

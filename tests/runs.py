@@ -110,6 +110,10 @@ class Command:
         self._process = workers.start(_main, list(map(str, arguments)), environment, *map(str, self._said))
 
     @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
     def returncode(self) -> int | None:
         return self._process.exitcode
 

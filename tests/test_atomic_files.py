@@ -145,3 +145,12 @@ def test_a_file_gets_its_name_when_all_went_well(tmp_path):
         partial.write_text("half")
         raise KeyboardInterrupt
     assert path.read_text() == "new"
+
+
+def test_a_file_that_a_killed_process_left_in_a_folder_is_put_away(tmp_path):
+    small = tmp_path / "small"
+    small.mkdir()
+    for name in ("report.json", ".hf-prune-0123.partial", "mine.partial"):
+        (small / name).write_text("x")
+    with claimed(small):
+        assert names(small) == ["mine.partial", "report.json"]

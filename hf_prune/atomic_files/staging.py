@@ -129,7 +129,10 @@ def copied(folder: Path, target: Path) -> Path:
 
 
 def _put_away(target: Path) -> None:
-    """Remove what a killed process left of a folder; what it had replaced gets its name back."""
+    """Remove what a killed process left of a folder, and in it; what it had replaced gets its name back."""
+    for file in target.glob(f"{OURS}*.partial"):
+        if not file.is_symlink() and file.is_file():
+            file.unlink()
     for place in target.parent.glob(f"{OURS}*.partial"):
         mark = place / MARK
         if place.is_symlink() or not mark.is_file() or mark.read_text(encoding="utf-8") != target.name:

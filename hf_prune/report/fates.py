@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from hf_prune.blueprint import GONE, LayerSpec, Part
+from hf_prune.blueprint import GONE, MOST_LAYERS, LayerSpec, Part, all_parts
+from hf_prune.errors import InvalidBlueprint
 from hf_prune.report.schema.model import Fate, LayerFate
 
 
@@ -15,7 +16,12 @@ def fates(specs: Sequence[LayerSpec], depth: int) -> list[LayerFate]:
     Args:
         specs: the output layers.
         depth: of the source.
+
+    Raises:
+        InvalidBlueprint: a layer is beyond that depth, or nobody has so many.
     """
+    if not max((p.layer for s in specs for p in all_parts(s)), default=0) < max(depth, 1) <= MOST_LAYERS:
+        raise InvalidBlueprint(f"The blueprint is of a source with other layers than the {depth} of this report.")
     homes: list[list[LayerFate]] = [[] for _ in range(depth)]
     layers = [s.canonical() for s in specs if not (s.attn_level == GONE and s.mlp_level == GONE)]
     for output, spec in enumerate(layers):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import _HUB
+from tests.conftest import HUB
 from tests.hub import Hub, samples
 
 pytestmark = pytest.mark.browser
@@ -105,7 +105,7 @@ def address(tmp_path_factory) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     env = {
-        **os.environ, "SYSTEM": "spaces", "SPACE_ID": "ns/app", "OPENID_PROVIDER_URL": _HUB.endpoint,
+        **os.environ, "SYSTEM": "spaces", "SPACE_ID": "ns/app", "OPENID_PROVIDER_URL": HUB.endpoint,
         "OAUTH_CLIENT_ID": "app", "OAUTH_CLIENT_SECRET": "secret", "OAUTH_SCOPES": "openid profile",
         "HF_HOME": str(home / "hf"), "HF_PRUNE_RUNS": str(home / "runs"), "GRADIO_SERVER_PORT": str(port),
         "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1",

@@ -255,7 +255,15 @@ def test_json_is_one_line_per_event_and_nothing_else(pipeline):
     assert lines[2]["best"] == "inf" and lines[3]["outcomes"][0]["values"] == [0.5]
     assert lines[3]["outcomes"][0]["trial"] == {
         "genome": [0, 1],
-        "fidelity": {"sequences": 4, "start": 0, "heal_tokens": 0, "repair": 0, "items": 0, "first_item": 0},
+        "fidelity": {
+            "sequences": 4,
+            "start": 0,
+            "heal_tokens": 0,
+            "repair": 0,
+            "items": 0,
+            "first_item": 0,
+            "bridged": False,
+        },
     }
     assert Blueprint.from_json(json.dumps(lines[4]["blueprint"])).layers[1].parts[0].layer == 1
     assert lines[7]["report"] == REPORT

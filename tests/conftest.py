@@ -27,11 +27,11 @@ os.environ |= {
     "HF_ENDPOINT": HUB.endpoint,
     "HF_HOME": str(Path(_HOME.name, "home")),
     "HF_TOKEN": "hf_ns_secret",
-    "HFHUB_DISABLE_XET": "1",
-    "HFHUB_DISABLE_PROGRESS_BARS": "1",
-    "HFHUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_XET": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
 }
-for _name in ("HFHUB_CACHE", "HF_DATASETS_CACHE", "HUGGINGFACEHUB_CACHE", "HFHUB_OFFLINE", "HUGGING_FACEHUB_TOKEN"):
+for _name in ("HF_HUB_CACHE", "HF_DATASETS_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HUB_OFFLINE", "HUGGING_FACE_HUB_TOKEN"):
     os.environ.pop(_name, None)
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
-from hf_prune import pipeline
 from hf_prune.blueprint import Blueprint
 from hf_prune.errors import InvalidBlueprint, InvalidRecipe
 from hf_prune.pipeline import compress, run
@@ -95,7 +94,7 @@ def left(asked, stage, after):
 
 @pytest.mark.slow
 def test_left_in_library_search_and_training_it_goes_on_and_ends_the_same(home, monkeypatch):
-    monkeypatch.setattr(pipeline, "BATCH", 4)
+    monkeypatch.setattr("hf_prune.session.session.BATCH", 4)
     trained = {"heal": "4k", "heal_batch": 4, "heal_checks": 4, "heal_lr": 1e-3, "baselines": ()}
     whole, mine = asked(home, "whole", **trained), asked(home, "left", **trained, library=str(home / "other"))
     levels, work = home / "other" / "obs", home / "left.run"

@@ -91,11 +91,8 @@ def compress_command(
     The result is loaded afresh to check it, measured beside its dense parent and, with --push-to, published.
     Interrupted, the same command resumes.
     """
-    wanted = _recipe(base, recipe, values)
-    if dry_run:
-        _show_plan(wanted, format_of(format, quiet))
-    else:
-        _compress(wanted, format_of(format, quiet))
+    form, does = format_of(format, quiet), _show_plan if dry_run else _compress
+    does(_recipe(base, recipe, values), form)
 
 
 @app.command("demo")
@@ -399,7 +396,3 @@ def _compress(recipe: Recipe, form: Format) -> None:
     from hf_prune.pipeline import compress
 
     watch(compress(recipe), form)
-
-
-if __name__ == "__main__":
-    main()

@@ -299,12 +299,12 @@ def test_tasks_may_be_what_is_searched_for(home, tmp_path):
     assert report["objective"] == "abilities" and report["certificate"]["ok"]
     rows = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()[1:]]
     asked_for = {tuple(t["fidelity"]) for row in rows for t in row["trials"]}
-    assert {f[4:] for f in asked_for} == {(), (6, 0), (12, 0), (8, 12)}
+    assert {f[4:] for f in asked_for} == {(), (12, 0), (8, 12), (6, 0, 1), (12, 0, 1), (8, 12, 1)}
     cuts = [t["digest"] for row in rows for t in row["trials"] if not t["fidelity"][4:]]
     assert len(cuts) == 4 * sum(range(DEPTH - 1, DEPTH + 1)), "SLEB looks at text alone"
     kept = [json.loads(line) for line in (folder / "items.jsonl").read_text().split("\n") if line]
     keys = {(row["digest"], *row["fidelity"]) for row in kept}
-    asked = {(t["digest"], *t["fidelity"][4:]) for row in rows for t in row["trials"] if t["fidelity"][4:]}
+    asked = {(t["digest"], *t["fidelity"][4:6]) for row in rows for t in row["trials"] if t["fidelity"][4:]}
     assert asked <= keys and all(row["retention"] for row in report["retention"]["rows"])
     (tmp_path / "cats.search.jsonl").unlink()
     variants = (str(home / "tuned"), str(home / "lora"))

@@ -290,6 +290,11 @@ def test_where_mixes_are_learned_from_tasks_so_is_how_far_each_half_of_a_repair_
     assert found == ways[learning["kept"]] and learning["kept"] == (worth[1] < worth[0])
 
 
+def rounded(value):
+    """The same with every number to six digits."""
+    return json.loads(json.dumps(value), parse_float=lambda text: float(f"{float(text):.6g}"))
+
+
 @pytest.mark.slow
 def test_tasks_may_be_what_is_searched_for(home, tmp_path):
     changes = {**asking(tmp_path), "output": str(tmp_path / "out"), "baselines": ("greedy",), "repair": True}
@@ -310,7 +315,8 @@ def test_tasks_may_be_what_is_searched_for(home, tmp_path):
     variants = (str(home / "tuned"), str(home / "lora"))
     given = {"base": str(home / "base"), "variants": variants, "data": (str(home / "text.txt"),)}
     again = finished(report_folder(folder, **given)).report
-    assert again["retention"] == report["retention"], "a search that is over needs no tasks"
+    # The last bits depend on what shares the sweep.
+    assert rounded(again["retention"]) == rounded(report["retention"]), "a search that is over needs no tasks"
     assert {len(row["right"]["cats"]) for row in kept if row["fidelity"] == [8, 12]} == {8}
 
 

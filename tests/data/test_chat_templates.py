@@ -87,7 +87,8 @@ def test_a_template_without_end_is_ended_and_the_next_chat_rendered(tokenizer, m
     chat = document(CHAT, "Line 1 of a.jsonl")
     tokenizer.chat_template = "{{ messages[0].content }}"
     assert rendered(chat, tokenizer) == "a"
-    monkeypatch.setattr(chat_templates, "SECONDS", 1.0)
+    if "seconds" in said:
+        monkeypatch.setattr(chat_templates, "SECONDS", 1.0)
     tokenizer.chat_template = template
     with pytest.raises(InvalidData, match=f"refuses Line 1 of a.jsonl .*({said})"):
         rendered(chat, tokenizer)

@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+from contextlib import suppress
 from typing import Any
 
 TOKEN = re.compile(
@@ -38,8 +39,10 @@ def scrubbed(value: Any) -> Any:
 def _known() -> set[str]:
     """The tokens of this login, wherever they are kept."""
     found = {os.environ.get(name, "").strip() for name in VARIABLES}
-    if client := sys.modules.get("huggingface_hub"):
-        found.add(client.get_token() or "")
+    if client := sys.modules.get("huggingface_hub.constants"):
+        # Not the client's own get_token, which may ask the network for a new one.
+        with suppress(OSError, ValueError), open(client.HF_TOKEN_PATH, encoding="utf-8") as file:
+            found.add(file.read().strip())
     return {t for t in found if len(t) >= SHORTEST}
 
 

@@ -1,6 +1,8 @@
 """What happens when a visitor presses something: forms to recipes, recipes to runs, runs to what is shown."""
 
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -46,10 +48,8 @@ class Actions:
 
     def find(self, words: str) -> Any:
         """Repos of the Hub whose names match, as choices of the picker."""
-        try:
+        with _in_words():
             found = hub.search(words)
-        except HfPruneError as e:
-            raise gr.Error(public(str(e)), print_exception=False) from None
         if not found:
             said = f"No model for text has {words.strip()[:80]!r} in its name; try other words."
             raise gr.Error(said, print_exception=False)
@@ -217,7 +217,8 @@ class Actions:
             method: as `hf-prune compress --method` knows them, such as collapse, halves or width.
             ratio: share of the parameters to remove, 0 to 1.
         """
-        return plans.summary(self._tool(base, method, ratio), self.strangers)
+        with _in_words():
+            return plans.summary(self._tool(base, method, ratio), self.strangers)
 
     def compress(self, base: str, method: str = FIRST_METHOD, ratio: float = 0.25) -> dict:
         """Compress a model: starts a run, or tells how far the same request is. Ask again until state is done.
@@ -227,22 +228,20 @@ class Actions:
             method: as `hf-prune compress --method` knows them, such as collapse, halves or width.
             ratio: share of the parameters to remove, 0 to 1.
         """
-        recipe = self._tool(base, method, ratio)
-        owner = LOCAL if not self.strangers else owner_of("tools")
-        if plans.planned(recipe, self.strangers).too_small:
-            raise gr.Error("This machine is too small for that model.", print_exception=False)
-        run = self.runs.begin(recipe, owner)
-        state = self.runs.state(run)
-        found = progress.Progress.of(run.events())
-        more = {"report": total(run.report().text).to_dict()} if state == "done" else {}
-        return {"run": run.id, "state": state, "stage": found.stage, "message": found.message, **more}
+        with _in_words():
+            recipe = self._tool(base, method, ratio)
+            owner = LOCAL if not self.strangers else owner_of("tools")
+            if (found := plans.planned(recipe, self.strangers)).too_small:
+                raise InvalidRecipe(found.too_small)
+            run = self.runs.begin(recipe, owner)
+            state = self.runs.state(run)
+            told = progress.Progress.of(run.events())
+            more = {"report": total(run.report().text).to_dict()} if state == "done" else {}
+            return {"run": run.id, "state": state, "stage": told.stage, "message": told.message, **more}
 
     def _tool(self, base: str, method: str, ratio: float) -> Recipe:
         named = METHODS[method].title if method in METHODS else method
-        try:
-            return recipe_of(Form(base, method=named, size=100 * ratio), self.strangers)
-        except HfPruneError as e:
-            raise gr.Error(public(str(e)), print_exception=False) from None
+        return recipe_of(Form(base, method=named, size=100 * ratio), self.strangers)
 
     # Who asks -------------------------------------------------------------------------------------------------------
 
@@ -265,6 +264,17 @@ class Actions:
     def _as(self, token: Token, function: Any, *args: Any) -> Any:
         """With the visitor's login in a process of its own, else here."""
         return ask(function, *args, login=token.token) if token else function(*args)
+
+
+@contextmanager
+def _in_words() -> Iterator[None]:
+    """What goes wrong as gradio tells it to programs; of other errors it would say nothing."""
+    try:
+        yield
+    except HfPruneError as e:
+        raise gr.Error(public(str(e)), print_exception=False) from None
+    except Exception as e:
+        raise gr.Error(public(f"{type(e).__name__}: {e}"), print_exception=False) from e
 
 
 def _link(word: str, url: str) -> str:

@@ -1,19 +1,25 @@
 """The layout of the app, and which handler answers which button."""
 
-import os
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from starlette.middleware import Middleware
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from hf_prune.app import charts, forms, machine, style, workers
 from hf_prune.app.actions import Actions
 from hf_prune.app.runs import Limits, Runs
 from hf_prune.app.startup import quick, unserved
+from hf_prune.hub import forget_login
 
 HERO = """<div class="hero"><h1>hf_prune</h1>
 <p>From a model on the Hub to a smaller one that is measured and published.</p></div>"""
+UPLOADS = ("upload", "upload_progress", "process_recording")
+"""Where gradio takes files."""
 PRIVATE: Any = {"api_visibility": "private"}
 """Buttons are for people; programs have the two tools."""
 
@@ -36,7 +42,7 @@ def open_here(
     space = gr.utils.get_space()
     if space:
         # The login of the Space's owner is not for its visitors.
-        os.environ.pop("HF_TOKEN", None)
+        forget_login()
     # fastapi ignores it where it makes validators; here some are made later.
     warnings.filterwarnings("ignore", "The 'alias' attribute with value")
     with quick():
@@ -46,7 +52,7 @@ def open_here(
         _, address, _ = demo.launch(
             server_port=port, inbrowser=browser, prevent_thread_lock=True, theme=style.theme(), css=style.CSS,
             mcp_server=True, quiet=True, ssr_mode=False, footer_links=["gradio", "settings", "api"],
-            server_name="0.0.0.0" if space else "127.0.0.1",
+            server_name="0.0.0.0" if space else "127.0.0.1", app_kwargs={"middleware": [Middleware(WithoutUploads)]},
         )  # fmt: skip
     # Not sooner: loading torch beside gradio makes the first page late.
     workers.warm()
@@ -54,6 +60,19 @@ def open_here(
     if wait:
         demo.block_thread()
     return address
+
+
+@dataclass(frozen=True)
+class WithoutUploads:
+    """A server that takes no files: no form asks for any, so nobody need be able to fill this disk with them."""
+
+    app: ASGIApp
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer as if there were no such place."""
+        last = str(scope.get("path", "")).rstrip("/").rpartition("/")[2]
+        closed = Response("Not Found", 404) if scope["type"] == "http" and last in UPLOADS else self.app
+        await closed(scope, receive, send)
 
 
 def build(do: Actions) -> gr.Blocks:

@@ -11,7 +11,6 @@ attention needs an MLP (llama.cpp drops both). Of programs that derive the size 
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from transformers import PretrainedConfig
 
 from hf_prune.assembly import modeling_decilm
 from hf_prune.assembly.modeling_decilm import MULTIPLE
+from hf_prune.assembly.widths import Widths, widths
 from hf_prune.atomic_files import claimed, staged
 from hf_prune.errors import InvalidRecipe, UnsupportedArchitecture
 from hf_prune.models.auto_classes import head_dim
@@ -38,14 +38,6 @@ SAME = ("vocab_size", "hidden_size", "num_hidden_layers", "hidden_act", "max_pos
         "rms_norm_eps", "bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings",
         "attention_dropout")  # fmt: skip
 """Config keys that are taken over."""
-
-
-@dataclass(frozen=True, slots=True)
-class Widths:
-    """Of one layer: key-value groups and neurons; 0 where the half is gone."""
-
-    groups: int
-    neurons: int
 
 
 def export_nemotron_nas(folder: Path, output: Path, *, pad: bool = False) -> tuple[int, int]:
@@ -73,14 +65,6 @@ def export_nemotron_nas(folder: Path, output: Path, *, pad: bool = False) -> tup
         raise InvalidRecipe(f"{output} exists; choose another --output.")
     with claimed(output), staged(output) as partial:
         return _write(folder, partial, config, before, after)
-
-
-def widths(config: PretrainedConfig) -> list[Widths]:
-    """Of every layer of a result, of several widths or of one."""
-    own = getattr(config, "layer_overrides", {})
-    layers = [{**config.to_dict(), **own.get(number, {})} for number in range(config.num_hidden_layers)]
-    keys = {"attention": "num_key_value_heads", "mlp": "intermediate_size"}
-    return [Widths(*(0 if half in x.get("skip", ()) else x[key] for half, key in keys.items())) for x in layers]
 
 
 def block_configs(config: PretrainedConfig, layers: Sequence[Widths]) -> list[dict[str, dict[str, Any]]]:

@@ -4,12 +4,12 @@ import os
 import signal
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
 from hf_prune import __version__
-from hf_prune.atomic_files import check_files, claimed, write_text
+from hf_prune.cli.export import export_command
 from hf_prune.cli.flags import flags_of, with_flags
 from hf_prune.cli.panels import HELP_ALL, PanelCommand
 from hf_prune.cli.terminal import Format, format_of, guarded, line, result, show, watch
@@ -234,41 +234,7 @@ def register_command(format: FormatFlag = "human", quiet: QuietFlag = False) -> 
     result(form, "Registered", manifest=str(register()), try_it="hf prune --help")
 
 
-@app.command("export")
-@guarded
-def export_command(
-    folder: Annotated[Path, typer.Argument(metavar="RESULT", help="A folder that compress wrote.")],
-    format: Annotated[
-        Literal["mergekit", "nemotron-nas"],
-        typer.Option("--format", help="mergekit: a stitched result as YAML; nemotron-nas: a Llama of several widths."),
-    ] = "mergekit",
-    output: Annotated[Path | None, typer.Option("--output", help="Default: named after RESULT and format.")] = None,
-    source: Annotated[
-        list[str] | None, typer.Option("--source", help="mergekit: name of a parent there, the base first.")
-    ] = None,
-    pad: Annotated[bool, typer.Option("--pad", help="nemotron-nas: zeros for what it cannot say.")] = False,
-) -> None:
-    """Write a result in the language of other tools.
-
-    A checkpoint in the format nemotron-nas (DeciLM) is read by vLLM, SGLang, TensorRT-LLM, llama.cpp and mlx-lm.
-    """
-    if source and format != "mergekit" or pad and format != "nemotron-nas":
-        raise InvalidRecipe(f"{'--source' if source else '--pad'} has no meaning for --format {format}; leave it out.")
-    _check_here(folder)
-    check_files(folder)
-    if format == "mergekit":
-        from hf_prune.assembly.mergekit import export_mergekit
-
-        path = output or folder / "mergekit.yaml"
-        text = export_mergekit(folder, source or ())
-        with claimed(path):
-            write_text(path, text)
-        return print(path)
-    from hf_prune.assembly.nemotron_nas import export_nemotron_nas
-
-    path = output or folder.with_name(f"{folder.resolve().name}-{format}")
-    parameters, zeros = export_nemotron_nas(folder, path, pad=pad)
-    print(path, *([f"{zeros:,} of {parameters:,} parameters are zeros that fill up."] if zeros else ()), sep="\n")
+app.command("export")(guarded(export_command))
 
 
 @app.command("scout")

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from hf_prune.app import workers
 from hf_prune.cli.main import main
+from hf_prune.data.tasks import bundled_tasks
 from hf_prune.events import Event, Finished, Stage
 from hf_prune.pipeline import compress
 from hf_prune.recipe import Recipe
@@ -23,6 +24,7 @@ from tests.hub.samples import model
 DEPTH = 6
 SMALL = {"length": 32, "sequences": 4, "selection_sequences": 4, "report_sequences": 6, "evaluations": 24,
          "population": 4, "offspring": 6, "task_items": 4}  # fmt: skip
+TASKS = tuple(map(str, bundled_tasks()))
 FLAGS = [part for name, value in SMALL.items() for part in (f"--{name.replace('_', '-')}", str(value))]
 WORDS = "the cat sat on a mat and saw that no dog had been there since noon".split()
 
@@ -54,7 +56,7 @@ def text(path: Path) -> Path:
 
 def recipe(home: Path, **changes: object) -> Recipe:
     """A run in `home`: base and text are made there unless given."""
-    fields = {"output": str(home / "small"), **SMALL, **changes}
+    fields = {"output": str(home / "small"), "tasks": TASKS, **SMALL, **changes}
     if "base" not in fields:
         fields["base"] = str(base(home / "base"))
     if "data" not in fields:

@@ -15,6 +15,7 @@ from hf_prune.errors import InvalidRecipe, ReloadMismatch
 from hf_prune.events import Advanced, Assembled, Finished, Pushed, Reported, Scored, Stage, Started
 from hf_prune.recipe import Recipe
 from hf_prune.search import SEARCHERS
+from tests.data.test_task_sources import parquet
 from tests.runs import DEPTH, leftovers, recipe, searched, text
 
 
@@ -209,5 +210,24 @@ def test_a_target_out_of_reach_is_refused_before_anything_is_written(tmp_path):
 
 def test_a_recipe_file_and_its_folder_make_the_same_run(done, home):
     again = Recipe.load(done[0] / "recipe.yaml", base=str(home / "base"), data=(str(text(home / "text.txt")),),
-                        output=str(home / "small"))  # fmt: skip
+                        output=str(home / "small"), tasks=recipe(home).tasks.names)  # fmt: skip
     assert again.digest == recipe(home, ratio=0.3).digest
+
+
+def test_without_named_tasks_the_standard_ones_are_asked_and_what_is_missing_is_said(hub_server, tmp_path):
+    question = {"question": "the cat sat", "choices": {"text": ["on", "dog"], "label": ["A", "B"]}, "answerKey": "A"}
+    files = {"ARC-Easy/test-00000-of-00001.parquet": parquet([question] * 4), "README.md": b"""---
+configs:
+- config_name: ARC-Easy
+  data_files:
+  - split: test
+    path: ARC-Easy/test-*
+---
+"""}  # fmt: skip
+    hub_server.seed("allenai/ai2_arc", files, "dataset")
+    events = list(compress(recipe(tmp_path, tasks=(), drop=("2",), baselines=())))
+    (said,) = [e.detail for e in events if isinstance(e, Stage) and e.name == "tasks"]
+    report, card = events[-1].report, (tmp_path / "small/README.md").read_text()
+    assert "allenai/openbookqa:main, baber/piqa left out" in said and report["left_out"] == said
+    assert list(report["tasks"]) == ["ARC-Easy"] and "ARC-Easy accuracy (4 items" in card
+    assert "Not all standard tasks are measured" in card and "cloze" not in card

@@ -18,7 +18,7 @@ from hf_prune.report.schema.report import Report
 from hf_prune.report.text import report_lines
 from hf_prune.report.verdicts import percent
 from hf_prune.results import assemble_blueprint, heal_folder, report_folder
-from tests.runs import base, command, finished, recipe, searched, text
+from tests.runs import TASKS, base, command, finished, recipe, searched, text
 
 WIDTH = {"method": "width", "ratio": 0.3, "levels": 6, "multiple_of": 8, "library_sequences": 12,
          "baselines": ("uniform", "errors", "wanda", "magnitude")}  # fmt: skip
@@ -189,7 +189,8 @@ def test_time_may_be_the_budget(home):
 
 @pytest.mark.slow
 def test_it_is_measured_again_and_trained_later(done, home, tmp_path):
-    given = {"base": str(home / "base"), "data": (str(home / "text.txt"),), "library": str(home / "levels")}
+    given = {"base": str(home / "base"), "data": (str(home / "text.txt"),), "tasks": TASKS,
+             "library": str(home / "levels")}  # fmt: skip
     again = finished(report_folder(done.folder, output=tmp_path / "again", report_sequences=4, **given)).report
     assert again["digest"] == done.report["digest"] and len(again["baselines"]) == 5
     *_, end = heal_folder(done.folder, output=tmp_path / "healed", heal="1k", heal_batch=4, **given)
@@ -206,7 +207,9 @@ def test_a_report_does_not_say_where_a_library_is_written(done, home, tmp_path, 
     report = json.loads((folder / "report.json").read_text())
     report["recipe"]["library"] = str(tmp_path / "taken")
     (folder / "report.json").write_text(json.dumps(report))
-    finished(report_folder(folder, base=str(home / "base"), data=(str(home / "text.txt"),), report_sequences=4))
+    finished(
+        report_folder(folder, base=str(home / "base"), data=(str(home / "text.txt"),), tasks=TASKS, report_sequences=4)
+    )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cache", "stranger"]
 
 

@@ -21,19 +21,20 @@ from hf_prune.data.lm_eval_tasks import (
     sandbox,
     task_manager,
 )
-from hf_prune.data.local_files import here, looks_local, parts
+from hf_prune.data.local_files import ON_HUB, here, looks_local, parts
 from hf_prune.data.records import ENDINGS, kind_of
-from hf_prune.data.tasks import Item, Task, bundled_tasks, load_file
-from hf_prune.errors import InvalidData, InvalidRecipe
+from hf_prune.data.tasks import Item, Task, load_file
+from hf_prune.errors import HfPruneError, InvalidData, InvalidRecipe
 
 Use = Literal["search", "report"]
 MOST_ITEMS = 5000
 """Of one task: more are thinned out evenly."""
+OFFLINE = "the Hub cannot be reached"
 SPOILS = "searching on it spoils every figure reported on it"
 
 
-def load_tasks(entries: Sequence[str | Path] = (), use: Use = "report", *, force: bool = False) -> tuple[Task, ...]:
-    """Read tasks; without entries the bundled cloze tasks.
+def load_tasks(entries: Sequence[str | Path], use: Use = "report", *, force: bool = False) -> tuple[Task, ...]:
+    """Read tasks.
 
     Args:
         entries: files, datasets and names.
@@ -46,12 +47,36 @@ def load_tasks(entries: Sequence[str | Path] = (), use: Use = "report", *, force
         UnsafeSource: a task would run code.
         SourceError: the data of a task cannot be fetched.
     """
-    tasks = tuple(_task(str(e), use, force) for e in entries or bundled_tasks())
+    tasks = tuple(_task(str(e), use, force) for e in entries)
     names = [t.name for t in tasks]
     twice = next((n for n in names if names.count(n) > 1), None)
     if twice is not None:
         raise InvalidData(f"Two tasks are called {twice!r}, which would mix their figures; rename one of them.")
     return tasks
+
+
+def load_standard(entries: Sequence[str], reachable: Callable[[str], bool]) -> tuple[tuple[Task, ...], str | None]:
+    """Datasets that nobody named, for the report: those that can be read now, and a sentence about the others.
+
+    Args:
+        entries: spelled like other tasks.
+        reachable: whether the Hub answers when it is asked for a dataset.
+    """
+    found, missing, why = [], [], ""
+    for entry in entries:
+        if why == OFFLINE or not reachable(parts(entry, 2)[0]):
+            why = OFFLINE
+        else:
+            try:
+                found += load_tasks([ON_HUB + entry])
+                continue
+            except HfPruneError as e:
+                why = str(e).rstrip(".")
+        missing.append(entry)
+    if not missing:
+        return tuple(found), None
+    none = "No task is measured" if not found else "Not all standard tasks are measured"
+    return tuple(found), f"{none}: {', '.join(missing)} left out, since {why}. Name tasks of your own with --tasks."
 
 
 def check_apart(searched: Sequence[Task], reported: Sequence[Task]) -> None:
@@ -166,6 +191,11 @@ def _continued(row: Mapping[str, Any]) -> Item:
     return Item(row["ctx"], tuple(row["endings"]), int(row["label"]))
 
 
+def _paired(row: Mapping[str, Any]) -> Item:
+    """PIQA: two ways to reach a goal."""
+    return Item(_asked(row["goal"]), (row["sol1"], row["sol2"]), int(row["label"]))
+
+
 def _asked(question: str) -> str:
     return f"Question: {question}\nAnswer:"
 
@@ -176,8 +206,11 @@ LAYOUTS: Mapping[frozenset[str], Callable[[Mapping[str, Any]], Item]] = {
     frozenset({"question_stem", "choices", "answerKey"}): _lettered,
     frozenset({"question", "choices", "answer"}): _numbered,
     frozenset({"ctx", "endings", "label"}): _continued,
+    frozenset({"goal", "sol1", "sol2", "label"}): _paired,
 }
 """Columns of a dataset that make it a multiple-choice task, and how a row is read."""
+UNNAMED = ("", "default", "main")
+"""Configs whose name says nothing."""
 SIDES: Mapping[Use, tuple[str, ...]] = {"search": ("train",), "report": ("validation", "test")}
 
 
@@ -200,7 +233,7 @@ def _side(entry: str, use: Use, force: bool) -> tuple[str, str, str]:
 
 def _of_dataset(entry: str, use: Use, force: bool) -> Task:
     repo, config, side = _side(entry, use, force)
-    name = config if config and config != "default" else repo.rstrip("/").rsplit("/", 1)[-1]
+    name = config if config not in UNNAMED else repo.rstrip("/").rsplit("/", 1)[-1]
     with explained(entry):
         columns, rows = dataset_rows(repo, config, side)
         layout = next((make for needed, make in LAYOUTS.items() if needed <= set(columns)), None)

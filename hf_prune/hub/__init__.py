@@ -8,12 +8,12 @@ from hf_prune.hub.folders import TensorInfo
 from hf_prune.hub.jobs import Job, flavor, job_command, run_job
 from hf_prune.hub.logins import forget_login
 from hf_prune.hub.publish import PushResult, check_login, push
-from hf_prune.hub.retries import LOGIN
+from hf_prune.hub.retries import LOGIN, has_answer
 from hf_prune.hub.spaces import push_space
 from hf_prune.hub.tree import Relative, relatives, search
 
 __all__ = [
     "LOGIN", "Job", "Peek", "Pulled", "PushResult", "Relative", "TensorInfo", "check_login", "fetch_report",
-    "fetch_result", "flavor", "forget_login", "job_command", "peek", "pull", "push", "push_space", "relatives",
-    "run_job", "search",
+    "fetch_result", "flavor", "forget_login", "has_answer", "job_command", "peek", "pull", "push", "push_space",
+    "relatives", "run_job", "search",
 ]  # fmt: skip

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from huggingface_hub import constants, get_token
+from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import (
     DisabledRepoError,
     GatedRepoError,
@@ -23,6 +23,8 @@ from hf_prune.errors import SourceError, SourceForbidden, SourceNotFound, Source
 TRIES = 5
 FIRST_DELAY = 0.5
 LONGEST_DELAY = 60.0
+PATIENCE = 10.0
+"""Seconds to wait for an answer that a run can do without."""
 LOGIN = "log in with `hf auth login` or set HF_TOKEN"
 
 
@@ -127,3 +129,17 @@ def _explain_status(error: BaseException, what: str) -> SourceError:
     return SourceOffline(
         f"{what} is not in the cache and the Hub at {constants.ENDPOINT} cannot be reached; check the connection."
     )
+
+
+def has_answer(repo: str) -> bool:
+    """Whether the Hub answers when it is asked for a dataset, whatever it says, asked once; True where nobody may ask
+    it, since the cache will know."""
+    if constants.HF_HUB_OFFLINE:
+        return True
+    try:
+        HfApi().dataset_info(repo, timeout=PATIENCE)
+    except Exception as e:
+        if not unreachable(e) and status(e) is None:
+            raise
+        return status(e) is not None
+    return True

@@ -25,7 +25,7 @@ from hf_prune.plan.counts import (
     trained_tokens,
 )
 from hf_prune.plan.memory import peak_memory
-from hf_prune.recipe import DEFAULT_DATA, Recipe
+from hf_prune.recipe import DEFAULT_DATA, DEFAULT_TASKS, Recipe
 
 if TYPE_CHECKING:
     from hf_prune.hub import Peek, TensorInfo
@@ -39,8 +39,8 @@ class Plan:
     sharing of prefixes; both for the dense model, the baselines and the search on the search windows. `repair_tokens`
     and `train_tokens` are what all repairs and all trainings read, `own_tokens` about what the base says itself. `text`
     is what of the entries of data was not named but is taken. `candidates` counts the models the search can choose
-    among. `weight_files` says which of the source's files are read, `notes` what else should be known of them and what
-    is done to them before anything else.
+    among. `tasks` says what the report asks where none is named, `weight_files` which of the source's files are read,
+    `notes` what else should be known of them and what is done to them before anything else.
     """
 
     base: str
@@ -69,6 +69,7 @@ class Plan:
     train_tokens: int
     own_tokens: int = 0
     text: tuple[str, ...] = ()
+    tasks: str = ""
     weight_files: str = ""
     notes: tuple[str, ...] = ()
 
@@ -143,6 +144,7 @@ def plan(recipe: Recipe, peek: "Peek", variants: "Sequence[Peek]" = ()) -> Plan:
         train_tokens=trained_tokens(recipe, tokens),
         own_tokens=own_tokens(recipe),
         text=() if recipe.data.text else DEFAULT_DATA,
+        tasks="" if recipe.tasks.names else f"{', '.join(DEFAULT_TASKS)}; left out where the Hub cannot be reached",
         weight_files=_weight_files(peek),
         notes=tuple(dict.fromkeys((*weights.notes, *(note for p in (peek, *variants) for note in p.notes)))),
     )

@@ -5,6 +5,7 @@
 
 from hf_prune.recipe.fields import (
     DEFAULT_DATA,
+    DEFAULT_TASKS,
     RULES,
     TASK_OBJECTIVES,
     Baseline,
@@ -16,6 +17,6 @@ from hf_prune.recipe.recipe import AFTER_SEARCH, NOT_IDENTITY, Recipe
 from hf_prune.recipe.spelling import OPTIONS, flagged, flatten, nest, spelled
 
 __all__ = [
-    "AFTER_SEARCH", "DEFAULT_DATA", "NOT_IDENTITY", "OPTIONS", "RULES", "TASK_OBJECTIVES", "Baseline",
+    "AFTER_SEARCH", "DEFAULT_DATA", "DEFAULT_TASKS", "NOT_IDENTITY", "OPTIONS", "RULES", "TASK_OBJECTIVES", "Baseline",
     "Method", "Objective", "Recipe", "Searcher", "flagged", "flatten", "nest", "spelled",
 ]  # fmt: skip

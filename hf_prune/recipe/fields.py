@@ -24,6 +24,7 @@ DEFAULT_DATA = (
     "bigcode/self-oss-instruct-sc2-exec-filter-50k:default:response",
 )
 """Text where none is named: what the base says itself, an encyclopedia, mathematics and Python."""
+DEFAULT_TASKS = ("allenai/ai2_arc:ARC-Easy", "allenai/openbookqa:main", "baber/piqa")
 NUMBER = r"\d+(\.\d+)?"
 RULE = rf"keep|keep-first|keep-last|mean|laco-released|difference:-?{NUMBER}"
 MERGE = rf"linear|slerp|(task-arithmetic|passthrough):{NUMBER}|ties:{NUMBER}|dare(-ties)?:{NUMBER}(:\d+)?"
@@ -218,7 +219,7 @@ class Tasks(Group):
     names: Names = option(
         (),
         "Tasks of the report: JSONL file, repo[:config[:split]] of a dataset, or a task of lm_eval (name "
-        "or .yaml file). Default: the bundled cloze tasks.",
+        "or .yaml file). Default: ARC-Easy, OpenBookQA and PIQA of the Hub, where it can be reached.",
         "tasks",
     )
     items: int = option(150, "Most items per task in the report.", "task_items", ge=1)

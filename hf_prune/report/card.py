@@ -86,6 +86,7 @@ def _results(report: Report, parents: Sequence[SourceCard]) -> dict[str, Any]:
         "table": tables.table(report),
         "speed": verdicts.speed_verdict(report),
         "size_miss": verdicts.size_miss(report),
+        "left_out": report.left_out,
         "zeroed": _zeroed(report),
         "stage_header": stage_header,
         "stage_rows": stage_rows,

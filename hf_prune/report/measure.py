@@ -77,6 +77,7 @@ def measure_folder(
         "text": statistics.text(dense.text, ours.text, windows),
         "baselines": statistics.baselines(entries, scores, known.evaluator, bare) if winner.baselines else [],
         "tasks": statistics.task_scores(dense.tasks, ours.tasks, rng),
+        "left_out": session.evidence.left_out,
         "stages": stages.stages(seen, windows, rng),
         "generation": stages.spoken(seen, session.inputs.tokenizer, windows),
         "speed": _speed(session, final, rng),

@@ -49,6 +49,7 @@ def plan_rows(plan: "Plan") -> dict[str, str]:
         "memory": f"about {amount(plan.memory_bytes, 'B')} at the peak of the search",
         **({"text": _planned_text(plan)} if plan.text or plan.own_tokens else {}),
         "search": _planned_search(plan),
+        **({"tasks": plan.tasks} if plan.tasks else {}),
         "tokens": f"at most {plan.forward_tokens:,} forward, {plan.layer_tokens:,} layer-tokens before sharing",
     }
     after = [f"repairs read {plan.repair_tokens:,}"] * bool(plan.repair_tokens)
@@ -64,10 +65,16 @@ def plan_rows(plan: "Plan") -> dict[str, str]:
 
 def report_lines(report: Report) -> list[str]:
     """The card's warnings and verdicts, one sentence or two each."""
-    found = (verdicts.size_miss(report), comparisons.baseline_verdict(report), verdicts.merging_verdict(report))
+    found = (
+        report.left_out,
+        verdicts.size_miss(report),
+        comparisons.baseline_verdict(report),
+        verdicts.merging_verdict(report),
+    )
     warned = [f"Warning: {w}" for w in verdicts.warnings(report)]
     return (
         warned
+        + [report.left_out] * bool(report.left_out)
         + verdicts.base_verdict(report)
         + verdicts.recovery_verdict(report)
         + [v for v in found if v]

@@ -4,15 +4,16 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from hf_prune import hub
 from hf_prune.blueprint import Fidelity
 from hf_prune.data.corpora import Corpus, check_disjoint, load_corpora
 from hf_prune.data.own_samples import is_own
-from hf_prune.data.task_sources import check_apart, load_tasks, open_harness
+from hf_prune.data.task_sources import check_apart, load_standard, load_tasks, open_harness
 from hf_prune.data.tasks import Task
 from hf_prune.data.windows import Windows, check_chats, cut
 from hf_prune.errors import InvalidData
 from hf_prune.plan import lessons
-from hf_prune.recipe import TASK_OBJECTIVES, Recipe
+from hf_prune.recipe import DEFAULT_TASKS, TASK_OBJECTIVES, Recipe
 from hf_prune.session.inputs import Inputs
 
 
@@ -137,7 +138,16 @@ class Evidence:
 
     @cached_property
     def _report_tasks(self) -> tuple[Task, ...]:
-        return load_tasks(self.recipe.tasks.names)
+        return load_tasks(self.recipe.tasks.names) if self.recipe.tasks.names else self._standard[0]
+
+    @property
+    def left_out(self) -> str | None:
+        """Which of the standard tasks could not be read and why, a sentence; None where tasks were named."""
+        return None if self.recipe.tasks.names else self._standard[1]
+
+    @cached_property
+    def _standard(self) -> tuple[tuple[Task, ...], str | None]:
+        return load_standard(DEFAULT_TASKS, hub.has_answer)
 
     # How much ------------------------------------------------------------------------------------------------------
 

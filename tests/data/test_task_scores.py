@@ -11,7 +11,7 @@ from hf_prune.data import task_scores
 from hf_prune.data.bundled import demo_folder
 from hf_prune.data.task_scores import LARGEST_SCALE, doubt_slopes, doubts, encode_pair, judged, score, slopes
 from hf_prune.data.task_sources import load_tasks
-from hf_prune.data.tasks import Item, Task
+from hf_prune.data.tasks import Item, Task, bundled_tasks
 from hf_prune.report import statistics
 
 SMALL = {"vocab_size": 2048, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
@@ -100,7 +100,7 @@ def test_too_long_a_context_loses_its_beginning(tokenizer):
 
 
 def test_demo_model_beats_chance_on_its_own_stories(model, tokenizer):
-    task = next(t for t in load_tasks() if t.name == "stories_cloze")
+    task = next(t for t in load_tasks(bundled_tasks()) if t.name == "stories_cloze")
     task = task.spread(40)
     scores = score(model, tokenizer, task)
     check(model, tokenizer, Task("few", task.items[:2]), scores)

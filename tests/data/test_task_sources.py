@@ -5,10 +5,12 @@ import json
 
 import pytest
 import torch
+from huggingface_hub.errors import HTTPError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from hf_prune import hub
 from hf_prune.data.bundled import demo_folder
-from hf_prune.data.task_sources import check_apart, load_tasks
+from hf_prune.data.task_sources import check_apart, load_standard, load_tasks
 from hf_prune.data.tasks import Item, Task
 from hf_prune.errors import InvalidData, InvalidRecipe, UnsafeSource
 from hf_prune.evaluation.dense import Dense
@@ -144,6 +146,7 @@ LAYOUTS = {
     "arc": {"question": "is 1", "choices": {"text": ["odd", "even"], "label": ["A", "B"]}, "answerKey": "A"},
     "mmlu": {"question": "is 1", "choices": ["odd", "even"], "answer": 0},
     "swag": {"ctx": "number 1 is", "endings": ["odd", "even"], "label": "0"},
+    "piqa": {"goal": "is 1", "sol1": "odd", "sol2": "even", "label": 0},
 }
 
 
@@ -159,6 +162,33 @@ def test_the_usual_layouts_of_datasets_are_read(hub_server, layout):
     with pytest.raises(InvalidData, match="public test split.*--force-test-split"):
         load_tasks(["ns/quiz:default:test"], "search")
     assert load_tasks(["ns/quiz:default:test"], "search", force=True)
+
+
+def test_standard_tasks_are_read_as_far_as_the_hub_has_them(hub_server, tmp_path, monkeypatch):
+    # A folder of that name here is not meant.
+    (tmp_path / "ns" / "quiz").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    hub_server.seed("ns/quiz", {"data/test-00000-of-00001.parquet": parquet([LAYOUTS["arc"]] * 3)}, "dataset")
+    ((task,), why) = load_standard(["ns/quiz:default"], hub.has_answer)
+    assert task.name == "quiz" and len(task.items) == 3 and why is None
+    ((task,), why) = load_standard(["ns/none", "ns/quiz:default"], hub.has_answer)
+    assert task.name == "quiz" and why.startswith("Not all standard tasks are measured: ns/none left out, since ")
+
+
+def test_without_a_hub_standard_tasks_are_left_out_at_once_and_said_to_be(monkeypatch):
+    def dead(self, repo, timeout):
+        asked.append(repo)
+        raise HTTPError("no route")
+
+    asked = []
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", dead)
+    monkeypatch.setattr("hf_prune.data.task_sources.load_tasks", lambda *a: pytest.fail("nobody is there"))
+    found, why = load_standard(["ns/quiz", "ns/other:main"], hub.has_answer)
+    assert found == () and asked == ["ns/quiz"]
+    assert why == (
+        "No task is measured: ns/quiz, ns/other:main left out, since the Hub cannot be reached. Name tasks of your own "
+        "with --tasks."
+    )
 
 
 def test_datasets_without_what_is_needed_are_named(hub_server):

@@ -10,7 +10,7 @@ from hf_prune.errors import InvalidData
 
 def test_bundled_tasks_are_three_of_150_items():
     assert [p.name.split("_")[0] for p in bundled_tasks()] == ["math", "stories", "wiki"]
-    assert [(t.name, len(t.items), t.chance) for t in load_tasks()] == [
+    assert [(t.name, len(t.items), t.chance) for t in load_tasks(bundled_tasks())] == [
         (f"{n}_cloze", 150, 0.25) for n in ("math", "stories", "wiki")
     ]
 

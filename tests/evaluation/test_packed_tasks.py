@@ -15,7 +15,7 @@ from hf_prune.blueprint import Blueprint, Fidelity, LayerSpec, Part, Source
 from hf_prune.data.bundled import demo_folder
 from hf_prune.data.task_scores import Question, score
 from hf_prune.data.task_sources import load_tasks
-from hf_prune.data.tasks import Item, Task
+from hf_prune.data.tasks import Item, Task, bundled_tasks
 from hf_prune.evaluation.dense import Dense
 from hf_prune.evaluation.evaluator import Evaluator
 from hf_prune.evaluation.packed_tasks import Exam, packed_row, seen, sharing
@@ -125,7 +125,7 @@ def test_a_candidate_that_is_to_be_trained_answers_as_the_sweep_does(bank, paren
 
 
 def test_a_cut_model_answers_in_the_sweep_as_it_does_live(bank, parent, tokenizer):
-    tasks = [Task(t.name, t.items[:12], t.kind) for t in load_tasks()]
+    tasks = [Task(t.name, t.items[:12], t.kind) for t in load_tasks(bundled_tasks())]
     evaluator = Evaluator(bank, torch.randint(3, 2000, (2, 32)), exam=lambda dense: Exam(dense, tasks, tokenizer))
     measures = evaluator.evaluate([cut(parent), cut(parent, (8,)), cut(parent, ())], Fidelity(2, items=12))
     assert evaluator.exam.packed
@@ -157,7 +157,7 @@ def test_states_that_were_not_kept_are_computed(bank, parent, tokenizer, monkeyp
 
 
 def test_items_from_anywhere_are_the_items_from_there(bank, parent, tokenizer):
-    tasks = [Task(t.name, t.items[:10], t.kind) for t in load_tasks()]
+    tasks = [Task(t.name, t.items[:10], t.kind) for t in load_tasks(bundled_tasks())]
     evaluator = Evaluator(bank, torch.randint(3, 2000, (2, 32)), exam=lambda dense: Exam(dense, tasks, tokenizer))
     whole, late = (
         evaluator.evaluate([cut(parent)], f)[0] for f in (Fidelity(2, items=10), Fidelity(2, items=4, first_item=6))

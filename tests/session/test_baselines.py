@@ -24,7 +24,7 @@ from hf_prune.results import assemble_blueprint, heal_folder, report_folder
 from hf_prune.session import restore
 from hf_prune.session.selection import Winner
 from hf_prune.session.session import open_session
-from tests.runs import DEPTH, finished, leftovers, recipe, relatives, searched, stitching
+from tests.runs import DEPTH, TASKS, finished, leftovers, recipe, relatives, searched, stitching
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +212,7 @@ def test_mixes_are_tuned_and_the_search_is_what_they_are_compared_with(home, tmp
 @pytest.mark.slow
 def test_it_is_measured_again_and_trained_later(done, home, tmp_path):
     where = {"base": str(home / "base"), "variants": (str(home / "tuned"), str(home / "lora")),
-             "data": (str(home / "text.txt"),)}  # fmt: skip
+             "data": (str(home / "text.txt"),), "tasks": TASKS}  # fmt: skip
     copy = Path(shutil.copytree(done.folder, tmp_path / "copy"))
     told = list(report_folder(copy, **where, report_sequences=3))
     after = finished(told).report
@@ -313,7 +313,7 @@ def test_tasks_may_be_what_is_searched_for(home, tmp_path):
     assert asked <= keys and all(row["retention"] for row in report["retention"]["rows"])
     (tmp_path / "cats.search.jsonl").unlink()
     variants = (str(home / "tuned"), str(home / "lora"))
-    given = {"base": str(home / "base"), "variants": variants, "data": (str(home / "text.txt"),)}
+    given = {"base": str(home / "base"), "variants": variants, "data": (str(home / "text.txt"),), "tasks": TASKS}
     again = finished(report_folder(folder, **given)).report
     # The last bits depend on what shares the sweep.
     assert rounded(again["retention"]) == rounded(report["retention"]), "a search that is over needs no tasks"

@@ -28,11 +28,11 @@ class Report(Document):
     """What was asked for, how the model was made, what it is, and what was measured; corpora and tasks by name.
 
     The corpus `all` stands for all text, and what is absent in an old report was not measured then.
-    `found_by` is the baseline whose cut was best on the selection split, None where the search's own was. `command` has
-    a line for every command that took part; `recipe` is what was asked for, without paths. From `parents` to `ends`
-    there is something in models made of several parents only: their names, the best of them, who was the teacher on
-    which corpus, and what every output layer is made of. `hypervolume` is (candidates so far, hypervolume of the
-    front). `seconds` by stage of the run.
+    `found_by` is the baseline whose cut was best on the selection split, None where the search's own was; `left_out`
+    says which standard tasks could not be read, and why. `command` has a line for every command that took part;
+    `recipe` is what was asked for, without paths. From `parents` to `ends` there is something in models made of several
+    parents only: their names, the best of them, who was the teacher on which corpus, and what every output layer is
+    made of. `hypervolume` is (candidates so far, hypervolume of the front). `seconds` by stage of the run.
     """
 
     longest: ClassVar[int] = 1 << 22
@@ -60,6 +60,7 @@ class Report(Document):
     text: dict[str, Text] = {}
     baselines: tuple[Baseline, ...] = ()
     tasks: dict[str, Task] = {}
+    left_out: str | None = None
     stages: Stages | None = None
     generation: Generation | None = None
     speed: Speed | None = None

@@ -161,7 +161,6 @@ def _make(recipe: Recipe, output: Path) -> Generator[Event, None, Report]:
     session.evidence.read_tasks()
     yield from say_own(session)
     session.evidence.windows  # noqa: B018 - text that cannot be read is told before anything long
-    session.evidence.reported  # noqa: B018 - and so are tasks
     if session.evidence.left_out:
         yield Stage("tasks", session.evidence.left_out)
     yield Started(recipe, str(base.source), base.depth, target.goal, trials, columns, base.parameters)

@@ -66,7 +66,6 @@ def plan_rows(plan: "Plan") -> dict[str, str]:
 def report_lines(report: Report) -> list[str]:
     """The card's warnings and verdicts, one sentence or two each."""
     found = (
-        report.left_out,
         verdicts.size_miss(report),
         comparisons.baseline_verdict(report),
         verdicts.merging_verdict(report),

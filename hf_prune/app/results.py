@@ -38,7 +38,7 @@ def html(report: Report) -> str:
     removed = verdicts.percent(1 - report.size.pruned.parameters / report.size.dense.parameters)
     found = [
         strip(report.layers, f"{removed} of all parameters are gone. Layers of the original model."),
-        table(("", "dense", "pruned", "change"), tables.table(report), "dense beside pruned", numbers=True),
+        table(tables.header(report), tables.table(report), "dense beside pruned", numbers=True),
     ]
     for line in report_lines(report):
         found.append(note(line, "warn" if line.startswith("Warning") else "plain"))

@@ -124,7 +124,7 @@ def plan_table(plan: "Plan") -> Table:
 
 def report_table(report: Report) -> Table:
     """The card's table: dense beside pruned, one row per measurement that the report holds."""
-    table = Table("", "dense", "pruned", "change")
+    table = Table(*tables.header(report))
     for row in tables.table(report):
         table.add_row(*row)
     return table

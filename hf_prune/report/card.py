@@ -83,7 +83,9 @@ def _results(report: Report, parents: Sequence[SourceCard]) -> dict[str, Any]:
         "lead": _lead(report, parents),
         "strip_alt": f"What became of each of the {report.size.dense.layers} source layers",
         "warnings": verdicts.warnings(report),
+        "header": tables.header(report),
         "table": tables.table(report),
+        "beside_parents": tables.parents_table(report),
         "speed": verdicts.speed_verdict(report),
         "size_miss": verdicts.size_miss(report),
         "left_out": report.left_out,
@@ -138,6 +140,15 @@ def _lead(report: Report, parents: Sequence[SourceCard]) -> str:
     )
     if not text:
         return first
+    if beside := report.beside_parents.get("all"):
+        best, base, ours = (
+            verdicts.significant(x.perplexity) for x in (beside.best_parent, beside.base, beside.pruned)
+        )
+        dense = f"; the figures of {md(report.dense_parent)}, the best parent on average, stand in the column dense"
+        return (
+            f"{first}\nPerplexity on held-out text is {ours}; taking for each corpus the parent that knows it best, it "
+            f"was {best}, and of the base alone {base}{dense if report.dense_parent else ''}. {_after(report)}"
+        )
     before, after = (verdicts.significant(side.perplexity) for side in (text.dense, text.pruned))
     return f"{first}\nPerplexity on held-out text went from {before} to {after}. {_after(report)}"
 

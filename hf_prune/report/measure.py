@@ -19,7 +19,7 @@ from hf_prune.report import lm_eval, stages, statistics
 from hf_prune.report.lm_eval import HarnessScores
 from hf_prune.report.retention import Standings, retention, standings
 from hf_prune.report.schema.course import Healing
-from hf_prune.report.schema.scores import Speed
+from hf_prune.report.schema.scores import BesideParents, Speed
 from hf_prune.report.stages import Observed, observe
 from hf_prune.session.restore import ADAPTER
 from hf_prune.session.selection import Winner
@@ -82,7 +82,15 @@ def measure_folder(
         "generation": stages.spoken(seen, session.inputs.tokenizer, windows),
         "speed": _speed(session, final, rng),
         "retention": retention(session, winner, known),
+        "beside_parents": _beside_parents(session, ours, known),
     }
+
+
+def _beside_parents(session: Session, ours: Observed, known: Standings) -> dict[str, BesideParents]:
+    windows, names = session.evidence.windows["report"], session.inputs.names
+    parents = {name: known.text(session.inputs.identity(k)) for k, name in enumerate(names)}
+    best = {c: names[session.teacher(c)] for c in windows.corpora}
+    return statistics.beside_parents(ours.text, parents, best, windows)
 
 
 def _observed(

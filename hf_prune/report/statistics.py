@@ -20,7 +20,7 @@ from hf_prune.evaluation import speed
 from hf_prune.evaluation.evaluator import Evaluator, TokenScores
 from hf_prune.report.schema.course import Corpus, Hardware, Split
 from hf_prune.report.schema.model import LayerOrigin, LayerWidth, ModelSize, Size, SourceCard
-from hf_prune.report.schema.scores import Answers, Baseline, Perplexity, Task, Text
+from hf_prune.report.schema.scores import Answers, Baseline, BesideParents, Perplexity, Task, Text
 from hf_prune.report.schema.section import Interval
 
 Z95 = 1.959963984540054
@@ -91,6 +91,44 @@ def _text_row(dense: TokenScores, pruned: TokenScores, mask: np.ndarray) -> Text
         log_ratio=ratio,
         log_ratio_ci=ratio_ci,
     )
+
+
+EACH = "the best of each corpus"
+
+
+def beside_parents(
+    ours: TokenScores, parents: Mapping[str, TokenScores], best: Mapping[str, str], windows: Windows
+) -> dict[str, BesideParents]:
+    """A model of several parents beside the base, and beside the best parent of every corpus; empty for one parent.
+
+    Args:
+        ours: its scores on the report split.
+        parents: of each parent by name, the base first.
+        best: name of the parent that knows each corpus best, by other text than this.
+        windows: names the corpus of each window.
+    """
+    if len(parents) == 1:
+        return {}
+    nll, base, *_ = (s[1].double().mean(1).numpy() for s in (ours, *parents.values()))
+    rows = {name: scores[1].double().mean(1).numpy() for name, scores in parents.items()}
+    chosen = np.array([rows[best[c]][i] for i, c in enumerate(windows.corpora)])
+    names = sorted(set(windows.corpora))
+    masks = {n: np.array([c == n for c in windows.corpora]) for n in names} | {"all": np.ones(len(nll), bool)}
+    found = {}
+    for corpus, mask in masks.items():
+        ratio, ci = interval((nll - chosen)[mask])
+        to_base, base_ci = interval((nll - base)[mask])
+        found[corpus] = BesideParents(
+            best=best.get(corpus, EACH),
+            pruned=perplexity(nll[mask]),
+            best_parent=perplexity(chosen[mask]),
+            base=perplexity(base[mask]),
+            log_ratio=ratio,
+            log_ratio_ci=ci,
+            log_ratio_to_base=to_base,
+            log_ratio_to_base_ci=base_ci,
+        )
+    return found
 
 
 def perplexity(nll: np.ndarray) -> Perplexity:

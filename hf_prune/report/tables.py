@@ -7,8 +7,19 @@ import math
 from collections.abc import Iterator
 
 from hf_prune.report.schema.report import Report
-from hf_prune.report.schema.scores import Accuracy, Gain, HarnessMetric, Score, Stages, StageText, Task, Text, total
-from hf_prune.report.schema.section import StageName
+from hf_prune.report.schema.scores import (
+    Accuracy,
+    BesideParents,
+    Gain,
+    HarnessMetric,
+    Score,
+    Stages,
+    StageText,
+    Task,
+    Text,
+    total,
+)
+from hf_prune.report.schema.section import Interval, StageName
 from hf_prune.report.verdicts import (
     NONE,
     amount,
@@ -23,6 +34,11 @@ from hf_prune.report.verdicts import (
 
 Cells = tuple[str, str, str, str]
 """What is measured, dense, pruned, change."""
+
+
+def header(report: Report) -> Cells:
+    """Of `table`; where there are several parents, the dense one is named."""
+    return "", f"dense ({report.dense_parent})" if report.dense_parent else "dense", "pruned", "change"
 
 
 def table(report: Report) -> list[Cells]:
@@ -42,7 +58,18 @@ def stage_table(report: Report) -> tuple[list[str], list[list[str]]]:
     if not stages or not stages.names:
         return [""], []
     rows = [*_stage_texts(stages), *_stage_tasks(stages), *_stage_speech(stages), *_stage_harness(stages)]
-    return ["", *stages.names], rows
+    return ["", header(report)[1], *stages.names[1:]], rows
+
+
+def parents_table(report: Report) -> list[list[str]]:
+    """Per corpus: its best parent, perplexity of that, of the base and of the model, and the model's by theirs."""
+    return [_beside(corpus, report.beside_parents[corpus]) for corpus in corpora(report.beside_parents)]
+
+
+def _beside(corpus: str, row: BesideParents) -> list[str]:
+    each = [interval(significant(side.perplexity), side.ci) for side in (row.best_parent, row.base, row.pruned)]
+    gains = (_factor(row.log_ratio, row.log_ratio_ci), _factor(row.log_ratio_to_base, row.log_ratio_to_base_ci))
+    return ["all text" if corpus == "all" else corpus, row.best, *each, *gains]
 
 
 def _stage_texts(stages: Stages) -> Iterator[list[str]]:
@@ -113,13 +140,17 @@ def _text_rows(report: Report) -> list[Cells]:
 
 
 def _times(entry: Text | StageText) -> str:
-    if math.isnan(entry.log_ratio):
+    return _factor(entry.log_ratio, entry.log_ratio_ci)
+
+
+def _factor(log_ratio: float, ci: Interval | None) -> str:
+    if math.isnan(log_ratio):
         return ""
 
     def factor(log_ratio: float) -> str:
         return significant(math.exp(log_ratio) if log_ratio < 700 else math.inf)
 
-    return f"× {interval(factor(entry.log_ratio), entry.log_ratio_ci, factor)}"
+    return f"× {interval(factor(log_ratio), ci, factor)}"
 
 
 def _task_rows(report: Report) -> list[Cells]:

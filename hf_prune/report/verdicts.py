@@ -283,27 +283,32 @@ def _shares_verdict(learning: Learning) -> str:
 
 
 def _text_warnings(report: Report) -> list[str]:
-    times = perplexity_ratio(total(report.text))
+    beside = report.beside_parents.get("all")
+    times = math.exp(min(beside.log_ratio, 700.0)) if beside else perplexity_ratio(total(report.text))
     if math.isnan(times):
         return []
     if not math.isfinite(times):
         return ["The model's perplexity is not finite: it is broken. Do not use it."]
-    said = f"Perplexity is {significant(times)} times that of the dense model"
+    than = "the best parent of each corpus" if beside else "the dense model"
+    said = f"Perplexity is {significant(times)} times that of {than}"
     if times >= MUCH_WORSE:
         return [f"{said}. Expect wrong and incoherent text; without further training this is not a usable model."]
     return [f"{said}. The text it writes is clearly worse."] if times >= WORSE else []
 
 
 def _task_warnings(report: Report) -> list[str]:
-    found = []
+    silent, found = [], []
     for name, task in report.tasks.items():
         dense, pruned = (side.ci is not None and side.ci[0] <= task.chance for side in (task.dense, task.pruned))
-        guess = f"chance is {percent(task.chance, 0)}"
         if dense and pruned:
-            found.append(f"{name} says nothing here: neither the dense nor the pruned model beats guessing ({guess}).")
+            silent.append(name)
         elif pruned:
             accuracy = interval(percent(task.pruned.accuracy), task.pruned.ci, percent)
+            guess = f"chance is {percent(task.chance, 0)}"
             found.append(f"On {name} it cannot be told from guessing: {accuracy}, {guess}.")
+    if silent:
+        who = f"{silent[0]} says" if len(silent) == 1 else f"{', '.join(silent[:-1])} and {silent[-1]} say"
+        found.insert(0, f"{who} nothing here: neither the dense nor the pruned model beats guessing.")
     return found
 
 

@@ -148,6 +148,24 @@ def test_the_index_has_acc_norm_where_there_are_options(report, tmp_path, chance
     assert {r.metric_type for r in mine} == metrics and all(r.dataset_name.endswith(kind) for r in mine)
 
 
+def test_a_stitched_card_names_its_dense_parent_and_stands_beside_the_best_and_the_base(report, tmp_path):
+    side = {"perplexity": 37.4, "ci": [35.0, 40.0]}
+    row = {"best": "coder", "pruned": side, "best_parent": {"perplexity": 30.1, "ci": [29.0, 31.0]},
+           "base": {"perplexity": 51.2, "ci": [50.0, 53.0]}, "log_ratio": 0.217, "log_ratio_ci": [0.2, 0.24],
+           "log_ratio_to_base": -0.314, "log_ratio_to_base_ci": [-0.4, -0.2]}  # fmt: skip
+    report |= {"parents": ["base", "coder"], "dense_parent": "coder",
+               "beside_parents": {"stories": row, "wiki": row, "all": row | {"best": "the best of each corpus"}}}  # fmt: skip
+    card = render(report, tmp_path)
+    lead = card.split("Perplexity on held-out text ")[1].split("\n")[0]
+    assert lead.startswith(
+        "is 37.4; taking for each corpus the parent that knows it best, it was 30.1, and of the base"
+    )
+    assert "alone 51.2; the figures of coder" in lead and "went from" not in card
+    assert "| dense (coder) | pruned | change |" in card
+    line = "| stories | coder | 30.1 (29.0 to 31.0) | 51.2 (50.0 to 53.0) | 37.4 (35.0 to 40.0) | × 1.24 (1.22 to 1.27)"
+    assert f"{line} | × 0.731 (0.670 to 0.819) |" in card
+
+
 def test_several_parents_are_a_merge_with_the_strictest_licence(report, tmp_path):
     parents = [
         {"repo": "a/base", "revision": "1" * 40, "license": "mit", "language": ["en", "de"]},

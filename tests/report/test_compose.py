@@ -63,7 +63,7 @@ def test_a_run_writes_every_field_and_no_other(done):
     _, result = done
     written = Report.load(result.folder / "report.json")
     assert written.to_dict() == result.report
-    of_several_parents = {"parents", "dense_parent", "teachers", "origins", "ends"}
+    of_several_parents = {"parents", "dense_parent", "teachers", "origins", "ends", "beside_parents"}
     assert set(result.report) == set(Report.model_fields) - of_several_parents
     assert not [section for section in sections(written) if section.model_extra]
 

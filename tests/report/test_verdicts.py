@@ -93,6 +93,25 @@ def test_each_kind_of_damage_has_its_warning(report, change, words):
     assert words in warning
 
 
+def test_tasks_that_say_nothing_share_a_line(report):
+    task = report["tasks"]["stories_cloze"]
+    for side in ("dense", "pruned"):
+        task[side]["ci"] = [0.2, 0.3]
+    report["tasks"] = {name: task for name in ("a", "b", "c")}
+    said = [w for w in tell(verdicts.warnings, report) if "nothing here" in w]
+    assert said == ["a, b and c say nothing here: neither the dense nor the pruned model beats guessing."]
+
+
+def test_perplexity_of_a_stitched_model_is_measured_by_the_best_parents(report):
+    side = {"perplexity": 10.0, "ci": [9.0, 11.0]}
+    row = {"best": "each", "pruned": side, "best_parent": side, "base": side, "log_ratio": math.log(1.5),
+           "log_ratio_ci": [0.3, 0.5], "log_ratio_to_base": -0.2, "log_ratio_to_base_ci": [-0.3, -0.1]}  # fmt: skip
+    report["beside_parents"] = {"all": row}
+    assert tell(verdicts.warnings, report)[0].startswith(
+        "Perplexity is 1.50 times that of the best parent of each corpus"
+    )
+
+
 def test_speed_is_told_only_where_it_was_measured(report):
     assert "medians of 9 rounds" in tell(verdicts.speed_verdict, report)
     for phase in ("prefill", "decode"):

@@ -105,6 +105,12 @@ def test_the_report_compares_with_every_way_to_get_there(done):
             assert row[f"mean_accuracy{how}"] == pytest.approx(sum(shares) / len(shares))
             ahead = row[f"mean_accuracy{how}"] - winner[f"mean_accuracy{how}"]
             assert row[f"difference{how}"] == pytest.approx(ahead)
+    beside = report["beside_parents"]
+    assert beside["all"]["pruned"] == report["text"]["all"]["pruned"] and report["teachers"].items() == {
+        c: row["best"] for c, row in beside.items() if c != "all"}.items()  # fmt: skip
+    assert beside["all"]["log_ratio"] == pytest.approx(
+        np.log(beside["all"]["pruned"]["perplexity"] / beside["all"]["best_parent"]["perplexity"])
+    )
     for task, row in report["tasks"].items():
         for how in ("accuracy", "accuracy_norm"):
             assert row["pruned"][how] == winner[how][task]

@@ -20,7 +20,7 @@ from hf_prune.report.schema.course import (
 )
 from hf_prune.report.schema.document import Document
 from hf_prune.report.schema.model import Ends, LayerFate, LayerOrigin, LayerWidth, Member, Size, SourceCard
-from hf_prune.report.schema.scores import Baseline, Generation, Retention, Speed, Stages, Task, Text
+from hf_prune.report.schema.scores import Baseline, BesideParents, Generation, Retention, Speed, Stages, Task, Text
 from hf_prune.report.schema.section import Count, Number
 
 
@@ -65,6 +65,7 @@ class Report(Document):
     generation: Generation | None = None
     speed: Speed | None = None
     retention: Retention | None = None
+    beside_parents: dict[str, BesideParents] = {}
     tuning: Learning | None = None
     repair: Repair | None = None
     healing: Healing | None = None

@@ -50,6 +50,20 @@ class Text(Section):
     log_ratio_ci: Interval | None = None
 
 
+class BesideParents(Section):
+    """Perplexity on a corpus of the model, of the parent `best` that knew its search text best, and of the base; and
+    the logarithms of the model's by theirs. Over all text, `best` stands for the best parent of every corpus."""
+
+    best: str
+    pruned: Perplexity
+    best_parent: Perplexity
+    base: Perplexity
+    log_ratio: Number
+    log_ratio_ci: Interval
+    log_ratio_to_base: Number
+    log_ratio_to_base_ci: Interval
+
+
 class StageText(Perplexity):
     """The same of one stage; `closed` is the share of the gap between dense and cut in log-perplexity that it closes,
     NaN where the cut opened none."""

@@ -4,20 +4,25 @@ PYTEST_FLAGS ?= -n auto --dist loadfile
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo space test families quality style clean fuzz chaos
+.PHONY: demo demo-stitch demo-width space test families quality style clean fuzz chaos
 
-demo: $(VENV)/installed  ## compress the bundled model and show where the result lies
+demo: $(VENV)/installed  ## compress the bundled model in under three minutes and show where the result lies
 	$(BIN)/hf-prune demo
+
+demo-stitch: $(VENV)/installed  ## one model of the bundled one and its three specialists
 	$(BIN)/hf-prune demo stitch
+
+demo-width: $(VENV)/installed  ## heads and neurons of the bundled model
 	$(BIN)/hf-prune demo width
 
 space: $(VENV)/installed-dev  ## open the app in the browser
 	$(BIN)/hf-prune ui
 
-test: $(VENV)/installed-dev  ## fast tests, slow ones, then those in a real browser
+test: $(VENV)/installed-dev  ## fast tests, slow ones, those in a real browser, then a real model
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
 	$(BIN)/python -m pytest -m slow $(PYTEST_FLAGS)
 	$(BIN)/python -m pytest -m browser
+	$(BIN)/python -m pytest -m real -rs
 
 fuzz: $(VENV)/installed-dev  ## 200,000 spoiled files instead of the 2,000 of the fast tests
 	HF_PRUNE_FUZZ=200000 $(BIN)/python -m pytest tests/fuzz $(PYTEST_FLAGS) --dist load

@@ -8,6 +8,8 @@ from hf_prune.data.tasks import bundled_tasks
 from hf_prune.recipe import Recipe
 
 Act = Literal["cut", "stitch", "width"]
+CUT_SECONDS = 160
+"""So that the first act is over before anybody leaves, on slow machines with less than all it could do."""
 OUTPUTS = {"cut": "pruned-demo", "stitch": "stitched-demo", "width": "narrow-demo"}
 
 
@@ -26,6 +28,8 @@ def demo_recipe(act: Act, output: str | None = None) -> Recipe:
     asked |= {"repair": True, "repair_finalists": 2}
     if act == "stitch":
         asked |= _stitched(folder, folder / "specialists")
+    else:
+        asked["time"] = CUT_SECONDS
     return Recipe.of(**asked, output=output or OUTPUTS[act])
 
 

@@ -3,6 +3,7 @@
 The progress bar, the app and the journal read the same stream; whoever iterates may stop it.
 """
 
+import math
 import queue
 import threading
 from collections.abc import Callable, Generator
@@ -24,6 +25,16 @@ class Started:
     evaluations: int
     columns: tuple[str, ...] = ()
     parameters: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Forecasted:
+    """How long the run will take: seconds by stage, in their order; what is left out for want of time, in words, and
+    the seconds after which it ends whatever was forecast (infinite where nothing is bounded)."""
+
+    seconds: dict[str, float]
+    left_out: tuple[str, ...] = ()
+    limit: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +129,20 @@ class Finished:
     url: str | None = None
 
 
-Event = Started | Stage | Scored | Advanced | Tuned | Repaired | Assembled | Healed | Reported | Pushed | Finished
+Event = (
+    Started
+    | Forecasted
+    | Stage
+    | Scored
+    | Advanced
+    | Tuned
+    | Repaired
+    | Assembled
+    | Healed
+    | Reported
+    | Pushed
+    | Finished
+)
 
 T = TypeVar("T")
 Tell = Callable[[Event], None]

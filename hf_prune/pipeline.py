@@ -24,7 +24,7 @@ from hf_prune.assembly.certificate import CERTIFIED, certify
 from hf_prune.atomic_files import check_place, claimed, copied, disk_told, shown_path, staged
 from hf_prune.blueprint import Outcome
 from hf_prune.errors import InvalidRecipe, InvalidReport
-from hf_prune.events import Assembled, Event, Finished, Pushed, Reported, Stage, Started
+from hf_prune.events import Assembled, Event, Finished, Forecasted, Pushed, Reported, Stage, Started
 from hf_prune.models.auto_classes import FILE
 from hf_prune.models.noise import quiet
 from hf_prune.plan import check_evidence, evaluations, facts_of
@@ -40,6 +40,7 @@ from hf_prune.session.parents import calibrate, check_parents
 from hf_prune.session.restore import heal_model, make_libraries, repair_cut, tune_mixes
 from hf_prune.session.selection import Winner, best_unseen, chosen
 from hf_prune.session.session import Session, open_session
+from hf_prune.session.within_time import within_time
 
 ANEW = "what the run has found is kept in {}: put that right, and run the same command again"
 """What follows trouble with a disk."""
@@ -154,13 +155,17 @@ def _make(recipe: Recipe, output: Path) -> Generator[Event, None, Report]:
     yield Stage("pull", recipe.base)
     session = open_session(recipe)
     session.clock.lap("pull")
-    inputs = session.inputs
+    session = within_time(session)
+    inputs, recipe = session.inputs, session.recipe
     base, target = inputs.base, inputs.target
     trials = evaluations(recipe, facts_of(recipe, base.depth, target.remove))
     columns = session.columns
     session.evidence.read_tasks()
+    table = session.timetable
+    yield Forecasted(table.summary()["forecast"], table.budget.left_out, table.end)
     yield from say_own(session)
     session.evidence.windows  # noqa: B018 - text that cannot be read is told before anything long
+    table.save()
     if session.evidence.left_out:
         yield Stage("tasks", session.evidence.left_out)
     yield Started(recipe, str(base.source), base.depth, target.goal, trials, columns, base.parameters)
@@ -168,7 +173,6 @@ def _make(recipe: Recipe, output: Path) -> Generator[Event, None, Report]:
     session.clock.lap("check")
     session = yield from calibrate(session)
     session.clock.lap("calibrate")
-    session.workdir.folder.mkdir(parents=True, exist_ok=True)
     yield from make_libraries(session)
     with Journal.open(session.workdir.journal, session.header()) as journal:
         winner = yield from _search(session, journal, trials)
@@ -217,8 +221,8 @@ def _searched(
     )
     searching = searcher.propose(scorer.space, schedule, np.random.default_rng(recipe.seed))
     seen = (0, session.columns.index("params")) if searcher.every_size else (0,)
-    asking = focus(searching, seen)
-    return (yield from drive(asking, scorer.evaluate, journal, scorer.key, batch=session.batch, total=trials))
+    asking, limit = focus(searching, seen), session.limit("search", "search") if searcher.anytime else None
+    return (yield from drive(asking, scorer.evaluate, journal, scorer.key, session.batch, trials, limit))
 
 
 def finish(

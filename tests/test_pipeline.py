@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from hf_prune import compress, run
 from hf_prune.blueprint import Blueprint
 from hf_prune.errors import InvalidRecipe, ReloadMismatch
-from hf_prune.events import Advanced, Assembled, Finished, Pushed, Reported, Scored, Stage, Started
+from hf_prune.events import Advanced, Assembled, Finished, Forecasted, Pushed, Reported, Scored, Stage, Started
 from hf_prune.recipe import Recipe
 from hf_prune.search import SEARCHERS
 from tests.data.test_task_sources import parquet
@@ -46,7 +46,9 @@ def test_events_come_in_order_and_end_with_the_final_name(done):
     kinds = [type(e) for e in events if not isinstance(e, Scored | Advanced)]
     stages = [e.name for e in events if isinstance(e, Stage)]
     assert stages == ["pull", "check", "calibrate", "baselines", "search", "select", "assemble", "report"]
-    assert kinds[:2] == [Stage, Started] and kinds[-3:] == [Stage, Reported, Finished] and Assembled in kinds
+    assert (
+        kinds[:3] == [Stage, Forecasted, Started] and kinds[-3:] == [Stage, Reported, Finished] and Assembled in kinds
+    )
     started = next(e for e in events if isinstance(e, Started))
     assert started.depth == DEPTH and started.target == f"remove 2 of {DEPTH} layers" and started.evaluations == 24
     scored = [e for e in events if isinstance(e, Scored)]

@@ -1,6 +1,7 @@
 """What happens when a visitor presses something: forms to recipes, recipes to runs, runs to what is shown."""
 
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -146,7 +147,7 @@ class Actions:
         if mark == seen:
             return [gr.skip(), active, *[gr.skip()] * 5]
         recipe, stopped = run.recipe, gr.update(visible=state in ("stopped", "failed"))
-        words = progress.html(found, state, self.runs.ahead(run))
+        words = progress.html(found, state, self.runs.ahead(run), time.time())
         drawn = charts.drawn(found, recipe), progress.layers(found, recipe)
         return [mark, active, words, *drawn, gr.update(visible=at_work), stopped]
 

@@ -10,7 +10,7 @@ from starlette.middleware import Middleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from hf_prune.app import charts, forms, machine, style, workers
+from hf_prune.app import charts, forms, style, workers
 from hf_prune.app.actions import Actions
 from hf_prune.app.runs import Limits, Runs
 from hf_prune.app.startup import quick, unserved
@@ -56,7 +56,6 @@ def open_here(
         )  # fmt: skip
     # Not sooner: loading torch beside gradio makes the first page late.
     workers.warm()
-    machine.look()
     if wait:
         demo.block_thread()
     return address

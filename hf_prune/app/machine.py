@@ -1,23 +1,13 @@
-"""What this machine has and can do: memory, and how fast it multiplies."""
+"""What this machine has and can do: memory, and how fast it computes."""
 
+import multiprocessing
 import os
 import threading
-from concurrent.futures import Future
+from functools import lru_cache
+from typing import Any
 
 from hf_prune.app.workers import ask
-from hf_prune.errors import HfPruneError
-from hf_prune.plan import Plan
-
-OVERHEAD = 30.0
-"""Seconds of every run that do not grow with the model: loading, the certificate, figures."""
-STEPS = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1440)
-"""Minutes that an estimate is rounded to; beyond, it is days."""
-_speed: Future[tuple[float, float]] = Future()
-
-
-def look() -> None:
-    """Measure the machine in the background, once, while nobody waits for it."""
-    threading.Thread(target=_look, daemon=True).start()
+from hf_prune.plan import Rates, Shape, rates_here
 
 
 def memory() -> int:
@@ -30,31 +20,18 @@ def memory() -> int:
         return machine
 
 
-def time_of(plan: Plan) -> str:
-    """About how long a run takes here, in words; empty while the machine has not been measured.
-
-    An upper bound of the operations at the full speed of a matrix product: what sharing saves and what a real network
-    falls short of are taken to be the same.
-    """
-    if not _speed.done():
-        return ""
-    search, training = _speed.result()
-    return about(OVERHEAD + plan.search_operations / search + plan.training_operations / training)
+def rates(shape: Shape, length: int, device: str, dtype: str) -> Rates:
+    """Measured once for every shape, in a process that has loaded torch: this one, where it works for a visitor."""
+    if multiprocessing.current_process().daemon:
+        return rates_here(shape, length, device, dtype)
+    # Measured side by side, they would slow each other down.
+    with _measuring:
+        return _asked(shape, length, device, dtype)
 
 
-def about(seconds: float) -> str:
-    """Rounded to what an estimate can know."""
-    minutes = min(STEPS, key=lambda s: max(s * 60 / seconds, seconds / 60 / s))
-    if seconds > 1.5 * STEPS[-1] * 60:
-        return f"about {seconds / 86400:.0f} days"
-    return f"about {minutes} min" if minutes < 60 else f"about {minutes // 60} h"
+_measuring = threading.Lock()
 
 
-def _look() -> None:
-    from hf_prune.evaluation.speed import product_rates
-
-    try:
-        _speed.set_result(ask(product_rates))
-    except HfPruneError:
-        # A plan without its time is still a plan.
-        pass
+@lru_cache(maxsize=64)
+def _asked(*how: Any) -> Rates:
+    return ask(rates_here, *how)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hf_prune import hub
-from hf_prune.app.machine import memory, time_of
+from hf_prune.app.machine import memory, rates
 from hf_prune.app.markup import note, table
 from hf_prune.errors import InvalidRecipe
 from hf_prune.models.variants import Verdict, comparison_table, peeks, verdicts
@@ -40,16 +40,13 @@ def planned(recipe: Recipe, strangers: bool) -> Planned:
     if strangers and (recipe.trust.pickle or recipe.trust.remote_code):
         raise InvalidRecipe("Pickles and models that ship code are not run here; use hf_prune on your own machine.")
     base, *variants = peeks(recipe.base, recipe.variants, **recipe.trust.arguments)
-    found = plan(recipe, base, variants)
+    found = plan(recipe, base, variants, rates)
     return Planned(found, tuple(verdicts(base, *variants)), _too_small(found))
 
 
 def html(found: Planned) -> str:
     """The plan as tables."""
-    rows = plan_rows(found.plan)
-    if took := time_of(found.plan):
-        rows["time"] = f"{took} on this machine"
-    parts = [table(("", ""), rows.items(), "plan")]
+    parts = [table(("", ""), plan_rows(found.plan).items(), "plan")]
     if found.compared:
         header, rows = comparison_table(found.compared)
         parts.append("<h4>Do the variants fit?</h4>" + table(header, rows, "variants"))

@@ -12,6 +12,7 @@ from hf_prune.methods import METHODS
 from hf_prune.methods.method import Facts
 from hf_prune.recipe import Recipe
 from hf_prune.report.fates import fates
+from hf_prune.report.pace import Pace
 
 WORDS = {
     "queued": "Waiting for its turn.",
@@ -38,7 +39,7 @@ class Progress:
     """Where a run is.
 
     `points` are the scored candidates: number, value of the objective, windows it was scored on, which stage asked for
-    it, and the share of parameters removed (0 to 1).
+    it, and the share of parameters removed (0 to 1). `at` is when the last event came, in seconds.
     """
 
     stage: str = ""
@@ -53,9 +54,14 @@ class Progress:
     count: int = 0
     points: list[Point] = field(default_factory=list)
     parameters: int = 0
+    at: float = 0.0
+    pace: Pace = field(init=False)
     _columns: tuple[str, ...] = ()
     _least: float = math.inf
     _windows: int = 0
+
+    def __post_init__(self) -> None:
+        self.pace = Pace(lambda: self.at)
 
     @classmethod
     def of(cls, events: Iterable[Mapping[str, Any]]) -> "Progress":
@@ -63,6 +69,7 @@ class Progress:
         found = cls()
         for event in events:
             found.count += 1
+            found.at = event.get("at", found.at)
             getattr(found, f"_{event['event'].lower()}", lambda _: None)(event)
         return found
 
@@ -70,15 +77,20 @@ class Progress:
         self.goal, self.depth, self.parameters = event["target"], event["depth"], event["parameters"]
         self._columns = tuple(event["columns"])
 
+    def _forecasted(self, event: Mapping[str, Any]) -> None:
+        self.pace.forecast = event["seconds"]
+
     def _stage(self, event: Mapping[str, Any]) -> None:
+        self.pace.turn(event["name"])
         self.stage, self.detail = event["name"], event["detail"]
         self.done = self.total = 0
 
     def _advanced(self, event: Mapping[str, Any]) -> None:
         self.done, self.total = event["done"], event["total"]
+        self.pace.step(self.done, self.total, "", None)
 
     def _scored(self, event: Mapping[str, Any]) -> None:
-        self.done, self.total = event["done"], event["total"]
+        self._advanced(event)
         for outcome in event["outcomes"]:
             self._point(outcome["trial"], [float(v) for v in outcome["values"]])
         if self.stage == "search":
@@ -100,14 +112,16 @@ class Progress:
             self._windows, self._least, self.genome = windows, values[0], tuple(trial["genome"])
 
 
-def html(progress: Progress, state: State | None, ahead: int) -> str:
-    """The state of a run in words, with a bar while it is at work."""
+def html(progress: Progress, state: State | None, ahead: int, now: float | None = None) -> str:
+    """The state of a run in words, with a bar while it is at work; `now` is the time in seconds, as events have it."""
     if state == "running":
         best = f"; best so far {progress.best:.4g}" if math.isfinite(progress.best) else ""
         goal = f"<p>{escape(progress.goal)}</p>" if progress.goal else ""
         where = f"{progress.stage}: {progress.detail}" if progress.detail else progress.stage or "starting"
+        progress.at = max(progress.at, now or progress.at)
+        left = f"; {progress.pace.remaining}" if progress.pace.remaining else ""
         steps = f" ({progress.done:,} of {progress.total:,})" if progress.total else ""
-        return goal + bar(progress.done, progress.total, f"{where}{steps}{best}")
+        return goal + bar(progress.done, progress.total, f"{where}{steps}{best}{left}")
     words = WORDS.get(state or "", "No run yet: choose a model and a method first.")
     if state == "queued" and ahead:
         words = f"Waiting: {ahead} {'run is' if ahead == 1 else 'runs are'} before yours."

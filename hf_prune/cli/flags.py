@@ -11,6 +11,8 @@ from pydantic import BeforeValidator
 
 from hf_prune.recipe.spelling import Option
 
+SPELLED = {int: "<tokens>", float: "<time>"}
+"""How numbers that people write with a unit are shown."""
 WIDEST = 24
 """Characters of choices beside a flag; more of them stand in its description."""
 
@@ -26,9 +28,9 @@ def flags_of(options: Iterable[Option]) -> list[inspect.Parameter]:
 def _flag(option: Option) -> inspect.Parameter:
     field, flag = option.field, option.flag
     kind, choices, metavar = _option_type(field.annotation)
-    if kind is int and any(isinstance(m, BeforeValidator) for m in field.metadata):
-        # pydantic reads more spellings (1M) than typer would.
-        kind, metavar = str, "<tokens>"
+    if kind in SPELLED and any(isinstance(m, BeforeValidator) for m in field.metadata):
+        # pydantic reads more spellings (1M, 30m) than typer would.
+        kind, metavar = str, SPELLED[kind]
     default = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
     text = field.description
     if metavar == "<name>" and any(choice not in f"{text} {default}" for choice in choices):

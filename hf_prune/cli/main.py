@@ -12,7 +12,8 @@ from hf_prune import __version__
 from hf_prune.cli.export import export_command
 from hf_prune.cli.flags import flags_of, with_flags
 from hf_prune.cli.panels import HELP_ALL, PanelCommand
-from hf_prune.cli.terminal import Format, format_of, guarded, line, result, show, watch
+from hf_prune.cli.planning import show_plan
+from hf_prune.cli.terminal import Format, format_of, guarded, line, loading, result, show, watch
 from hf_prune.demo import Act
 from hf_prune.errors import InvalidRecipe
 from hf_prune.recipe import OPTIONS, Recipe
@@ -72,7 +73,7 @@ def plan_command(
 
     Reads the config and the weight headers alone; no weights are downloaded.
     """
-    _show_plan(_recipe(base, recipe, values), format_of(format, quiet))
+    show_plan(_recipe(base, recipe, values), format_of(format, quiet))
 
 
 @app.command("compress", cls=PanelCommand)
@@ -91,7 +92,7 @@ def compress_command(
     The result is loaded afresh to check it, measured beside its dense parent and, with --push-to, published.
     Interrupted, the same command resumes.
     """
-    form, does = format_of(format, quiet), _show_plan if dry_run else _compress
+    form, does = format_of(format, quiet), show_plan if dry_run else _compress
     does(_recipe(base, recipe, values), form)
 
 
@@ -161,9 +162,11 @@ def report_command(
     **values: Any,
 ) -> None:
     """Measure a result again beside its dense parent."""
+    form = format_of(format, quiet)
+    loading(form)
     from hf_prune.results import report_folder
 
-    watch(report_folder(source, base=base, output=output, **_given(values)), format_of(format, quiet))
+    watch(report_folder(source, base=base, output=output, **_given(values)), form)
 
 
 @app.command("heal", cls=PanelCommand)
@@ -184,9 +187,11 @@ def heal_command(
 
     Interrupted, the same command resumes.
     """
+    form = format_of(format, quiet)
+    loading(form)
     from hf_prune.results import heal_folder
 
-    watch(heal_folder(source, base=base, output=output, heal=heal, **_given(values)), format_of(format, quiet))
+    watch(heal_folder(source, base=base, output=output, heal=heal, **_given(values)), form)
 
 
 @app.command("push")
@@ -342,23 +347,8 @@ def _recipe(base: str | None, path: Path | None, values: dict[str, Any]) -> Reci
     return Recipe.load(path, **fields) if path else Recipe.of(**fields)
 
 
-def _show_plan(recipe: Recipe, form: Format) -> None:
-    from hf_prune.cli.screen import plan_table, verdict_table
-    from hf_prune.models.variants import peeks, verdicts
-    from hf_prune.plan import plan
-
-    base, *variants = peeks(recipe.base, recipe.variants, **recipe.trust.arguments)
-    found, compared = plan(recipe, base, variants), verdicts(base, *variants)
-    if form == "json":
-        more = {"variants": [{**asdict(v), "fits": v.fits} for v in compared]} if compared else {}
-        line({"event": "Plan", **found.to_dict(), **more})
-    elif form == "human":
-        show(plan_table(found))
-        if compared:
-            show(verdict_table(compared))
-
-
 def _compress(recipe: Recipe, form: Format) -> None:
+    loading(form)
     from hf_prune.pipeline import compress
 
     watch(compress(recipe), form)

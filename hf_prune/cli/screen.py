@@ -10,9 +10,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from hf_prune.errors import scrub
-from hf_prune.events import Advanced, Event, Healed, Pushed, Repaired, Scored, Stage, Started, Tuned
+from hf_prune.events import Advanced, Event, Forecasted, Healed, Pushed, Repaired, Scored, Stage, Started, Tuned
 from hf_prune.models.variants import comparison_table
 from hf_prune.report import tables
+from hf_prune.report.pace import Pace, stages_told
 from hf_prune.report.schema.report import Report
 from hf_prune.report.text import plan_rows
 from hf_prune.report.verdicts import percent
@@ -38,11 +39,13 @@ class Screen:
             MofNCompleteColumn(),
             TextColumn("{task.fields[figure]}"),
             TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
             console=console,
             transient=True,
             disable=console.quiet or not console.is_terminal,
         )
         self.task: Any = None
+        self.pace = Pace()
 
     def __enter__(self) -> "Screen":
         self.progress.start()
@@ -53,10 +56,15 @@ class Screen:
 
     def show(self, event: Event) -> None:
         """Draw one event."""
+        self.pace.hear(event)
         match event:
             case Started():
                 trials = f", at most {event.evaluations:,} evaluations" if event.evaluations else ""
                 self._say(f"{event.base}: {event.target}{trials}")
+            case Forecasted():
+                self._say(f"takes {stages_told(event.seconds)} on this machine")
+                if event.left_out:
+                    self._say(f"left out, to take no longer: {'; '.join(event.left_out)}")
             case Stage():
                 self._end_bar()
                 self._say(f"{event.name}: {event.detail}" if event.detail else event.name)
@@ -75,7 +83,8 @@ class Screen:
 
     def _advance(self, name: str, done: int, total: int, what: str, value: float | None) -> None:
         if self.task is None:
-            self.task = self.progress.add_task(name, total=total, figure="")
+            self.task = self.progress.add_task(name, total=total, figure="", left="")
+        self.progress.update(self.task, left=self.pace.remaining)
         shown = {} if value is None or not math.isfinite(value) else {"figure": f"{what} {value:.4g}"}
         self.progress.update(self.task, completed=done, total=total, **shown)
 

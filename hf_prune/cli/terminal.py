@@ -4,8 +4,10 @@ import functools
 import json
 import os
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -62,7 +64,7 @@ def watch(events: "Iterable[Event]", form: Format) -> None:
     from hf_prune.cli.screen import Screen
     from hf_prune.report.text import event_dict
 
-    with Screen(Console(stderr=True, quiet=form != "human")) as screen:
+    with Screen(Console(stderr=True, quiet=form != "human")) as screen, heartbeat(screen.pace.line, form):
         for event in events:
             screen.show(event)
             if form == "json":
@@ -72,6 +74,33 @@ def watch(events: "Iterable[Event]", form: Format) -> None:
     if form != "json":
         card = str(Path(event.folder) / "README.md")
         result(form, "Finished", result=event.folder, report=card, **({"hub": event.url} if event.url else {}))
+
+
+@contextmanager
+def heartbeat(line: Callable[[], str], form: Format, every: float = 30.0) -> Iterator[None]:
+    """Where no bar is to be seen, say on stderr where a run is, every so many seconds."""
+    done = threading.Event()
+
+    def beat() -> None:
+        while not done.wait(every):
+            complain(line())
+
+    if form == "quiet" or form == "human" and sys.stderr.isatty():
+        yield
+        return
+    thread = threading.Thread(target=beat, name="hf_prune heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def loading(form: Format) -> None:
+    """Say what the first seconds are spent on."""
+    if form != "quiet" and "torch" not in sys.modules:
+        complain("loading torch")
 
 
 def result(form: Format, event: str, **fields: Any) -> None:

@@ -240,29 +240,6 @@ def _wait(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
-def product_rates(size: int = 1024, repeats: int = 5) -> tuple[float, float]:
-    """Operations per second of a matrix product on the device that a run would take.
-
-    Returns:
-        In the precision in which a bfloat16 model is searched there, and in that of its training.
-    """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    search = torch.bfloat16 if device.type != "cpu" or computes_bfloat16() else torch.float32
-    training = torch.float32 if device.type == "cpu" else torch.bfloat16
-    return tuple(_product_rate(torch.ones(size, size, dtype=d, device=device), repeats) for d in (search, training))
-
-
-def _product_rate(matrix: torch.Tensor, repeats: int) -> float:
-    seconds = []
-    for _ in range(repeats + 1):
-        _wait(matrix.device)
-        begin = time.perf_counter()
-        matrix @ matrix
-        _wait(matrix.device)
-        seconds.append(time.perf_counter() - begin)
-    return 2 * matrix.shape[0] ** 3 / statistics.median(seconds[1:])
-
-
 def computes_bfloat16() -> bool:
     """Whether this processor multiplies in bfloat16; others emulate it, slower than float32."""
     # torch before 2.11 cannot say.

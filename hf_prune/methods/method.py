@@ -98,7 +98,7 @@ class Comparison:
     text alone, and of its finalists the best or the `median`. `as_result`: chosen as the result is, instead: by its
     objective on all evidence, from `starts`, and of the finalists the best on the selection windows.
 
-    Fixed: `layers` makes them of the cuts that were found before.
+    Fixed: `layers` makes them of the cuts that were found before, of which it `needs` those of these names.
     """
 
     name: str
@@ -114,6 +114,7 @@ class Comparison:
     as_result: bool = False
     starts: Callable[[Cuts], tuple[Genome, ...]] = nothing
     layers: Callable[[Cuts], tuple[LayerSpec, ...]] | None = None
+    needs: tuple[str, ...] = ()
 
 
 class Method(Protocol):

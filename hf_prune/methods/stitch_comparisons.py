@@ -43,6 +43,7 @@ def cuts_of_parents(names: Sequence[str], facts: Facts) -> tuple[Comparison, ...
                 "cut by SLEB, merged then",
                 told,
                 layers=lambda cuts: _merged([cuts[name] for name in greedy], facts.depth),
+                needs=tuple(greedy),
             )
         )
     return tuple(found)

@@ -1,8 +1,10 @@
-"""What a run would do and need, before it begins: sizes, memory, disk, evaluations, tokens.
+"""What a run would do and need, before it begins: sizes, memory, disk, evaluations, tokens, time.
 
-`counts` says how much is done, `memory` what that takes, `checks` what is refused, `plans` all of it for a source.
+`counts` says how much is done, `memory` what that takes, `checks` what is refused; `rates` how fast a machine is,
+`forecast` how long the stages take on it, `budget` what fits into a time; `plans` has all of it for a source.
 """
 
+from hf_prune.plan.budget import Budget, budget_of
 from hf_prune.plan.checks import check_evidence, check_layers
 from hf_prune.plan.counts import (
     baseline_evaluations,
@@ -16,9 +18,13 @@ from hf_prune.plan.counts import (
     own_tokens,
     target_of,
 )
+from hf_prune.plan.forecast import Forecast, forecast
+from hf_prune.plan.memory import Room, room_here
 from hf_prune.plan.plans import Plan, plan
+from hf_prune.plan.rates import DEVICES, Rates, Shape, rates_here, rates_of
 
 __all__ = [
-    "Plan", "baseline_evaluations", "candidates", "check_evidence", "check_layers", "describe_target", "evaluations",
-    "facts_of", "layer_passes", "lessons", "own_need", "own_tokens", "plan", "target_of",
+    "DEVICES", "Budget", "Forecast", "Plan", "Rates", "Room", "Shape", "baseline_evaluations", "budget_of",
+    "candidates", "check_evidence", "check_layers", "describe_target", "evaluations", "facts_of", "forecast",
+    "layer_passes", "lessons", "own_need", "own_tokens", "plan", "rates_here", "rates_of", "room_here", "target_of",
 ]  # fmt: skip

@@ -80,13 +80,13 @@ def evaluations(recipe: Recipe, facts: Facts) -> int:
 
 def baseline_evaluations(recipe: Recipe, facts: Facts) -> int:
     """Trials of the comparisons; none beside a front."""
-    return sum(count for count, _ in _compared(recipe, facts))
+    return sum(count for count, _ in comparison_rounds(recipe, facts))
 
 
 def layer_passes(recipe: Recipe, facts: Facts) -> int:
     """Layers that full evidence passes through without any prefix shared: dense model, comparisons and search at
     most."""
-    compared = sum(count * (facts.depth - gone) for count, gone in _compared(recipe, facts))
+    compared = sum(count * (facts.depth - gone) for count, gone in comparison_rounds(recipe, facts))
     units = METHODS[recipe.method].units
     rounds = None if recipe.size.drop or units > 1 else _rounds(recipe, facts, recipe.search.searcher)
     if rounds is None:
@@ -103,7 +103,7 @@ def _rounds(recipe: Recipe, facts: Facts, searcher: str) -> list[tuple[int, int]
     return list(rounds(units * facts.depth, units * facts.remove, lambda: candidates(recipe, facts)))
 
 
-def _compared(recipe: Recipe, facts: Facts) -> Iterator[tuple[int, int]]:
+def comparison_rounds(recipe: Recipe, facts: Facts) -> Iterator[tuple[int, int]]:
     """Candidates of every round of every comparison, and the layers they are short of."""
     if not facts.remove:
         return

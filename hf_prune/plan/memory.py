@@ -1,11 +1,14 @@
 """How much memory a run takes."""
 
 import math
+import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hf_prune.limits import EXAM_BYTES, GPU_TILE_TOKENS, MERGED_LAYERS, STATE_BYTES, TILE_TOKENS, TOP_K, WIDTH
 from hf_prune.methods import METHODS
 from hf_prune.models.headers import Weights, number
+from hf_prune.plan.rates import Shape
 from hf_prune.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -51,3 +54,47 @@ def peak_memory(recipe: Recipe, peek: "Peek", weights: Weights) -> int:
 def _on_cpu(device: str) -> bool:
     # Planning must not load torch to look for an accelerator; CPU is also the larger estimate.
     return device in ("auto", "cpu")
+
+
+def restoring_memory(recipe: Recipe, shape: Shape) -> int:
+    """Bytes that repair or healing need at their peak, whichever is more; 0 without either.
+
+    repair:  weights, the normal equations in float64 of one map for fitted and held-out windows (k x (k + d), twice),
+             and four states of all windows
+    heal:    both models (all of `full` in float32, with gradients and two moments), what one batch leaves for the way
+             back in every layer (14 x d + 4 x k numbers a token), and three sets of float32 logits of the batch
+    """
+    width = WIDTH.get(recipe.machine.dtype) or (4 if _on_cpu(recipe.machine.device) else 2)
+    weights, length = shape.parameters * width, recipe.data.length
+    repair = heal = 0
+    if recipe.repair.enabled:
+        tokens = (recipe.repair.sequences + recipe.data.selection_sequences) * length
+        repair = weights + 32 * shape.inner * (shape.inner + shape.hidden) + 4 * tokens * shape.hidden * width
+    if recipe.heal.tokens:
+        full, batch = recipe.heal.method == "full", recipe.heal.batch * length
+        kept = shape.hidden if recipe.heal.gradient_checkpointing else 14 * shape.hidden + 4 * shape.inner
+        models = weights + (16 * shape.parameters if full else weights)
+        heal = models + batch * (shape.depth * kept * (4 if full else width) + 12 * shape.rows)
+    return max(repair, heal)
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Bytes that this machine has: of its accelerator (the same as `host` without one), and of its memory."""
+
+    device: int
+    host: int
+
+
+def room_here(device: str) -> Room:
+    """What a run on a device, as a recipe says it, may take; loads torch."""
+    import torch
+
+    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        with open("/sys/fs/cgroup/memory.max", encoding="ascii") as file:
+            host = min(host, int(file.read()))
+    except (OSError, ValueError):
+        pass
+    where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    return Room(torch.cuda.mem_get_info(where)[1] if where.type == "cuda" else host, host)

@@ -1,16 +1,17 @@
 """What a run would do, from a config and safetensors headers alone: sizes, memory, disk, forward tokens."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hf_prune.blueprint import LOCAL
 from hf_prune.hub.contents import candidates as weight_files
 from hf_prune.methods import METHODS
-from hf_prune.methods.method import Sizes, Target
+from hf_prune.methods.method import Facts, Sizes, Target
 from hf_prune.models.feasibility import check_cut
-from hf_prune.models.headers import BYTES, weigh
+from hf_prune.models.headers import BYTES, Weights, weigh
+from hf_prune.plan.budget import Budget, budget_of
 from hf_prune.plan.checks import check_evidence, check_layers
 from hf_prune.plan.counts import (
     baseline_evaluations,
@@ -24,11 +25,16 @@ from hf_prune.plan.counts import (
     target_of,
     trained_tokens,
 )
-from hf_prune.plan.memory import peak_memory
+from hf_prune.plan.memory import Room, peak_memory, restoring_memory
+from hf_prune.plan.rates import Rates, Shape
 from hf_prune.recipe import DEFAULT_DATA, DEFAULT_TASKS, Recipe
 
 if TYPE_CHECKING:
     from hf_prune.hub import Peek, TensorInfo
+
+
+SPARE = 1.2
+"""Memory that weights take on their way to a device, as a multiple of theirs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +45,12 @@ class Plan:
     sharing of prefixes; both for the dense model, the baselines and the search on the search windows. `repair_tokens`
     and `train_tokens` are what all repairs and all trainings read, `own_tokens` about what the base says itself. `text`
     is what of the entries of data was not named but is taken. `candidates` counts the models the search can choose
-    among. `tasks` says what the report asks where none is named, `weight_files` which of the source's files are read,
-    `notes` what else should be known of them and what is done to them before anything else.
+    among. `tasks` says what the report asks where none is named. `seconds` says how long each stage takes, `time` how
+    long all may take, where that was asked for, `left_out` what is not done therefore; all of it empty where nothing
+    was measured. `memory_bytes` are what the search needs on
+    its device, `restoring_bytes` what repair or healing do, `host_bytes` what the machine around it holds meanwhile,
+    `room` what there is, where somebody looked. `weight_files` says which of the source's files are read, `notes` what
+    else should be known of them and what is done to them before anything else.
     """
 
     base: str
@@ -70,29 +80,43 @@ class Plan:
     own_tokens: int = 0
     text: tuple[str, ...] = ()
     tasks: str = ""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    time: float | None = None
+    left_out: tuple[str, ...] = ()
+    restoring_bytes: int = 0
+    host_bytes: int = 0
+    room: Room | None = None
     weight_files: str = ""
     notes: tuple[str, ...] = ()
 
     @property
-    def search_operations(self) -> float:
-        """Floating-point operations of all matrix products of the search, at most: two for a parameter and a token."""
-        layers = sum(self.layer_parameters) / self.depth * self.layer_tokens
-        return 2.0 * (layers + self.outside_parameters * self.forward_tokens)
-
-    @property
-    def training_operations(self) -> float:
-        """The same of repairs and trainings: two for the teacher, six for what is trained forwards and backwards."""
-        return 8.0 * self.parameters * (self.repair_tokens + self.train_tokens)
+    def fits(self) -> bool | None:
+        """Whether this machine has the memory; None where nobody looked."""
+        if self.room is None:
+            return None
+        return max(self.memory_bytes, self.restoring_bytes) <= self.room.device and self.host_bytes <= self.room.host
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, ready for JSON."""
-        return asdict(self)
+        return {**asdict(self), "fits": self.fits}
 
 
-def plan(recipe: Recipe, peek: "Peek", variants: "Sequence[Peek]" = ()) -> Plan:
+Measure = Callable[[Shape, int, str, str], Rates]
+"""How fast a machine is with a model, from its shape, tokens of a window, device and precision."""
+
+
+def plan(
+    recipe: Recipe,
+    peek: "Peek",
+    variants: "Sequence[Peek]" = (),
+    measure: Measure | None = None,
+    room: Room | None = None,
+) -> Plan:
     """Work out what `compress(recipe)` would do to the model behind `peek` and its variants.
 
-    Reads the text and the tasks that lie on this disk, and writes nothing.
+    Reads the text and the tasks that lie on this disk, and writes nothing. With `measure`, such as `rates_here`, it
+    says how long that takes and what of it is left out for want of time; without, all of it is counted. With `room`,
+    such as `room_here`, whether it fits.
 
     Raises:
         InvalidRecipe: the target leaves no layer, removes none, or names layers that do not exist.
@@ -110,6 +134,9 @@ def plan(recipe: Recipe, peek: "Peek", variants: "Sequence[Peek]" = ()) -> Plan:
     if weights.family and recipe.size.drop:
         check_cut(weights.config, weights.family, [i for i in range(depth) if i not in recipe.size.dropped()])
     facts = facts_of(recipe, depth, target.remove, weights.kinds)
+    shape = Shape.of(peek.config, depth, sum(weights.layers) // depth, weights.outside, weights.bytes)
+    budget = _budget(recipe, shape, facts, measure) if measure else None
+    recipe = budget.recipe if budget else recipe
     result = round(weights.total * (1 - target.removed_ratio))
     gone = target.removed_ratio * weights.total / sum(weights.layers) if method.shrinks else 0
     size = math.ceil(stored.written(gone))
@@ -146,8 +173,28 @@ def plan(recipe: Recipe, peek: "Peek", variants: "Sequence[Peek]" = ()) -> Plan:
         text=() if recipe.data.text else DEFAULT_DATA,
         tasks="" if recipe.tasks.names else f"{', '.join(DEFAULT_TASKS)}; left out where the Hub cannot be reached",
         weight_files=_weight_files(peek),
+        seconds=budget.forecast.seconds if budget else {},
+        time=budget.seconds if budget else None,
+        left_out=budget.left_out if budget else (),
+        restoring_bytes=restoring_memory(recipe, shape),
+        host_bytes=_host_memory(recipe, peek, weights, shape, room),
+        room=room,
         notes=tuple(dict.fromkeys((*weights.notes, *(note for p in (peek, *variants) for note in p.notes)))),
     )
+
+
+def _host_memory(recipe: Recipe, peek: "Peek", weights: Weights, shape: Shape, room: Room | None) -> int:
+    """All of it where the device is the processor, else the weights on their way."""
+    if room and room.device != room.host:
+        return round(SPARE * weights.bytes)
+    return max(peak_memory(recipe, peek, weights), restoring_memory(recipe, shape))
+
+
+def _budget(recipe: Recipe, shape: Shape, facts: Facts, measure: Measure) -> Budget:
+    # A checkpoint of float32 is searched in float32.
+    wide = recipe.machine.dtype == "auto" and shape.bytes >= 4 * shape.parameters
+    dtype = "float32" if wide else recipe.machine.dtype
+    return budget_of(recipe, facts, shape, measure(shape, recipe.data.length, recipe.machine.device, dtype))
 
 
 def _weight_files(peek: "Peek") -> str:

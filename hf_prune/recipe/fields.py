@@ -41,6 +41,20 @@ def _count(raw: Any) -> Any:
     return round(float(match[1]) * {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}[match[2]])
 
 
+def _seconds(raw: Any) -> Any:
+    """A time as people write it: 30m, 2h, 90s, 1h30m, or seconds; none is no limit, 0."""
+    if raw is None or isinstance(raw, int | float) and not isinstance(raw, bool):
+        return raw
+    written = str(raw).strip().lower()
+    number = r"(?:(\d+(?:\.\d+)?)"
+    match = re.fullmatch(rf"{number}h)?{number}m)?{number}s?)?", written)
+    if written == "none":
+        return 0.0
+    if not match or not any(match.groups()):
+        raise ValueError(f"a time is written 30m, 2h, 90s or none, not {written[:40]!r}")
+    return sum(float(n or 0) * unit for n, unit in zip(match.groups(), (3600, 60, 1), strict=True))
+
+
 def _one_or_many(raw: Any) -> Any:
     """YAML: `data: folder` and `drop: [3, 6]` are what people write."""
     entries = [raw] if isinstance(raw, str | int) else raw
@@ -303,8 +317,12 @@ class Report(Group):
 
 
 class Machine(Group):
-    """Where to compute, in how much memory."""
+    """Where to compute, in how much memory and time."""
 
+    time: Annotated[float | None, BeforeValidator(_seconds)] = option(
+        None, "How long the run may take, e.g. 30m or 2h: what it does is fitted into that. Default: about ten minutes "
+        "for what is not asked for by itself; none: no limit.", first=True, ge=0,
+    )  # fmt: skip
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps.")
 
     @field_validator("device")

@@ -30,6 +30,7 @@ from transformers import (
 from hf_prune.evaluation.comparison import Targets, log_rest
 from hf_prune.models.experts import stacked
 from hf_prune.models.families import Family
+from hf_prune.search.drive import Limit
 
 Method = Literal["lora", "dora", "full"]
 Faculty = Callable[[Tensor, Sequence[int]], Tensor]
@@ -96,6 +97,7 @@ def heal(
     home: Path,
     progress: Callable[[int, int, float | None], None] = lambda done, total, loss: None,
     whose: tuple[Sequence[int], Sequence[int]] | None = None,
+    limit: Limit | None = None,
 ) -> Healing:
     """Train `student`, and give it the weights of its best state.
 
@@ -111,6 +113,7 @@ def heal(
         home: folder of the checkpoints.
         progress: told steps done, steps in all, and the selection loss where it was looked at.
         whose: with several, the number of the parent that teaches each window of `train` and of `held`.
+        limit: when to end before the last step; its trials are steps.
     """
     # PEFT asks the Hub about the model of that name, and writes it down.
     student.name_or_path = student.config.name_or_path = ""
@@ -130,12 +133,13 @@ def heal(
             _Patience(course.patience),
             _Marker(),
             _Teller(progress),
+            *([_TimeUp(limit)] if limit else []),
         ],
     )
     trainer.remove_callback(PrinterCallback)
     before = float(trainer.evaluate()["eval_loss"])
     started = time.monotonic()
-    trainer.resume(_last_complete(home))
+    trainer.resume(_last_complete(home), limit and limit.trials)
     seconds = time.monotonic() - started
     per_step = course.batch * train.shape[1]
     curve = tuple((step * per_step, loss) for step, loss in _looks(trainer.state))
@@ -258,11 +262,16 @@ class _Distillation(Trainer):
         # Our loss is a mean, so accumulated steps must be averaged.
         self.model_accepts_loss_kwargs = False
 
-    def resume(self, checkpoint: Path | None) -> None:
-        """Train, from a checkpoint on where there is one; the best state is in the model then."""
+    def resume(self, checkpoint: Path | None, ended: int | None = None) -> None:
+        """Train, from a checkpoint on where there is one; the best state is in the model then.
+
+        Args:
+            checkpoint: folder of an earlier attempt.
+            ended: the step at which that was ended for want of time.
+        """
         if checkpoint:
             state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-            if state.global_step >= self.args.max_steps or _impatient(state, self.course.patience):
+            if state.global_step >= (ended or self.args.max_steps) or _impatient(state, self.course.patience):
                 # Resumed at its end, the Trainer's loop would take one step more.
                 self.state = state
                 return self._load_best_model()
@@ -308,6 +317,20 @@ class _Patience(TrainerCallback):
         """The Trainer calls this behind every look."""
         if _impatient(state, self.patience):
             control.should_training_stop = True
+
+
+class _TimeUp(TrainerCallback):
+    """Ends a training in time, with a last look and a checkpoint."""
+
+    def __init__(self, limit: Limit) -> None:
+        self.limit = limit
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: Any, **_: Any) -> None:
+        """The Trainer calls this behind every step, before it looks and saves."""
+        at = self.limit.trials
+        if state.global_step < state.max_steps and (self.limit.over() if at is None else state.global_step >= at):
+            self.limit.end(state.global_step)
+            control.should_evaluate = control.should_save = control.should_training_stop = True
 
 
 def _looks(state: TrainerState) -> list[tuple[int, float]]:

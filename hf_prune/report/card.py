@@ -20,6 +20,7 @@ from hf_prune.report import comparisons, tables, verdicts
 from hf_prune.report.card_data import card_data, title
 from hf_prune.report.licence import inherited_licence
 from hf_prune.report.markdown import code, fence, md
+from hf_prune.report.pace import time_verdict
 from hf_prune.report.redaction import public_command, public_recipe, public_source, without_paths
 from hf_prune.report.schema.model import SourceCard, removed_layers
 from hf_prune.report.schema.report import Report
@@ -362,7 +363,8 @@ def _hardware(report: Report) -> str:
 def _times(report: Report) -> str:
     steps = ", ".join(f"{md(k)} {verdicts.duration(v)}" for k, v in report.seconds.items() if k != "total")
     whole = report.seconds.get("total")
-    return f"{verdicts.duration(whole)} in all ({steps})" if whole is not None and steps else steps
+    told = f"{verdicts.duration(whole)} in all ({steps})" if whole is not None and steps else steps
+    return ". ".join([told, *map(md, time_verdict(report))])
 
 
 def _versions(report: Report) -> str:

@@ -26,7 +26,7 @@ from hf_prune.report.fates import fates
 from hf_prune.report.figures import FrontPoint
 from hf_prune.report.measure import measure_folder
 from hf_prune.report.redaction import public_recipe
-from hf_prune.report.schema.course import BaseCheck, Healing, Merging, SearchSummary
+from hf_prune.report.schema.course import BaseCheck, Healing, Merging, SearchSummary, TimeBudget
 from hf_prune.report.schema.document import VERSION
 from hf_prune.report.schema.model import Front, Size, SourceCard
 from hf_prune.report.schema.report import Report
@@ -96,6 +96,7 @@ def describe(
         base_check=BaseCheck(**found) if (found := found_of(session)) else None,
         certificate=certificate,
         front=[front.public(member) for member in winner.front] if winner.front else None,
+        time=TimeBudget(**session.timetable.summary()) if session.timetable else None,
         hypervolume=front.hypervolume(session, journal) if winner.front else None,
         hardware=statistics.hardware(session.device),
         versions={p: version(p) for p in ("torch", "transformers", "huggingface_hub", "safetensors", "numpy")},
@@ -252,7 +253,7 @@ def _identity(session: Session, winner: Winner) -> dict[str, Any]:
         "hf_prune": __version__,
         "command": shlex.join(["hf-prune", "compress", str(public["base"]), *flags]),
         "recipe": public,
-        "recipe_digest": recipe.digest,
+        "recipe_digest": session.asked.digest,
         "digest": winner.blueprint.digest,
         "sources": statistics.sources(session.inputs.sources, session.inputs.cards),
         "method": recipe.method,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hf_prune.recipe import Recipe
 from hf_prune.report import comparisons, verdicts
+from hf_prune.report.pace import stages_told, time_verdict
 from hf_prune.report.schema.report import Report
 from hf_prune.report.verdicts import amount, percent
 
@@ -46,12 +47,16 @@ def plan_rows(plan: "Plan") -> dict[str, str]:
         "asked": plan.asked,
         "result": _planned_result(plan),
         "disk": f"{amount(plan.disk_bytes, 'B')}, of which download {amount(plan.download_bytes, 'B')}",
-        "memory": f"about {amount(plan.memory_bytes, 'B')} at the peak of the search",
+        "memory": _planned_memory(plan),
         **({"text": _planned_text(plan)} if plan.text or plan.own_tokens else {}),
         "search": _planned_search(plan),
         **({"tasks": plan.tasks} if plan.tasks else {}),
         "tokens": f"at most {plan.forward_tokens:,} forward, {plan.layer_tokens:,} layer-tokens before sharing",
     }
+    if plan.seconds:
+        rows["time"] = f"{stages_told(plan.seconds)} on this machine{_asked_time(plan)}"
+    if plan.left_out:
+        rows["left out"] = f"to fit into that time: {'; '.join(plan.left_out)}"
     after = [f"repairs read {plan.repair_tokens:,}"] * bool(plan.repair_tokens)
     after += [f"trainings read {plan.train_tokens:,}"] * bool(plan.train_tokens)
     if "not read" in plan.weight_files:
@@ -79,6 +84,7 @@ def report_lines(report: Report) -> list[str]:
         + [v for v in found if v]
         + [f"For that cut: {command}" for command in (comparisons.better_command(report),) if command]
         + comparisons.retention_verdict(report)
+        + time_verdict(report)
     )
 
 
@@ -99,6 +105,22 @@ def _planned_text(plan: "Plan") -> str:
         f"as none is named, {', '.join(plan.text)} (self alone where the Hub cannot be reached); " if plan.text else ""
     )
     return f"{mix}self is what the base says at temperature 1, about {plan.own_tokens:,} tokens"
+
+
+def _planned_memory(plan: "Plan") -> str:
+    said = f"about {amount(plan.memory_bytes, 'B')} at the peak of the search"
+    if plan.restoring_bytes > plan.memory_bytes:
+        said += f", {amount(plan.restoring_bytes, 'B')} for what gives back"
+    if plan.room and plan.room.device != plan.room.host:
+        said += f", {amount(plan.host_bytes, 'B')} beside the accelerator"
+    if plan.room:
+        verdict = "it fits" if plan.fits else "too little: choose another --device, or another machine"
+        said += f"; here are {amount(plan.room.device, 'B')}, {verdict}"
+    return said
+
+
+def _asked_time(plan: "Plan") -> str:
+    return f", of {verdicts.duration(plan.time)} asked for" if plan.time else ""
 
 
 def _planned_search(plan: "Plan") -> str:

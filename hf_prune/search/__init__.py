@@ -25,7 +25,7 @@ SEARCHERS = {
     "genetic": Searcher(genetic),
     "nsga2": Searcher(nsga2, every_size=True),
     "evopress": Searcher(evopress, stages=screened),
-    "greedy": Searcher(greedy, rounds=one_by_one),
+    "greedy": Searcher(greedy, rounds=one_by_one, anytime=False),
     "exhaustive": Searcher(exhaustive, frozenset({"listed"}), rounds=all_of_them),
     "random": Searcher(random),
     "shortgpt": Searcher(shortgpt, LAYERS, rounds=single),

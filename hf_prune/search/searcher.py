@@ -20,7 +20,8 @@ class Searcher:
 
     stages: windows of full evidence and tokens of a window -> growing numbers of windows. rounds: what it asks however
     many trials it may have; None where it goes on as long as it may. every_size: it looks for a front, and sees
-    the number of parameters beside the objective.
+    the number of parameters beside the objective. anytime: all that it asks for is of the size it is to find, so it can
+    be ended early.
     """
 
     propose: Callable[[Space, Schedule, np.random.Generator], Search]
@@ -28,6 +29,7 @@ class Searcher:
     stages: Callable[[int, int], tuple[int, ...]] = lambda full, length: (full,)
     rounds: Rounds | None = None
     every_size: bool = False
+    anytime: bool = True
 
 
 def screened(full: int, length: int) -> tuple[int, ...]:

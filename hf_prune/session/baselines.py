@@ -15,6 +15,7 @@ from hf_prune.search import SEARCHERS, Schedule, drive, focus, once
 from hf_prune.session.journal import Journal
 from hf_prune.session.scorer import Scorer
 from hf_prune.session.session import FINALISTS, Session
+from hf_prune.session.timetable import Limit
 
 Searching = Generator[Event, None, Outcome]
 AS_MANY_AS_IT_TAKES = 1 << 30
@@ -42,12 +43,17 @@ def play(session: Session, journal: Journal, remove: int) -> Generator[Event, No
         comparisons = list(stage)
         for one in comparisons:
             if not one.layers:
-                found.append((yield from _searched(session, journal, one, facts, found)))
+                best = yield from _searched(session, journal, one, facts, found)
+                found += [best] if best else []
         found += _fixed(session, [one for one in comparisons if one.layers], found)
         session.clock.lap(comparisons[0].lap)
     for left in (b for b in found if not session.writable(b.blueprint)):
         yield Stage("baselines", f"{left.name} is left out: a config cannot say which layers it has left")
     return tuple(b for b in found if session.writable(b.blueprint))
+
+
+def _limit(session: Session, one: Comparison) -> Limit | None:
+    return session.limit(f"baseline {one.name}", "baselines")
 
 
 def _cuts(found: Sequence[Baseline]) -> dict[str, tuple[int, ...]]:
@@ -59,6 +65,8 @@ def _fixed(session: Session, comparisons: Sequence[Comparison], found: Sequence[
     if not comparisons:
         return []
     cuts, sources = _cuts(found), session.inputs.sources
+    # What was ended before it was small enough is missing, and what is made of it with it.
+    comparisons = [one for one in comparisons if set(one.needs) <= cuts.keys()]
     blueprints = [Blueprint(sources, one.layers(cuts)).canonical() for one in comparisons]
     measured = session.evaluator.evaluate(blueprints, session.evidence.full)
     return [
@@ -69,13 +77,18 @@ def _fixed(session: Session, comparisons: Sequence[Comparison], found: Sequence[
 
 def _searched(
     session: Session, journal: Journal, one: Comparison, facts: Facts, found: Sequence[Baseline]
-) -> Generator[Event, None, Baseline]:
+) -> Generator[Event, None, Baseline | None]:
+    """The best of a search; None where its time was up and half of it is nothing."""
     scorer = session.scoring(one.space, one.mix) if one.space else session.deletions(facts.remove, one.mix)
     if one.as_result:
         best = yield from _like_the_result(session, journal, one, scorer, facts, found)
     else:
         best = yield from _on_text(session, journal, one, scorer)
     blueprint = scorer.blueprint(best.trial.genome)
+    ended = (limit := _limit(session, one)) and limit.trials is not None
+    if ended and not SEARCHERS[one.searcher].anytime:
+        yield Stage("baselines", f"{one.name} is left out: its search was ended before it was done")
+        return None
     return Baseline(one.name, blueprint, session.inputs.removed(blueprint), best.values, one.label)
 
 
@@ -90,7 +103,7 @@ def _on_text(session: Session, journal: Journal, one: Comparison, scorer: Scorer
     )
     search = searcher.propose(scorer.space, schedule, np.random.default_rng(session.recipe.seed))
     asking = focus(search, (session.columns.index(one.column),))
-    ranked = yield from drive(asking, scorer.evaluate, journal, scorer.key, batch=session.batch)
+    ranked = yield from drive(asking, scorer.evaluate, journal, scorer.key, session.batch, limit=_limit(session, one))
     best = ranked[len(ranked) // 2 if one.median else 0]
     wanted = [Trial(best.trial.genome, session.evidence.full)]
     return (yield from drive(once(wanted), scorer.evaluate, journal, scorer.key, batch=session.batch))[0]
@@ -113,9 +126,8 @@ def _like_the_result(
         stages, trials, recipe.search.population, recipe.search.offspring, one.starts(_cuts(found)), FINALISTS
     )
     search = SEARCHERS[one.searcher].propose(scorer.space, schedule, np.random.default_rng(recipe.seed))
-    ranked = yield from drive(
-        focus(search, (0,)), scorer.evaluate, journal, scorer.key, batch=session.batch, total=trials
-    )
+    asking, limit = focus(search, (0,)), _limit(session, one)
+    ranked = yield from drive(asking, scorer.evaluate, journal, scorer.key, session.batch, trials, limit)
     wanted = [Trial(o.trial.genome, evidence.foretelling(evidence.selection)) for o in ranked]
     unseen = yield from drive(
         once(wanted), scorer.evaluate, journal, scorer.key, batch=session.batch, total=len(ranked)

@@ -285,6 +285,7 @@ def _heal(session: Session, folder: Path, home: Path, tell: Tell) -> Healing:
             home,
             lambda done, total, loss: tell(Advanced("heal", done, total, loss)),
             whose,
+            session.limit("heal", "heal"),
         )
 
 

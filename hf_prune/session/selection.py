@@ -135,11 +135,17 @@ def _restored(
     name = _judged_by(session)
     column = session.columns.index(name)
     genomes = [o.trial.genome for o in few]
+    limit = session.limit("select", "select")
     asking, total = focus(finals(genomes, stages), (column,)), _asked(len(few), len(stages))
-    ranked = yield from drive(asking, scorer.evaluate, journal, scorer.key, batch=1, total=total)
-    after = [journal.get(scorer.key(Trial(g, stages[0])))[column] for g in genomes]
+    ranked = yield from drive(asking, scorer.evaluate, journal, scorer.key, 1, total, limit)
+    restored = [journal.get(scorer.key(Trial(g, stages[0]))) for g in genomes]
+    # Those that time was left for.
+    few, restored = zip(*((o, values) for o, values in zip(few, restored, strict=True) if values), strict=True)
+    genomes = [o.trial.genome for o in few]
     bare = score(scorer, journal, [Trial(g, session.evidence.selection) for g in genomes])
-    before, expected = [o.values[column] for o in bare], [o.values[column] for o in few]
+    before, expected, after = (
+        [values[column] for values in found] for found in ((o.values for o in bare), (o.values for o in few), restored)
+    )
     removed = [list(session.inputs.removed(scorer.blueprint(g))) for g in genomes]
     return ranked[0].trial.genome, {
         "means": means,

@@ -19,9 +19,7 @@ from hf_prune.assembly.layer_bank import LayerBank
 from hf_prune.assembly.patches import load_patches, save_patches
 from hf_prune.atomic_files import write_text
 from hf_prune.blueprint import Blueprint, Fidelity, Genome
-from hf_prune.data.corpora import check_entries
-from hf_prune.data.own_samples import is_own
-from hf_prune.errors import DataOffline, InvalidRecipe
+from hf_prune.errors import InvalidRecipe
 from hf_prune.evaluation.comparison import block_distance, block_influence, influence
 from hf_prune.evaluation.evaluator import Evaluator
 from hf_prune.evaluation.objectives import OBJECTIVES, REVISION, Measures
@@ -31,16 +29,18 @@ from hf_prune.limits import MERGED_LAYERS
 from hf_prune.methods.collapse import CollapseSpace
 from hf_prune.methods.method import Facts
 from hf_prune.models.numbering import is_writable
-from hf_prune.recipe import DEFAULT_DATA, Recipe
+from hf_prune.recipe import Recipe
 from hf_prune.recovery.latency import Latencies, time_levels, within
 from hf_prune.recovery.levels import HALVES, Kind, Levels, Options, made
 from hf_prune.recovery.repair import RepairedCut, repair
 from hf_prune.recovery.short_training import Lesson, TrainingAware
 from hf_prune.search import SEARCHERS, Schedule, Scores, Space
 from hf_prune.session.clock import Clock
+from hf_prune.session.entries import entries_of
 from hf_prune.session.evidence import Evidence
 from hf_prune.session.inputs import Inputs, open_inputs
 from hf_prune.session.scorer import Scorer
+from hf_prune.session.timetable import Limit, Timetable
 from hf_prune.session.workdir import Workdir
 
 Progress = Callable[[int, int], None]
@@ -58,7 +58,8 @@ FINALISTS = 16
 class Session:
     """A run with its sources opened; what is heavy is made when it is first asked for, once.
 
-    `precision` stands in for an automatic one in which the base overflows.
+    `precision` stands in for an automatic one in which the base overflows. `timetable` says how long it may take; None
+    where nothing is bounded.
     """
 
     inputs: Inputs
@@ -66,6 +67,19 @@ class Session:
     workdir: Workdir
     clock: Clock = field(default_factory=Clock)
     precision: torch.dtype | None = None
+    timetable: Timetable | None = None
+
+    @property
+    def asked(self) -> Recipe:
+        """The recipe as it was given, before its budgets were decided."""
+        return self.timetable.asked if self.timetable else self.recipe
+
+    def limit(self, name: str, stage: str) -> Limit | None:
+        """When a search or training must end; None where somebody asked for its length, and for no time."""
+        lasting = self.asked.search.evaluations or stage == "heal"
+        if self.timetable is None or self.asked.machine.time is None and lasting:
+            return None
+        return self.timetable.limit(name, stage)
 
     @property
     def recipe(self) -> Recipe:
@@ -383,21 +397,3 @@ def open_session(recipe: Recipe, parents: Sequence[Parent] = (), over: bool = Fa
     """Open what a recipe names; see `open_inputs` and `Evidence`."""
     inputs, workdir = open_inputs(recipe, parents), Workdir.beside(recipe.output)
     return Session(inputs, Evidence.of(inputs, entries_of(recipe, workdir), over), workdir)
-
-
-def entries_of(recipe: Recipe, workdir: Workdir) -> tuple[str, ...]:
-    """The recipe's entries of data. Where there are none, those of before or the default ones; without the Hub, the
-    base's own samples alone.
-
-    Raises:
-        InvalidData: a default dataset cannot be read although the Hub can be reached.
-    """
-    if recipe.data.text:
-        return recipe.data.text
-    if workdir.text.is_file():
-        return tuple(json.loads(workdir.text.read_text(encoding="utf-8")))
-    try:
-        check_entries(DEFAULT_DATA)
-    except DataOffline:
-        return tuple(filter(is_own, DEFAULT_DATA))
-    return DEFAULT_DATA

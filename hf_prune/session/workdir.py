@@ -36,6 +36,11 @@ class Workdir:
         return self.folder / "batch.json"
 
     @property
+    def time(self) -> Path:
+        """The budgets decided, and how the time was spent."""
+        return self.folder / "time.json"
+
+    @property
     def parents(self) -> Path:
         """What was found of the parents before the search."""
         return self.folder / "parents.json"

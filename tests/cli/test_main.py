@@ -52,6 +52,7 @@ VALUES = {
     "search_items": 6,
     "selection_items": 7,
     "memory": 2.5,
+    "time": 1800.0,
     "keep_layers": 12,
     "rules": ("mean", "difference:0.5"),
     "norms": "follow",
@@ -429,11 +430,11 @@ def test_help_shows_what_most_people_need_and_all_of_it_by_group(command, column
     assert "--help-all" in offered and "More" not in str(list(all_))
 
 
-def test_help_shows_ten_options_first(monkeypatch):
+def test_help_shows_eleven_options_first(monkeypatch):
     lines = shown("compress", "--help", monkeypatch)["Options"]
     flags = [line.split()[0] for line in lines if line.startswith("  -")]
-    assert flags[:10] == ["--variant", "--output", "--method", "--ratio", "--data", "--repair", "--heal", "--push-to",
-                          "--recipe", "--dry-run"]  # fmt: skip
+    first = "--variant --output --method --ratio --data --repair --heal --time --push-to --recipe --dry-run"
+    assert flags[:11] == first.split()
 
 
 def test_help_loads_no_model_library():

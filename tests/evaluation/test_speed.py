@@ -190,8 +190,3 @@ def test_kv_bytes_are_those_of_the_real_cache(family):
 
 def test_kv_bytes_look_into_a_nested_text_config():
     assert kv_bytes_per_token({"text_config": FAMILIES["llama"]}, 2) == 2 * 3 * 2 * 8 * 2
-
-
-def test_products_have_a_rate_in_both_precisions():
-    search, training = speed.product_rates(size=64, repeats=2)
-    assert search > 1e6 and training > 1e6

@@ -9,8 +9,9 @@ from hf_prune.errors import DataOffline, InvalidData, StaleJournal
 from hf_prune.events import Advanced, Stage, exhaust
 from hf_prune.recipe import DEFAULT_DATA
 from hf_prune.session import own_samples
+from hf_prune.session.entries import entries_of
 from hf_prune.session.own_samples import say_own
-from hf_prune.session.session import entries_of, open_session
+from hf_prune.session.session import open_session
 from hf_prune.session.workdir import Workdir
 from tests.runs import base, recipe, text
 

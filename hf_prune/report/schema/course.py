@@ -154,6 +154,21 @@ class SearchSummary(Section):
     rank_correlation: dict[str, Correlation] = {}
 
 
+class TimeBudget(Section):
+    """How the time of a run was planned and kept.
+
+    asked: seconds; None where nobody asked. forecast: seconds by stage. lowered: budgets that were lowered to fit, by
+    their names in a recipe. left_out: the same in words. ended: trials or steps after which a search or training was
+    ended because time was up, by its name.
+    """
+
+    asked: Number | None = None
+    forecast: dict[str, Number] = {}
+    lowered: dict[str, Any] = {}
+    left_out: tuple[str, ...] = ()
+    ended: dict[str, Count] = {}
+
+
 class Certificate(Section):
     """The written model, loaded in a fresh process: differences of logits from the searched one, and of cached from
     uncached decoding, beside what is allowed; tensors that did not fit."""

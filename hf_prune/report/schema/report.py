@@ -17,6 +17,7 @@ from hf_prune.report.schema.course import (
     SearchSummary,
     Selection,
     Split,
+    TimeBudget,
 )
 from hf_prune.report.schema.document import Document
 from hf_prune.report.schema.model import Ends, LayerFate, LayerOrigin, LayerWidth, Member, Size, SourceCard
@@ -80,6 +81,7 @@ class Report(Document):
     versions: dict[str, str] = {}
     latency: Latency | None = None
     seconds: dict[str, Number] = {}
+    time: TimeBudget | None = None
 
     @property
     def push_to(self) -> str | None:

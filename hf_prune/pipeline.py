@@ -162,7 +162,7 @@ def _make(recipe: Recipe, output: Path) -> Generator[Event, None, Report]:
     columns = session.columns
     session.evidence.read_tasks()
     table = session.timetable
-    yield Forecasted(table.summary()["forecast"], table.budget.left_out, table.end)
+    yield Forecasted(table.rounded, table.budget.left_out, table.end)
     yield from say_own(session)
     session.evidence.windows  # noqa: B018 - text that cannot be read is told before anything long
     table.save()

@@ -24,7 +24,7 @@ from hf_prune.report.pace import time_verdict
 from hf_prune.report.redaction import public_command, public_recipe, public_source, without_paths
 from hf_prune.report.schema.model import SourceCard, removed_layers
 from hf_prune.report.schema.report import Report
-from hf_prune.report.schema.scores import AccuracyName, Baseline, Kept, Retention, RetentionRow, total
+from hf_prune.report.schema.scores import AccuracyName, Baseline, Kept, Perplexity, Retention, RetentionRow, total
 from hf_prune.report.schema.section import Interval
 
 
@@ -142,16 +142,17 @@ def _lead(report: Report, parents: Sequence[SourceCard]) -> str:
     if not text:
         return first
     if beside := report.beside_parents.get("all"):
-        best, base, ours = (
-            verdicts.significant(x.perplexity) for x in (beside.best_parent, beside.base, beside.pruned)
-        )
+        best, base, ours = map(_perplexity, (beside.best_parent, beside.base, beside.pruned))
         dense = f"; the figures of {md(report.dense_parent)}, the best parent on average, stand in the column dense"
-        return (
-            f"{first}\nPerplexity on held-out text is {ours}; taking for each corpus the parent that knows it best, it "
-            f"was {best}, and of the base alone {base}{dense if report.dense_parent else ''}. {_after(report)}"
-        )
-    before, after = (verdicts.significant(side.perplexity) for side in (text.dense, text.pruned))
+        said = f"is {ours}; taking for each corpus the parent that knows it best, it was {best}, and of the base alone "
+        said += f"{base}{dense if report.dense_parent else ''}"
+        return f"{first}\nPerplexity on held-out text {said}. {_after(report)}"
+    before, after = map(_perplexity, (text.dense, text.pruned))
     return f"{first}\nPerplexity on held-out text went from {before} to {after}. {_after(report)}"
+
+
+def _perplexity(side: Perplexity) -> str:
+    return verdicts.significant(side.perplexity)
 
 
 def _after(report: Report) -> str:
@@ -162,9 +163,7 @@ def _after(report: Report) -> str:
         return f"What stays was refitted in closed form, and {trained}."
     if trained:
         return f"What stays {trained}."
-    return (
-        "What stays was refitted in closed form; no training followed." if repaired else "No training followed the cut."
-    )
+    return f"{'What stays was refitted in closed form; no' if repaired else 'No'} training followed."
 
 
 def _commands(lines: str | None, local: set[str]) -> str:
@@ -337,14 +336,11 @@ def _certificate(report: Report) -> str | None:
     if not c:
         return None
     wrong = {"missing": c.missing, "unexpected": c.unexpected, "mismatched": c.mismatched}
-    tensors = (
-        "; ".join(f"{k}: {', '.join(map(code, v))}" for k, v in wrong.items() if v)
-        or "nothing missing, unexpected or mismatched"
-    )
+    tensors = "; ".join(f"{k}: {', '.join(map(code, v))}" for k, v in wrong.items() if v)
     return (
         f"{'Passed' if c.ok else '**Failed**'}. Loaded in a fresh process with transformers {md(c.transformers)}: "
-        f"{tensors}. Largest difference of a logit to the measured model: "
-        f"{verdicts.significant(c.max_logit_difference, 2)}; "
+        f"{tensors or 'nothing missing, unexpected or mismatched'}. Largest difference of a logit to the measured "
+        f"model: {verdicts.significant(c.max_logit_difference, 2)}; "
         f"of cached to uncached decoding: {verdicts.significant(c.cached_difference, 2)} "
         f"(in {md(c.dtype)}; allowed {verdicts.significant(c.tolerance, 2)})."
     )

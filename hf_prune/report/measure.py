@@ -82,15 +82,18 @@ def measure_folder(
         "generation": stages.spoken(seen, session.inputs.tokenizer, windows),
         "speed": _speed(session, final, rng),
         "retention": retention(session, winner, known),
-        "beside_parents": _beside_parents(session, ours, known),
+        **_beside_parents(session, ours, known),
     }
 
 
-def _beside_parents(session: Session, ours: Observed, known: Standings) -> dict[str, BesideParents]:
+def _beside_parents(session: Session, ours: Observed, known: Standings) -> dict[str, dict[str, BesideParents]]:
+    """A section of the report where there are several parents."""
     windows, names = session.evidence.windows["report"], session.inputs.names
+    if len(names) == 1:
+        return {}
     parents = {name: known.text(session.inputs.identity(k)) for k, name in enumerate(names)}
     best = {c: names[session.teacher(c)] for c in windows.corpora}
-    return statistics.beside_parents(ours.text, parents, best, windows)
+    return {"beside_parents": statistics.beside_parents(ours.text, parents, best, windows)}
 
 
 def _observed(

@@ -99,7 +99,7 @@ EACH = "the best of each corpus"
 def beside_parents(
     ours: TokenScores, parents: Mapping[str, TokenScores], best: Mapping[str, str], windows: Windows
 ) -> dict[str, BesideParents]:
-    """A model of several parents beside the base, and beside the best parent of every corpus; empty for one parent.
+    """A model of several parents beside the base, and beside the best parent of every corpus.
 
     Args:
         ours: its scores on the report split.
@@ -107,8 +107,6 @@ def beside_parents(
         best: name of the parent that knows each corpus best, by other text than this.
         windows: names the corpus of each window.
     """
-    if len(parents) == 1:
-        return {}
     nll, base, *_ = (s[1].double().mean(1).numpy() for s in (ours, *parents.values()))
     rows = {name: scores[1].double().mean(1).numpy() for name, scores in parents.items()}
     chosen = np.array([rows[best[c]][i] for i, c in enumerate(windows.corpora)])

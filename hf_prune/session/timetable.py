@@ -67,6 +67,11 @@ class Timetable:
             return math.inf
         return self.budget.seconds or PATIENCE * self.budget.forecast.total + SPARE
 
+    @property
+    def rounded(self) -> dict[str, float]:
+        """Seconds forecast by stage, as they are told."""
+        return {name: round(s, 1) for name, s in self.budget.forecast.seconds.items()}
+
     def left(self, stage: str) -> float:
         """Seconds that a stage has left, if what follows takes as long as forecast; longer, if stages before did."""
         done = [name for name in self.clock.laps if name in self.budget.forecast.seconds]
@@ -101,7 +106,7 @@ class Timetable:
         """For the report."""
         return {
             "asked": self.budget.seconds,
-            "forecast": {name: round(s, 1) for name, s in self.budget.forecast.seconds.items()},
+            "forecast": self.rounded,
             "lowered": dict(self.budget.changes),
             "left_out": self.budget.left_out,
             "ended": dict(self.ended),

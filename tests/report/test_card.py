@@ -153,8 +153,8 @@ def test_a_stitched_card_names_its_dense_parent_and_stands_beside_the_best_and_t
     row = {"best": "coder", "pruned": side, "best_parent": {"perplexity": 30.1, "ci": [29.0, 31.0]},
            "base": {"perplexity": 51.2, "ci": [50.0, 53.0]}, "log_ratio": 0.217, "log_ratio_ci": [0.2, 0.24],
            "log_ratio_to_base": -0.314, "log_ratio_to_base_ci": [-0.4, -0.2]}  # fmt: skip
-    report |= {"parents": ["base", "coder"], "dense_parent": "coder",
-               "beside_parents": {"stories": row, "wiki": row, "all": row | {"best": "the best of each corpus"}}}  # fmt: skip
+    every = {"stories": row, "wiki": row, "all": row | {"best": "the best of each corpus"}}
+    report |= {"parents": ["base", "coder"], "dense_parent": "coder", "beside_parents": every}
     card = render(report, tmp_path)
     lead = card.split("Perplexity on held-out text ")[1].split("\n")[0]
     assert lead.startswith(

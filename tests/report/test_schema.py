@@ -182,11 +182,12 @@ def test_whatever_a_stranger_writes_is_shown_or_refused(tmp_path_factory, path, 
 
 
 OTHER = {
-    *("paths FIGURES seen texts event trial outcome card public point report.seconds".split()),
+    *("paths FIGURES seen texts event trial outcome card public point report.seconds report.recipe OPTIONS".split()),
     "session.evidence.windows",
 }
 """Mappings beside reports that have keys of the same names: figures and their files, stages as they were observed,
-events, what a model card says, a recipe, candidates of a journal, windows by split, seconds by stage of a run."""
+events, what a model card says, a recipe, options by name, candidates of a journal, windows by split, seconds by stage
+of a run."""
 
 
 def look_ups(root=PACKAGE):

@@ -30,6 +30,7 @@ from hf_prune.models.noise import quiet
 from hf_prune.plan import check_evidence, evaluations, facts_of
 from hf_prune.recipe import Recipe
 from hf_prune.report.compose import describe
+from hf_prune.report.gguf_card import publish
 from hf_prune.report.schema.report import Report
 from hf_prune.search import SEARCHERS, drive, focus
 from hf_prune.session import front
@@ -83,11 +84,9 @@ class Result:
         create_pr: bool = False,
         commit_message: str | None = None,
     ) -> str:
-        """Publish the folder as it is and return the URL; a repeat changes nothing."""
-        done = hub.push(
-            self.folder, repo_id, private=private, revision=revision, create_pr=create_pr, commit_message=commit_message
-        )
-        return done.url
+        """Publish the folder and return the URL; a repeat changes nothing. GGUF files in it are told on the card."""
+        how = {"private": private, "revision": revision, "create_pr": create_pr, "commit_message": commit_message}
+        return publish(self.folder, repo_id, **how)[0].url
 
 
 def run(recipe: Recipe) -> Result:
@@ -121,7 +120,7 @@ def _compress(recipe: Recipe, output: Path) -> Iterator[Event]:
     url = None
     if recipe.publish.repo:
         yield Stage("push", recipe.publish.repo)
-        pushed = hub.push(
+        (pushed,) = publish(
             output,
             recipe.publish.repo,
             private=not recipe.publish.public,

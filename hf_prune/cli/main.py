@@ -203,13 +203,16 @@ def push_command(
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Publish as a pull request.")] = False,
     revision: Annotated[str | None, typer.Option("--revision", help="Branch to push to.")] = None,
     commit_message: Annotated[str | None, typer.Option("--commit-message", help="Commit message.")] = None,
+    gguf_apart: Annotated[
+        bool, typer.Option("--gguf-apart", help="GGUF files go into REPO-GGUF, not beside the weights.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be uploaded and stop.")] = False,
     format: FormatFlag = "human",
     quiet: QuietFlag = False,
 ) -> None:
     """Publish a finished folder.
 
-    Doing it twice changes nothing.
+    Doing it twice changes nothing. The card says how to run the GGUF files that export put into the folder.
     """
     form = format_of(format, quiet)
     _check_here(folder)
@@ -218,12 +221,11 @@ def push_command(
     if dry_run:
         files = {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
         return result(form, "WouldPush", repo=repo_id, folder=str(folder), files=files)
-    from hf_prune.hub import push
+    from hf_prune.report.gguf_card import publish
 
-    done = push(
-        folder, repo_id, private=not public, create_pr=create_pr, revision=revision, commit_message=commit_message
-    )
-    result(form, "Pushed" if done.changed else "Unchanged", url=done.url, commit=done.commit, changed=done.changed)
+    how = {"private": not public, "create_pr": create_pr, "revision": revision, "commit_message": commit_message}
+    for done in publish(folder, repo_id, gguf_apart=gguf_apart, **how):
+        result(form, "Pushed" if done.changed else "Unchanged", url=done.url, commit=done.commit, changed=done.changed)
 
 
 @app.command("register")

@@ -37,6 +37,7 @@ def push(
     create_pr: bool = False,
     revision: str | None = None,
     commit_message: str | None = None,
+    files: Mapping[str, Path] | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> PushResult:
     """Upload one folder in one commit on top of what the branch held when we looked.
@@ -48,6 +49,7 @@ def push(
         create_pr: open a pull request against the default branch (or complete an open one of ours) instead.
         revision: branch, created from the default branch when missing.
         commit_message: first line of the commit and title of the pull request.
+        files: by their paths in the repo; default: all of the folder.
         sleep: pause between tries, in seconds.
 
     Raises:
@@ -56,7 +58,7 @@ def push(
     if create_pr and revision not in (None, constants.DEFAULT_REVISION):
         raise PublishError("A pull request goes to the default branch; give either a revision or --create-pr.")
     return upload(folder, repo_id, private=private, create_pr=create_pr, revision=revision,
-                  message=commit_message or MESSAGE, sleep=sleep)  # fmt: skip
+                  message=commit_message or MESSAGE, files=files, sleep=sleep)  # fmt: skip
 
 
 def check_login(repo_id: str, *, create_pr: bool = False, sleep: Callable[[float], None] = time.sleep) -> None:
@@ -93,6 +95,7 @@ def upload(
     private: bool = True,
     create_pr: bool = False,
     revision: str | None = None,
+    files: Mapping[str, Path] | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> PushResult:
     """As `push`, for a repo of any kind.
@@ -100,7 +103,7 @@ def upload(
     Raises:
         PublishError: what the Hub refused and what to do; nothing is half published.
     """
-    work = _Upload(HfApi(), Retry(sleep), listing(Path(folder)), message, repo_id, kind)
+    work = _Upload(HfApi(), Retry(sleep), listing(Path(folder)) if files is None else files, message, repo_id, kind)
     try:
         return work.run(private, create_pr, revision)
     except PublishError:

@@ -54,7 +54,9 @@ def expected(folder: Path, tokenizer: Any, length: int) -> Expected:
     size = min(size, length - GREEDY)
     ids = [i for text in reversed(tokens) for i in text]
     windows = np.array(ids[: count * size], np.int32).reshape(count, size)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
+    ).eval()
     with torch.inference_mode():
         logits = model(torch.from_numpy(windows).long()).logits.numpy()
         spoken = windows[0].tolist()

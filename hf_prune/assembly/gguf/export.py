@@ -1,6 +1,5 @@
 """From a finished folder to a certified file."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,9 @@ except ImportError:
 from hf_prune.assembly.gguf.certificate import certify, expected
 from hf_prune.assembly.gguf.layout import context_length, layout
 from hf_prune.assembly.gguf.llama_cpp import find_llama_cpp, quantize
+from hf_prune.assembly.gguf.stamp import put_stamp
 from hf_prune.assembly.gguf.vocabulary import load_tokenizer, vocabulary
-from hf_prune.assembly.gguf.writer import CERTIFICATE, ROOM, TYPES, write_gguf
+from hf_prune.assembly.gguf.writer import TYPES, write_gguf
 
 STORED = {"torch.float32": "F32", "torch.float16": "F16", "torch.bfloat16": "BF16"}
 
@@ -87,7 +87,7 @@ def export_gguf(
         if library:
             wanted = expected(folder, tokenizer, context_length(config, plan.architecture))
             found = certify(partial, library, wanted, kind, plan.architecture.tolerance)
-            _stamp(partial, {"kind": kind, **found})
+            put_stamp(partial, {"kind": kind, **found})
     return Exported(output, plan.architecture.name, found, plan.notes)
 
 
@@ -116,9 +116,3 @@ def _write(partial: Path, folder: Path, said: tuple[Any, Any], kind: str, librar
         quantize(library, plain, partial, gguf.LlamaFileType[f"MOSTLY_{kind}"])
     finally:
         plain.unlink(missing_ok=True)
-
-
-def _stamp(path: Path, certificate: dict[str, Any]) -> None:
-    """Put it into the file, where room was kept for it."""
-    field = gguf.GGUFReader(path, "r+").fields[CERTIFICATE]
-    field.parts[field.data[0]][:] = list(json.dumps(certificate).encode().ljust(ROOM))

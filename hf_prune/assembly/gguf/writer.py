@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hf_prune.assembly.gguf.layout import Layout, context_length, period, rope_by_type, rope_factors
+from hf_prune.assembly.gguf.stamp import BLANK, KEY
 from hf_prune.assembly.gguf.vocabulary import Vocabulary
 from hf_prune.assembly.widths import Widths
 from hf_prune.errors import BrokenCheckpoint, UnsupportedArchitecture
@@ -18,9 +19,6 @@ from hf_prune.hub.folders import read_card
 from hf_prune.models.auto_classes import head_dim
 from hf_prune.models.checkpoint import Checkpoint
 
-CERTIFICATE = "hf_prune.certificate"
-ROOM = 1024
-"""Bytes for the certificate, which is put into the finished file; JSON ends in any number of spaces."""
 LAYERS = "model.layers."
 QKV = ("q_proj", "k_proj", "v_proj")
 TYPES = {
@@ -55,7 +53,6 @@ def write_gguf(path: Path, folder: Path, plan: Layout, words: Vocabulary, kind: 
     _tokenizer(writer, words)
     writer.add_file_type(TYPES[kind])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    writer.add_string(CERTIFICATE, "{}".ljust(ROOM))
     forms = {}
     for name, tensor in _made(plan, checkpoint, lambda _, shape: torch.empty(shape, device="meta")):
         form = forms[name] = _form(tensor.shape, kind)
@@ -83,6 +80,7 @@ def _about(writer: gguf.GGUFWriter, folder: Path) -> None:
     """Name, licence and parents, as the card of the result has them."""
     card = folder / "README.md"
     stated = read_card(card.read_text(encoding="utf-8", errors="replace")) if card.is_file() else {}
+    writer.add_string(KEY, BLANK)
     writer.add_type("model")
     writer.add_name(folder.resolve().name)
     for key, add in (("license", writer.add_license), ("license_name", writer.add_license_name),

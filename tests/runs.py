@@ -123,8 +123,10 @@ class Command:
         return self._process.exitcode
 
     def send_signal(self, how: int) -> None:
+        # It may have ended since.
         if self.poll() is None:
-            os.kill(self._process.pid, how)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._process.pid, how)
 
     def communicate(self, timeout: float = 300) -> tuple[str, str]:
         self._process.join(timeout)

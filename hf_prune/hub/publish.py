@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Literal
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
-from huggingface_hub.errors import LocalTokenNotFoundError
+from huggingface_hub.errors import LocalTokenNotFoundError, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from hf_prune.errors import PublishError, scrub
 from hf_prune.hub.listing import changed, listing, stale
 from hf_prune.hub.names import COMMIT
-from hf_prune.hub.retries import LOGIN, TRIES, Retry, chain, delay, passing, status, unreachable
+from hf_prune.hub.retries import LOGIN, TRIES, Retry, chain, odd_answer, passing, status, too_long, unreachable
 
 Kind = Literal["model", "space"]
 MESSAGE = "Upload pruned model with hf_prune"
@@ -69,7 +69,7 @@ def check_login(repo_id: str, *, create_pr: bool = False, sleep: Callable[[float
     """
     work = _Upload(HfApi(), Retry(sleep), {}, MESSAGE, repo_id)
     try:
-        name, who = work._full_name(), work.call(work.api.whoami)
+        name, who = work._present_name(), work.call(work.api.whoami)
         if ((who.get("auth") or {}).get("accessToken") or {}).get("role") == "read":
             raise PublishError(f"The login may only read: use a token that may write to {name}.")
         namespace = name.partition("/")[0]
@@ -104,12 +104,14 @@ def upload(
         PublishError: what the Hub refused and what to do; nothing is half published.
     """
     work = _Upload(HfApi(), Retry(sleep), listing(Path(folder)) if files is None else files, message, repo_id, kind)
+    name = repo_id
     try:
-        return work.run(private, create_pr, revision)
+        name = work._present_name()
+        return work.run(name, private, create_pr, revision)
     except PublishError:
         raise
     except Exception as e:
-        raise explained(e, repo_id) from e
+        raise explained(e, name) from e
 
 
 @dataclass(frozen=True)
@@ -131,8 +133,7 @@ class _Upload:
     repo_id: str
     kind: Kind = "model"
 
-    def run(self, private: bool, create_pr: bool, revision: str | None) -> PushResult:
-        repo_id = self._full_name()
+    def run(self, repo_id: str, private: bool, create_pr: bool, revision: str | None) -> PushResult:
         sdk = {"space_sdk": "gradio"} if self.kind == "space" else {}
         url = str(self.call(self.api.create_repo, repo_id, repo_type=self.kind, private=private, exist_ok=True, **sdk))
         branch = revision or constants.DEFAULT_REVISION
@@ -155,6 +156,14 @@ class _Upload:
         except HFValidationError:
             raise PublishError(f"{scrub(self.repo_id)!r} is no name for a repo; write NAMESPACE/NAME.") from None
         return name
+
+    def _present_name(self) -> str:
+        """The name a repo has now; one that is not there gets the name that was asked for."""
+        name = self._full_name()
+        try:
+            return self.call(self.api.repo_info, name, repo_type=self.kind).id
+        except RepositoryNotFoundError:
+            return name
 
     def _ensure_branch(self, repo_id: str, branch: str) -> None:
         refs = self.call(self.api.list_repo_refs, repo_id, repo_type=self.kind, include_pull_requests=True)
@@ -193,24 +202,18 @@ class _Upload:
     def _commit(self, repo_id: str, target: _Target) -> str:
         """The commit that holds our files; each try starts from the same parent, so none is applied twice."""
         operations = self._operations(target)
-        for attempt in range(TRIES):
-            try:
-                return self.api.create_commit(
-                    repo_id,
-                    operations,
-                    repo_type=self.kind,
-                    commit_message=self.message,
-                    revision=target.ref,
-                    parent_commit=target.head,
-                ).oid
-            except Exception as e:
-                there = self._after(repo_id, target, e)
-                if there is not None:
-                    return there
-                if attempt == TRIES - 1 or not passing(e):
-                    raise
-                self.call.sleep(delay(attempt, e))
-        raise AssertionError("unreachable")
+
+        def commit() -> str:
+            return self.api.create_commit(
+                repo_id,
+                operations,
+                repo_type=self.kind,
+                commit_message=self.message,
+                revision=target.ref,
+                parent_commit=target.head,
+            ).oid
+
+        return self.call.unless_done(lambda e: self._after(repo_id, target, e), commit)
 
     def _operations(self, target: _Target) -> list[CommitOperationAdd | CommitOperationDelete]:
         add = [CommitOperationAdd(name, str(self.files[name])) for name in changed(self.files, target.tree)]
@@ -245,7 +248,11 @@ def explained(error: BaseException, repo_id: str) -> PublishError:
         return PublishError(f"Somebody changed {name} during the upload; look at it, then push again.")
     if unreachable(error):
         return PublishError(f"The Hub at {constants.ENDPOINT} could not be reached for {name}; check the connection.")
+    if asked := too_long(error, name):
+        return PublishError(asked)
     if passing(error):
         return PublishError(f"The Hub failed {TRIES} times on {name} (status {code}); the result is kept, push again.")
+    if code is None and isinstance(error, KeyError | TypeError | AttributeError):
+        return PublishError(odd_answer(name, error))
     detail = " ".join(scrub(said or str(error)).split())[:300]
     return PublishError(f"The Hub refused the upload to {name}: {detail.rstrip('.')}; correct that and push again.")

@@ -1,7 +1,8 @@
 """A model on the Hub at one commit, with the methods of `folders.Folder`."""
 
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ from huggingface_hub.errors import (
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-from hf_prune.errors import HfPruneError, NotEnoughDisk, SourceNotFound
+from hf_prune.errors import BrokenCheckpoint, HfPruneError, NotEnoughDisk, SourceNotFound, SourceOffline
 from hf_prune.hub.folders import Folder, TensorInfo, about, check_length, read_card, read_header
-from hf_prune.hub.names import Name
-from hf_prune.hub.retries import Retry, chain, explain, passing, unreachable
+from hf_prune.hub.names import COMMIT, Name, shown
+from hf_prune.hub.retries import Retry, chain, explain, odd_answer, passing, unreachable
+from hf_prune.hub.verified import DIGEST, is_content, listed_digest, throw_away
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,31 @@ class Repo:
         return Path(self._ask(hf_hub_download, self.name.repo, name, revision=self.sha, **offline))
 
     def read(self, name: str) -> bytes:
-        """A small file; raises BrokenCheckpoint for one that is too long to be read whole."""
+        """A small file; raises BrokenCheckpoint for one that is too long to be read whole, or not what is listed."""
         check_length(name, self.files.get(name, 0), self.name.repo)
-        return self._file(name).read_bytes()
+        return self._checked(lambda: {name: self._file(name)})[name].read_bytes()
+
+    def _checked(self, get: Callable[[], dict[str, Path]]) -> dict[str, Path]:
+        """Files by name, as they came and as the Hub lists them; what came otherwise is thrown away and asked for anew.
+
+        Raises:
+            BrokenCheckpoint: something comes otherwise again.
+        """
+        for again in (True, False):
+            found = get()
+            digests = {n: self.blobs.get(n) or listed_digest(path) for n, path in found.items()}
+            odd = [n for n, digest in digests.items() if digest and not is_content(found[n], digest)]
+            if not odd:
+                return found
+            for name in odd:
+                throw_away(found[name])
+            if not again or self.offline:
+                break
+        where = "what lay in the cache" if self.offline else "what came, and came again,"
+        raise BrokenCheckpoint(
+            f"{odd[0]} of {self.name} does not have the digest that the Hub lists for it: {where} was thrown away; "
+            "try again later, or choose another source."
+        )
 
     def header(self, name: str) -> dict[str, TensorInfo]:
         """The tensors of one safetensors file, read by byte range."""
@@ -83,9 +107,18 @@ class Repo:
 
         Raises:
             NotEnoughDisk: they do not fit.
+            BrokenCheckpoint: one of them is not what the Hub lists.
         """
         self._check_disk(names)
-        return self._ask(self._snapshot, names)
+        folder = Path()
+
+        def get() -> dict[str, Path]:
+            nonlocal folder
+            folder = self._ask(self._snapshot, names)
+            return {name: folder / name for name in names}
+
+        self._checked(get)
+        return folder
 
     def _snapshot(self, names: list[str]) -> Path:
         offline = {"local_files_only": True} if self.offline else {}
@@ -132,10 +165,27 @@ def resolve(name: Name, retry: Retry) -> Folder | Repo:
             return cached
         typed = not Path(name.repo).exists()
         raise _elsewhere(e, name, retry) or explain(e, name.repo, name.revision, typed=typed) from e
-    files = {s.rfilename: s.size or 0 for s in info.siblings}
-    blobs = {s.rfilename: s.lfs.sha256 if s.lfs else s.blob_id for s in info.siblings}
+    try:
+        return _listed(name, info, retry)
+    except (AttributeError, TypeError, ValueError) as e:
+        raise SourceOffline(odd_answer(name.repo, e)) from e
+
+
+def _listed(name: Name, info: Any, retry: Retry) -> Repo:
+    """A repo as the Hub lists it; raises AttributeError, TypeError or ValueError where that says too little."""
+    if not COMMIT.fullmatch(info.sha) or info.siblings is None:
+        raise ValueError("it lists no files" if info.siblings is None else f"{shown(info.sha)} is no commit")
+    rows = [s for s in info.siblings if _is_inside(s.rfilename)]
+    files = {s.rfilename: int(s.size or 0) for s in rows}
+    digests = {s.rfilename: s.lfs.sha256 if s.lfs else s.blob_id for s in rows}
+    blobs = {n: d for n, d in digests.items() if d and DIGEST.fullmatch(d)}
     known = about(info.card_data.to_dict() if info.card_data else {}, info.pipeline_tag)
     return Repo(name, info.sha, files, known, blobs, bool(info.gated), bool(info.private), retry=retry)
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a file that a stranger lists has a place in the folder of its repo."""
+    return not {"", ".", ".."} & set(name.split("/")) and not re.search(r"[\\\0]|^[A-Za-z]:", name)
 
 
 def _elsewhere(error: Exception, name: Name, retry: Retry) -> SourceNotFound | None:

@@ -18,11 +18,11 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from hf_prune.hub.answers import LONGEST_PAUSE, asking_once, may_pass, pause_of
 from hf_prune.errors import SourceError, SourceForbidden, SourceNotFound, SourceOffline
 
 TRIES = 5
 FIRST_DELAY = 0.5
-LONGEST_DELAY = 60.0
 PATIENCE = 10.0
 """Seconds to wait for an answer that a run can do without."""
 LOGIN = "log in with `hf auth login` or set HF_TOKEN"
@@ -35,21 +35,45 @@ class Retry:
     sleep: Callable[[float], None] = time.sleep
 
     def __call__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """The function's result; its last error when the trouble stays or is not passing."""
+        """The function's result; its last error when the trouble stays, is not passing, or lasts for too long."""
+        return self.unless_done(lambda error: None, function, *args, **kwargs)
+
+    def unless_done(
+        self, done: Callable[[Exception], Any], function: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """The same, or what `done` makes of an error after all."""
+        waited = 0.0
         for attempt in range(TRIES):
             try:
-                return function(*args, **kwargs)
+                with asking_once():
+                    return function(*args, **kwargs)
             except Exception as e:
-                if attempt == TRIES - 1 or not passing(e):
+                if (found := done(e)) is not None:
+                    return found
+                waited += (pause := delay(attempt, e))
+                if attempt == TRIES - 1 or not passing(e) or waited > LONGEST_PAUSE:
                     raise
-                self.sleep(delay(attempt, e))
+                self.sleep(pause)
         raise AssertionError("unreachable")
 
 
 def delay(attempt: int, error: BaseException) -> float:
     """Seconds before the next try: what the Hub asks for, else 0.5, 1, 2, 4."""
-    asked = next((e.response.headers.get("retry-after", "") for e in chain(error) if isinstance(e, HfHubHTTPError)), "")
-    return min(LONGEST_DELAY, float(asked) if asked.isdigit() else FIRST_DELAY * 2**attempt)
+    return asked_pause(error) or FIRST_DELAY * 2**attempt
+
+
+def asked_pause(error: BaseException) -> float:
+    """Seconds that the Hub asks to wait; 0 where it does not say."""
+    return next((pause_of(e.response) or 0.0 for e in chain(error) if isinstance(e, HfHubHTTPError)), 0.0)
+
+
+def too_long(error: BaseException, what: str) -> str | None:
+    """The sentence where the Hub asks for more patience than anybody has here."""
+    asked = asked_pause(error)
+    if not passing(error) or asked * (TRIES - 1) <= LONGEST_PAUSE:
+        return None
+    span = f"for {asked:.0f} seconds" if asked < 1e6 else "for more than ten days"
+    return f"The Hub asks to wait {span} before it says more of {what}; try again then."
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -78,7 +102,7 @@ def passing(error: BaseException) -> bool:
     code = status(error)
     # The client parses some answers before it looks at their status, so an error page shows up as broken JSON.
     garbled = any(type(e).__name__ == "JSONDecodeError" for e in chain(error))
-    return code in (408, 429) or (code is not None and code >= 500) or unreachable(error) or garbled
+    return (may_pass(code) if code is not None else unreachable(error)) or garbled
 
 
 def explain(error: BaseException, what: str, revision: str | None = None, *, typed: bool = False) -> SourceError:
@@ -124,10 +148,23 @@ def _explain_status(error: BaseException, what: str) -> SourceError:
         return SourceForbidden(f"The login may not read {what}: use a token with read access to it.")
     if any(isinstance(e, OfflineModeIsEnabled) for e in chain(error)):
         return SourceOffline(f"{what} is not in the cache and HF_HUB_OFFLINE is set; unset it once to download.")
+    if said := too_long(error, what):
+        return SourceOffline(said)
     if code is not None:
         return SourceOffline(f"The Hub answered {code} for {what}, {TRIES} times if it looked passing; try later.")
-    return SourceOffline(
-        f"{what} is not in the cache and the Hub at {constants.ENDPOINT} cannot be reached; check the connection."
+    if unreachable(error):
+        return SourceOffline(
+            f"{what} is not in the cache and the Hub at {constants.ENDPOINT} cannot be reached; check the connection."
+        )
+    return SourceOffline(odd_answer(what, error))
+
+
+def odd_answer(what: str, error: BaseException) -> str:
+    """The sentence for an answer in which something is missing, or not what it should be."""
+    detail = " ".join(f"{type(error).__name__}: {error}".split())[:100].rstrip(".")
+    return (
+        f"What {constants.ENDPOINT} answers about {what} cannot be understood ({detail}); try later, and look at "
+        "HF_ENDPOINT if it is set."
     )
 
 
@@ -139,7 +176,5 @@ def has_answer(repo: str) -> bool:
     try:
         HfApi().dataset_info(repo, timeout=PATIENCE)
     except Exception as e:
-        if not unreachable(e) and status(e) is None:
-            raise
-        return status(e) is not None
+        return not unreachable(e)
     return True

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from hf_prune import hub
 from hf_prune.data import corpora, task_sources
 from hf_prune.methods import METHODS
 from hf_prune.models.families import Family
@@ -20,6 +21,7 @@ def check_evidence(recipe: Recipe, *, names: bool = False) -> None:
     Raises:
         HfPruneError: as `load_corpora` and `load_tasks`.
     """
+    hub.watch_session()
     tasks = recipe.tasks
     corpora.check_entries(recipe.data.text, tasks.force_test_split)
     task_sources.check_entries(tasks.search, "search", force=tasks.force_test_split, names=names)

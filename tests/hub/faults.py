@@ -5,7 +5,7 @@ import threading
 from dataclasses import dataclass, field
 from typing import Literal
 
-Kind = Literal["status", "drop", "lost"]
+Kind = Literal["status", "drop", "lost", "garble"]
 
 
 @dataclass
@@ -13,7 +13,7 @@ class Fault:
     """`times` requests whose `METHOD path` matches `pattern` fail.
 
     Kinds: `status` answers that HTTP status and changes nothing; `drop` closes the connection and changes nothing;
-    `lost` applies the request and closes the connection before the answer.
+    `lost` applies the request and closes the connection before the answer; `garble` turns a bit of what is answered.
     """
 
     pattern: str
@@ -43,6 +43,10 @@ class Faults:
     def lose_answer(self, pattern: str, times: int = 1) -> None:
         """Do what the next `times` matching requests ask, then close the connection without a word."""
         self.pending.append(Fault(pattern, "lost", times=times))
+
+    def garble(self, pattern: str, times: int = 1) -> None:
+        """Send the next `times` matching files with another last byte."""
+        self.pending.append(Fault(pattern, "garble", times=times))
 
     def take(self, request: str) -> Fault | None:
         """The fault that hits `request` (`METHOD path?query`), used up by one."""

@@ -34,6 +34,7 @@ class Hub:
         self.jobs: list[dict] = []
         self.hardware: dict[str, str] = {}
         self.codes: dict[str, str] = {}
+        self.renamed: dict[str, str] = {}
         self.http = ThreadingHTTPServer(("127.0.0.1", port), type("BoundHandler", (Handler,), {"hub": self}))
         self.http.daemon_threads = True
         self.port = self.http.server_port
@@ -57,6 +58,13 @@ class Hub:
         self.requests.clear()
         self.jobs.clear()
         self.hardware.clear()
+        self.renamed.clear()
+
+    def rename(self, old: str, new: str) -> Repo:
+        """Give a model another name; who asks for the old one is sent to it."""
+        repo = self.storage.repos["model", new] = self.storage.repos.pop(("model", old))
+        repo.id, self.renamed[old] = new, new
+        return repo
 
     def seed(self, id: str, files: dict[str, bytes] | Path, kind: str = "model", **flags: bool) -> Repo:
         """See `Storage.seed`."""
@@ -108,6 +116,8 @@ class Handler(BaseHTTPRequestHandler):
             answer = refusal
         if fault and fault.kind == "lost":
             return self.vanish()
+        if fault and fault.kind == "garble" and isinstance(answer.body, bytes) and answer.body:
+            answer = Answer(answer.body[:-1] + bytes([answer.body[-1] ^ 1]), answer.status, answer.headers)
         self.reply(answer)
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = serve
@@ -131,6 +141,8 @@ class Handler(BaseHTTPRequestHandler):
     def dispatch(self) -> Answer:
         """Call the route that matches."""
         url = urlsplit(self.path)
+        if moved := self.moved(url.path):
+            return Answer(b"", 301, (("Location", moved + (f"?{url.query}" if url.query else "")),))
         self.query = {k: v[-1] for k, v in parse_qs(url.query).items()}
         for method, pattern, route in ROUTES:
             match = re.fullmatch(pattern, url.path)
@@ -138,6 +150,14 @@ class Handler(BaseHTTPRequestHandler):
                 result = route(self, **{k: unquote(v) for k, v in match.groupdict().items() if v is not None})
                 return result if isinstance(result, Answer) else Answer(result)
         raise Refused(404, f"The stand-in Hub does not know {self.command} {url.path}")
+
+    def moved(self, path: str) -> str | None:
+        """Where a repo is that has another name now."""
+        for old, new in self.hub.renamed.items():
+            match = re.fullmatch(rf"(/api/(?:models|datasets|spaces)/|/(?:(?:datasets|spaces)/)?){old}([/.].*)?", path)
+            if match:
+                return f"{match[1]}{new}{match[2] or ''}"
+        return None
 
     def reply(self, answer: "Answer | Refused") -> None:
         """Write status, headers and body; honours Range for bytes."""

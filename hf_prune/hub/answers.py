@@ -90,7 +90,7 @@ def may_pass(status: int) -> bool:
 
 
 def pause_of(answer: Any) -> float | None:
-    """Seconds that an answer asks to wait, by RateLimit or Retry-After; None where it says nothing that has a meaning."""
+    """Seconds that an answer asks to wait, by RateLimit or Retry-After; None where what it says has no meaning."""
     # Both are a stranger's: other digits, dates, numbers of any length.
     with suppress(ValueError):
         limit = parse_ratelimit_headers(answer.headers) if answer.status_code == 429 else None

@@ -18,8 +18,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from hf_prune.hub.answers import LONGEST_PAUSE, asking_once, may_pass, pause_of
 from hf_prune.errors import SourceError, SourceForbidden, SourceNotFound, SourceOffline
+from hf_prune.hub.answers import LONGEST_PAUSE, asking_once, may_pass, pause_of
 
 TRIES = 5
 FIRST_DELAY = 0.5

@@ -40,8 +40,10 @@ def _nemotron_nas(folder: Path, output: Path | None, pad: bool = False) -> Writt
     from hf_prune.assembly.nemotron_nas import export_nemotron_nas
 
     path = output or folder.with_name(f"{folder.resolve().name}-nemotron-nas")
-    parameters, zeros = export_nemotron_nas(folder, path, pad=pad)
-    return path, (f"{zeros:,} of {parameters:,} parameters are zeros that fill up.",) if zeros else ()
+    parameters, zeros, odd = export_nemotron_nas(folder, path, pad=pad)
+    filled = (f"{zeros:,} of {parameters:,} parameters are zeros that fill up.",) if zeros else ()
+    multiple = "numbers of neurons that are no multiples of 256, which vLLM reads; for other programs give --pad."
+    return path, filled + ((f"{odd} layers have {multiple}",) if odd else ())
 
 
 def _gguf(

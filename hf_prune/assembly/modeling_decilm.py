@@ -31,7 +31,7 @@ class Block(dict):
 
 
 class DeciLMConfig(LlamaConfig):
-    """Llama's, and per layer `attention` {n_heads_in_group, no_op} and `ffn` {ffn_mult, no_op}."""
+    """Llama's, and per layer `attention` {n_heads_in_group, no_op} and `ffn` {ffn_mult or intermediate_size, no_op}."""
 
     model_type = "nemotron-nas"
 
@@ -79,5 +79,6 @@ def _fit(layer: torch.nn.Module, block: Block, config: DeciLMConfig) -> None:
         layer.mlp, layer.post_attention_layernorm = Nothing(pair=False), torch.nn.Identity()
     else:
         own = copy.copy(config)
-        own.__dict__["intermediate_size"] = neurons(block.ffn.ffn_mult, config.hidden_size)
+        plain = block.ffn.get("intermediate_size")
+        own.__dict__["intermediate_size"] = plain or neurons(block.ffn.ffn_mult, config.hidden_size)
         layer.mlp = type(layer.mlp)(own)

@@ -1,11 +1,12 @@
 """A Llama-shaped result of several widths as a nemotron-nas (DeciLM) checkpoint, which serving programs read.
 
 The config has one number of query heads for all layers, keys and values are shared by groups of one size, and an MLP
-has ffn_mult * hidden_size * 2/3 neurons, rounded up to a multiple of 256. What a layer has beyond that is refused, or
-filled up with zeros, which changes no logit. Two more rules come from programs that would load a checkpoint and
-compute something else: layer 0 needs its attention (vLLM, SGLang start the residual stream there), and a layer that has
-attention needs an MLP (llama.cpp drops both). Of programs that derive the size of a head from the hidden size
-(llama.cpp, mlx-lm), those refuse fewer heads than the dense model has.
+has ffn_mult * hidden_size * 2/3 neurons, rounded up to a multiple of 256, or where ffn_mult is absent (which vLLM
+knows) intermediate_size. What a layer has beyond that is refused, or filled up with zeros, which changes no
+logit. Two more rules come from programs that would load a checkpoint and compute something else: layer 0 needs its
+attention (vLLM, SGLang start the residual stream there), and a layer that has attention needs an MLP (llama.cpp drops
+both). Of programs that derive the size of a head from the hidden size (llama.cpp, mlx-lm), those refuse fewer heads
+than the dense model has.
 """
 
 import json
@@ -40,7 +41,7 @@ SAME = ("vocab_size", "hidden_size", "num_hidden_layers", "hidden_act", "max_pos
 """Config keys that are taken over."""
 
 
-def export_nemotron_nas(folder: Path, output: Path, *, pad: bool = False) -> tuple[int, int]:
+def export_nemotron_nas(folder: Path, output: Path, *, pad: bool = False) -> tuple[int, int, int]:
     """Write the checkpoint: weights, config with the classes it names, tokenizer.
 
     Args:
@@ -49,7 +50,7 @@ def export_nemotron_nas(folder: Path, output: Path, *, pad: bool = False) -> tup
         pad: fill up with zeros what the format cannot say.
 
     Returns:
-        Parameters, and how many of them are zeros that fill up.
+        Parameters, how many of them are zeros that fill up, and layers whose neurons are no multiple of 256.
 
     Raises:
         UnsupportedArchitecture: a family or a layer that the format has no words for.
@@ -64,7 +65,8 @@ def export_nemotron_nas(folder: Path, output: Path, *, pad: bool = False) -> tup
     if output.exists():
         raise InvalidRecipe(f"{output} exists; choose another --output.")
     with claimed(output), staged(output) as partial:
-        return _write(folder, partial, config, before, after)
+        odd = sum(layer.neurons % MULTIPLE > 0 for layer in after)
+        return *_write(folder, partial, config, before, after), odd
 
 
 def block_configs(config: PretrainedConfig, layers: Sequence[Widths]) -> list[dict[str, dict[str, Any]]]:
@@ -74,7 +76,9 @@ def block_configs(config: PretrainedConfig, layers: Sequence[Widths]) -> list[di
     for layer in layers:
         attention = {"n_heads_in_group": shared if layer.groups else None, "no_op": not layer.groups}
         mult = 3 * layer.neurons / (2 * config.hidden_size)
-        ffn = {"ffn_mult": mult if layer.neurons else None, "no_op": not layer.neurons}
+        ffn: dict[str, Any] = {"ffn_mult": mult if layer.neurons else None, "no_op": not layer.neurons}
+        if layer.neurons % MULTIPLE:
+            ffn = {"intermediate_size": layer.neurons, "no_op": False}
         found.append({k: {**v, "replace_with_linear": False} for k, v in (("attention", attention), ("ffn", ffn))})
     return found
 
@@ -129,20 +133,17 @@ def _refuse_layers(config: PretrainedConfig, layers: Sequence[Widths]) -> None:
     groups = max(layer.groups for layer in layers)
     shared = config.num_attention_heads // config.num_key_value_heads
     for number, layer in enumerate(layers):
-        why, more = None, ""
+        why = None
         if number == 0 and not layer.groups:
             why = "has no attention, which readers need in the first layer"
         elif layer.groups not in (0, groups):
             heads = f"{layer.groups * shared} query heads and another layer {groups * shared}"
             why = f"has {heads}, where the format knows one number"
-        elif layer.neurons % MULTIPLE:
-            why = f"has {layer.neurons} neurons, which is no multiple of {MULTIPLE}"
-            more = f", or compress with --multiple-of {MULTIPLE}"
         elif not layer.neurons:
             why = "has attention but no MLP, and llama.cpp would drop both"
         if why:
             raise UnsupportedArchitecture(
-                f"nemotron-nas cannot say layer {number}: it {why}; give --pad, which fills up with zeros{more}."
+                f"nemotron-nas cannot say layer {number}: it {why}; give --pad, which fills up with zeros."
             )
 
 

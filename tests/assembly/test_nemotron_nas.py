@@ -49,11 +49,16 @@ def read(raw, number, seen=lambda mult: mult):
     block, hidden = raw["block_configs"][number], raw["hidden_size"]
     attention, ffn = block["attention"], block["ffn"]
     assert not attention["replace_with_linear"] and not ffn["replace_with_linear"]
-    assert attention["no_op"] is (attention["n_heads_in_group"] is None) and ffn["no_op"] is (ffn["ffn_mult"] is None)
+    assert attention["no_op"] is (attention["n_heads_in_group"] is None) and ffn["no_op"] is (
+        ffn.get("ffn_mult", 0) is None
+    )
     keys = 0 if attention["no_op"] else raw["num_attention_heads"] // attention["n_heads_in_group"]
-    size = 0 if ffn["no_op"] else int(2 * seen(ffn["ffn_mult"]) * hidden / 3)
-    while size % 256:
-        size += 1
+    if "ffn_mult" in ffn:
+        size = 0 if ffn["no_op"] else int(2 * seen(ffn["ffn_mult"]) * hidden / 3)
+        while size % 256:
+            size += 1
+    else:
+        size = ffn["intermediate_size"]
     return (raw["num_attention_heads"] * raw["head_dim"] if keys else 0, keys * raw["head_dim"], size)
 
 
@@ -93,7 +98,7 @@ def test_widths_and_removed_halves_are_said(tmp_path):
     layers = {0: {"intermediate_size": 256}, 1: {"skip": ["attention"]}, 2: {"intermediate_size": 512}}
     model = result(tmp_path / "small", layers, rope_parameters=LLAMA3)
     written = sum(p.numel() for p in model.parameters()) - 32
-    assert export_nemotron_nas(tmp_path / "small", tmp_path / "out") == (written, 0)
+    assert export_nemotron_nas(tmp_path / "small", tmp_path / "out") == (written, 0, 0)
     raw, loaded = check(tmp_path / "out", model)
     assert [b["ffn"]["ffn_mult"] for b in raw["block_configs"]] == [12.0, 36.0, 24.0]
     assert [b["attention"]["no_op"] for b in raw["block_configs"]] == [False, True, False]
@@ -121,7 +126,6 @@ def test_a_result_of_one_width_is_said_too(tmp_path):
 
 
 REFUSED = {
-    "300 neurons, which is no multiple of 256; give --pad.*--multiple-of 256": {2: {"intermediate_size": 300}},
     "2 query heads and another layer 4": {2: HALF},
     "has attention but no MLP": {2: {"skip": ["mlp"]}},
 }
@@ -133,10 +137,21 @@ def test_what_a_layer_has_beyond_the_format_is_refused_or_filled_up(tmp_path, wh
     with pytest.raises(UnsupportedArchitecture, match=f"layer 2: it .*{why}"):
         export_nemotron_nas(tmp_path / "small", tmp_path / "out")
     assert not list(tmp_path.glob("out*"))
-    whole, zeros = export_nemotron_nas(tmp_path / "small", tmp_path / "out", pad=True)
+    whole, zeros, _ = export_nemotron_nas(tmp_path / "small", tmp_path / "out", pad=True)
     raw, loaded = check(tmp_path / "out", model)
     assert whole == sum(p.numel() for p in loaded.parameters()) and raw["num_attention_heads"] == 4
     assert zeros == whole - sum(p.numel() for p in model.parameters()) > 0
+
+
+def test_odd_numbers_of_neurons_are_said_as_they_are(tmp_path):
+    model = result(tmp_path / "small", {0: {"intermediate_size": 300}, 2: {"intermediate_size": 512}})
+    whole, zeros, odd = export_nemotron_nas(tmp_path / "small", tmp_path / "out")
+    raw, loaded = check(tmp_path / "out", model)
+    assert (zeros, odd) == (0, 1) and whole == sum(p.numel() for p in loaded.parameters())
+    assert [set(b["ffn"]) - {"no_op", "replace_with_linear"} for b in raw["block_configs"]] == [
+        {"intermediate_size"}, {"ffn_mult"}, {"ffn_mult"}]  # fmt: skip
+    said = CliRunner().invoke(app, ["export", str(tmp_path / "small"), "--format", "nemotron-nas"])
+    assert "1 layers have numbers of neurons that are no multiples of 256, which vLLM reads" in said.output
 
 
 def test_attention_of_the_first_layer_is_never_gone(tmp_path):

@@ -10,7 +10,7 @@ from hf_prune.errors import AdapterAlone, IncompatibleSources
 from hf_prune.hub import Peek, TensorInfo
 from hf_prune.hub.adapters import PAIR, has_rows
 from hf_prune.models.headers import layer_prefix, setting
-from hf_prune.models.vocabulary import matched, vocabulary
+from hf_prune.models.vocabulary.matching import matched, vocabulary
 
 if TYPE_CHECKING:
     # A plan looks at variants too, and must not load torch.

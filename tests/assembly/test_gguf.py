@@ -14,12 +14,12 @@ from typer.testing import CliRunner
 from hf_prune.assembly.gguf import vocabulary as words
 from hf_prune.assembly.gguf.certificate import divergence
 from hf_prune.assembly.gguf.export import export_gguf
-from hf_prune.assembly.gguf.hard_texts import PARTS
 from hf_prune.assembly.gguf.layout import ARCHITECTURES, period, rope_factors
 from hf_prune.assembly.gguf.llama_cpp import VARIABLE
 from hf_prune.assembly.gguf.stamp import read_stamp
 from hf_prune.cli.main import app
 from hf_prune.data.bundled import bundled_folder
+from hf_prune.data.hard_texts import PARTS
 from hf_prune.errors import InvalidRecipe, ReloadMismatch, UnsupportedArchitecture
 from hf_prune.models.auto_classes import classes, pruned_config
 from hf_prune.models.plain_checkpoint import copy_tokenizer

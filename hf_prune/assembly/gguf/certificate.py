@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
-from hf_prune.assembly.gguf.hard_texts import hard_texts
 from hf_prune.assembly.gguf.llama_cpp import Heard, heard
+from hf_prune.data.hard_texts import hard_texts
 from hf_prune.errors import ReloadMismatch
 
 LOSS = {"F16": 1e-3, "BF16": 1e-2, "Q8_0": 5e-2}

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_prune.models.vocabulary import matched, vocabulary
+from hf_prune.models.vocabulary.matching import matched, vocabulary
 from tests.families import VOCABULARY, opened, save_tiny
 
 

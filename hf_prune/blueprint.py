@@ -22,6 +22,8 @@ GONE = -1
 WEIGHT_DIGITS = 12
 MOST_LAYERS, MOST_PARTS, MOST_SOURCES = 4096, 256, 64
 """Of one blueprint; parts of one layer."""
+MOST_EXPERTS = 4096
+"""Of one layer."""
 LARGEST_WEIGHT = 1e30
 LONGEST_NAME = 1000
 LOCAL = "sha256-"
@@ -63,6 +65,10 @@ class Mix:
     merge: str = "linear"
 
 
+Blend = tuple[tuple[int, float], ...]
+"""What an expert is made of: numbers of source experts, rising, and their weights."""
+
+
 @dataclass(frozen=True, slots=True)
 class LayerSpec:
     """One output layer.
@@ -71,7 +77,7 @@ class LayerSpec:
     the MLP is made of where that differs from the rest of the layer.
     Levels index the level library of the digest `library`: `DENSE` keeps the half, `GONE` removes it. Without a library
     a removed half is silenced, and keeps its place. `repair` is the digest of tensors that replace some of the layer's
-    own; they lie in a repair file.
+    own; they lie in a repair file. `blends` are the experts of a mixture, where not all are left as they are.
     """
 
     parts: tuple[Part, ...]
@@ -82,6 +88,7 @@ class LayerSpec:
     repair: str | None = None
     mlp: Mix | None = None
     library: str | None = None
+    blends: tuple[Blend, ...] | None = None
 
     @property
     def anchor(self) -> Part:
@@ -97,6 +104,7 @@ class LayerSpec:
             and self.norms is None
             and self.repair is None
             and self.mlp is None
+            and self.blends is None
             and self.attn_level == self.mlp_level == DENSE
         )
 
@@ -111,6 +119,7 @@ class LayerSpec:
             norms=None if mix.parts == (norms,) else norms,
             mlp=None if mlp == mix else mlp,
             library=None if self.attn_level == self.mlp_level == DENSE else self.library,
+            blends=self.blends and tuple(map(_blended, self.blends)),
         )
 
 
@@ -162,8 +171,8 @@ class Blueprint:
         """JSON text; key order is fixed."""
         raw = asdict(self)
         for layer in raw["layers"]:
-            # Digests of layers that are of one piece, and of full width, are older than these keys.
-            for key in ("mlp", "library"):
+            # Digests of layers that are of one piece, of full width, and of all experts are older than these keys.
+            for key in ("mlp", "library", "blends"):
                 if layer[key] is None:
                     del layer[key]
         return json.dumps(raw, sort_keys=True, indent=indent)
@@ -241,6 +250,11 @@ def _wrong_layer(where: str, spec: LayerSpec, sources: int) -> Iterator[str]:
     for name, value in (names | ({"mlp.merge": spec.mlp.merge} if spec.mlp else {})).items():
         if not _is_name(value):
             yield f"{where}.{name} is not a name"
+    if spec.blends is not None:
+        if not 0 < len(spec.blends) <= MOST_EXPERTS or not all(0 < len(b) <= MOST_EXPERTS for b in spec.blends):
+            yield f"{where}.blends are of no expert, or of more than {MOST_EXPERTS}"
+        if not all(_is_index(e, MOST_EXPERTS) and _is_weight(w) for blend in spec.blends for e, w in blend):
+            yield f"{where}.blends are not numbers of experts with finite weights"
 
 
 def _is_index(value: Any, below: int) -> bool:
@@ -317,6 +331,13 @@ def _mixed(mix: Mix) -> Mix:
     return Mix(parts, "linear" if single else mix.merge)
 
 
+def _blended(blend: Blend) -> Blend:
+    """One expert by itself has the weight 1."""
+    if len(blend) == 1:
+        return ((blend[0][0], 1.0),)
+    return tuple((expert, _rounded(weight)) for expert, weight in sorted(blend))
+
+
 def _added_up(parts: tuple[Part, ...]) -> tuple[Part, ...]:
     total: dict[tuple[int, int], float] = {}
     for p in parts:
@@ -344,12 +365,13 @@ def _renumber(spec: LayerSpec, number: dict[int, int]) -> LayerSpec:
 
 
 def _layer(raw: dict[str, Any]) -> LayerSpec:
-    norms, mlp = raw.get("norms"), raw.get("mlp")
+    norms, mlp, blends = raw.get("norms"), raw.get("mlp"), raw.get("blends")
     return LayerSpec(
         **{
             **raw,
             "parts": tuple(Part(**p) for p in raw["parts"]),
             "norms": Part(**norms) if norms else None,
             "mlp": Mix(tuple(Part(**p) for p in mlp["parts"]), mlp["merge"]) if mlp else None,
+            "blends": blends and tuple(tuple((expert, weight) for expert, weight in blend) for blend in blends),
         }
     )

@@ -157,7 +157,7 @@ def _make(recipe: Recipe, output: Path) -> Generator[Event, None, Report]:
     session = within_time(session)
     inputs, recipe = session.inputs, session.recipe
     base, target = inputs.base, inputs.target
-    trials = evaluations(recipe, facts_of(recipe, base.depth, target.remove))
+    trials = evaluations(recipe, facts_of(recipe, base.depth, target.remove, mixture=base.mixture))
     columns = session.columns
     session.evidence.read_tasks()
     table = session.timetable

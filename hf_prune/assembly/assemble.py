@@ -23,6 +23,7 @@ from hf_prune.models.checkpoint import SHARD_BYTES, stored_tensors, write_shards
 from hf_prune.models.configs import skeleton
 from hf_prune.models.conversions import as_files
 from hf_prune.models.dtypes import widest
+from hf_prune.models.experts import fewer
 from hf_prune.models.families import Family
 from hf_prune.models.modeling_pruned import PREFIX
 from hf_prune.models.noise import quiet
@@ -72,6 +73,8 @@ def layer_tensors(
         shape = parent.shapes[f"{parent.family.prefix}{anchor.layer}.{suffix}"]
         if spec.library:
             shape = library(spec, parents).shape(suffix, shape, spec)
+        if spec.blends and parent.mixture.routing.holds(suffix):
+            shape = torch.Size((len(spec.blends), *shape[1:]))
         mix = _mix(spec, suffix, parent.family)
         dtype = widest(parents[p.source].layer_dtype(p.layer, suffix) for p in mix.parts)
         yield suffix, Made(shape, dtype, lambda suffix=suffix, mix=mix: _combine(spec, suffix, mix, parents))
@@ -87,6 +90,8 @@ def _combine(spec: LayerSpec, suffix: str, mix: Mix, parents: Sequence[Parent]) 
         # What is scaled is what a half adds to the residual stream.
         weights = [1.0]
     whole = merged(mix.merge, tensors, weights, f"{mix.parts[-1].layer}.{suffix}")
+    if spec.blends and parents[0].mixture.routing.holds(suffix):
+        whole = fewer(whole, spec.blends)
     return library(spec, parents).cut(spec.anchor.layer, suffix, whole, spec) if spec.library else whole
 
 
@@ -118,11 +123,23 @@ def output_config(blueprint: Blueprint, parents: Sequence[Parent]) -> Pretrained
     """
     base = parents[0]
     config = sliced(base.config, base.family, [s.anchor.layer for s in blueprint.layers])
-    settings = [library(s, parents).settings(s) if s.library else {} for s in blueprint.layers]
+    settings = [_settings(s, parents) for s in blueprint.layers]
     if not any(settings):
         return config
-    equal = uniform_config(config, settings[0]) if all(s == settings[0] for s in settings) else None
-    return equal or pruned_config(config, dict(enumerate(settings)))
+    # Layers without experts do not care how many others have.
+    told = [s for s in settings if s is not None]
+    equal = uniform_config(config, told[0]) if all(s == told[0] for s in told) else None
+    return equal or pruned_config(config, {i: s for i, s in enumerate(settings) if s})
+
+
+def _settings(spec: LayerSpec, parents: Sequence[Parent]) -> dict[str, Any] | None:
+    """What the config of a layer says where it differs from the dense one's; None where it says nothing that counts."""
+    mixture = parents[0].mixture
+    if spec.library:
+        return library(spec, parents).settings(spec)
+    if spec.blends:
+        return mixture.settings(len(spec.blends))
+    return None if mixture and spec.anchor.layer not in mixture.layers else {}
 
 
 def alive(blueprint: Blueprint) -> Blueprint:
@@ -147,6 +164,7 @@ def check(blueprint: Blueprint, parents: Sequence[Parent], patches: Patches = NO
         for mix in (Mix(spec.parts, spec.merge), *([spec.mlp] if spec.mlp else [])):
             check_merge(mix.merge, len(mix.parts))
         _check_levels(spec, first)
+        _check_blends(spec, first)
         for part in all_parts(spec):
             if part.layer >= parents[part.source].depth:
                 raise InvalidBlueprint(
@@ -170,6 +188,25 @@ def _check_levels(spec: LayerSpec, parent: Parent) -> None:
         )
     if spec.attn_level >= levels.count("attention") or spec.mlp_level >= levels.count("mlp"):
         raise InvalidBlueprint("A level of the blueprint is beyond those of its level library.")
+
+
+def _check_blends(spec: LayerSpec, parent: Parent) -> None:
+    if spec.blends is None:
+        return
+    mixture = parent.mixture
+    if mixture is None or not {p.layer for p in all_parts(spec)} <= set(mixture.layers):
+        raise InvalidBlueprint(
+            f"The blueprint names experts of layer {spec.anchor.layer} of {parent.source}, which has none."
+        )
+    if beyond := [e for blend in spec.blends for e, _ in blend if e >= mixture.experts]:
+        raise InvalidBlueprint(
+            f"The blueprint asks for expert {beyond[0]} of {parent.source}, whose layers have {mixture.experts}."
+        )
+    if len(spec.blends) < mixture.least or len(spec.blends) % mixture.groups:
+        raise InvalidBlueprint(
+            f"The blueprint leaves {len(spec.blends)} experts in {mixture.groups} groups, which their router cannot "
+            "choose among."
+        )
 
 
 def _check_kinds(spec: LayerSpec, parents: Sequence[Parent]) -> None:

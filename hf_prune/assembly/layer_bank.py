@@ -12,6 +12,7 @@ from hf_prune.assembly.assemble import Parent, layer_tensors, library, outside
 from hf_prune.assembly.patches import Patch, Patches, digest_patch
 from hf_prune.blueprint import GONE, Blueprint, LayerSpec, Source
 from hf_prune.models.auto_classes import pruned_config
+from hf_prune.models.experts import fewer
 from hf_prune.models.modeling_pruned import Skipped, packed
 
 
@@ -85,6 +86,8 @@ class LayerBank:
             return layer.requires_grad_(False)
         if spec.library and (settings := library(spec, self.parents).settings(spec)):
             return self._narrow(spec, template, settings)
+        if spec.blends:
+            return self._fewer_experts(spec, template)
         layer = sharing(template)
         layer.load_state_dict(self._tensors(spec, template), assign=True)
         layer.requires_grad_(False)
@@ -106,6 +109,21 @@ class LayerBank:
         with torch.device("meta"):
             layer = packed(template, config, number)
         layer.load_state_dict(self._tensors(spec, template), assign=True)
+        return layer.eval().requires_grad_(False)
+
+    def _fewer_experts(self, spec: LayerSpec, template: torch.nn.Module) -> torch.nn.Module:
+        """A layer of the same class with fewer experts; what stays as it is, is shared with the resident model."""
+        mixture, config = self.parents[0].mixture, copy.copy(self.model.config)
+        for key, value in mixture.settings(len(spec.blends)).items():
+            setattr(config, key, value)
+        with torch.device("meta"):
+            layer = type(template)(config, spec.anchor.layer)
+        if replace(spec, blends=None).plain and not spec.anchor.source:
+            whole = template.state_dict()
+            tensors = {n: fewer(t, spec.blends) if mixture.routing.holds(n) else t for n, t in whole.items()}
+        else:
+            tensors = self._tensors(spec, template)
+        layer.load_state_dict(tensors, assign=True)
         return layer.eval().requires_grad_(False)
 
     def _tensors(self, spec: LayerSpec, template: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import yaml
 
-from hf_prune.blueprint import GONE, Blueprint, LayerSpec, Part, all_parts
+from hf_prune.blueprint import Blueprint, LayerSpec, Part, all_parts
 from hf_prune.errors import InvalidBlueprint, SourceError
 from hf_prune.models.checkpoint import Checkpoint
 from hf_prune.models.configs import read_config
@@ -80,7 +80,7 @@ def _refuse(number: int, spec: LayerSpec, family: Family) -> None:
     why = None
     if spec.repair:
         why = "was repaired, so its weights are no merge any more"
-    elif GONE in (spec.attn_level, spec.mlp_level) or spec.attn_level or spec.mlp_level:
+    elif spec.attn_level or spec.mlp_level or spec.blends:
         why = "lost a half or a part of it"
     elif spec.norms:
         why = "has its norms from one parent alone"

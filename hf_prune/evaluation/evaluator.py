@@ -161,6 +161,8 @@ class Evaluator:
             size = sizes[spec.anchor.layer]
             gone = size["attention"] * (spec.attn_level == GONE) + size["mlp"] * (spec.mlp_level == GONE)
             live += sum(size.values()) - gone
+            if spec.blends and spec.mlp_level != GONE:
+                live -= (parent.mixture.experts - len(spec.blends)) * parent.mixture.parameters
         return live
 
     @cached_property

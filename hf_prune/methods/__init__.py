@@ -2,6 +2,7 @@
 
 from hf_prune.methods.blocks import Blocks
 from hf_prune.methods.collapse import Collapse
+from hf_prune.methods.experts import Experts
 from hf_prune.methods.halves import Halves
 from hf_prune.methods.intervals import Intervals
 from hf_prune.methods.method import Method
@@ -16,4 +17,5 @@ METHODS: dict[str, Method] = {
     "width": Width(),
     "width+depth": Width(depth_too=True),
     "blocks": Blocks(),
+    "experts": Experts(),
 }

@@ -10,6 +10,7 @@ from hf_prune.blueprint import GONE, Genome, LayerSpec
 from hf_prune.errors import InvalidRecipe
 from hf_prune.limits import DEFAULT_RATIO
 from hf_prune.methods.method import Comparison, Facts, Sizes, Target
+from hf_prune.models.families import Family
 from hf_prune.search import Space
 
 RANDOM_DRAWS = 5
@@ -52,6 +53,9 @@ class WholeLayers:
         """Time is no measure of whole layers."""
         if recipe.size.latency is not None:
             raise ValueError(f"latency is what widths are chosen by, and method is {recipe.method}; give a ratio")
+
+    def require(self, family: Family) -> None:
+        """Layers of any family can go."""
 
     def takes_apart(self, recipe: Any) -> str | None:
         """Layers are one piece."""

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from hf_prune.blueprint import Genome, LayerSpec
+from hf_prune.models.families import Family
+from hf_prune.models.mixtures import Mixture
 from hf_prune.search import Space
 
 Cuts = Mapping[str, tuple[int, ...]]
@@ -19,10 +21,11 @@ Table = tuple[tuple[float, ...], ...]
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Parameters of a dense model: of each layer, and of the whole with tied ones counted once."""
+    """Parameters of a dense model: of each layer, and of the whole with tied ones counted once; and its experts."""
 
     layers: tuple[int, ...]
     total: int
+    mixture: Mixture | None = None
 
     @property
     def depth(self) -> int:
@@ -39,9 +42,11 @@ class Sizes:
 class Target:
     """What the one dial comes to.
 
-    remove: whole layers, or as many as the share is worth where parts of layers go; 0 = the search looks at every size.
+    remove: whole layers, or as many as the share is worth where parts of layers go, or experts of every layer; 0 = the
+    search looks at every size.
     removed_ratio: share of all parameters. miss: by how much that misses the share asked for, None when none was asked.
-    goal: the same in words. whole: whether whole layers go.
+    goal: the same in words. whole: whether whole layers go. exact: the goal says what goes, better than a number of
+    layers.
     """
 
     remove: int
@@ -49,6 +54,7 @@ class Target:
     miss: float | None
     goal: str = "every size"
     whole: bool = True
+    exact: bool = False
 
 
 EVERY_SIZE = Target(0, 0.0, None)
@@ -63,6 +69,7 @@ class Facts:
     has its embedding, or its final norm and head. influence: ShortGPT's, per layer. kinds: per layer the number of its
     kind; only layers of one kind can be merged. libraries: digest of each kind.
     costs, limit: what every level costs, and the most of their sum. losses: what every level loses by second order.
+    mixture: the base's experts. scores: by name, what each of them is worth, a row per layer that has some.
     """
 
     depth: int
@@ -79,6 +86,8 @@ class Facts:
     costs: Table = ()
     limit: float | None = None
     losses: Table = ()
+    mixture: Mixture | None = None
+    scores: Mapping[str, Table] = field(default_factory=dict)
 
 
 def nothing(cuts: Cuts) -> tuple[Genome, ...]:
@@ -150,6 +159,13 @@ class Method(Protocol):
 
     def libraries(self, recipe: Any) -> tuple[str, ...]:
         """Kinds of level libraries made before the search, that of its own space first."""
+
+    def require(self, family: Family) -> None:
+        """Refuse a family whose layers it does not know how to cut.
+
+        Raises:
+            UnsupportedArchitecture: which it knows.
+        """
 
     def takes_apart(self, recipe: Any) -> str | None:
         """The flag by which it takes attention and MLP of a layer by themselves, which not all families allow; None

@@ -21,6 +21,8 @@ from hf_prune.errors import InvalidRecipe
 from hf_prune.limits import DEFAULT_RATIO
 from hf_prune.methods.method import Comparison, Cuts, Facts, Sizes, Table, Target
 from hf_prune.methods.partition import kept_of
+from hf_prune.models.families import Family
+from hf_prune.models.feasibility import require_widths
 
 STEPS = 3
 """Most level switches of one move (DarwinLM, sec. 3.2: the smaller of two draws)."""
@@ -295,6 +297,10 @@ class Width:
             )
         if recipe.width.levels < 2 or (recipe.width.multiple_of or 1) < 1 or recipe.width.damping <= 0:
             raise ValueError("levels must be at least 2, multiple_of at least 1 and damping above 0")
+
+    def require(self, family: Family) -> None:
+        """Heads and neurons must be where they are known."""
+        require_widths(family)
 
     def takes_apart(self, recipe: Any) -> str | None:
         """What families can be cut by width, the library knows better."""

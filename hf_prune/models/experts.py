@@ -1,13 +1,18 @@
-"""Mixtures of experts that are cut by width: their stacks of weights, and what reaches each expert's neurons.
+"""Mixtures of experts: their stacks of weights, cut by experts or by width, and what reaches each expert's neurons.
 
 Modules hold two stacks of all experts: `gate_up_proj` [experts, 2 * neurons, d], gates above ups, and `down_proj`
 [experts, d, neurons].
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from hf_prune.blueprint import Blend
+
 PATH = "mlp.experts"
+NAME = PATH.rpartition(".")[2]
 STACKS = (f"{PATH}.gate_up_proj", f"{PATH}.down_proj")
 """Their names in a layer."""
 
@@ -15,7 +20,12 @@ STACKS = (f"{PATH}.gate_up_proj", f"{PATH}.down_proj")
 def stacked(model: torch.nn.Module) -> list[str]:
     """Ends of the names of all stacks in a model (`mlp.experts.down_proj`); none where it is no mixture."""
     stacks = [n.split(".") for n, p in model.named_parameters() if p.dim() == 3]
-    return list(dict.fromkeys(".".join(n[-3:]) for n in stacks if n[-2] == "experts"))
+    return list(dict.fromkeys(".".join(n[-3:]) for n in stacks if n[-2] == NAME))
+
+
+def fewer(tensor: Tensor, blends: Sequence[Blend]) -> Tensor:
+    """A tensor that has a row for every expert, with these alone."""
+    return tensor[torch.tensor([blend[0][0] for blend in blends], device=tensor.device)]
 
 
 def cut(suffix: str, tensor: Tensor, neurons: Tensor) -> Tensor:

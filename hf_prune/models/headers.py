@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hf_prune.errors import SourceError, UnsupportedArchitecture
 from hf_prune.hub.contents import needs_code
+from hf_prune.models.mixtures import Mixture, mixture_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -67,6 +68,11 @@ class Weights:
     def total(self) -> int:
         """All parameters."""
         return sum(size.count for size in self.sizes.values())
+
+    @property
+    def mixture(self) -> Mixture | None:
+        """Its experts, where it has some that are known."""
+        return self.family and mixture_of(self.family, self.config, {n: size.count for n, size in self.sizes.items()})
 
     @property
     def bytes(self) -> int:

@@ -17,6 +17,7 @@ from hf_prune.models.checkpoint import Checkpoint
 from hf_prune.models.configs import read_config
 from hf_prune.models.families import Family
 from hf_prune.models.loading import Fit, match_tensors, same, tied
+from hf_prune.models.mixtures import Mixture, mixture_of
 from hf_prune.models.numbering import depth_of, kinds_of
 from hf_prune.models.prepared import prepared
 
@@ -172,6 +173,11 @@ class Parent:
     def kinds(self) -> tuple[int, ...]:
         """Per layer the number of its kind: layers of one kind have tensors of the same names and shapes."""
         return kinds_of(self.shapes, self.family.prefix, self.depth)
+
+    @cached_property
+    def mixture(self) -> Mixture | None:
+        """Its experts, where it has some that are known."""
+        return mixture_of(self.family, self.config, {n: s.numel() for n, s in self.shapes.items()})
 
     def outside_tensor(self, name: str) -> torch.Tensor:
         """A tensor of the embeddings, the final norm or the head, in its own dtype."""

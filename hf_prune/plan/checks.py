@@ -6,7 +6,7 @@ from hf_prune import hub
 from hf_prune.data import corpora, task_sources
 from hf_prune.methods import METHODS
 from hf_prune.models.families import Family
-from hf_prune.models.feasibility import require_halves, require_one_kind, require_widths
+from hf_prune.models.feasibility import require_halves, require_one_kind
 from hf_prune.recipe import Recipe
 
 
@@ -42,8 +42,7 @@ def check_layers(recipe: Recipe, family: Family, kinds: Sequence[int]) -> None:
         UnsupportedArchitecture: says what cannot be done, and what can.
     """
     method, objective = METHODS[recipe.method], recipe.search.objective
-    if method.libraries(recipe):
-        require_widths(family)
+    method.require(family)
     halves = (method.takes_apart(recipe), "--repair" if recipe.repair.enabled else None)
     require_halves(family, [flag for flag in halves if flag])
     if objective == "gelaco_v1":

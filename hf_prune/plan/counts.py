@@ -6,14 +6,17 @@ from hf_prune.data.own_samples import is_own
 from hf_prune.limits import DEFAULT_RATIO, FINAL_STAGES
 from hf_prune.methods import METHODS
 from hf_prune.methods.method import EVERY_SIZE, Facts, Sizes, Target
+from hf_prune.models.mixtures import Mixture
 from hf_prune.recipe import DEFAULT_DATA, TASK_OBJECTIVES, Recipe
 from hf_prune.search import SEARCHERS
 
 
-def facts_of(recipe: Recipe, depth: int, remove: int, kinds: tuple[int, ...] = ()) -> Facts:
+def facts_of(
+    recipe: Recipe, depth: int, remove: int, kinds: tuple[int, ...] = (), mixture: Mixture | None = None
+) -> Facts:
     """What a plan knows."""
     names = tuple(map(str, range(1 + len(recipe.variants))))
-    return Facts(depth, remove, recipe.every_size, len(names), names, kinds=kinds)
+    return Facts(depth, remove, recipe.every_size, len(names), names, kinds=kinds, mixture=mixture)
 
 
 def tunings(recipe: Recipe) -> int:

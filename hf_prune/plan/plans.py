@@ -130,10 +130,10 @@ def plan(
     depth, method = len(weights.layers), METHODS[recipe.method]
     if weights.family:
         check_layers(recipe, weights.family, weights.kinds)
-    target = target_of(recipe, Sizes(weights.layers, weights.total))
+    target = target_of(recipe, Sizes(weights.layers, weights.total, weights.mixture))
     if weights.family and recipe.size.drop:
         check_cut(weights.config, weights.family, [i for i in range(depth) if i not in recipe.size.dropped()])
-    facts = facts_of(recipe, depth, target.remove, weights.kinds)
+    facts = facts_of(recipe, depth, target.remove, weights.kinds, weights.mixture)
     shape = Shape.of(peek.config, depth, sum(weights.layers) // depth, weights.outside, weights.bytes)
     budget = _budget(recipe, shape, facts, measure) if measure else None
     recipe = budget.recipe if budget else recipe

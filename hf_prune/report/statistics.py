@@ -281,7 +281,7 @@ def baselines(
 def _beyond_deletion(blueprint: Blueprint, evaluator: Evaluator) -> bool:
     """Whether more than the layers of the base that are gone makes this model."""
     alone = blueprint.sources == evaluator.bank.sources[:1]
-    return not alone or any(s.library or len(s.parts) > 1 for s in blueprint.layers)
+    return not alone or any(s.library or s.blends or len(s.parts) > 1 for s in blueprint.layers)
 
 
 def splits(windows: Mapping[str, Windows]) -> dict[str, Split]:

@@ -93,8 +93,9 @@ def _planned_result(plan: "Plan") -> str:
     if not target.remove:
         return "a Pareto front over every size"
     layers = "1 layer" if target.remove == 1 else f"{target.remove} layers"
+    gone = target.goal if target.exact else f"remove {layers}"
     return (
-        f"remove {layers}, {percent(target.removed_ratio)} of all parameters{_miss(target.miss)}: "
+        f"{gone}, {percent(target.removed_ratio)} of all parameters{_miss(target.miss)}: "
         f"{plan.result_layers} layers, {amount(plan.result_parameters)} parameters, "
         f"at most {amount(plan.result_bytes, 'B')}"
     )

@@ -101,7 +101,7 @@ def open_inputs(recipe: Recipe, parents: Sequence[Parent] = ()) -> Inputs:
     base = parents[0]
     # Refused now, not once the dense model has read all its text.
     check_layers(recipe, base.family, base.kinds)
-    target = target_of(recipe, Sizes((base.layer_parameters,) * base.depth, base.parameters))
+    target = target_of(recipe, Sizes((base.layer_parameters,) * base.depth, base.parameters, base.mixture))
     if recipe.size.drop:
         check_cut(base.config, base.family, [i for i in range(base.depth) if i not in recipe.size.dropped()])
     cards = tuple({**p.card, "how": parent.how} for p, parent in zip(pulled, parents, strict=True))

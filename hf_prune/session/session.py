@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import transformers
@@ -30,6 +30,8 @@ from hf_prune.methods.collapse import CollapseSpace
 from hf_prune.methods.method import Facts
 from hf_prune.models.numbering import is_writable
 from hf_prune.recipe import Recipe
+from hf_prune.recovery import expert_scores
+from hf_prune.recovery.expert_scores import ExpertScores
 from hf_prune.recovery.latency import Latencies, time_levels, within
 from hf_prune.recovery.levels import HALVES, Kind, Levels, Options, made
 from hf_prune.recovery.repair import RepairedCut, repair
@@ -188,7 +190,8 @@ class Session:
         once the dense models have read the search evidence."""
         several, libraries = len(self.inputs.parents) > 1, self.inputs.method.libraries(self.recipe)
         embed_of, head_of = self._ends if several else ((), ())
-        costs, limit = self.budget if libraries else ((), None)
+        levels = tuple(kind for kind in libraries if kind in get_args(Kind))
+        costs, limit = self.budget if levels else ((), None)
         known = {"best": self.dense, "influence": block_influence(self.evaluator.reference)} if judged else {}
         return Facts(
             self.inputs.depth,
@@ -201,8 +204,10 @@ class Session:
             libraries={kind: self.library(kind).digest for kind in libraries},
             costs=costs,
             limit=limit,
-            losses=self._losses(self.library(libraries[0])) if libraries else (),
+            losses=self._losses(self.library(levels[0])) if levels else (),
             kinds=self.inputs.base.kinds,
+            mixture=self.inputs.base.mixture,
+            scores={} if levels == libraries else self.library(expert_scores.KIND).tables,
             **known,
         )
 
@@ -298,20 +303,23 @@ class Session:
 
     # Levels of widths ----------------------------------------------------------------------------------------------
 
-    def library(self, kind: Kind, progress: Progress = lambda done, total: None) -> Levels:
-        """The level library of a kind, made when it is first asked for; layers of this run may name it from then on."""
+    def library(self, kind: str, progress: Progress = lambda done, total: None) -> Levels | ExpertScores:
+        """The library of a kind, made when it is first asked for; layers of this run may name levels from then on."""
         if kind not in self._libraries:
             r, base = self.recipe, self.inputs.base
-            text = self.evidence.training(r.width.sequences)
+            text, folder = self.evidence.training(r.width.sequences), r.width.library and Path(r.width.library)
+            if kind == expert_scores.KIND:
+                self._libraries[kind] = expert_scores.made(self.evaluator.dense, base, text, folder, progress)
+                return self._libraries[kind]
             multiple = r.width.multiple_of or (8 if self.device.type == "cpu" else 64)
             options = Options(kind, r.width.levels, multiple, r.width.damping)
-            found = made(self.evaluator.dense, base, text, options, r.width.library and Path(r.width.library), progress)
+            found = made(self.evaluator.dense, base, text, options, folder, progress)
             base.levels[found.digest] = found
             self._libraries[kind] = found
         return self._libraries[kind]
 
     @cached_property
-    def _libraries(self) -> dict[str, Levels]:
+    def _libraries(self) -> dict[str, Levels | ExpertScores]:
         return {}
 
     @cached_property

@@ -18,7 +18,7 @@ def within_time(session: Session) -> Session:
 
     def decide() -> Budget:
         rates = rates_here(shape, asked.data.length, str(session.device), dtype)
-        return budget_of(asked, facts_of(asked, base.depth, inputs.target.remove), shape, rates)
+        return budget_of(asked, facts_of(asked, base.depth, inputs.target.remove, mixture=base.mixture), shape, rates)
 
     table = Timetable.open(asked, session.workdir.time, session.clock, decide)
     inputs, before = replace(inputs, recipe=table.budget.recipe), session.evidence

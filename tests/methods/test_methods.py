@@ -10,6 +10,7 @@ from hf_prune.errors import InvalidRecipe
 from hf_prune.methods import METHODS
 from hf_prune.methods.blocks import BlockSpace
 from hf_prune.methods.collapse import CollapseSpace
+from hf_prune.methods.experts import ExpertSpace
 from hf_prune.methods.halves import HalvesSpace
 from hf_prune.methods.intervals import IntervalSpace
 from hf_prune.methods.method import Facts
@@ -65,9 +66,9 @@ def within_budget(space, genome) -> bool:
 
 def test_every_method_is_tested():
     # These have files of their own: StitchSpace decodes to a stack of several parents, WidthSpace has a budget of cost,
-    # and BlockSpace needs no repair.
+    # ExpertSpace of experts, and BlockSpace needs no repair.
     used = {type(method.space(Recipe.of(base="m"), Facts(6, 2))) for method in METHODS.values()}
-    assert {type(space) for space in SPACES} | {StitchSpace, WidthSpace, BlockSpace} == used
+    assert {type(space) for space in SPACES} | {StitchSpace, WidthSpace, BlockSpace, ExpertSpace} == used
 
 
 @given(space_and_integers())

@@ -1,0 +1,129 @@
+"""The space of experts: what its genomes mean, and that every operator keeps to its budget and to groups."""
+
+from math import comb
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hf_prune.errors import InvalidRecipe
+from hf_prune.methods.experts import BASELINES, Experts, ExpertSpace
+from hf_prune.methods.method import Facts, Sizes
+from hf_prune.models.mixtures import ROUTINGS, Mixture
+from hf_prune.recipe import Recipe
+
+
+def mixture(groups=1, experts=6, layers=(1, 2), chosen=2):
+    routing = ROUTINGS["deepseek_v3" if groups > 1 else "mixtral"]
+    return Mixture(layers, experts, chosen, groups, max(1, groups // 2), 2 * groups if groups > 1 else 1, 100, routing)
+
+
+WORTH = ((5.0, 1.0, 4.0, 2.0, 3.0, 6.0), (1.0, 2.0, 3.0, 4.0, 5.0, 6.0))
+SPACES = [
+    ExpertSpace(4, mixture(), 2),
+    ExpertSpace(4, mixture(), 5, WORTH),
+    ExpertSpace(4, mixture(), None, WORTH),
+    ExpertSpace(3, mixture(2), 2),
+    ExpertSpace(3, mixture(2), None),
+]
+spaces = st.sampled_from(SPACES)
+rngs = st.integers(0, 2**32 - 1).map(np.random.default_rng)
+
+
+def counts(space, genome):
+    """Experts gone by layer and group."""
+    m = space.mixture
+    return np.array(genome).reshape(len(m.layers), m.groups, -1).sum(2)
+
+
+def within(space, genome):
+    gone = counts(space, genome)
+    return len(set(gone.ravel().tolist())) == 1 and int(gone[0].sum()) in space.counts
+
+
+@given(spaces, rngs)
+def test_operators_take_as_many_from_every_layer_and_group(space, rng):
+    a, b = space.random(rng), space.random(rng)
+    for genome in (a, b, space.mutate(a, rng), space.crossover(a, b, rng)):
+        assert within(space, genome) and all(type(gene) is int for gene in genome)
+        assert space.removed(genome) == sum(map(int, space.features(genome)))
+    assert space.each is None or space.mutate(a, rng) != a
+
+
+@given(spaces, rngs)
+def test_a_swap_changes_one_expert_of_one_layer_for_one_of_its_group(space, rng):
+    a = space.random(rng)
+    b = space.mutate(a, rng)
+    if sum(a) == sum(b):
+        assert sum(x != y for x, y in zip(a, b, strict=True)) == 2
+        assert (counts(space, a) == counts(space, b)).all()
+
+
+def test_a_genome_names_the_experts_that_stay():
+    space = SPACES[0]
+    specs = space.decode((1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0))
+    assert len(specs) == 4 and specs[0].blends is None and specs[3].blends is None and specs[2].blends is None
+    assert [blend[0][0] for blend in specs[1].blends] == [1, 2, 3, 4]
+    assert all(spec.plain for spec in space.decode(space.dense()))
+    with pytest.raises(InvalidRecipe, match="takes experts out of layers, and no layer"):
+        space.from_removed([1])
+
+
+def test_everything_is_listed_once_and_counted():
+    assert SPACES[0].count() == comb(6, 2) ** 2 == len(set(SPACES[0].enumerate()))
+    assert SPACES[3].count() == 3**4 == len(set(SPACES[3].enumerate()))
+    assert all(within(SPACES[3], genome) for genome in SPACES[3].enumerate())
+
+
+def test_the_least_worth_goes_and_comes_back_last():
+    space = SPACES[1]
+    assert space.least(WORTH, 2) == (0, 1, 0, 1, 0, 0, 1, 1, 0, 0, 0, 0)
+    grouped = ExpertSpace(3, mixture(2), 2)
+    assert grouped.least(WORTH) == (0, 1, 0, 1, 0, 0, 1, 0, 0, 1, 0, 0)
+
+
+def test_single_removals_are_offered_until_the_budget_is_met():
+    space = SPACES[0]
+    first = space.removals(space.dense())
+    assert len(first) == 12 and all(sum(genome) == 1 for genome in first)
+    assert space.removals(space.least(WORTH)) == [] and SPACES[3].removals(SPACES[3].dense()) == []
+
+
+def wanted(**changes):
+    return Recipe.of(**{"base": "m", "method": "experts", **changes})
+
+
+def test_a_ratio_is_the_nearest_number_of_experts_of_every_layer():
+    sizes = Sizes((700,) * 4, 3000, mixture())
+    target = Experts().target(wanted(ratio=0.2), sizes)
+    # An expert of both layers is 200 of 3000 parameters.
+    assert (target.remove, round(target.removed_ratio, 6), target.whole) == (3, 0.2, False)
+    assert target.goal == "remove 3 of 6 experts of 2 layers" and abs(target.miss) < 1e-9
+    low = Experts().target(wanted(ratio=0.33), sizes)
+    assert low.goal.endswith("2 layers (a token then goes to 1 experts, not 2: no more are left)")
+    assert Experts().target(wanted(ratio=0.2), Sizes((700,) * 4, 3000, mixture(2))).remove == 2
+    with pytest.raises(InvalidRecipe, match="ratio 0.9 means 13.5 of the 6 experts of 2 layers, and 1 to 5 can go"):
+        Experts().target(wanted(ratio=0.9), sizes)
+    with pytest.raises(InvalidRecipe, match="no experts; choose --method collapse"):
+        Experts().target(wanted(ratio=0.2), Sizes((700,) * 4, 3000))
+
+
+@pytest.mark.parametrize("size", [{"keep_layers": 3}, {"drop_layers": 1}, {"latency": 0.5}, {"drop": ["1"]}])
+def test_sizes_in_layers_or_time_are_refused(size):
+    with pytest.raises(InvalidRecipe, match="takes out experts|removes experts"):
+        wanted(**size)
+
+
+def test_it_is_compared_with_every_score_and_starts_from_them():
+    tables = {name: WORTH for name in BASELINES if name != "random_experts"}
+    tables["frequency"] = tuple(tuple(reversed(row)) for row in WORTH)
+    facts = Facts(4, 2, mixture=mixture(), scores=tables)
+    method, recipe = Experts(), wanted(ratio=0.2)
+    space = method.space(recipe, facts)
+    played = {c.name: c.layers({}) for c in method.comparisons(recipe, facts)}
+    assert set(played) == set(BASELINES) and played["reap"] == space.decode(space.least(WORTH))
+    assert method.starts(space, facts, ()) == (space.least(WORTH), space.least(tables["frequency"]))
+    guess = method.guess(space, facts)
+    assert guess(space.dense()) < guess(space.least(WORTH)) < guess((1,) * 12)
+    assert method.comparisons(recipe, Facts(4, 0, front=True, mixture=mixture())) == ()

@@ -1,0 +1,122 @@
+"""Experts taken out of every family: identity, cut against the dense model with masked routers, decoding, reloading."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from hf_prune.assembly.assemble import assemble, write
+from hf_prune.assembly.layer_bank import LayerBank
+from hf_prune.blueprint import Blueprint, LayerSpec, Part
+from hf_prune.errors import InvalidBlueprint, UnsupportedArchitecture
+from hf_prune.evaluation.evaluator import Evaluator
+from hf_prune.models.families import FAMILIES
+from hf_prune.models.mixtures import ROUTINGS, require_mixture
+from tests.families import SOURCE, opened
+from tests.mixtures import DEPTH, EXPERTS, GONE, mask, moe, saved, without
+from tests.oracle import cached_logits, logits
+
+TOKENS = torch.randint(3, 500, (3, 20), generator=torch.Generator().manual_seed(2))
+
+
+@pytest.fixture(params=sorted(ROUTINGS))
+def kind(request):
+    return request.param
+
+
+def test_a_mixture_is_known_by_its_headers(kind, tmp_path):
+    made = saved(kind, tmp_path / "base")
+    mixture = opened(tmp_path / "base").mixture
+    assert mixture.experts == EXPERTS and mixture.layers == tuple(range(bool(ROUTINGS[kind].groups), DEPTH))
+    stacks = made.get_submodule(f"model.layers.2.{ROUTINGS[kind].experts}")
+    router = made.get_submodule(f"model.layers.2.{ROUTINGS[kind].router}")
+    held = [*stacks.parameters(), *router.parameters(), *router.buffers()]
+    assert mixture.parameters * EXPERTS == sum(t.numel() for t in held)
+
+
+def test_in_float64_it_is_the_dense_model_whose_router_never_chooses_them(kind, tmp_path):
+    made = saved(kind, tmp_path / "base")
+    parent = opened(tmp_path / "base")
+    # Layers of several sizes are only ever made side by side, in the sweep.
+    bank = LayerBank(made.double(), [parent])
+    cut = without(parent.source, GONE)
+    with torch.inference_mode():
+        found = Evaluator(bank, TOKENS).logits(cut, len(TOKENS))
+        expected = logits(mask(moe(kind).double(), kind, GONE), TOKENS)
+        whole = logits(moe(kind).double(), TOKENS)
+    # Some families compute their router in float32, whatever they are made in.
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6 * float(expected.abs().max()))
+    assert float((found - whole).abs().max()) > 1e-3
+
+
+def test_a_cut_is_a_stock_checkpoint_with_a_smaller_number(kind, tmp_path):
+    saved(kind, tmp_path / "base")
+    parent = opened(tmp_path / "base")
+    gone = {i: (1, 2, 3, 4, 5, 7) if i % 2 else (0, 1, 2, 4, 5, 6) for i in parent.mixture.layers}
+    if ROUTINGS[kind].groups:
+        gone = {i: (1, 3, 4, 7) if i % 2 else (0, 1, 5, 6) for i in parent.mixture.layers}
+    cut = without(parent.source, gone)
+    (tmp_path / "out").mkdir()
+    stored = write(cut, [parent], tmp_path / "out")
+    again, info = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(info.values()) and again.config.model_type == kind
+    left = EXPERTS - len(gone[2])
+    assert getattr(again.config, ROUTINGS[kind].count) == left
+    assert stored[0] == sum(p.numel() for p in again.parameters()) + sum(
+        b.numel() for n, b in again.named_buffers() if n.endswith("bias")
+    )
+    expected = logits(mask(moe(kind), kind, gone), TOKENS)
+    torch.testing.assert_close(logits(again.eval(), TOKENS), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(cached_logits(again, TOKENS, 8), logits(again, TOKENS), rtol=1e-3, atol=1e-4)
+    bank = LayerBank(assemble(Blueprint.identity(parent.source, DEPTH), [parent]), [parent])
+    assert Evaluator(bank, TOKENS).parameters(cut) == stored[0]
+
+
+def test_all_experts_in_their_order_are_the_dense_model_bit_for_bit(kind, tmp_path):
+    made = saved(kind, tmp_path / "base")
+    parent = opened(tmp_path / "base")
+    again = assemble(without(parent.source, dict.fromkeys(parent.mixture.layers, ())), [parent])
+    assert all(torch.equal(t, made.state_dict()[n]) for n, t in again.state_dict().items())
+
+
+def test_a_token_goes_to_fewer_experts_only_where_fewer_are_left(tmp_path):
+    saved("mixtral", tmp_path / "base")
+    parent = opened(tmp_path / "base")
+    for left, chosen in ((2, 2), (1, 1)):
+        made = assemble(without(parent.source, dict.fromkeys(range(DEPTH), tuple(range(left, EXPERTS)))), [parent])
+        assert made.config.num_local_experts == left and made.config.num_experts_per_tok == chosen
+        assert bool(logits(made, TOKENS).isfinite().all())
+
+
+@pytest.mark.parametrize(
+    ("kind", "layer", "left", "said"),
+    [
+        ("mixtral", 1, (0, 8), "asks for expert 8"),
+        ("deepseek_v3", 0, (0, 1, 4, 5), "names experts of layer 0"),
+        ("deepseek_v3", 1, (0, 1, 4), "leaves 3 experts in 2 groups"),
+        ("deepseek_v3", 1, (0, 4), "leaves 2 experts in 2 groups"),
+        ("qwen3_moe", 1, (), "of no expert"),
+    ],
+)
+def test_what_no_router_can_do_is_refused_in_words(kind, layer, left, said, tmp_path):
+    saved(kind, tmp_path / "base")
+    parent = opened(tmp_path / "base")
+    spec = LayerSpec((Part(0, layer),), blends=tuple(((e, 1.0),) for e in left))
+    with pytest.raises(InvalidBlueprint, match=said):
+        assemble(Blueprint((parent.source,), (LayerSpec((Part(0, 0),)), spec)), [parent])
+
+
+def test_a_blueprint_says_its_experts_and_says_nothing_where_all_stay():
+    plain = Blueprint.identity(SOURCE, 2)
+    assert "blends" not in plain.to_json()
+    fewer = replace(plain, layers=(replace(plain.layers[0], blends=(((3, 1.0),), ((4, 0.25), (1, 0.75)))),))
+    assert Blueprint.from_json(fewer.to_json()) == fewer and fewer.digest != plain.digest
+    assert fewer.canonical().layers[0].blends == (((3, 1.0),), ((1, 0.75), (4, 0.25)))
+    with pytest.raises(InvalidBlueprint, match="numbers of experts with finite weights"):
+        Blueprint.from_json(fewer.to_json().replace("0.25", "1e400"))
+
+
+def test_a_family_whose_experts_are_not_known_is_refused():
+    with pytest.raises(UnsupportedArchitecture, match="Experts can be taken out of .*mixtral.*, not 'llama'"):
+        require_mixture(FAMILIES["llama"])

@@ -1,0 +1,49 @@
+"""Whole runs of experts: from a command to a certified stock mixture, repeated, rebuilt, planned."""
+
+import filecmp
+
+import pytest
+
+from hf_prune.blueprint import Blueprint
+from hf_prune.pipeline import run
+from hf_prune.results import assemble_blueprint
+from tests.mixtures import saved
+from tests.runs import command, recipe
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    home = tmp_path_factory.mktemp("experts")
+    saved("qwen3_moe", home / "base")
+    return home
+
+
+@pytest.fixture(scope="module")
+def done(home):
+    asked = {"method": "experts", "ratio": 0.3, "library_sequences": 8, "library": str(home / "library")}
+    return run(recipe(home, base=str(home / "base"), data=(str(home / "text.txt"),), **asked))
+
+
+def test_a_run_ends_with_a_certified_stock_mixture(done):
+    report = done.report
+    assert report["certificate"]["ok"] and report["certificate"]["without_hf_prune"]
+    assert done.model.config.model_type == "qwen3_moe" and done.model.config.num_experts == 5
+    assert report["size"]["pruned"]["parameters"] == report["size"]["pruned"]["active_parameters"]
+    names = {b["name"] for b in report["baselines"]}
+    assert names - {"search"} == {"hf_prune", "reap", "frequency", "output_norm", "ean", "weight_norm",
+                                  "random_experts"}  # fmt: skip
+    assert len({b["parameters"] for b in report["baselines"]}) == 1
+    assert {layer["fate"] for layer in report["layers"]} == {"narrowed"}
+
+
+def test_its_blueprint_rebuilds_it_bit_for_bit(done, home):
+    again = assemble_blueprint(done.folder / "blueprint.json", home / "again", source=str(home / "base"))
+    assert filecmp.cmp(done.folder / "model.safetensors", again / "model.safetensors", shallow=False)
+    assert Blueprint.from_json((again / "blueprint.json").read_text()).layers[0].blends
+
+
+def test_a_plan_says_what_stays(home):
+    said = command("plan", home / "base", "--method", "experts", "--ratio", "0.45", "--data", home / "text.txt")
+    assert said.returncode == 0 and "remove 5 of 8 experts of 4 layers" in " ".join(said.stdout.split()), said.stdout
+    said = command("plan", home / "base", "--method", "experts", "--ratio", "0.9", "--data", home / "text.txt")
+    assert said.returncode and "1 to 7 can go" in " ".join(said.stderr.split()), said.stderr

@@ -50,6 +50,11 @@ A field that is not among them counts where it differs from its default, so that
 """
 
 
+FIRST_BASELINES = (
+    "random", "last", "shortgpt", "window", "greedy", "removal", "selection", "uniform", "errors", "wanda", "magnitude",
+)  # fmt: skip
+"""What digests are taken over for all baselines, so that those of a new method leave old digests alone."""
+
 LONGEST_TEXT = 4096
 """Characters of a text, as of a path."""
 MOST_VARIANTS = 32
@@ -100,6 +105,8 @@ class Recipe(Fields):
     def _digest(self, left_out: set[str]) -> str:
         counted = {*ORDER, *self.changed()} - left_out
         fields = {name: value for name, value in self.flat().items() if name in counted}
+        if fields["baselines"] == OPTIONS["baselines"].field.default:
+            fields["baselines"] = FIRST_BASELINES
         return hashlib.sha256(to_json(fields)).hexdigest()[:16]
 
     def flat(self) -> dict[str, Any]:

@@ -253,7 +253,7 @@ def finish(
         yield Assembled(winner.blueprint, str(partial), stored[0])
         training = None
         if recipe.heal.tokens:
-            training = yield from heal_model(session, partial)
+            training = yield from heal_model(session, winner.blueprint, partial)
             if training.stored:
                 stored, said = training.stored, _logits(session, training.model)
                 certificate = _certificate(session, said, partial, inputs.base.coarsest)

@@ -76,6 +76,9 @@ def _assembled(
     path: Path, output: Path, source: str | Sequence[str] | None, pick: str | None, library: Path | None
 ) -> Path:
     check_place(output)
+    # A link that was named by itself is meant; one in a result may be a stranger's.
+    if path.is_symlink() and not any((path.parent / name).exists() for name in ("report.json", "config.json")):
+        path = path.parent / path.readlink()
     for name in (path.name, Path(PATCH_FILE).parent, PATCH_FILE):
         check_file(path.parent / name, path.parent)
     text = _read(path)
@@ -196,6 +199,13 @@ def _healed(source: str | Path, base: str | None, output: Path, changes: dict[st
             here, base, {"overwrite": False, **changes, "output": str(output)}
         )
         result = find_finished(session.recipe, output)
+        if result and _cut(Blueprint.from_json(_read(output / "blueprint.json"))) != winner.cut:
+            if not session.recipe.overwrite:
+                raise InvalidRecipe(
+                    f"{output} holds the result of this recipe, but of another source than {shown_path(source)}; "
+                    "choose another --output or pass --overwrite."
+                )
+            result = None
         if result is None:
             goal = f"train {before.size.pruned.layers} layers"
             yield Started(session.recipe, str(session.inputs.base.source), session.inputs.base.depth, goal, 0)
@@ -269,8 +279,12 @@ def _reopened(
     session.evidence.windows  # noqa: B018 - text that cannot be read is told before anything long
     session.bank.patches.update(load_patches(folder / PATCH_FILE))
     _with_libraries(session, blueprint, before)
-    cut = replace(blueprint, layers=tuple(replace(s, repair=None) for s in blueprint.layers))
-    return session, Winner(cut.canonical(), blueprint.canonical()), before
+    return session, Winner(_cut(blueprint), blueprint.canonical()), before
+
+
+def _cut(blueprint: Blueprint) -> Blueprint:
+    """A model as it was before any repair."""
+    return replace(blueprint, layers=tuple(replace(s, repair=None) for s in blueprint.layers)).canonical()
 
 
 def _with_libraries(session: Session, blueprint: Blueprint, before: Report) -> None:

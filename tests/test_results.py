@@ -3,6 +3,7 @@
 import json
 import shutil
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -261,6 +262,34 @@ def test_a_second_call_says_done(later, plain, home):
     again = list(heal_folder(plain.folder, output=home / "later", **where(home), **HEAL))
     assert [e.name for e in again if isinstance(e, Stage)] == ["pull", "done"]
     assert finished(again).report == later.report and content(home / "later") == before
+
+
+def of_another_cut(plain, folder):
+    """A result of the same recipe with its second layer replaced by a copy of the first."""
+    shutil.copytree(plain.folder, folder)
+    found = Blueprint.from_json((folder / "blueprint.json").read_text())
+    other = replace(found, layers=(found.layers[0], found.layers[0], *found.layers[2:]))
+    (folder / "blueprint.json").write_text(other.to_json())
+    return folder
+
+
+@pytest.mark.slow
+def test_what_was_made_of_another_source_is_not_the_result(later, plain, home, tmp_path):
+    other, before = of_another_cut(plain, tmp_path / "other"), content(home / "later")
+    with pytest.raises(InvalidRecipe, match="of another source than .*other"):
+        list(heal_folder(other, output=home / "later", **where(home), **HEAL))
+    assert content(home / "later") == before
+
+
+@pytest.mark.slow
+def test_a_training_is_not_resumed_for_another_source(plain, home, tmp_path):
+    other = of_another_cut(plain, tmp_path / "other")
+    with closing(heal_folder(plain.folder, output=tmp_path / "out", **where(home), **HEAL)) as events:
+        next(e for e in events if isinstance(e, Advanced) and e.stage == "heal" and e.done == 7)
+    events = heal_folder(other, output=tmp_path / "out", **where(home), **HEAL)
+    with closing(events):
+        steps = (e.done for e in events if isinstance(e, Advanced) and e.stage == "heal")
+        assert next(steps) == 0 and next(steps) == 1
 
 
 @pytest.mark.slow

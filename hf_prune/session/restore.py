@@ -206,16 +206,17 @@ class Training:
     stored: tuple[int, int] | None
 
 
-def heal_model(session: Session, folder: Path) -> Generator[Event, None, Training]:
+def heal_model(session: Session, built: Blueprint, folder: Path) -> Generator[Event, None, Training]:
     """Train the assembled model and put the better weights into its folder.
 
     Args:
         session: the run; its recipe asks for healing.
+        built: what was assembled.
         folder: holds the assembled model.
     """
     recipe = session.recipe
     yield Stage("heal", f"{recipe.heal.tokens:,} tokens, {recipe.heal.method}")
-    home = session.workdir.healing(recipe.training_digest)
+    home = session.workdir.healing(recipe.training_digest, built.digest)
     done = yield from stream_work(lambda tell: _heal(session, folder, home, tell))
     yield Healed(done.before, done.after, done.tokens, done.kept)
     stored = _stored(session, folder, done) if done.kept else None

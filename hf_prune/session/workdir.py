@@ -72,6 +72,6 @@ class Workdir:
         """A cut whose mixes were learned; the state of the descent lies beside it."""
         return self.folder / "tuned" / f"{search}-{cut}-{how}.json"
 
-    def healing(self, recipe: str) -> Path:
-        """Folder of a training, by the digest of its recipe."""
-        return self.folder / f"heal-{recipe}"
+    def healing(self, recipe: str, whole: str) -> Path:
+        """Folder of a training, by the digests of its recipe and of what is trained."""
+        return self.folder / f"heal-{recipe}-{whole}"

@@ -101,6 +101,20 @@ def test_a_blueprint_that_is_a_link_is_not_read(made, home, tmp_path, name):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_link_that_the_user_has_made_is_followed_to_its_result(made, home, tmp_path):
+    (tmp_path / "mine.json").symlink_to(made / "blueprint.json")
+    again = assemble_blueprint(tmp_path / "mine.json", tmp_path / "out", source=str(home / "base"))
+    assert (again / "model.safetensors").read_bytes() == (made / "model.safetensors").read_bytes()
+
+
+def test_a_link_to_a_stranger_s_link_is_not_followed(made, home, tmp_path):
+    shutil.copytree(made, tmp_path / "theirs")
+    (tmp_path / "theirs/repairs").symlink_to(tmp_path)
+    (tmp_path / "mine.json").symlink_to(tmp_path / "theirs/blueprint.json")
+    with pytest.raises(UnsafeSource, match="repairs in .*theirs is a link"):
+        assemble_blueprint(tmp_path / "mine.json", tmp_path / "out", source=str(home / "base"))
+
+
 def test_what_is_no_file_is_refused(made, tmp_path):
     folder = tmp_path / "theirs"
     shutil.copytree(made, folder)

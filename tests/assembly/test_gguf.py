@@ -29,6 +29,7 @@ HALF = {"num_attention_heads": 2, "num_key_value_heads": 1}
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 16}  # fmt: skip
 LINEAR = {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 32}
 SHARED = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2,
           "num_hidden_layers": 4, "max_position_embeddings": 128, "bos_token_id": 0, "eos_token_id": 1,
           "pad_token_id": 1}  # fmt: skip
@@ -155,6 +156,9 @@ def test_widths_are_lists_and_missing_halves_are_said(tmp_path):
     assert not [n for n in tensors if n.startswith("blk.2.attn")] and tensors["blk.2.ffn_norm.weight"].any()
     own = model.state_dict()["model.layers.1.mlp.down_proj.weight"].numpy()
     assert np.array_equal(tensors["blk.1.ffn_down.weight"], own)
+    # Nothing is filled up that can be said.
+    again, _ = read(export_gguf(tmp_path, tmp_path / "again.gguf", pad=True).path)
+    assert again["deci.feed_forward_length"] == fields["deci.feed_forward_length"]
 
 
 def test_queries_keys_and_values_of_openelm_are_one_matrix(tmp_path):
@@ -195,6 +199,12 @@ REFUSED = {
     "activation gelu": ("llama", None, {"hidden_act": "gelu"}),
     "positions of type dynamic": ("llama", None, {"rope_parameters": {**LINEAR, "rope_type": "dynamic"}}),
     "positions of type llama3, which qwen3": ("qwen3", None, {"rope_parameters": LLAMA3}),
+    "positions say partial_rotary_factor": (
+        "llama",
+        None,
+        {"rope_parameters": {**LINEAR, "partial_rotary_factor": 0.5}},
+    ),
+    "positions say beta_fast": ("qwen2", None, {"rope_parameters": {**YARN, "beta_fast": 16}}),
     "stand in no period": ("gemma3_text", None, {"layer_types": [*SLIDING[1:], SLIDING[1]], "sliding_window": 8}),
     "divides scores by the root of 64": ("gemma2", None, {"query_pre_attn_scalar": 64}),
     "phi3 is not written as GGUF": ("phi3", None, {}),
@@ -294,6 +304,10 @@ REAL = {
     "llama linear": ("llama", None, {"rope_parameters": LINEAR, "tokenizer": "smollm"}),
     "mistral": ("mistral", None, {"tokenizer": "llama-bpe", "tie_word_embeddings": False}),
     "qwen2": ("qwen2", None, {"tokenizer": "qwen2"}),
+    "qwen2 yarn": ("qwen2", None, {"rope_parameters": YARN}),
+    "qwen3 yarn": ("qwen3", None, {"rope_parameters": {**YARN, "attention_factor": 1.3, "beta_fast": 32}}),
+    "gemma3 linear": ("gemma3_text", None, {"sliding_window": 8, "layer_types": SLIDING, "rope_parameters": {
+        "full_attention": LINEAR, "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}}),
     "qwen2, fewer heads": ("qwen2", None, {"head_dim": 16, "num_attention_heads": 2, "num_key_value_heads": 1}),
     "qwen3": ("qwen3", None, {"tokenizer": "qwen2", "tie_word_embeddings": False}),
     "gemma2": ("gemma2", None, {"sliding_window": 8, "layer_types": SLIDING}),

@@ -59,6 +59,11 @@ class Architecture:
 
 GELU: dict[str, Any] = {"activation": ("gelu_pytorch_tanh",), "tolerance": 3e-3}
 """llama.cpp looks it up in a table of float16."""
+USUAL = {("partial_rotary_factor", 1.0), ("beta_fast", 32.0), ("beta_slow", 1.0)}
+"""Of what a config says of positions, that which llama.cpp takes for granted."""
+ROPE_KEYS = {"rope_type", "rope_theta", "factor", "original_max_position_embeddings", "low_freq_factor",
+             "high_freq_factor", "attention_factor"}  # fmt: skip
+"""That which a file says too."""
 FREQUENCIES = ("default", "linear", "yarn", "llama3")
 ARCHITECTURES = (
     Architecture("llama", ("llama", "mistral"), interleaved=True, rope=FREQUENCIES),
@@ -120,9 +125,9 @@ def layout(config: PretrainedConfig, *, pad: bool = False) -> Layout:
             "convert_hf_to_gguf.py of llama.cpp may know it."
         )
     refusals = []
-    for row in rows:
+    for row, fill in [(row, False) for row in rows] + [(row, True) for row in rows if pad]:
         after = tuple(_filled(row, number, layer) for number, layer in enumerate(before))
-        if pad and len({*after}) > 1 and not row.several:
+        if fill and not row.several:
             widest = Widths(max(x.groups for x in after), max(x.neurons for x in after))
             after = tuple(widest for _ in after)
         why = f"{fixed}; serve it with transformers" if (fixed := _settings(config, row)) else None
@@ -131,7 +136,7 @@ def layout(config: PretrainedConfig, *, pad: bool = False) -> Layout:
         if why is None:
             return replace(_windows(config, row), before=before, after=after)
         refusals.append(why)
-    why = refusals[-1 if len({*before}) > 1 and not pad else 0]
+    why = refusals[len(rows) - 1 if len({*before}) > 1 else 0]
     raise UnsupportedArchitecture(f"No architecture of llama.cpp holds this {config.model_type}: {why}.")
 
 
@@ -151,6 +156,9 @@ def _settings(config: PretrainedConfig, row: Architecture) -> str | None:
         return f"this model has the activation {activation}, which {row.name} does not compute"
     if strange := kinds - {*row.rope}:
         return f"this model has positions of type {min(strange)}, which {row.name} does not compute"
+    said = {k for x in rope_by_type(config).values() for k, v in x.items() if v is not None and (k, v) not in USUAL}
+    if strange := said - ROPE_KEYS:
+        return f"this model's positions say {min(strange)}, which {row.name} does not compute"
     if row.tied and not config.tie_word_embeddings:
         return f"this model has a head of its own, and {row.name} takes the embeddings"
     if row.shift and (scalar := getattr(config, "query_pre_attn_scalar", None)) != head_dim(config):

@@ -133,11 +133,9 @@ def _rope(writer: gguf.GGUFWriter, by_type: Mapping[str, Mapping[str, Any]]) -> 
         writer.add_rope_scaling_factor(rope["factor"])
     if rope["rope_type"] == "yarn":
         writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
-        for key, add in (("attention_factor", writer.add_rope_scaling_yarn_attn_factor),
-                         ("beta_fast", writer.add_rope_scaling_yarn_beta_fast),
-                         ("beta_slow", writer.add_rope_scaling_yarn_beta_slow)):  # fmt: skip
-            if (value := rope.get(key)) is not None:
-                add(value)
+        if (value := rope.get("attention_factor")) is not None:
+            # llama.cpp multiplies by what YaRN says besides.
+            writer.add_rope_scaling_attn_factors(value / (1 + 0.1 * math.log(rope["factor"])))
 
 
 def _tokenizer(writer: gguf.GGUFWriter, words: Vocabulary) -> None:

@@ -38,7 +38,7 @@ SEARCH = (*SIZES, "--keep-layers", 3, "--evaluations", 40, "--population", 4, "-
 HEAL = (*SIZES[:2], *SIZES[4:], "--heal", "3k", "--heal-batch", 4, "--heal-rank", 2, "--selection-sequences", 4)
 REFUSES = ("report", "assemble")
 """Commands that leave a folder alone which is there, whole or not at all."""
-CLOCKS = {"seconds", "speed", "latency", "hardware", "tokens_per_s", "layer_tokens"}
+CLOCKS = {"seconds", "speed", "latency", "hardware", "tokens_per_s", "layer_tokens", "forecast"}
 """Keys of a report that no two runs have alike: times, and what an attempt had to compute again."""
 BY_CLOCK = ("README.md", "figures/capabilities.png", "trainer_state.json")
 """Files with such values in them."""

@@ -42,6 +42,18 @@ def test_its_blueprint_rebuilds_it_bit_for_bit(done, home):
     assert Blueprint.from_json((again / "blueprint.json").read_text()).layers[0].blends
 
 
+def test_a_repair_refits_the_experts_that_enough_tokens_reach(home):
+    asked = {"method": "experts", "ratio": 0.4, "library_sequences": 8, "library": str(home / "library")}
+    asked |= {"repair": True, "repair_sequences": 40, "repair_finalists": 2, "baselines": ("reap",)}
+    files = {"base": str(home / "base"), "data": (str(home / "text.txt"),), "output": str(home / "repaired")}
+    report = run(recipe(home, **files, **asked)).report
+    assert report["certificate"]["ok"] and report["repair"]["kept"]
+    assert report["repair"]["kl_after"] < report["repair"]["kl_before"]
+    assert any(name.startswith("mlp.experts.") for fit in report["repair"]["fits"] for name in fit["ridges"])
+    again = assemble_blueprint(home / "repaired" / "blueprint.json", home / "once more", source=str(home / "base"))
+    assert filecmp.cmp(home / "repaired" / "model.safetensors", again / "model.safetensors", shallow=False)
+
+
 def test_a_plan_says_what_stays(home):
     said = command("plan", home / "base", "--method", "experts", "--ratio", "0.45", "--data", home / "text.txt")
     assert said.returncode == 0 and "remove 5 of 8 experts of 4 layers" in " ".join(said.stdout.split()), said.stdout

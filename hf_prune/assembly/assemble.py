@@ -235,6 +235,8 @@ def _check_patch(spec: LayerSpec, parents: Sequence[Parent], patches: Patches) -
     parent = parents[spec.anchor.source]
     for suffix, tensor in patches[spec.repair].items():
         shape = parent.shapes.get(f"{parent.family.prefix}{spec.anchor.layer}.{suffix}")
+        if shape and spec.blends and parent.mixture.routing.holds(suffix):
+            shape = torch.Size((len(spec.blends), *shape[1:]))
         if shape != tensor.shape:
             raise InvalidBlueprint(
                 f"The repair {spec.repair} gives {suffix} the shape {tuple(tensor.shape)}, but layer "

@@ -30,6 +30,7 @@ from transformers import (
 from hf_prune.evaluation.comparison import Targets, log_rest
 from hf_prune.models.experts import stacked
 from hf_prune.models.families import Family
+from hf_prune.models.mixtures import ROUTINGS
 from hf_prune.search.drive import Limit
 
 Method = Literal["lora", "dora", "full"]
@@ -186,8 +187,12 @@ def distillation(student: Tensor, targets: Targets | None, labels: Tensor, cours
 def _trainable(student: PreTrainedModel, family: Family, course: Course) -> Any:
     student.requires_grad_(False)
     if course.method == "full":
+        # A router that learns may leave experts without tokens.
+        routing = ROUTINGS.get(family.model_type)
+        router = f".{routing.router}." if routing else None
         for name, parameter in student.named_parameters():
-            parameter.requires_grad_(name.startswith(family.prefix))
+            frozen = router is not None and router in name
+            parameter.requires_grad_(name.startswith(family.prefix) and not frozen)
         return student
     transposed = any(type(m).__name__ == "Conv1D" for m in student.modules())
     config = LoraConfig(

@@ -27,6 +27,7 @@ from hf_prune.evaluation.dense import Call, Dense
 from hf_prune.evaluation.residual_maps import Site, Tap, site_of
 from hf_prune.evaluation.ridge import Normal, token_weights
 from hf_prune.evaluation.teachers import Teachers
+from hf_prune.recovery.expert_repair import Routed, factor_of, refit_experts
 
 Reach = Literal["map", "gap", "all"]
 REACHES: tuple[Reach, ...] = get_args(Reach)
@@ -237,7 +238,7 @@ def _refitted(
         attention = walk.site(bank, spec, family.attention_out, family.attention_norm)
     last = mlp or attention
     if last is None:
-        return None
+        return _alone(walk, bank, spec, ridges) if reach == "all" else None
     aims = [(last, walk.original)] + ([(attention, between)] if mlp and attention else [])
     equations, state = _equations(walk, layer, spec, aims)
     before = walk.error(state)
@@ -247,11 +248,50 @@ def _refitted(
     ways.append(_Way(new, state, walk.error(state), before, {last.path: ridge}))
     if len(aims) > 1:
         ways += _both(walk, bank, spec, attention, equations[1], ridges, before)
+    if reach == "all":
+        ways += _with_experts(walk, bank, min(ways, key=lambda way: way.error), ridges)
     best = min(ways, key=lambda way: way.error)
     for way in ways:
         if way.spec.repair != best.spec.repair:
             bank.forget(way.spec)
     return best
+
+
+def _alone(walk: _Walk, bank: LayerBank, spec: LayerSpec, ridges: Sequence[float]) -> _Way | None:
+    """The experts of a layer refitted, where neither of its halves has a map that can be."""
+    state = walk.through(bank.module(spec), spec)
+    before = walk.error(state)
+    plain = _Way(spec, state, before, before, {})
+    ways = [plain, *_with_experts(walk, bank, plain, ridges)]
+    return min(ways, key=lambda way: way.error) if len(ways) > 1 else None
+
+
+def _with_experts(walk: _Walk, bank: LayerBank, way: _Way, ridges: Sequence[float]) -> list[_Way]:
+    """The experts of a layer refitted on top; nothing where it has none, or none could be."""
+    mixture, spec = bank.parents[0].mixture, way.spec
+    if mixture is None or spec.anchor.layer not in mixture.layers or spec.mlp_level == GONE or spec.library:
+        return []
+    layer, call, path = bank.module(spec), walk.call(spec), mixture.routing.experts
+    experts = layer.get_submodule(path)
+    factor = factor_of(layer, experts, walk.state[:1], call)
+    if factor is None:
+        return []
+    given = []
+    with Tap(layer, [experts]) as tap:
+        for rows in walk.dense.tiles(walk.state, walk.dense.tile_tokens):
+            tap.run(walk.state[rows], call)
+            given.append(tap.inputs(experts)[:3])
+    routed = Routed(*(torch.cat(parts) for parts in zip(*given, strict=True)))
+    residual = (walk.original.float() - way.state.float()).flatten(0, 1)
+    fitted = walk.fitted * walk.state.shape[1]
+    stack, found = refit_experts(experts, routed, factor, residual, token_weights(walk.original), fitted, ridges)
+    if not found:
+        return []
+    earlier = bank.patches.get(spec.repair, {})
+    new = bank.repaired(spec, {**earlier, f"{path}.down_proj": stack.cpu()})
+    state = walk.through(bank.module(new), new)
+    told = {f"{path}.{expert}": ridge for expert, ridge in found.items()}
+    return [_Way(new, state, walk.error(state), way.before, {**way.ridges, **told})]
 
 
 def _both(

@@ -11,6 +11,7 @@ matter are found by the defaults around them, which stand as they do since 2024.
 
 import ctypes
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,10 @@ ROOM = 1024
 """Bytes kept for a struct of parameters; a larger one than the library knows is read from its beginning."""
 PLAIN_KV = np.array([-1, -1, -1, -1, 0, 0], "<f4").tobytes()
 """Of a context: four settings of YaRN, its length and, before callbacks, when to defragment; without the last -1."""
+
+
+THREADS = max(1, (os.cpu_count() or 1) // 2)
+"""They spin while they wait, which on shared cores takes longer than one alone."""
 
 
 class Opaque(ctypes.Structure):
@@ -104,7 +109,7 @@ def context(library: ctypes.CDLL, model: int, length: int) -> int:
     made = library.llama_init_from_model(model, parameters)
     if not made:
         raise SystemExit("it makes no context for this file")
-    library.llama_set_n_threads(made, 2, 2)
+    library.llama_set_n_threads(made, THREADS, THREADS)
     return made
 
 

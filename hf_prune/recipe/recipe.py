@@ -57,6 +57,8 @@ FIRST_BASELINES = (
 
 LONGEST_TEXT = 4096
 """Characters of a text, as of a path."""
+LONGEST_SENTENCE = 600
+"""Characters of what is said of a recipe that is wrong."""
 MOST_VARIANTS = 32
 """Every one is opened and read."""
 
@@ -181,7 +183,12 @@ def _sentence(error: ValidationError) -> str:
             text = f"must be above {first['ctx']['gt']:g}, not {first['input']}"
         case _:
             text = first["msg"].removeprefix("Value error, ")
-    return _ended(f"Recipe{' field ' + where if where else ''}: {text}")
+    return _ended(_cut_short(f"Recipe{' field ' + where if where else ''}: {text}"))
+
+
+def _cut_short(text: str) -> str:
+    """A sentence without the middle of what it quotes, where that is longer than anybody reads."""
+    return text if len(text) <= LONGEST_SENTENCE else f"{text[: LONGEST_SENTENCE - 200]} ... {text[-195:]}"
 
 
 def _ended(text: str) -> str:

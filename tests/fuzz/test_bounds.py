@@ -7,9 +7,10 @@ import pytest
 from hf_prune import hub
 from hf_prune.app import results as pages
 from hf_prune.blueprint import Blueprint
-from hf_prune.errors import BrokenCheckpoint, HfPruneError, InvalidBlueprint, InvalidReport
+from hf_prune.errors import BrokenCheckpoint, HfPruneError, InvalidBlueprint, InvalidRecipe, InvalidReport
 from hf_prune.hub.folders import LONGEST_FILE, read_card
 from hf_prune.models.headers import weigh
+from hf_prune.recipe import Recipe
 from hf_prune.report.schema.model import SourceCard
 from hf_prune.report.schema.report import Report
 from hf_prune.report.text import report_lines
@@ -103,6 +104,17 @@ def test_a_file_that_is_read_whole_is_refused_by_its_length(tmp_path):
         file.truncate(LONGEST_FILE + 1)
     with bounded(), pytest.raises(BrokenCheckpoint, match="config.json of .* has .* bytes"):
         hub.peek(path)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"rules": "x" * 5000}, {"method": "x" * 5000}, {"x" * 5000: 1}, {"seed": 10**4000}, {"keep_layers": "9" * 6000},
+     {"size": {"drop": "x" * 5000}}],
+)  # fmt: skip
+def test_what_is_said_of_a_recipe_is_short(wrong):
+    with pytest.raises(InvalidRecipe) as caught:
+        Recipe.of(base="ns/tiny", **wrong)
+    assert len(str(caught.value)) < 1500 and str(caught.value).endswith((".", "?"))
 
 
 def test_aliases_of_a_card_do_not_grow():

@@ -128,7 +128,7 @@ class Command:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._process.pid, how)
 
-    def communicate(self, timeout: float = 300) -> tuple[str, str]:
+    def communicate(self, timeout: float = 600) -> tuple[str, str]:
         self._process.join(timeout)
         assert self.poll() is not None, f"still at work after {timeout} s"
         return tuple(path.read_text() if path.exists() else "" for path in self._said)

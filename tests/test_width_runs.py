@@ -180,7 +180,9 @@ def test_time_may_be_the_budget(home):
     result = run(asked(home, "timed", ratio=None, latency=0.8, evaluations=30))
     latency = result.report["latency"]
     assert latency["asked"] == 0.8 and latency["predicted"]["request"] <= 0.801
-    assert min(latency["measured"].values()) > 0
+    # On a busy machine nothing is measured, and nothing said.
+    quiet = result.report["speed"]["pruned"]["decode_tokens_per_s"] is not None
+    assert all(m > 0 if quiet else m is None for m in latency["measured"].values())
     assert all(len(phase["mlp"]) == 7 and phase["mlp"][-1] == 0 for phase in latency["table"].values())
     said = f"(224 tokens in, 32 out); the table of levels predicts {percent(latency['predicted']['request'])}"
     lines = report_lines(Report.load(result.folder / "report.json"))

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, get_args
 
 import torch
@@ -33,7 +32,7 @@ from hf_prune.recipe import Recipe
 from hf_prune.recovery import expert_scores
 from hf_prune.recovery.expert_scores import ExpertScores
 from hf_prune.recovery.latency import Latencies, time_levels, within
-from hf_prune.recovery.levels import HALVES, Kind, Levels, Options, made
+from hf_prune.recovery.levels import HALVES, Kind, Levels
 from hf_prune.recovery.repair import RepairedCut, repair
 from hf_prune.recovery.short_training import Lesson, TrainingAware
 from hf_prune.search import SEARCHERS, Schedule, Scores, Space
@@ -41,6 +40,7 @@ from hf_prune.session.clock import Clock
 from hf_prune.session.entries import entries_of
 from hf_prune.session.evidence import Evidence
 from hf_prune.session.inputs import Inputs, open_inputs
+from hf_prune.session.libraries import library_of
 from hf_prune.session.scorer import Scorer
 from hf_prune.session.timetable import Limit, Timetable
 from hf_prune.session.workdir import Workdir
@@ -306,16 +306,9 @@ class Session:
     def library(self, kind: str, progress: Progress = lambda done, total: None) -> Levels | ExpertScores:
         """The library of a kind, made when it is first asked for; layers of this run may name levels from then on."""
         if kind not in self._libraries:
-            r, base = self.recipe, self.inputs.base
-            text, folder = self.evidence.training(r.width.sequences), r.width.library and Path(r.width.library)
-            if kind == expert_scores.KIND:
-                self._libraries[kind] = expert_scores.made(self.evaluator.dense, base, text, folder, progress)
-                return self._libraries[kind]
-            multiple = r.width.multiple_of or (8 if self.device.type == "cpu" else 64)
-            options = Options(kind, r.width.levels, multiple, r.width.damping)
-            found = made(self.evaluator.dense, base, text, options, folder, progress)
-            base.levels[found.digest] = found
-            self._libraries[kind] = found
+            text = self.evidence.training(self.recipe.width.sequences)
+            dense, base = self.evaluator.dense, self.inputs.base
+            self._libraries[kind] = library_of(kind, dense, base, text, self.recipe, progress)
         return self._libraries[kind]
 
     @cached_property

@@ -182,12 +182,12 @@ def test_whatever_a_stranger_writes_is_shown_or_refused(tmp_path_factory, path, 
 
 
 OTHER = {
-    *("paths FIGURES seen texts event trial outcome card public point report.seconds report.recipe OPTIONS".split()),
-    "session.evidence.windows",
+    *("paths FIGURES seen texts event trial outcome card public point report.seconds report.recipe".split()),
+    *("OPTIONS", "stamp", "logits", "session.evidence.windows"),
 }
 """Mappings beside reports that have keys of the same names: figures and their files, stages as they were observed,
 events, what a model card says, a recipe, options by name, candidates of a journal, windows by split, seconds by stage
-of a run."""
+of a run, what a GGUF file says of itself."""
 
 
 def look_ups(root=PACKAGE):

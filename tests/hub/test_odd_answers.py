@@ -202,6 +202,7 @@ def test_a_date_and_a_rate_limit_are_heard(hub_server, monkeypatch):
         ("RateLimit", '"api";r=0;t=3600'),
         ("RateLimit", f'"api";r=0;t={"9" * 4000}'),
     ],
+    ids=["seconds", "many-digits", "a-date", "rate-limit", "rate-limit-of-many-digits"],
 )
 @pytest.mark.parametrize("place", ["GET /api/models/ns/", "PUT /lfs/", "/preupload/", "GET /cdn/"])
 def test_nobody_waits_for_days(hub_server, result, monkeypatch, name, value, place):

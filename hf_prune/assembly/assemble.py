@@ -202,6 +202,10 @@ def _check_blends(spec: LayerSpec, parent: Parent) -> None:
         raise InvalidBlueprint(
             f"The blueprint asks for expert {beyond[0]} of {parent.source}, whose layers have {mixture.experts}."
         )
+    if any(len(blend) > 1 for blend in spec.blends):
+        raise InvalidBlueprint(
+            f"The blueprint blends experts of layer {spec.anchor.layer} into one; they can stay or go, not be merged."
+        )
     if len(spec.blends) < mixture.least or len(spec.blends) % mixture.groups:
         raise InvalidBlueprint(
             f"The blueprint leaves {len(spec.blends)} experts in {mixture.groups} groups, which their router cannot "

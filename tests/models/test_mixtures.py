@@ -107,6 +107,14 @@ def test_what_no_router_can_do_is_refused_in_words(kind, layer, left, said, tmp_
         assemble(Blueprint((parent.source,), (LayerSpec((Part(0, 0),)), spec)), [parent])
 
 
+def test_experts_blended_into_one_are_refused_instead_of_dropped(tmp_path):
+    saved("mixtral", tmp_path / "base")
+    parent = opened(tmp_path / "base")
+    blended = LayerSpec((Part(0, 1),), blends=(((0, 1.0),), ((1, 0.5), (2, 0.5))))
+    with pytest.raises(InvalidBlueprint, match="blends experts of layer 1 into one"):
+        assemble(Blueprint((parent.source,), (LayerSpec((Part(0, 0),)), blended)), [parent])
+
+
 def test_a_blueprint_says_its_experts_and_says_nothing_where_all_stay():
     plain = Blueprint.identity(SOURCE, 2)
     assert "blends" not in plain.to_json()

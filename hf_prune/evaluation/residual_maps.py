@@ -178,9 +178,23 @@ def site_of(
 
 
 def _factor(layer: torch.nn.Module, module: torch.nn.Module, state: Tensor, call: Call, family: Family) -> float | None:
-    """What the module's output is multiplied by on its way to the stream (Granite: 0.22); None if it is not linear."""
+    """Of a half: that of an attention is told while the MLP is silent."""
     other = _submodule(layer, family.mlp_out) or _submodule(layer, family.mlp)
-    silent = other if module is not other else None
+    return factor_of(layer, module, state, call, other if module is not other else None)
+
+
+def factor_of(
+    layer: torch.nn.Module, module: torch.nn.Module, state: Tensor, call: Call, silent: torch.nn.Module | None = None
+) -> float | None:
+    """What the module's output is multiplied by on its way to the stream (Granite: 0.22); None if it is not linear.
+
+    Args:
+        layer: holds both modules.
+        module: whose output is followed.
+        state: [N, T, d], what enters the layer.
+        call: how it is called.
+        silent: a module that puts out nothing meanwhile.
+    """
     found = []
     for scale in (1.0, 2.0):
         with Tap(layer, [module], scale, silent) as tap:

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hf_prune.evaluation.dense import Call
-from hf_prune.evaluation.residual_maps import LINEAR, Tap, exact
+from hf_prune.evaluation.residual_maps import exact
 from hf_prune.evaluation.ridge import Normal
 
 LEAST_TOKENS = 64
@@ -82,19 +81,6 @@ def inner(experts: torch.nn.Module, states: Tensor, expert: int) -> Tensor:
     if experts.has_bias:
         both = both + experts.gate_up_proj_bias[expert]
     return experts._apply_gate(both)
-
-
-def factor_of(layer: torch.nn.Module, experts: torch.nn.Module, state: Tensor, call: Call) -> float | None:
-    """What the experts' output is multiplied by on its way to the stream; None where it does not get there linearly."""
-    found = []
-    for scale in (1.0, 2.0):
-        with Tap(layer, [experts], scale) as tap:
-            found.append(tap.run(state, call))
-    (out, ((_, output),)), (twice, _) = found
-    added, output = (twice.float() - out.float()).flatten(), output.float().flatten()
-    factor = float(added @ output / output.square().sum().clamp_min(1e-30))
-    near = float((added - factor * output).norm()) <= LINEAR * abs(factor) * float(output.norm())
-    return factor if near else None
 
 
 def _normal(features: Tensor, residual: Tensor, weights: Tensor) -> Normal:

@@ -24,10 +24,10 @@ from hf_prune.assembly.assemble import layer_tensors
 from hf_prune.assembly.layer_bank import LayerBank
 from hf_prune.blueprint import GONE, Blueprint, LayerSpec, Part, all_parts
 from hf_prune.evaluation.dense import Call, Dense
-from hf_prune.evaluation.residual_maps import Site, Tap, site_of
+from hf_prune.evaluation.residual_maps import Site, Tap, factor_of, site_of
 from hf_prune.evaluation.ridge import Normal, token_weights
 from hf_prune.evaluation.teachers import Teachers
-from hf_prune.recovery.expert_repair import Routed, factor_of, refit_experts
+from hf_prune.recovery.expert_repair import Routed, refit_experts
 
 Reach = Literal["map", "gap", "all"]
 REACHES: tuple[Reach, ...] = get_args(Reach)

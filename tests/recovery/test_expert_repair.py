@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from hf_prune.evaluation.residual_maps import factor_of
 from hf_prune.models.families import FAMILIES
 from hf_prune.models.mixtures import ROUTINGS
-from hf_prune.recovery.expert_repair import LEAST_TOKENS, Routed, factor_of, inner, refit_experts
+from hf_prune.recovery.expert_repair import LEAST_TOKENS, Routed, inner, refit_experts
 from hf_prune.recovery.expert_scores import expert_outputs
 from hf_prune.recovery.heal import Course, heal
 from hf_prune.recovery.repair import RIDGES

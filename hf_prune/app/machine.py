@@ -1,23 +1,12 @@
-"""What this machine has and can do: memory, and how fast it computes."""
+"""How fast this machine computes."""
 
 import multiprocessing
-import os
 import threading
 from functools import lru_cache
 from typing import Any
 
 from hf_prune.app.workers import ask
 from hf_prune.plan import Rates, Shape, rates_here
-
-
-def memory() -> int:
-    """Bytes of memory: the machine's, or what its container may take."""
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        with open("/sys/fs/cgroup/memory.max", encoding="ascii") as file:
-            return min(machine, int(file.read()))
-    except (OSError, ValueError):
-        return machine
 
 
 def rates(shape: Shape, length: int, device: str, dtype: str) -> Rates:

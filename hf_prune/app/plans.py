@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from hf_prune import hub
-from hf_prune.app.machine import memory, rates
+from hf_prune.app.machine import rates
 from hf_prune.app.markup import note, table
 from hf_prune.errors import InvalidRecipe
 from hf_prune.models.variants import Verdict, comparison_table, peeks, verdicts
-from hf_prune.plan import Plan, plan
+from hf_prune.plan import Plan, host_memory, plan
 from hf_prune.recipe import Recipe, flagged, nest
 from hf_prune.report.redaction import public_recipe
 from hf_prune.report.text import plan_rows
@@ -117,7 +117,7 @@ def recipe_yaml(recipe: Recipe) -> str:
 
 
 def _too_small(found: Plan) -> str | None:
-    room = memory()
+    room = host_memory()
     if found.memory_bytes <= ROOM * room:
         return None
     return (

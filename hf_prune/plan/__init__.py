@@ -19,12 +19,13 @@ from hf_prune.plan.counts import (
     target_of,
 )
 from hf_prune.plan.forecast import Forecast, forecast
-from hf_prune.plan.memory import Room, room_here
+from hf_prune.plan.memory import Room, host_memory, room_here
 from hf_prune.plan.plans import Plan, plan
 from hf_prune.plan.rates import DEVICES, Rates, Shape, rates_here, rates_of
 
 __all__ = [
     "DEVICES", "Budget", "Forecast", "Plan", "Rates", "Room", "Shape", "baseline_evaluations", "budget_of",
     "candidates", "check_evidence", "check_layers", "describe_target", "evaluations", "facts_of", "forecast",
-    "layer_passes", "lessons", "own_need", "own_tokens", "plan", "rates_here", "rates_of", "room_here", "target_of",
+    "host_memory", "layer_passes", "lessons", "own_need", "own_tokens", "plan", "rates_here", "rates_of", "room_here",
+    "target_of",
 ]  # fmt: skip

@@ -86,15 +86,20 @@ class Room:
     host: int
 
 
+def host_memory() -> int:
+    """Bytes of memory: the machine's, or what its container may take."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        with open("/sys/fs/cgroup/memory.max", encoding="ascii") as file:
+            return min(machine, int(file.read()))
+    except (OSError, ValueError):
+        return machine
+
+
 def room_here(device: str) -> Room:
     """What a run on a device, as a recipe says it, may take; loads torch."""
     import torch
 
-    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        with open("/sys/fs/cgroup/memory.max", encoding="ascii") as file:
-            host = min(host, int(file.read()))
-    except (OSError, ValueError):
-        pass
+    host = host_memory()
     where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     return Room(torch.cuda.mem_get_info(where)[1] if where.type == "cuda" else host, host)

@@ -204,7 +204,8 @@ def _check_blends(spec: LayerSpec, parent: Parent) -> None:
         )
     if any(len(blend) > 1 for blend in spec.blends):
         raise InvalidBlueprint(
-            f"The blueprint blends experts of layer {spec.anchor.layer} into one; they can stay or go, not be merged."
+            f"The blueprint blends experts of layer {spec.anchor.layer} into one, and experts can "
+            "only stay or go; leave one in each of its blends."
         )
     if len(spec.blends) < mixture.least or len(spec.blends) % mixture.groups:
         raise InvalidBlueprint(

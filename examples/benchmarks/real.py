@@ -141,7 +141,11 @@ def rows_of(method: str, size: int, seed: int, report: Report) -> Iterator[Row]:
         cells |= {c: f"{row.perplexity:.1f}" for c, row in text.items() if c != "all"}
         tasks = {name: by.of(stage).pruned for name, by in report.stages.tasks.items()}
         cells |= {name: percents(t.accuracy_norm, t.ci_norm) for name, t in tasks.items()}
-        cells |= kept(report, stage) | {"gap closed": f"{text['all'].closed:.0%}" if stage != "cut" else NOTHING}
+        answered = [(by.of(stage), by.of(stage).chance) for by in report.stages.tasks.values()]
+        cells |= kept(
+            sum(task.pruned.accuracy_norm - chance for task, chance in answered),
+            sum(task.dense.accuracy_norm - chance for task, chance in answered),
+        ) | {"gap closed": f"{text['all'].closed:.0%}" if stage != "cut" else NOTHING}
         if stage == report.stages.names[-1]:
             cells |= speed(report)
         what = report.digest if stage != "cut" or not bare else layers
@@ -149,15 +153,9 @@ def rows_of(method: str, size: int, seed: int, report: Report) -> Iterator[Row]:
         yield Row(size, key, f"**{method}{STAGES[stage]}**", cells, layers if stage == "cut" and bare else None)
 
 
-def kept(report: Report, stage: str) -> dict[str, str]:
-    """Share of the mean accuracy above chance that is left."""
-    above = {side: [] for side in ("dense", "pruned")}
-    for by in report.stages.tasks.values():
-        task = by.of(stage)
-        for side, values in above.items():
-            values.append(getattr(task, side).accuracy_norm - task.chance)
-    dense = sum(above["dense"])
-    return {"above chance kept": f"{sum(above['pruned']) / dense:.0%}"} if dense > 0 else {}
+def kept(above: float, dense: float) -> dict[str, str]:
+    """Share of the summed accuracies above chance that is left of the dense model's."""
+    return {"above chance kept": f"{above / dense:.0%}"} if dense > 0 else {}
 
 
 def speed(report: Report) -> dict[str, str]:
@@ -179,13 +177,12 @@ def judged(session: Session, rows: Sequence[Row]) -> Row:
     bare = [dense, *(row for row in rows if row.removed is not None)]
     whole = session.inputs.identity(0)
     cuts = [without(whole, row.removed) for row in bare]
-    found = evaluator.examine(cuts, Fidelity(len(windows.tokens), items))
-    answers = {t.task: t for t in found[0][0].tasks}
+    found = evaluator.examine(cuts, Fidelity(len(windows.tokens), items=items))
     for row, (measures, tokens) in zip(bare, found, strict=True):
         row.cells |= texts(tokens, windows.corpora)
         row.cells |= {t.task: percents(t.accuracy_norm, wilson(int(t.correct_norm.sum()), len(t.correct_norm)))
                       for t in measures.tasks}  # fmt: skip
-        row.cells |= left(measures.tasks, answers)
+        row.cells |= kept(over_chance(measures.tasks), over_chance(found[0][0].tasks))
     return dense
 
 
@@ -204,10 +201,9 @@ def texts(tokens: TokenScores, corpora: Sequence[str]) -> dict[str, str]:
     return cells | {c: f"{p.perplexity:.1f}" for c, p in each.items()}
 
 
-def left(tasks: Sequence[TaskScores], dense: Mapping[str, TaskScores]) -> dict[str, str]:
-    """As `kept`, of a model of the sweep."""
-    above, whole = (sum(t.accuracy_norm - t.chance for t in some) for some in (tasks, dense.values()))
-    return {"above chance kept": f"{above / whole:.0%}"} if whole > 0 else {}
+def over_chance(tasks: Sequence[TaskScores]) -> float:
+    """Summed accuracies above chance."""
+    return sum(t.accuracy_norm - t.chance for t in tasks)
 
 
 def between(value: float, ci: Sequence[float] | None) -> str:

@@ -26,6 +26,7 @@ from hf_prune.blueprint import Outcome
 from hf_prune.errors import InvalidRecipe, InvalidReport
 from hf_prune.events import Assembled, Event, Finished, Forecasted, Pushed, Reported, Stage, Started
 from hf_prune.models.auto_classes import FILE
+from hf_prune.models.devices import device_of
 from hf_prune.models.noise import quiet
 from hf_prune.plan import check_evidence, evaluations, facts_of
 from hf_prune.recipe import Recipe
@@ -150,7 +151,8 @@ def find_finished(recipe: Recipe, output: Path) -> Report | None:
 
 
 def _make(recipe: Recipe, output: Path) -> Generator[Event, None, Report]:
-    check_evidence(recipe, names=True)
+    check_evidence(recipe)
+    device_of(recipe.machine.device)
     yield Stage("pull", recipe.base)
     session = open_session(recipe)
     session.clock.lap("pull")

@@ -25,6 +25,7 @@ from hf_prune.atomic_files import (
 from hf_prune.blueprint import Blueprint, Source
 from hf_prune.errors import IncompatibleSources, InvalidBlueprint, InvalidRecipe
 from hf_prune.events import Event, Finished, Reported, Stage, Started
+from hf_prune.models.devices import device_of
 from hf_prune.models.variants import beside, pull_variant
 from hf_prune.pipeline import ANEW, find_finished, finish
 from hf_prune.plan import check_evidence
@@ -270,7 +271,8 @@ def _reopened(
     kept = said.kept(before.recipe, flatten(changes))
     recipe = Recipe.of(**{**kept, "base": named[0], "variants": named[1:]}).replace(**changes)
     # What the search read is not read again, and the report that names it may be a stranger's.
-    check_evidence(recipe.replace(search_tasks=(), objective="kl"), names=True)
+    check_evidence(recipe.replace(search_tasks=(), objective="kl"))
+    device_of(recipe.machine.device)
     given = named[: len(variants) + 1] if base or variants else ()
     parents = open_parents(blueprint, given)
     session = open_session(recipe, parents, over=True)

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from hf_prune import plan as planning
 from hf_prune.blueprint import Source
+from hf_prune.data.tasks import bundled_tasks
 from hf_prune.errors import InvalidRecipe, SourceError, UnsupportedArchitecture
 from hf_prune.hub import Peek, TensorInfo
 from hf_prune.methods import METHODS
@@ -29,6 +30,7 @@ OWN_WORDS = {
 FAMILIES = ("llama mistral qwen2 qwen3 gemma2 gemma3_text phi3 olmo2 smollm3 gpt_neox gpt2 opt").split()
 
 
+TASKS = tuple(map(str, bundled_tasks()))
 OWN = {"model_type": "ours", "auto_map": {"AutoConfig": "ours.Config"}}
 """Of a model whose layers and sizes are whatever a test wants, since its code alone knows better."""
 
@@ -258,7 +260,7 @@ def test_memory_follows_the_stated_formula():
     assert plan(recipe(**fields), header()).memory_bytes == sum(parts.values()) + head
     gelaco = plan(recipe(**fields, objective="gelaco_v1"), header()).memory_bytes
     assert gelaco == sum(parts.values()) + head + 32 * state
-    asking = {"objective": "doubt", "search_tasks": ("a", "b"), "search_items": 3, "selection_items": 2}
+    asking = {"objective": "doubt", "search_tasks": TASKS[:2], "search_items": 3, "selection_items": 2}
     assert plan(recipe(**fields, **asking), header()).memory_bytes == sum(parts.values()) + head + 17 * 10 * 10 * 8 * 4
     half = plan(recipe(**fields, dtype="bfloat16"), header()).memory_bytes
     assert half == (sum(parts.values()) + parts["top"]) // 2 + head
@@ -300,7 +302,7 @@ def test_tuning_reads_the_search_windows_in_every_step_and_holds_a_float32_copy(
     plain = plan(recipe(**asked_for), header(layer=10**6), [header()])
     tuned = plan(recipe(**asked_for, tune=5), header(layer=10**6), [header()])
     assert tuned.train_tokens - plain.train_tokens == 5 * 8 * 32
-    asking = {**asked_for, "objective": "abilities", "search_tasks": ("t",), "repair": True}
+    asking = {**asked_for, "objective": "abilities", "search_tasks": TASKS[:1], "repair": True}
     again, never = (plan(recipe(**asking, tune=t), header(layer=10**6), [header()]) for t in (5, 0))
     assert again.train_tokens - never.train_tokens == 2 * 5 * 8 * 32, "from tasks, its repair learns as well"
     frontier = 2 * 16 * 32 * 8 * 4

@@ -1,4 +1,4 @@
-"""How fast this machine computes."""
+"""What this machine can: how fast it computes, and in how much memory."""
 
 import multiprocessing
 import threading
@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import Any
 
 from hf_prune.app.workers import ask
-from hf_prune.plan import Rates, Shape, rates_here
+from hf_prune.plan import Rates, Room, Shape, rates_here, room_here
 
 
 def rates(shape: Shape, length: int, device: str, dtype: str) -> Rates:
@@ -24,3 +24,9 @@ _measuring = threading.Lock()
 @lru_cache(maxsize=64)
 def _asked(*how: Any) -> Rates:
     return ask(rates_here, *how)
+
+
+@lru_cache(maxsize=4)
+def room() -> Room:
+    """Memory of this machine, asked in a process that has loaded torch."""
+    return room_here("auto") if multiprocessing.current_process().daemon else ask(room_here, "auto")

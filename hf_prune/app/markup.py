@@ -46,6 +46,11 @@ def note(text: str, kind: str = "plain") -> str:
     return f"<div class='note {kind}' role='{role}'>{escape(public(text))}</div>"
 
 
+def folded(title: str, inside: str) -> str:
+    """HTML that is shown once somebody asks for it."""
+    return f"<details><summary>{escape(title)}</summary>{inside}</details>"
+
+
 def bar(done: int, total: int, text: str) -> str:
     """How far something is, in words and as a bar."""
     share = min(1.0, done / total) if total else 0.0

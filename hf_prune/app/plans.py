@@ -6,20 +6,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from hf_prune import hub
-from hf_prune.app.machine import rates
-from hf_prune.app.markup import note, table
+from hf_prune.app.machine import rates, room
+from hf_prune.app.markup import folded, note, table
 from hf_prune.errors import InvalidRecipe
 from hf_prune.models.variants import Verdict, comparison_table, peeks, verdicts
-from hf_prune.plan import Plan, host_memory, plan
+from hf_prune.plan import Plan, plan
 from hf_prune.recipe import Recipe, flagged, nest
 from hf_prune.report.redaction import public_recipe
-from hf_prune.report.text import plan_rows
+from hf_prune.report.text import DETAILS, plan_rows
 from hf_prune.report.verdicts import amount
 
 SMALL = 3e9
 """Bytes up to which a run needs no GPU."""
-ROOM = 0.7
-"""Share of this machine's memory that a run may plan with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +38,15 @@ def planned(recipe: Recipe, strangers: bool) -> Planned:
     if strangers and (recipe.trust.pickle or recipe.trust.remote_code):
         raise InvalidRecipe("Pickles and models that ship code are not run here; use hf_prune on your own machine.")
     base, *variants = peeks(recipe.base, recipe.variants, **recipe.trust.arguments)
-    found = plan(recipe, base, variants, rates)
+    found = plan(recipe, base, variants, rates, room())
     return Planned(found, tuple(verdicts(base, *variants)), _too_small(found))
 
 
 def html(found: Planned) -> str:
     """The plan as tables."""
-    parts = [table(("", ""), plan_rows(found.plan).items(), "plan")]
+    rows = plan_rows(found.plan)
+    details = [(name, rows.pop(name)) for name in DETAILS if name in rows]
+    parts = [table(("", ""), rows.items(), "plan"), folded("How it is counted", table(("", ""), details, "details"))]
     if found.compared:
         header, rows = comparison_table(found.compared)
         parts.append("<h4>Do the variants fit?</h4>" + table(header, rows, "variants"))
@@ -117,13 +117,9 @@ def recipe_yaml(recipe: Recipe) -> str:
 
 
 def _too_small(found: Plan) -> str | None:
-    room = host_memory()
-    if found.memory_bytes <= ROOM * room:
+    if found.fits:
         return None
-    return (
-        f"This machine is too small: the search needs about {amount(found.memory_bytes, 'B')}, and "
-        f"{amount(ROOM * room, 'B')} are free for it. Run it elsewhere, by the command, the job or the recipe below."
-    )
+    return "This machine is too small for that run; run it elsewhere, by the command, the job or the recipe below."
 
 
 def summary(recipe: Recipe, strangers: bool) -> dict[str, Any]:

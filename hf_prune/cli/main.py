@@ -67,13 +67,14 @@ def plan_command(
     recipe: RecipeFlag = None,
     format: FormatFlag = "human",
     quiet: QuietFlag = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Say how the search is counted, too.")] = False,
     **values: Any,
 ) -> None:
     """Say what compress would do and need.
 
     Reads the config and the weight headers alone; no weights are downloaded.
     """
-    show_plan(_recipe(base, recipe, values), format_of(format, quiet))
+    show_plan(_recipe(base, recipe, values), format_of(format, quiet), verbose)
 
 
 @app.command("compress", cls=PanelCommand)

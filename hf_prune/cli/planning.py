@@ -6,8 +6,8 @@ from hf_prune.cli.terminal import Format, line, loading, show
 from hf_prune.recipe import Recipe
 
 
-def show_plan(recipe: Recipe, form: Format) -> None:
-    """Measure this machine, and show what a run would do and need.
+def show_plan(recipe: Recipe, form: Format, verbose: bool = False) -> None:
+    """Measure this machine, and show what a run would do and need; with `verbose` every row.
 
     Raises:
         HfPruneError: as `plan`.
@@ -24,6 +24,6 @@ def show_plan(recipe: Recipe, form: Format) -> None:
         more = {"variants": [{**asdict(v), "fits": v.fits} for v in compared]} if compared else {}
         line({"event": "Plan", **found.to_dict(), **more})
     elif form == "human":
-        show(plan_table(found))
+        show(plan_table(found, verbose))
         if compared:
             show(verdict_table(compared))

@@ -15,7 +15,7 @@ from hf_prune.models.variants import comparison_table
 from hf_prune.report import tables
 from hf_prune.report.pace import Pace, stages_told
 from hf_prune.report.schema.report import Report
-from hf_prune.report.text import plan_rows
+from hf_prune.report.text import DETAILS, plan_rows
 from hf_prune.report.verdicts import percent
 
 if TYPE_CHECKING:
@@ -123,11 +123,12 @@ def scout_table(base: str, found: "Sequence[Scouted]") -> Table:
     return drawn
 
 
-def plan_table(plan: "Plan") -> Table:
-    """What a run would do, one row per figure."""
+def plan_table(plan: "Plan", verbose: bool = False) -> Table:
+    """What a run would do, one row per figure; with `verbose` those as well that few know."""
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, text in plan_rows(plan).items():
-        table.add_row(name, text)
+        if verbose or name not in DETAILS:
+            table.add_row(escape(name), escape(text))
     return table
 
 

@@ -96,43 +96,40 @@ def check_apart(searched: Sequence[Task], reported: Sequence[Task]) -> None:
             )
 
 
-def check_entries(entries: Sequence[str], use: Use = "report", *, force: bool = False, names: bool = True) -> None:
+def check_entries(entries: Sequence[str], use: Use = "report", *, force: bool = False) -> None:
     """Read the files among entries of tasks, and look for the datasets and tasks that others name.
 
     Args:
         entries: as `load_tasks` takes them.
         use: as there.
         force: as there.
-        names: look for tasks of lm_eval, whose list takes seconds to read.
 
     Raises:
         HfPruneError: as `load_tasks`.
     """
     for entry in entries:
         if entry.endswith(YAML):
-            check_harness(entry, names=names)
+            check_harness(entry)
         elif _of_file(entry) is None:
             if here(entry) or "/" in entry:
                 _side(entry, use, force)
             else:
-                check_harness(entry, names=names)
+                check_harness(entry)
 
 
-def check_harness(name: str, *, names: bool = True) -> None:
+def check_harness(name: str) -> None:
     """Read the file of a task of lm_eval, which is not run; look for its name among those of lm_eval.
 
     Args:
         name: a name or a file (.yaml).
-        names: look at more than files.
 
     Raises:
         HfPruneError: as `load_tasks`.
     """
     request = request_of(name, (), False)
-    if names:
-        installed(None if request.path else name)
-        with quiet():
-            check_request(request, task_manager(request.config is None), False)
+    installed(None if request.path else name)
+    with quiet():
+        check_request(request, task_manager(request.config is None), False)
 
 
 def open_harness(name: str) -> None:

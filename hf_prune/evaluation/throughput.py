@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import linear, log_softmax, rms_norm, scaled_dot_product_attention, silu
 
 from hf_prune.evaluation.speed import computes_bfloat16
+from hf_prune.models.devices import device_of
 
 PATIENCE = 0.1
 """Seconds a measurement may be repeated for; every one is done twice at least, and the first does not count."""
@@ -41,7 +42,7 @@ def measure_rates(
         parameter of a layer in one step of `BATCH` texts. `head`: a token and a row of the head, with its softmax.
         `product`, `factor`: an operation of a product in float32, and of a Cholesky decomposition in float64.
     """
-    where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    where = device_of(device)
     native = where.type != "cpu" or computes_bfloat16()
     kind = getattr(torch, dtype) if dtype != "auto" else torch.bfloat16 if native else torch.float32
     layer = _Layer(hidden, inner, heads, cached, head_size, where, kind)

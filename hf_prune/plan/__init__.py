@@ -4,6 +4,7 @@
 `forecast` how long the stages take on it, `budget` what fits into a time; `plans` has all of it for a source.
 """
 
+from hf_prune.plan.advice import Advice
 from hf_prune.plan.budget import Budget, budget_of
 from hf_prune.plan.checks import check_evidence, check_layers
 from hf_prune.plan.counts import (
@@ -24,7 +25,7 @@ from hf_prune.plan.plans import Plan, plan
 from hf_prune.plan.rates import DEVICES, Rates, Shape, rates_here, rates_of
 
 __all__ = [
-    "DEVICES", "Budget", "Forecast", "Plan", "Rates", "Room", "Shape", "baseline_evaluations", "budget_of",
+    "DEVICES", "Advice", "Budget", "Forecast", "Plan", "Rates", "Room", "Shape", "baseline_evaluations", "budget_of",
     "candidates", "check_evidence", "check_layers", "describe_target", "evaluations", "facts_of", "forecast",
     "host_memory", "layer_passes", "lessons", "own_need", "own_tokens", "plan", "rates_here", "rates_of", "room_here",
     "target_of",

@@ -10,13 +10,12 @@ from hf_prune.models.feasibility import require_halves, require_one_kind
 from hf_prune.recipe import Recipe
 
 
-def check_evidence(recipe: Recipe, *, names: bool = False) -> None:
+def check_evidence(recipe: Recipe) -> None:
     """Read text and tasks of this disk, and look for those of the Hub, so that what is wrong is told before a model is
     pulled.
 
     Args:
         recipe: what is asked for.
-        names: look for tasks of lm_eval as well, whose list takes seconds to read.
 
     Raises:
         HfPruneError: as `load_corpora` and `load_tasks`.
@@ -24,10 +23,10 @@ def check_evidence(recipe: Recipe, *, names: bool = False) -> None:
     hub.watch_session()
     tasks = recipe.tasks
     corpora.check_entries(recipe.data.text, tasks.force_test_split)
-    task_sources.check_entries(tasks.search, "search", force=tasks.force_test_split, names=names)
-    task_sources.check_entries(tasks.names, names=names)
+    task_sources.check_entries(tasks.search, "search", force=tasks.force_test_split)
+    task_sources.check_entries(tasks.names)
     for task in recipe.report.lm_eval:
-        task_sources.check_harness(task, names=names)
+        task_sources.check_harness(task)
 
 
 def check_layers(recipe: Recipe, family: Family, kinds: Sequence[int]) -> None:

@@ -15,7 +15,24 @@ if TYPE_CHECKING:
     from hf_prune.hub import Peek
 
 
-def peak_memory(recipe: Recipe, peek: "Peek", weights: Weights) -> int:
+SHARE = 0.8
+"""Of a machine's memory that a run can have; the system and other programs take the rest."""
+
+
+def number_bytes(recipe: Recipe, peek: "Peek", room: "Room | None") -> int:
+    """Bytes of a number in the search: as asked, or as they are stored where the device computes in that.
+
+    Where nobody looked at the machine, four on what may be a processor, which is also the larger estimate.
+    """
+    if asked := WIDTH.get(recipe.machine.dtype):
+        return asked
+    if room is None:
+        return 4 if recipe.machine.device in ("auto", "cpu") else 2
+    stored = {t.dtype for t in peek.tensors.values()}
+    return 2 if "F32" not in stored and (room.accelerated or room.bfloat16 and "F16" not in stored) else 4
+
+
+def peak_memory(recipe: Recipe, peek: "Peek", weights: Weights, width: int) -> int:
     """Bytes the search needs at its peak, on the device it runs on.
 
     weights:   parameters x b; for stitch as many merged layers besides as `--memory` leaves room for, at most 64
@@ -29,10 +46,9 @@ def peak_memory(recipe: Recipe, peek: "Peek", weights: Weights) -> int:
                an item had the length of a window, at most 1 GiB
     head:      2 x tile x vocabulary x 4, the float32 logits of one tile of tokens and their log-softmax
 
-    with b the bytes of the search precision (auto: at most four on the CPU, else two).
+    with b the bytes of the search precision, `width`.
     """
-    cpu = _on_cpu(recipe.machine.device)
-    width = WIDTH.get(recipe.machine.dtype) or (4 if cpu else 2)
+    cpu = recipe.machine.device in ("auto", "cpu")
     hidden, vocabulary = number(peek, "hidden_size", "n_embd", "d_model"), number(peek, "vocab_size")
     layers, tokens = len(weights.layers), (recipe.data.sequences + recipe.data.selection_sequences) * recipe.data.length
     larger = max(recipe.data.sequences, recipe.data.selection_sequences) * recipe.data.length
@@ -51,20 +67,14 @@ def peak_memory(recipe: Recipe, peek: "Peek", weights: Weights) -> int:
     return round(weights.total * width + merged) + reference + modules + exam + passing + 2 * tile * vocabulary * 4
 
 
-def _on_cpu(device: str) -> bool:
-    # Planning must not load torch to look for an accelerator; CPU is also the larger estimate.
-    return device in ("auto", "cpu")
-
-
-def restoring_memory(recipe: Recipe, shape: Shape) -> int:
-    """Bytes that repair or healing need at their peak, whichever is more; 0 without either.
+def restoring_memory(recipe: Recipe, shape: Shape, width: int) -> tuple[int, int]:
+    """Bytes that repair and healing need at their peaks, one after the other; 0 for what is not asked for.
 
     repair:  weights, the normal equations in float64 of one map for fitted and held-out windows (k x (k + d), twice),
              and four states of all windows
     heal:    both models (all of `full` in float32, with gradients and two moments), what one batch leaves for the way
              back in every layer (14 x d + 4 x k numbers a token), and three sets of float32 logits of the batch
     """
-    width = WIDTH.get(recipe.machine.dtype) or (4 if _on_cpu(recipe.machine.device) else 2)
     weights, length = shape.parameters * width, recipe.data.length
     repair = heal = 0
     if recipe.repair.enabled:
@@ -75,15 +85,28 @@ def restoring_memory(recipe: Recipe, shape: Shape) -> int:
         kept = shape.hidden if recipe.heal.gradient_checkpointing else 14 * shape.hidden + 4 * shape.inner
         models = weights + (16 * shape.parameters if full else weights)
         heal = models + batch * (shape.depth * kept * (4 if full else width) + 12 * shape.rows)
-    return max(repair, heal)
+    return repair, heal
 
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """Bytes that this machine has: of its accelerator (the same as `host` without one), and of its memory."""
+    """Bytes that this machine has: of its accelerator (the same as `host` without one), and of its memory.
+
+    bfloat16: whether its processor multiplies in it.
+    """
 
     device: int
     host: int
+    bfloat16: bool = False
+
+    @property
+    def accelerated(self) -> bool:
+        """Whether there is an accelerator with memory of its own."""
+        return self.device != self.host
+
+    def fits(self, device: int, host: int) -> bool:
+        """Whether a run that needs so many bytes of both has them."""
+        return device <= SHARE * self.device and host <= SHARE * self.host
 
 
 def host_memory() -> int:
@@ -97,9 +120,15 @@ def host_memory() -> int:
 
 
 def room_here(device: str) -> Room:
-    """What a run on a device, as a recipe says it, may take; loads torch."""
+    """What a run on a device, as a recipe says it, may take; loads torch.
+
+    Raises:
+        InvalidRecipe: this machine has no such device.
+    """
     import torch
 
-    host = host_memory()
-    where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-    return Room(torch.cuda.mem_get_info(where)[1] if where.type == "cuda" else host, host)
+    from hf_prune.evaluation.speed import computes_bfloat16
+    from hf_prune.models.devices import device_of
+
+    host, where = host_memory(), device_of(device)
+    return Room(torch.cuda.mem_get_info(where)[1] if where.type == "cuda" else host, host, computes_bfloat16())

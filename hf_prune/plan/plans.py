@@ -11,6 +11,7 @@ from hf_prune.methods import METHODS
 from hf_prune.methods.method import Facts, Sizes, Target
 from hf_prune.models.feasibility import check_cut
 from hf_prune.models.headers import BYTES, Weights, weigh
+from hf_prune.plan.advice import Advice, Need, advise
 from hf_prune.plan.budget import Budget, budget_of
 from hf_prune.plan.checks import check_evidence, check_layers
 from hf_prune.plan.counts import (
@@ -25,7 +26,7 @@ from hf_prune.plan.counts import (
     target_of,
     trained_tokens,
 )
-from hf_prune.plan.memory import Room, peak_memory, restoring_memory
+from hf_prune.plan.memory import Room, number_bytes, peak_memory, restoring_memory
 from hf_prune.plan.rates import Rates, Shape
 from hf_prune.recipe import DEFAULT_DATA, DEFAULT_TASKS, Recipe
 
@@ -47,9 +48,9 @@ class Plan:
     is what of the entries of data was not named but is taken. `candidates` counts the models the search can choose
     among. `tasks` says what the report asks where none is named. `seconds` says how long each stage takes, `time` how
     long all may take, where that was asked for, `left_out` what is not done therefore; all of it empty where nothing
-    was measured. `memory_bytes` are what the search needs on
-    its device, `restoring_bytes` what repair or healing do, `host_bytes` what the machine around it holds meanwhile,
-    `room` what there is, where somebody looked. `weight_files` says which of the source's files are read, `notes` what
+    was measured. `memory_bytes` are what the search needs on its device, `restoring_bytes` what repair or healing do,
+    `host_bytes` what the machine around it holds meanwhile, `room` what there is, where somebody looked, and `advice`
+    what would make it fit where it does not. `weight_files` says which of the source's files are read, `notes` what
     else should be known of them and what is done to them before anything else.
     """
 
@@ -86,6 +87,7 @@ class Plan:
     restoring_bytes: int = 0
     host_bytes: int = 0
     room: Room | None = None
+    advice: Advice | None = None
     weight_files: str = ""
     notes: tuple[str, ...] = ()
 
@@ -94,7 +96,12 @@ class Plan:
         """Whether this machine has the memory; None where nobody looked."""
         if self.room is None:
             return None
-        return max(self.memory_bytes, self.restoring_bytes) <= self.room.device and self.host_bytes <= self.room.host
+        return self.room.fits(self.device_bytes, self.host_bytes)
+
+    @property
+    def device_bytes(self) -> int:
+        """What the run needs at its peak, on its device."""
+        return max(self.memory_bytes, self.restoring_bytes)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, ready for JSON."""
@@ -144,6 +151,7 @@ def plan(
     trials = evaluations(recipe, facts)
     compared = baseline_evaluations(recipe, facts)
     tokens = recipe.data.sequences * recipe.data.length
+    memory = _Memory(peek, weights, shape, room)
     return Plan(
         base=str(peek.source),
         model_type=str(peek.config.get("model_type", "unknown")),
@@ -161,7 +169,7 @@ def plan(
         result_bytes=size,
         download_bytes=download,
         disk_bytes=download + size + sum(_bytes(p.tensors) for p in (peek, *variants) if p.prepared),
-        memory_bytes=peak_memory(recipe, peek, weights),
+        memory_bytes=memory.search(recipe),
         evaluations=trials,
         baseline_evaluations=compared,
         candidates=candidates(recipe, facts),
@@ -176,18 +184,40 @@ def plan(
         seconds=budget.forecast.seconds if budget else {},
         time=budget.seconds if budget else None,
         left_out=budget.left_out if budget else (),
-        restoring_bytes=restoring_memory(recipe, shape),
-        host_bytes=_host_memory(recipe, peek, weights, shape, room),
+        restoring_bytes=max(memory.restoring(recipe)),
+        host_bytes=memory.host(recipe),
         room=room,
+        advice=advise(recipe, memory.need, room) if room else None,
         notes=tuple(dict.fromkeys((*weights.notes, *(note for p in (peek, *variants) for note in p.notes)))),
     )
 
 
-def _host_memory(recipe: Recipe, peek: "Peek", weights: Weights, shape: Shape, room: Room | None) -> int:
-    """All of it where the device is the processor, else the weights on their way."""
-    if room and room.device != room.host:
-        return round(SPARE * weights.bytes)
-    return max(peak_memory(recipe, peek, weights), restoring_memory(recipe, shape))
+@dataclass(frozen=True, slots=True)
+class _Memory:
+    """What recipes take of memory, with this model on this machine."""
+
+    peek: "Peek"
+    weights: Weights
+    shape: Shape
+    room: Room | None
+
+    def search(self, recipe: Recipe) -> int:
+        """Bytes of the device at the peak of the search."""
+        return peak_memory(recipe, self.peek, self.weights, number_bytes(recipe, self.peek, self.room))
+
+    def restoring(self, recipe: Recipe) -> tuple[int, int]:
+        """Bytes of the device that repair and healing take."""
+        return restoring_memory(recipe, self.shape, number_bytes(recipe, self.peek, self.room))
+
+    def host(self, recipe: Recipe) -> int:
+        """Bytes of the machine around the device: all where that is the processor, else the weights on their way."""
+        if self.room and self.room.accelerated:
+            return round(SPARE * self.weights.bytes)
+        return max(self.search(recipe), *self.restoring(recipe))
+
+    def need(self, recipe: Recipe) -> Need:
+        """All of it."""
+        return Need((self.search(recipe), *self.restoring(recipe)), self.host(recipe))
 
 
 def _budget(recipe: Recipe, shape: Shape, facts: Facts, measure: Measure) -> Budget:

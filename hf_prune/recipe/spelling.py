@@ -146,8 +146,8 @@ def spelled(name: str) -> str:
 
 def flagged(name: str, value: Any) -> list[str]:
     """A field and its value on the command line: `["--variant", "a", "--variant", "b"]`, `["--repair"]`."""
-    if value is True:
-        return [spelled(name)]
+    if isinstance(value, bool):
+        return [spelled(name) if value else f"--no-{spelled(name)[2:]}"]
     return [word for one in (value if isinstance(value, list) else [value]) for word in (spelled(name), str(one))]
 
 

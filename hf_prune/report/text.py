@@ -5,7 +5,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
-from hf_prune.recipe import Recipe
+from hf_prune.plan.memory import SHARE
+from hf_prune.recipe import Recipe, flagged
 from hf_prune.report import comparisons, verdicts
 from hf_prune.report.pace import stages_told, time_verdict
 from hf_prune.report.schema.report import Report
@@ -36,36 +37,35 @@ def plain(value: Any) -> Any:
     return [plain(v) for v in value] if isinstance(value, Iterable) else str(value)
 
 
+DETAILS = ("layers", "search", "tokens")
+"""Rows of a plan for those who know how a search counts."""
+
+
 def plan_rows(plan: "Plan") -> dict[str, str]:
-    """What a run would do: name and words of every figure."""
+    """What a run would do: name and words of every figure, `DETAILS` among them."""
     layer = _span([amount(n) for n in plan.layer_parameters])
+    tokens = f"at most {plan.forward_tokens:,} forward, {plan.layer_tokens:,} layer-tokens before sharing"
+    tokens += f"; repairs read {plan.repair_tokens:,}" if plan.repair_tokens else ""
+    tokens += f", trainings read {plan.train_tokens:,}" if plan.train_tokens else ""
     rows = {
-        "model": f"{plan.base} ({plan.model_type})",
+        "model": f"{plan.base} ({plan.model_type}), {amount(plan.parameters)} parameters, {amount(plan.bytes, 'B')}",
         "layers": f"{plan.depth} of {layer} parameters each; {amount(plan.outside_parameters)} outside the layers",
-        "size": f"{amount(plan.parameters)} parameters, {amount(plan.bytes, 'B')}",
-        **({"before": "; ".join(plan.notes)} if plan.notes else {}),
+        "before": "; ".join(plan.notes),
         "asked": plan.asked,
         "result": _planned_result(plan),
-        "disk": f"{amount(plan.disk_bytes, 'B')}, of which download {amount(plan.download_bytes, 'B')}",
+        "time": f"{stages_told(plan.seconds)} on this machine{_asked_time(plan)}" if plan.seconds else "",
+        "left out": f"to fit into that time: {'; '.join(plan.left_out)}" if plan.left_out else "",
         "memory": _planned_memory(plan),
-        **({"text": _planned_text(plan)} if plan.text or plan.own_tokens else {}),
+        "to fit": _advised(plan),
+        "disk": f"{amount(plan.disk_bytes, 'B')}, of which download {amount(plan.download_bytes, 'B')}",
+        "text": _planned_text(plan) if plan.text or plan.own_tokens else "",
+        "tasks": plan.tasks,
         "search": _planned_search(plan),
-        **({"tasks": plan.tasks} if plan.tasks else {}),
-        "tokens": f"at most {plan.forward_tokens:,} forward, {plan.layer_tokens:,} layer-tokens before sharing",
+        "tokens": tokens,
+        "files": plan.weight_files if "not read" in plan.weight_files else "",
+        "notes": " ".join(plan.notes),
     }
-    if plan.seconds:
-        rows["time"] = f"{stages_told(plan.seconds)} on this machine{_asked_time(plan)}"
-    if plan.left_out:
-        rows["left out"] = f"to fit into that time: {'; '.join(plan.left_out)}"
-    after = [f"repairs read {plan.repair_tokens:,}"] * bool(plan.repair_tokens)
-    after += [f"trainings read {plan.train_tokens:,}"] * bool(plan.train_tokens)
-    if "not read" in plan.weight_files:
-        rows["files"] = plan.weight_files
-    if plan.notes:
-        rows["notes"] = " ".join(plan.notes)
-    if after:
-        rows["tokens"] += "; " + ", ".join(after)
-    return rows
+    return {name: words for name, words in rows.items() if words}
 
 
 def report_lines(report: Report) -> list[str]:
@@ -112,12 +112,28 @@ def _planned_memory(plan: "Plan") -> str:
     said = f"about {amount(plan.memory_bytes, 'B')} at the peak of the search"
     if plan.restoring_bytes > plan.memory_bytes:
         said += f", {amount(plan.restoring_bytes, 'B')} for what gives back"
-    if plan.room and plan.room.device != plan.room.host:
-        said += f", {amount(plan.host_bytes, 'B')} beside the accelerator"
-    if plan.room:
-        verdict = "it fits" if plan.fits else "too little: choose another --device, or another machine"
-        said += f"; here are {amount(plan.room.device, 'B')}, {verdict}"
-    return said
+    room = plan.room
+    if room is None:
+        return said
+    whose, there = "machine", f"{amount(room.host, 'B')}"
+    if room.accelerated:
+        said += f" on the device, {amount(plan.host_bytes, 'B')} beside it"
+        whose, there = "device", f"{amount(room.device, 'B')}, and the machine {there}"
+    share = amount(SHARE * (room.device if room.accelerated else room.host), "B")
+    if plan.fits:
+        return f"{said}; it fits: this {whose} has {there}"
+    return f"{said}; too much: this {whose} has {there}, of which a run can have {share}"
+
+
+def _advised(plan: "Plan") -> str:
+    """The flags with which a run fits, or what is needed at least."""
+    if not plan.advice:
+        return "" if plan.fits is not False else "a machine with more memory, no option takes less"
+    flags = " ".join(word for name, value in plan.advice.changes.items() for word in flagged(name, value))
+    size = amount(plan.advice.need.device, "B")
+    if plan.advice.fits:
+        return f"{flags} (about {size})"
+    return f"a machine with more memory: even with {flags} it takes about {size}"
 
 
 def _asked_time(plan: "Plan") -> str:

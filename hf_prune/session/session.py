@@ -27,6 +27,7 @@ from hf_prune.evaluation.speed import computes_bfloat16
 from hf_prune.limits import MERGED_LAYERS
 from hf_prune.methods.collapse import CollapseSpace
 from hf_prune.methods.method import Facts
+from hf_prune.models.devices import device_of
 from hf_prune.models.numbering import is_writable
 from hf_prune.recipe import Recipe
 from hf_prune.recovery import expert_scores
@@ -93,9 +94,7 @@ class Session:
     @cached_property
     def device(self) -> torch.device:
         """Where the search runs."""
-        if self.recipe.machine.device != "auto":
-            return torch.device(self.recipe.machine.device)
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return device_of(self.recipe.machine.device)
 
     @cached_property
     def dtype(self) -> torch.dtype:

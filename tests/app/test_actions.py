@@ -9,6 +9,7 @@ from hf_prune.app import workers
 from hf_prune.app.actions import Actions
 from hf_prune.app.forms import DEMO, TINY, TITLES
 from hf_prune.app.runs import LOCAL, Runs
+from hf_prune.plan import Room
 from tests import runs as small
 from tests.hub import samples
 
@@ -51,7 +52,7 @@ def test_the_demo_goes_by_its_name_in_every_answer(do):
 
 def test_a_machine_that_is_too_small_says_so_and_starts_nothing(do, hub_server, monkeypatch):
     hub_server.seed("ns/model", samples.model(num_hidden_layers=6))
-    monkeypatch.setattr("hf_prune.app.plans.host_memory", lambda: 1000)
+    monkeypatch.setattr("hf_prune.app.plans.room", lambda: Room(1000, 1000))
     assert "too small" in do.replan(None, "ns/model", *FORM)[0]
     id, _, _, _, status, *_ = do.start(None, None, "visitor", "ns/model", *FORM)
     assert id == "" and "too small" in status and not list(do.runs.home.iterdir())

@@ -293,7 +293,8 @@ def test_plan_of_a_local_model(model):
     assert found["parameters"] == AutoModelForCausalLM.from_pretrained(model).num_parameters()
     assert found["bytes"] == 2 * found["parameters"] < (model / "model.safetensors").stat().st_size
     assert found["download_bytes"] == 0
-    text = hf_prune("plan", model, "--ratio", 0.25, "--rules", "keep").stdout
+    assert "layer-tokens" not in hf_prune("plan", model, "--ratio", 0.25).stdout
+    text = hf_prune("plan", model, "--ratio", 0.25, "--rules", "keep", "--verbose").stdout
     for words in (
         "remove 4 layers, 23.1 %",
         "1.9 percentage points less than asked",

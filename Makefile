@@ -4,7 +4,7 @@ PYTEST_FLAGS ?= -n auto --dist loadfile
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo demo-stitch demo-width space test families quality style clean fuzz chaos
+.PHONY: demo demo-stitch demo-width space test docs families quality style clean fuzz chaos
 
 demo: $(VENV)/installed  ## compress the bundled model in under three minutes and show where the result lies
 	$(BIN)/hf-prune demo
@@ -30,7 +30,10 @@ fuzz: $(VENV)/installed-dev  ## 200,000 spoiled files instead of the 2,000 of th
 chaos: $(VENV)/installed-dev  ## kill -9 two hundred times, from the search to the upload
 	$(BIN)/python -m tests.chaos
 
-families: $(VENV)/installed-dev  ## write the README's list of families anew
+docs: $(VENV)/installed-dev  ## build the pages, strictly, into build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+families: $(VENV)/installed-dev  ## write the list of families in docs anew
 	$(BIN)/python -m tests.supported
 
 quality: $(VENV)/installed-dev  ## what CI checks besides the tests

@@ -1,4 +1,4 @@
-"""What the README says of families, from what becomes of a tiny config of each; `make families` writes it."""
+"""What the page of families says of them, from what becomes of a tiny config of each; `make families` writes it."""
 
 import re
 import sys
@@ -13,7 +13,7 @@ from hf_prune.models.families import CUT_BY_WIDTH, Family
 from hf_prune.models.inference import family_of
 from tests.shrunk import shrunk
 
-README = Path(__file__).parents[1] / "README.md"
+PAGE = Path(__file__).parents[1] / "docs" / "families.md"
 BEGIN, END = "<!-- families: written by make families -->\n", "<!-- /families -->\n"
 REASONS = {
     "encoders with a decoder": "it is an encoder with a decoder",
@@ -33,7 +33,7 @@ REASONS = {
     "reversible layers": "carry two streams",
     "several lists of layers": "several stacks of layers|two stacks of layers in circles|a list of 6 layers found \\d",
 }
-"""In words for the README, and as the error says it."""
+"""In words for the page, and as the error says it."""
 
 
 def outcome(model_type: str) -> Family | str:
@@ -75,9 +75,9 @@ def between(text: str) -> str:
 
 def main() -> None:
     """Write the section anew."""
-    text = README.read_text(encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
-    README.write_text(before + BEGIN + listed() + END + rest.partition(END)[2], encoding="utf-8")
+    PAGE.write_text(before + BEGIN + listed() + END + rest.partition(END)[2], encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -44,14 +44,20 @@ def _flag(option: Option) -> inspect.Parameter:
     return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
-def _option_type(annotation: Any) -> tuple[Any, tuple[str, ...], str | None]:
-    """What typer parses, the choices, and what to show where typer has no words (pydantic checks those of a list)."""
+def choices_of(annotation: Any) -> tuple[Any, tuple[str, ...], bool]:
+    """The plain type of a field or of the entries of a list, what it may be where that is listed, and whether it is a
+    list."""
     kind = annotation
     if get_origin(annotation) is not Literal:
         kind = next(t for t in (get_args(annotation) or (annotation,)) if t is not NoneType)
-    choices = get_args(kind) if get_origin(kind) is Literal else ()
+    return kind, get_args(kind) if get_origin(kind) is Literal else (), get_origin(annotation) is tuple
+
+
+def _option_type(annotation: Any) -> tuple[Any, tuple[str, ...], str | None]:
+    """What typer parses, the choices, and what to show where typer has no words (pydantic checks those of a list)."""
+    kind, choices, several = choices_of(annotation)
     shown = f"<{'|'.join(choices)}>" if len("|".join(choices)) <= WIDEST else "<name>"
-    if get_origin(annotation) is tuple:
+    if several:
         return (list[str], choices, f"{shown}...") if choices else (list[kind], (), f"<{kind.__name__}>...")
     return kind, choices, shown if choices else None
 

@@ -31,7 +31,7 @@ from tests.families import SOURCE, jittered
 from tests.runs import base
 from tests.runs import recipe as small
 from tests.shrunk import DEPTH, shrunk, whole
-from tests.supported import README, REASONS, between, listed, outcome
+from tests.supported import PAGE, REASONS, between, listed, outcome
 
 TYPES = sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 REFUSED = {
@@ -323,6 +323,6 @@ def safe_tensors(path: Path):
 @pytest.mark.slow
 def test_the_readme_lists_what_is_cut_and_what_is_not():
     """`make families` writes it anew."""
-    text = README.read_text(encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
     assert between(text) == listed(), "run make families"
     assert set(re.findall(r"`([\w-]+)`", between(text).partition("<details>")[2].partition("Refused")[0])) == set(CUT)

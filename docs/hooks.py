@@ -6,17 +6,19 @@ mkdocs calls `on_files` and `on_page_markdown`; nothing else here is for anybody
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import typer
-from pydantic import BeforeValidator
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+from pydantic import BeforeValidator
 
 import hf_prune
+from hf_prune import errors
 from hf_prune.cli.flags import SPELLED, choices_of
 from hf_prune.cli.main import app
+from hf_prune.events import Event
 from hf_prune.recipe import OPTIONS
 from hf_prune.recipe.fields import Fields, Group
 from hf_prune.recipe.spelling import Option
@@ -28,12 +30,18 @@ TAKEN = {
     "security.md": "SECURITY.md",
 }
 """Pages that are files of the repository."""
-MODULES = {
-    "hf_prune.events": "Events",
-    "hf_prune.errors": "Errors",
-    "hf_prune.report.schema.report": "What report.json holds",
+
+
+def _is_error(value: Any) -> bool:
+    return isinstance(value, type) and issubclass(value, errors.HfPruneError)
+
+
+MET = {
+    "Events": ("hf_prune.events", [event.__name__ for event in get_args(Event)]),
+    "Errors": ("hf_prune.errors", [one.__name__ for one in vars(errors).values() if _is_error(one)]),
+    "What report.json holds": ("hf_prune.report.schema.report", ["Report"]),
 }
-"""Modules whose names people meet without importing them."""
+"""Names that people meet without importing them, by heading: their module, and which of it."""
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)#\s]*)(#[^)\s]*)?\)")
 
 
@@ -148,8 +156,8 @@ def python() -> str:
     """Every public name, from its docstring."""
     found = ["# Python\n\nWhat `import hf_prune` gives; torch is loaded when the first of them needs it.\n"]
     found += [f"::: hf_prune.{module}.{name}\n" for name, module in sorted(hf_prune.PUBLIC.items())]
-    for module, title in MODULES.items():
-        found += [f"## {title}\n", f"::: {module}\n    options: {{show_root_heading: false, heading_level: 2}}\n"]
+    for title, (module, names) in MET.items():
+        found += [f"## {title}\n", *(f"::: {module}.{name}\n" for name in names)]
     return "\n".join(found)
 
 

@@ -32,11 +32,13 @@ LOCAL = "sha256-"
 
 @dataclass(frozen=True, slots=True, order=True)
 class Source:
-    """A model pinned to a commit; `adapter` is a PEFT LoRA (`repo@sha`) merged on load."""
+    """A model pinned to a commit; `adapter` is a PEFT LoRA (`repo@sha`) merged on load, `vocabulary` the digest of the
+    token ids that were kept where not all were."""
 
     repo: str
     revision: str
     adapter: str | None = None
+    vocabulary: str | None = None
 
     @property
     def is_local(self) -> bool:
@@ -147,7 +149,7 @@ class Blueprint:
         layers = self.canonical_layers()
         used = {self.embed, self.head} | {p.source for s in layers for p in all_parts(s)}
         # None and text do not compare, so a base beside the same base with an adapter needs the key.
-        ordered = sorted({self.sources[i] for i in used}, key=lambda s: (s.repo, s.revision, s.adapter or ""))
+        ordered = sorted({self.sources[i] for i in used}, key=_in_order)
         number = {i: ordered.index(self.sources[i]) for i in used}
         layers = tuple(_renumber(s, number).canonical() for s in layers)
         return replace(self, sources=tuple(ordered), layers=layers, embed=number[self.embed], head=number[self.head])
@@ -175,6 +177,10 @@ class Blueprint:
             for key in ("mlp", "library", "blends"):
                 if layer[key] is None:
                     del layer[key]
+        # And sources that have all their tokens.
+        for source in raw["sources"]:
+            if source["vocabulary"] is None:
+                del source["vocabulary"]
         return json.dumps(raw, sort_keys=True, indent=indent)
 
     @classmethod
@@ -221,8 +227,9 @@ class Blueprint:
                 f"{MOST_LAYERS} layers of {MOST_SOURCES}"
             )
         for number, source in enumerate(self.sources):
-            if not all(map(_is_name, (source.repo, source.revision, _said(source.adapter)))):
-                yield f"sources.{number} must be given by text: repo, revision and perhaps adapter"
+            optional = map(_said, (source.adapter, source.vocabulary))
+            if not all(map(_is_name, (source.repo, source.revision, *optional))):
+                yield f"sources.{number} must be given by text: repo, revision and perhaps adapter and vocabulary"
         for name in ("embed", "head"):
             if not _is_index(getattr(self, name), len(self.sources)):
                 yield f"{name} names a source that is not listed"
@@ -255,6 +262,10 @@ def _wrong_layer(where: str, spec: LayerSpec, sources: int) -> Iterator[str]:
             yield f"{where}.blends are of no expert, or of more than {MOST_EXPERTS}"
         if not all(_is_index(e, MOST_EXPERTS) and _is_weight(w) for blend in spec.blends for e, w in blend):
             yield f"{where}.blends are not numbers of experts with finite weights"
+
+
+def _in_order(source: Source) -> tuple[str, ...]:
+    return source.repo, source.revision, source.adapter or "", source.vocabulary or ""
 
 
 def _is_index(value: Any, below: int) -> bool:

@@ -190,6 +190,9 @@ def _search(session: Session, journal: Journal, trials: int) -> Generator[Event,
         scorer = session.deletions(remove)
         cut = scorer.blueprint(scorer.space.from_removed(recipe.size.dropped()))
         return Winner(cut, cut, (), baselines)
+    if not remove and not recipe.every_size:
+        whole = session.inputs.identity(0)
+        return Winner(whole, whole, (), ())
     yield Stage("search", f"{recipe.search.searcher} on {recipe.search.objective}")
     before = session.evaluator.cost.layer_tokens
     finalists = yield from _searched(session, journal, trials, [b.removed for b in baselines])
@@ -241,7 +244,7 @@ def finish(
         document: writes the report and all that lies beside the weights.
     """
     recipe, inputs, clock = session.recipe, session.inputs, session.clock
-    if recipe.repair.enabled:
+    if recipe.repair.enabled and len(winner.blueprint.layers) < inputs.depth:
         winner = yield from repair_cut(session, winner)
         clock.lap("repair")
     yield Stage("assemble", f"{len(winner.blueprint.layers)} layers")

@@ -26,6 +26,7 @@ from hf_prune.blueprint import Blueprint, Source
 from hf_prune.errors import IncompatibleSources, InvalidBlueprint, InvalidRecipe
 from hf_prune.events import Event, Finished, Reported, Stage, Started
 from hf_prune.models.devices import device_of
+from hf_prune.models.fewer_tokens import KEPT_FILE, load_kept, vocabulary_of, without_tokens
 from hf_prune.models.variants import beside, pull_variant
 from hf_prune.pipeline import ANEW, find_finished, finish
 from hf_prune.plan import check_evidence
@@ -80,7 +81,7 @@ def _assembled(
     # A link that was named by itself is meant; one in a result may be a stranger's.
     if path.is_symlink() and not any((path.parent / name).exists() for name in ("report.json", "config.json")):
         path = path.parent / path.readlink()
-    for name in (path.name, Path(PATCH_FILE).parent, PATCH_FILE):
+    for name in (path.name, Path(PATCH_FILE).parent, PATCH_FILE, KEPT_FILE):
         check_file(path.parent / name, path.parent)
     text = _read(path)
     if '"front"' in text:
@@ -94,15 +95,18 @@ def _assembled(
         raise InvalidRecipe(f"{output} exists; choose another --output.")
     given = (source,) if isinstance(source, str) else tuple(source or ())
     with claimed(output):
-        parents = open_parents(blueprint, given, library)
+        parents = open_parents(blueprint, path.parent, given, library)
         with staged(output) as partial:
             write(blueprint, parents, partial, load_patches(path.parent / PATCH_FILE))
     return output
 
 
-def open_parents(blueprint: Blueprint, given: Sequence[str] = (), library: Path | None = None) -> list[Parent]:
+def open_parents(
+    blueprint: Blueprint, beside_it: Path, given: Sequence[str] = (), library: Path | None = None
+) -> list[Parent]:
     """Pull and open every source of a blueprint, from what is given (the base first) or where the blueprint says; with
-    the level libraries it names, as far as they are in the user's cache or in the folder `library`.
+    the level libraries it names, as far as they are in the user's cache or in the folder `library`. Which tokens they
+    have kept is said in the folder `beside_it`.
 
     Raises:
         IncompatibleSources: another revision than the blueprint's.
@@ -123,7 +127,11 @@ def open_parents(blueprint: Blueprint, given: Sequence[str] = (), library: Path 
                 f"The blueprint was made from {pinned}, not from {others}; the weights would differ."
             )
         found = found or hub.pull(said.source(pinned), **plain)
-        parents.append(Parent.open(pinned, found.folder, found.adapter, **plain))
+        opened = Parent.open(replace(pinned, vocabulary=None), found.folder, found.adapter, **plain)
+        if pinned.vocabulary:
+            kept = load_kept(beside_it, pinned.vocabulary)
+            opened = without_tokens(opened, vocabulary_of(opened), kept)
+        parents.append(opened)
     parents[0].levels.update(cached({s.library for s in blueprint.layers if s.library}, library))
     return [parents[0], *(beside(parents[0], other) for other in parents[1:])]
 
@@ -274,7 +282,7 @@ def _reopened(
     check_evidence(recipe.replace(search_tasks=(), objective="kl"))
     device_of(recipe.machine.device)
     given = named[: len(variants) + 1] if base or variants else ()
-    parents = open_parents(blueprint, given)
+    parents = open_parents(blueprint, folder, given)
     session = open_session(recipe, parents, over=True)
     session.evidence.read_tasks()
     yield from say_own(session)

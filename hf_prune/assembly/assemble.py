@@ -25,6 +25,7 @@ from hf_prune.models.conversions import as_files
 from hf_prune.models.dtypes import widest
 from hf_prune.models.experts import fewer
 from hf_prune.models.families import Family
+from hf_prune.models.fewer_tokens import save_kept
 from hf_prune.models.modeling_pruned import PREFIX
 from hf_prune.models.noise import quiet
 from hf_prune.models.numbering import sliced
@@ -333,6 +334,7 @@ def write(
     if not base.trust_tokenizer_code:
         forget_tokenizer_code(folder)
     save_patches({s.repair: patches[s.repair] for s in blueprint.layers if s.repair}, folder / PATCH_FILE)
+    save_kept(base, folder)
     (folder / "blueprint.json").write_text(blueprint.to_json(indent=1) + "\n", encoding="utf-8")
     return stored
 

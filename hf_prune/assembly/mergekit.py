@@ -35,6 +35,8 @@ def export_mergekit(folder: Path, names: Sequence[str] = ()) -> str:
         blueprint = Blueprint.from_json((folder / "blueprint.json").read_text(encoding="utf-8"))
     except OSError as e:
         raise InvalidBlueprint(f"{folder} has no blueprint.json ({e.strerror}); name what compress wrote.") from None
+    if any(source.vocabulary for source in blueprint.sources):
+        raise InvalidBlueprint(f"{folder} has lost tokens, for which mergekit has no words; it merges whole models.")
     config, dtypes = read_config(folder), _dtypes(folder)
     # mergekit has one for all tensors: the widest, in which none loses anything.
     dtype = str(widest(dtypes) if dtypes else config.dtype or "float32").removeprefix("torch.")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hf_prune.errors import SourceError, UnsupportedArchitecture
+from hf_prune.hub.adapters import has_rows
 from hf_prune.hub.contents import needs_code
 from hf_prune.models.mixtures import Mixture, mixture_of
 
@@ -83,6 +84,23 @@ class Weights:
         """Bytes of a result that has lost this share of its layers' parameters."""
         whole = sum(size.written for size in self.sizes.values())
         return whole - share * sum(size.written for size in self.sizes.values() if size.layer is not None)
+
+    def tokens(self, rows: int) -> int:
+        """Parameters that a vocabulary of so many rows has: of the embedding and, untied, of the head."""
+        return sum(size.count for name, size in self.sizes.items() if self._by_token(name, rows))
+
+    def with_tokens(self, rows: int, kept: int) -> "Weights":
+        """The same with fewer rows of the vocabulary."""
+
+        def cut(size: Size) -> Size:
+            return Size(size.layer, *(n * kept // rows for n in size[1:]))
+
+        sizes = {n: cut(s) if self._by_token(n, rows) else s for n, s in self.sizes.items()}
+        return replace(self, sizes=sizes)
+
+    def _by_token(self, name: str, rows: int) -> bool:
+        inside = self.sizes[name].layer is not None
+        return not inside and has_rows(name.rpartition(".")[0]) and self.sizes[name].count % rows == 0
 
     def beside(self, others: "Iterable[Weights]") -> "Weights":
         """The same tensors, each to be written as wide as the widest of these sources stores it."""

@@ -25,7 +25,8 @@ from hf_prune.models.prepared import prepared
 @dataclass(frozen=True, eq=False)
 class Parent:
     """One opened source: what `Blueprint.sources[i]` points to; `levels` are its level libraries by digest, `how` says
-    in words what made a plain checkpoint of it.
+    in words what made a plain checkpoint of it. Where it has lost tokens, `kept` has the ids of the others, sorted, and
+    `whole` is the source with all of them.
 
     Code beside the weights is run only where somebody allowed it and transformers cannot do without: of the model with
     `trust_remote_code`, of its tokenizer with `trust_tokenizer_code`.
@@ -40,6 +41,8 @@ class Parent:
     rows: tuple[int, ...] | None = None
     levels: dict[str, Any] = field(default_factory=dict)
     how: tuple[str, ...] = ()
+    kept: tuple[int, ...] | None = None
+    whole: "Parent | None" = None
 
     @classmethod
     def open(
@@ -231,3 +234,8 @@ class Parent:
     def parameters(self) -> int:
         """Parameters of the dense model, tied tensors counted once."""
         return sum(s.numel() for s in self.shapes.values())
+
+    @property
+    def original(self) -> "Parent":
+        """The source with all its tokens."""
+        return self.whole or self

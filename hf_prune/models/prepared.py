@@ -130,6 +130,11 @@ def _content(path: Path) -> str:
     return found.revision(tuple(names))
 
 
+def made_once(folder: Path, key: list[str], make: Callable[[Path], None]) -> Path:
+    """What `make` writes into an empty folder; in the cache by this key, the content of `folder` and versions."""
+    return _cached([*key, _content(folder), *_versions()], make)
+
+
 def _cached(key: list[str], make: Callable[[Path], None]) -> Path:
     """The folder of this digest, made whole or not at all."""
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]

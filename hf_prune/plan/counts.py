@@ -59,6 +59,26 @@ def target_of(recipe: Recipe, sizes: Sizes) -> Target:
     return EVERY_SIZE if recipe.every_size else METHODS[recipe.method].target(recipe, sizes)
 
 
+def target_beside(recipe: Recipe, sizes: Sizes, dense: int) -> Target:
+    """The same for a model that has lost tokens, which count toward a ratio: what is left to go, perhaps nothing.
+
+    Args:
+        recipe: at most one way to say a size is set.
+        sizes: of the model without these tokens.
+        dense: parameters of the source with all of them.
+
+    Raises:
+        InvalidRecipe: as `target_of`.
+    """
+    if recipe.every_size or sizes.total == dense or recipe.size.given not in ([], ["ratio"]):
+        return target_of(recipe, sizes)
+    ratio = recipe.size.ratio or DEFAULT_RATIO
+    left = 1 - (1 - ratio) * dense / sizes.total
+    if left < sizes.share / 2:
+        return Target(0, 0.0, -left, "keep all layers: the vocabulary alone is the share asked for")
+    return target_of(recipe.replace(ratio=left), sizes)
+
+
 def candidates(recipe: Recipe, facts: Facts) -> int:
     """Models the search can choose among, at most (some merges are deletions in disguise); 1 with `drop`."""
     return 1 if recipe.size.drop else METHODS[recipe.method].space(recipe, facts).count()
@@ -71,7 +91,7 @@ def evaluations(recipe: Recipe, facts: Facts) -> int:
     of the single moves a candidate has: the number of generations that EvoPress takes (arXiv 2410.14649) grows the same
     way. examples/benchmarks/search_quality.py shows what it buys.
     """
-    if recipe.size.drop:
+    if recipe.size.drop or not (facts.remove or recipe.every_size):
         return 0
     method = METHODS[recipe.method]
     rounds = _rounds(recipe, facts, recipe.search.searcher)

@@ -6,11 +6,12 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hf_prune.blueprint import LOCAL
+from hf_prune.errors import InvalidRecipe
 from hf_prune.hub.contents import candidates as weight_files
 from hf_prune.methods import METHODS
 from hf_prune.methods.method import Facts, Sizes, Target
 from hf_prune.models.feasibility import check_cut
-from hf_prune.models.headers import BYTES, Weights, weigh
+from hf_prune.models.headers import BYTES, Weights, setting, weigh
 from hf_prune.plan.advice import Advice, Need, advise
 from hf_prune.plan.budget import Budget, budget_of
 from hf_prune.plan.checks import check_evidence, check_layers
@@ -23,7 +24,7 @@ from hf_prune.plan.counts import (
     layer_passes,
     own_tokens,
     repairs,
-    target_of,
+    target_beside,
     trained_tokens,
 )
 from hf_prune.plan.memory import Room, number_bytes, peak_memory, restoring_memory
@@ -50,8 +51,9 @@ class Plan:
     long all may take, where that was asked for, `left_out` what is not done therefore; all of it empty where nothing
     was measured. `memory_bytes` are what the search needs on its device, `restoring_bytes` what repair or healing do,
     `host_bytes` what the machine around it holds meanwhile, `room` what there is, where somebody looked, and `advice`
-    what would make it fit where it does not. `weight_files` says which of the source's files are read, `notes` what
-    else should be known of them and what is done to them before anything else.
+    what would make it fit where it does not. Of `tokens`, whose rows hold `token_parameters`, `kept_tokens` stay as far
+    as the recipe says; `target` is of what has these alone. `weight_files` says which of the source's files are read,
+    `notes` what else should be known of them and what is done to them before anything else.
     """
 
     base: str
@@ -88,6 +90,9 @@ class Plan:
     host_bytes: int = 0
     room: Room | None = None
     advice: Advice | None = None
+    tokens: int = 0
+    kept_tokens: int = 0
+    token_parameters: int = 0
     weight_files: str = ""
     notes: tuple[str, ...] = ()
 
@@ -134,10 +139,13 @@ def plan(
     check_evidence(recipe)
     weights = weigh(peek)
     stored = weights.beside(weigh(v) for v in variants if not v.adapter)
-    depth, method = len(weights.layers), METHODS[recipe.method]
+    depth, method, dense = len(weights.layers), METHODS[recipe.method], weights
+    rows = setting(peek.config, "vocab_size") or 0
+    if kept := _kept(recipe, rows):
+        weights, stored = weights.with_tokens(rows, kept), stored.with_tokens(rows, kept)
     if weights.family:
         check_layers(recipe, weights.family, weights.kinds)
-    target = target_of(recipe, Sizes(weights.layers, weights.total, weights.mixture))
+    target = target_beside(recipe, Sizes(weights.layers, weights.total, weights.mixture), dense.total)
     if weights.family and recipe.size.drop:
         check_cut(weights.config, weights.family, [i for i in range(depth) if i not in recipe.size.dropped()])
     facts = facts_of(recipe, depth, target.remove, weights.kinds, weights.mixture)
@@ -159,8 +167,8 @@ def plan(
         search="none" if recipe.size.drop else recipe.search.searcher,
         asked=describe_target(recipe),
         depth=depth,
-        parameters=weights.total,
-        bytes=weights.bytes,
+        parameters=dense.total,
+        bytes=dense.bytes,
         layer_parameters=weights.layers,
         outside_parameters=weights.outside,
         target=target,
@@ -180,6 +188,9 @@ def plan(
         own_tokens=own_tokens(recipe),
         text=() if recipe.data.text else DEFAULT_DATA,
         tasks="" if recipe.tasks.names else f"{', '.join(DEFAULT_TASKS)}; left out where the Hub cannot be reached",
+        tokens=rows,
+        kept_tokens=kept or rows,
+        token_parameters=dense.tokens(rows) if rows else 0,
         weight_files=_weight_files(peek),
         seconds=budget.forecast.seconds if budget else {},
         time=budget.seconds if budget else None,
@@ -218,6 +229,17 @@ class _Memory:
     def need(self, recipe: Recipe) -> Need:
         """All of it."""
         return Need((self.search(recipe), *self.restoring(recipe)), self.host(recipe))
+
+
+def _kept(recipe: Recipe, rows: int) -> int | None:
+    """Tokens that stay, where the recipe says how many; `auto` is known once text has been read."""
+    if not recipe.vocabulary.isdigit():
+        return None
+    if rows <= (kept := int(recipe.vocabulary)):
+        raise InvalidRecipe(
+            f"The base has {rows} tokens, so --vocabulary {kept} keeps all of them; ask for fewer, or leave it out."
+        )
+    return kept
 
 
 def _budget(recipe: Recipe, shape: Shape, facts: Facts, measure: Measure) -> Budget:

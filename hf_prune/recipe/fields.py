@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from hf_prune.methods import METHODS
+from hf_prune.recipe.values import count, one_or_many, seconds, tokens_kept
 from hf_prune.search import SEARCHERS
 
 Method = Literal[*METHODS]
@@ -30,43 +31,12 @@ RULE = rf"keep|keep-first|keep-last|mean|laco-released|difference:-?{NUMBER}"
 MERGE = rf"linear|slerp|(task-arithmetic|passthrough):{NUMBER}|ties:{NUMBER}|dare(-ties)?:{NUMBER}(:\d+)?"
 
 
-def _count(raw: Any) -> Any:
-    """Tokens as people write them: 1M, 500k, 2_000_000."""
-    known = isinstance(raw, str | int | float) and not isinstance(raw, bool)
-    match = known and re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)([kMG]?)", str(raw).replace("_", "").strip())
-    if not match:
-        # A stranger's list of lists is not for a sentence.
-        said = repr(raw)[:60] if raw is None or isinstance(raw, str | int | float) else f"a {type(raw).__name__}"
-        raise ValueError(f"a number of tokens is written 1M, 500k or 250000, not {said}")
-    return round(float(match[1]) * {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}[match[2]])
-
-
-def _seconds(raw: Any) -> Any:
-    """A time as people write it: 30m, 2h, 90s, 1h30m, or seconds; none is no limit, 0."""
-    if raw is None or isinstance(raw, int | float) and not isinstance(raw, bool):
-        return raw
-    written = str(raw).strip().lower()
-    number = r"(?:(\d+(?:\.\d+)?)"
-    match = re.fullmatch(rf"{number}h)?{number}m)?{number}s?)?", written)
-    if written == "none":
-        return 0.0
-    if not match or not any(match.groups()):
-        raise ValueError(f"a time is written 30m, 2h, 90s or none, not {written[:40]!r}")
-    return sum(float(n or 0) * unit for n, unit in zip(match.groups(), (3600, 60, 1), strict=True))
-
-
-def _one_or_many(raw: Any) -> Any:
-    """YAML: `data: folder` and `drop: [3, 6]` are what people write."""
-    entries = [raw] if isinstance(raw, str | int) else raw
-    return [str(e) if type(e) is int else e for e in entries] if isinstance(entries, list | tuple) else raw
-
-
-Tokens = Annotated[int, BeforeValidator(_count)]
+Tokens = Annotated[int, BeforeValidator(count)]
 MOST_LAYERS = 4096
 """No model has more."""
 MOST_NAMES = 1000
 """Entries of a list that somebody wrote."""
-Names = Annotated[tuple[str, ...], BeforeValidator(_one_or_many), Field(max_length=MOST_NAMES)]
+Names = Annotated[tuple[str, ...], BeforeValidator(one_or_many), Field(max_length=MOST_NAMES)]
 
 
 def option(default: Any, text: str, flat: str = "", *, flag: str = "", first: bool = False, **bounds: Any) -> Any:
@@ -205,7 +175,7 @@ class Search(Group):
     evaluations: int | None = option(None, "Most trials the search may ask for; default follows from the depth.", ge=1)
     population: int = option(16, "Candidates kept per generation.", ge=1)
     offspring: int = option(32, "Candidates proposed per generation.", ge=1)
-    baselines: Annotated[tuple[Baseline, ...], BeforeValidator(_one_or_many)] = option(
+    baselines: Annotated[tuple[Baseline, ...], BeforeValidator(one_or_many)] = option(
         get_args(Baseline),
         "Baselines measured at the same size; removal and selection belong to stitch, the last four to width.",
     )
@@ -319,7 +289,7 @@ class Report(Group):
 class Machine(Group):
     """Where to compute, in how much memory and time."""
 
-    time: Annotated[float | None, BeforeValidator(_seconds)] = option(
+    time: Annotated[float | None, BeforeValidator(seconds)] = option(
         None, "How long the run may take, e.g. 30m or 2h: what it does is fitted into that. Default: about ten minutes "
         "for what is not asked for by itself; none: no limit.", first=True, ge=0,
     )  # fmt: skip
@@ -383,6 +353,10 @@ class Fields(BaseModel):
     output: str = option("pruned", "Folder for the result; must not exist unless --overwrite.", first=True)
     overwrite: bool = option(False, "Replace a finished result of another recipe in --output.")
     method: Method = option("collapse", f"What an integer means: {', '.join(METHODS)}.", first=True)
+    vocabulary: Annotated[str, BeforeValidator(tokens_kept)] = option(
+        "none", "Tokens to keep, e.g. 50k, by how often the search text has them; every text can still be written. "
+        "auto: the fewest that make other text a hundredth longer; counts toward --ratio.",
+    )  # fmt: skip
     seed: int = option(0, "Seed of everything random.", ge=0, lt=2**32)
     size: Size = Size()
     collapse: Collapse = Collapse()

@@ -118,7 +118,7 @@ def _making(report: Report, parents: Sequence[SourceCard]) -> dict[str, Any]:
         "remote_code": report.trusts_code or report.own_code,
         "load_note": _load_note(report),
         "certificate": _certificate(report),
-        "base_check": [md(x) for x in verdicts.base_verdict(report)],
+        "base_check": [md(x) for x in verdicts.base_verdict(report) + verdicts.vocabulary_verdict(report)],
         "command": _commands(report.command, local),
         "better_command": _commands(comparisons.better_command(report), local),
         "recipe": yaml.safe_dump(nest(recipe), sort_keys=False, allow_unicode=True),

@@ -80,6 +80,7 @@ def describe(
     report = Report(
         **_identity(session, winner),
         size=_size(session, winner.blueprint, stored),
+        vocabulary=session.inputs.vocabulary,
         layers=fates(winner.blueprint.layers, session.inputs.base.depth),
         widths=statistics.widths(session.inputs.base, winner.blueprint),
         own_code=(folder / FILE).is_file(),

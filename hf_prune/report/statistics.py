@@ -183,8 +183,8 @@ def sizes(parent: Parent, blueprint: Blueprint, live: int, stored: tuple[int, in
     """
     layers = blueprint.canonical().layers
     dense = ModelSize(
-        parameters=parent.parameters,
-        bytes=parent.bytes,
+        parameters=parent.original.parameters,
+        bytes=parent.original.bytes,
         layers=parent.depth,
         kv_bytes_per_token=speed.kv_bytes_per_token(parent.config, itemsize),
     )
@@ -197,7 +197,7 @@ def sizes(parent: Parent, blueprint: Blueprint, live: int, stored: tuple[int, in
         kv_bytes_per_token=_cached(parent, layers, itemsize),
         layers_with_attention=sum(s.attn_level != GONE for s in layers),
     )
-    return Size(dense=dense, pruned=pruned, removed_ratio=1 - live / parent.parameters)
+    return Size(dense=dense, pruned=pruned, removed_ratio=1 - live / parent.original.parameters)
 
 
 def _cached(parent: Parent, layers: Sequence[LayerSpec], itemsize: int) -> int:

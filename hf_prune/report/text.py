@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from hf_prune.events import Event
     from hf_prune.plan import Plan
 
+LARGE = 0.2
+"""Share of the parameters from which on a vocabulary is worth trimming before anything else."""
+
 
 def event_dict(event: "Event") -> dict[str, Any]:
     """`{"event": "Scored", ...}`: the event's name and its fields as plain values."""
@@ -51,6 +54,7 @@ def plan_rows(plan: "Plan") -> dict[str, str]:
         "model": f"{plan.base} ({plan.model_type}), {amount(plan.parameters)} parameters, {amount(plan.bytes, 'B')}",
         "layers": f"{plan.depth} of {layer} parameters each; {amount(plan.outside_parameters)} outside the layers",
         "before": "; ".join(plan.notes),
+        "vocabulary": _planned_vocabulary(plan) if plan.tokens else "",
         "asked": plan.asked,
         "result": _planned_result(plan),
         "time": f"{stages_told(plan.seconds)} on this machine{_asked_time(plan)}" if plan.seconds else "",
@@ -80,6 +84,7 @@ def report_lines(report: Report) -> list[str]:
         warned
         + [report.left_out] * bool(report.left_out)
         + verdicts.base_verdict(report)
+        + verdicts.vocabulary_verdict(report)
         + verdicts.recovery_verdict(report)
         + [v for v in found if v]
         + [f"For that cut: {command}" for command in (comparisons.better_command(report),) if command]
@@ -90,15 +95,30 @@ def report_lines(report: Report) -> list[str]:
 
 def _planned_result(plan: "Plan") -> str:
     target = plan.target
-    if not target.remove:
+    if not target.remove and target.miss is None:
         return "a Pareto front over every size"
+    if not target.remove:
+        return f"{target.goal}: {plan.result_layers} layers, {amount(plan.result_parameters)} parameters"
     layers = "1 layer" if target.remove == 1 else f"{target.remove} layers"
     gone = target.goal if target.exact else f"remove {layers}"
     return (
-        f"{gone}, {percent(target.removed_ratio)} of all parameters{_miss(target.miss)}: "
+        f"{gone}, {percent(target.removed_ratio)} of {_whole(plan)}{_miss(target.miss)}: "
         f"{plan.result_layers} layers, {amount(plan.result_parameters)} parameters, "
         f"at most {amount(plan.result_bytes, 'B')}"
     )
+
+
+def _whole(plan: "Plan") -> str:
+    return "all parameters" if plan.kept_tokens == plan.tokens else "what the smaller vocabulary leaves"
+
+
+def _planned_vocabulary(plan: "Plan") -> str:
+    share = plan.token_parameters / plan.parameters
+    said = f"{plan.tokens:,} tokens, {percent(share)} of all parameters"
+    if plan.kept_tokens < plan.tokens:
+        return f"{said}; {plan.kept_tokens:,} are kept"
+    trim = "; --vocabulary auto keeps the tokens that the text needs, and more layers can stay"
+    return said + trim * (share > LARGE)
 
 
 def _planned_text(plan: "Plan") -> str:

@@ -139,6 +139,19 @@ def speed_verdict(report: Report) -> str | None:
     )
 
 
+def vocabulary_verdict(report: Report) -> list[str]:
+    """How many tokens are left, what that spares and costs, and what was certified."""
+    cut = report.vocabulary
+    if not cut:
+        return []
+    longer = percent(ratio(cut.bytes_per_token_dense, cut.bytes_per_token) - 1)
+    return [
+        f"The vocabulary keeps {cut.kept:,} of {cut.dense:,} tokens, {amount(cut.parameters)} parameters fewer; text "
+        f"takes {longer} more tokens. {cut.texts:,} hard texts are said as before, {cut.same_pieces:,} of them in the "
+        "same tokens. All figures on text, those of the dense model too, are in the kept tokens."
+    ]
+
+
 def base_verdict(report: Report) -> list[str]:
     """Whether what was compressed is what stock transformers loads of the parents, and what is odd about them."""
     if report.base_check is None:

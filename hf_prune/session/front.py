@@ -21,7 +21,7 @@ def members(session: Session, finalists: Sequence[Outcome]) -> list[dict[str, An
         live = session.evaluator.parameters(blueprint)
         rows.append(
             {
-                "removed_ratio": 1 - live / session.inputs.base.parameters,
+                "removed_ratio": 1 - live / session.inputs.base.original.parameters,
                 "layers": len(blueprint.layers),
                 "parameters": live,
                 **dict(zip(session.columns, outcome.values, strict=True)),
@@ -61,7 +61,7 @@ def public(member: Mapping[str, Any]) -> dict[str, Any]:
 
 def points(session: Session, journal: Journal) -> list[dict[str, Any]]:
     """Every candidate that saw all search evidence and did not break: share removed and its values by column."""
-    total, where = session.inputs.base.parameters, session.columns.index("params")
+    total, where = session.inputs.base.original.parameters, session.columns.index("params")
     full = Fidelity(session.recipe.data.sequences)
     return [
         {"removed_ratio": 1 - r.values[where] / total, **dict(zip(session.columns, r.values, strict=True))}

@@ -15,18 +15,21 @@ from hf_prune.methods.method import Method, Sizes, Target
 from hf_prune.models.feasibility import check_cut
 from hf_prune.models.noise import quiet
 from hf_prune.models.variants import beside, check_variants, pull_variant
-from hf_prune.plan import check_layers, target_of
+from hf_prune.plan import check_layers, target_beside
 from hf_prune.recipe import Recipe
+from hf_prune.session.vocabulary import fewer_tokens
 
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """A recipe with its sources opened; `cards` holds what their model cards say."""
+    """A recipe with its sources opened; `cards` holds what their model cards say, `vocabulary` what became of the
+    tokens of the base, None where all stay."""
 
     recipe: Recipe
     parents: tuple[Parent, ...]
     target: Target
     cards: tuple[Mapping[str, Any], ...]
+    vocabulary: Mapping[str, Any] | None = None
 
     @property
     def base(self) -> Parent:
@@ -84,8 +87,11 @@ class Inputs:
         )
 
 
-def open_inputs(recipe: Recipe, parents: Sequence[Parent] = ()) -> Inputs:
+def open_inputs(recipe: Recipe, parents: Sequence[Parent] = (), entries: Sequence[str] = ()) -> Inputs:
     """Pin, pull and open the base and its variants, and fix the target; `parents` are opened already.
+
+    The base loses the tokens that the recipe asks for first, by the text of `entries`: everything else is then found
+    for text as the result will read it.
 
     Raises:
         SourceError, UnsupportedArchitecture, IncompatibleSources: a source cannot be used, or not by this method.
@@ -94,15 +100,18 @@ def open_inputs(recipe: Recipe, parents: Sequence[Parent] = ()) -> Inputs:
     trust = recipe.trust.arguments
     check_variants(recipe.base, recipe.variants, **trust)
     pulled = [hub.pull(recipe.base, **trust), *(pull_variant(recipe.base, v, **trust) for v in recipe.variants)]
+    cut = None
     if not parents:
         first, *others = (Parent.open(p.source, p.folder, p.adapter, **trust) for p in pulled)
+        first, cut = fewer_tokens(recipe, entries, first)
         parents = (first, *(beside(first, other) for other in others))
         check(Blueprint(tuple(p.source for p in parents), (LayerSpec((Part(0, 0),)),)), parents)
     base = parents[0]
     # Refused now, not once the dense model has read all its text.
     check_layers(recipe, base.family, base.kinds)
-    target = target_of(recipe, Sizes((base.layer_parameters,) * base.depth, base.parameters, base.mixture))
+    sizes = Sizes((base.layer_parameters,) * base.depth, base.parameters, base.mixture)
+    target = target_beside(recipe, sizes, base.original.parameters)
     if recipe.size.drop:
         check_cut(base.config, base.family, [i for i in range(base.depth) if i not in recipe.size.dropped()])
     cards = tuple({**p.card, "how": parent.how} for p, parent in zip(pulled, parents, strict=True))
-    return Inputs(recipe, tuple(parents), target, cards)
+    return Inputs(recipe, tuple(parents), target, cards, cut)

@@ -36,6 +36,7 @@ REPORT = {
     "layers": [{"source": i, "fate": "removed" if i in (3, 6, 7, 11) else "kept"} for i in range(16)],
 }
 VALUES = {
+    "vocabulary": "50000",
     "levels": 8,
     "multiple_of": 16,
     "damping": 0.02,

@@ -28,6 +28,7 @@ ROOT = Path(__file__).parents[2]
 CHANGED = {
     "base": "other",
     "method": "halves",
+    "vocabulary": "50k",
     "ratio": 0.5,
     "keep_layers": 3,
     "drop": ("1",),

@@ -20,7 +20,16 @@ from hf_prune.report.schema.course import (
     TimeBudget,
 )
 from hf_prune.report.schema.document import Document
-from hf_prune.report.schema.model import Ends, LayerFate, LayerOrigin, LayerWidth, Member, Size, SourceCard
+from hf_prune.report.schema.model import (
+    Ends,
+    LayerFate,
+    LayerOrigin,
+    LayerWidth,
+    Member,
+    Size,
+    SourceCard,
+    VocabularyCut,
+)
 from hf_prune.report.schema.scores import Baseline, BesideParents, Generation, Retention, Speed, Stages, Task, Text
 from hf_prune.report.schema.section import Count, Number
 
@@ -82,6 +91,7 @@ class Report(Document):
     latency: Latency | None = None
     seconds: dict[str, Number] = {}
     time: TimeBudget | None = None
+    vocabulary: VocabularyCut | None = None
 
     @property
     def push_to(self) -> str | None:

@@ -1,0 +1,44 @@
+"""Values as people write them: numbers with units, one entry for a list of one.
+
+All raise ValueError with what is wrong.
+"""
+
+import re
+from typing import Any
+
+
+def count(raw: Any) -> Any:
+    """Tokens as people write them: 1M, 500k, 2_000_000."""
+    known = isinstance(raw, str | int | float) and not isinstance(raw, bool)
+    match = known and re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)([kMG]?)", str(raw).replace("_", "").strip())
+    if not match:
+        # A stranger's list of lists is not for a sentence.
+        said = repr(raw)[:60] if raw is None or isinstance(raw, str | int | float) else f"a {type(raw).__name__}"
+        raise ValueError(f"a number of tokens is written 1M, 500k or 250000, not {said}")
+    return round(float(match[1]) * {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}[match[2]])
+
+
+def seconds(raw: Any) -> Any:
+    """A time as people write it: 30m, 2h, 90s, 1h30m, or seconds; none is no limit, 0."""
+    if raw is None or isinstance(raw, int | float) and not isinstance(raw, bool):
+        return raw
+    written = str(raw).strip().lower()
+    number = r"(?:(\d+(?:\.\d+)?)"
+    match = re.fullmatch(rf"{number}h)?{number}m)?{number}s?)?", written)
+    if written == "none":
+        return 0.0
+    if not match or not any(match.groups()):
+        raise ValueError(f"a time is written 30m, 2h, 90s or none, not {written[:40]!r}")
+    return sum(float(n or 0) * unit for n, unit in zip(match.groups(), (3600, 60, 1), strict=True))
+
+
+def tokens_kept(raw: Any) -> Any:
+    """A number of tokens as `count` reads it, auto or none, as text."""
+    said = str(raw).strip().lower()
+    return said if said in ("auto", "none") else str(count(raw))
+
+
+def one_or_many(raw: Any) -> Any:
+    """YAML: `data: folder` and `drop: [3, 6]` are what people write."""
+    entries = [raw] if isinstance(raw, str | int) else raw
+    return [str(e) if type(e) is int else e for e in entries] if isinstance(entries, list | tuple) else raw

@@ -1,6 +1,7 @@
 """A run that keeps some tokens of its base: chosen by its text, certified, counted, rebuilt."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -73,9 +74,13 @@ def test_logits_of_kept_tokens_are_the_dense_models(tmp_path, tied):
     assert inputs.vocabulary["texts"] >= 1000 and inputs.vocabulary["max_logit_difference"] < 1e-5
 
 
-def test_settings_follow_and_a_run_speaks_in_stock_transformers(home):
-    recipe = asked(home, vocabulary="0.4k")
-    done = runs.finished(compress(recipe))
+@pytest.fixture(scope="module")
+def done(home):
+    """A run that keeps 400 tokens."""
+    return runs.finished(compress(asked(home, vocabulary="0.4k")))
+
+
+def test_settings_follow_and_a_run_speaks_in_stock_transformers(home, done):
     folder, report = home / "small", done.report
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     assert len(tokenizer) == model.config.vocab_size == report["vocabulary"]["kept"] == 400
@@ -96,8 +101,8 @@ def test_settings_follow_and_a_run_speaks_in_stock_transformers(home):
         assert (rebuilt / name).read_bytes() == (folder / name).read_bytes()
 
 
-def test_a_blueprint_without_its_ids_is_told(home, tmp_path):
-    made = home / "small" / "blueprint.json"
+def test_a_blueprint_without_its_ids_is_told(home, done, tmp_path):
+    made = Path(done.folder) / "blueprint.json"
     (tmp_path / "blueprint.json").write_text(made.read_text())
     with pytest.raises(InvalidBlueprint, match=r"vocabulary\.json"):
         assemble_blueprint(tmp_path / "blueprint.json", tmp_path / "out", source=str(home / "base"))

@@ -147,8 +147,8 @@ def vocabulary_verdict(report: Report) -> list[str]:
     longer = percent(ratio(cut.bytes_per_token_dense, cut.bytes_per_token) - 1)
     return [
         f"The vocabulary keeps {cut.kept:,} of {cut.dense:,} tokens, {amount(cut.parameters)} parameters fewer; text "
-        f"takes {longer} more tokens. {cut.texts:,} hard texts are said as before, {cut.same_pieces:,} of them in the "
-        "same tokens. All figures on text, those of the dense model too, are in the kept tokens."
+        f"takes {longer} more tokens. {cut.hard_texts:,} hard texts are said as before, {cut.same_pieces:,} of them in "
+        "the same tokens. All figures on text, those of the dense model too, are in the kept tokens."
     ]
 
 

@@ -71,7 +71,7 @@ def test_logits_of_kept_tokens_are_the_dense_models(tmp_path, tied):
         expected, found = whole(kept[ids]).logits[..., kept], cut(ids).logits
     assert torch.allclose(found, expected, atol=1e-5)
     assert torch.allclose(found.softmax(-1), expected.softmax(-1), atol=1e-6)
-    assert inputs.vocabulary["texts"] >= 1000 and inputs.vocabulary["max_logit_difference"] < 1e-5
+    assert inputs.vocabulary["hard_texts"] >= 1000 and inputs.vocabulary["max_logit_difference"] < 1e-5
 
 
 @pytest.fixture(scope="module")

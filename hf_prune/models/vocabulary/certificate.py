@@ -55,4 +55,4 @@ def certify_tokens(full: Tokenizer, small: Tokenizer, kept: Sequence[int], texts
             same += 1
             if [kept[i] for i in after] != before:
                 raise ReloadMismatch(f"This text has other pieces although all of its own were kept: {text[:80]!r}.")
-    return {"texts": read, "same_pieces": same}
+    return {"hard_texts": read, "same_pieces": same}

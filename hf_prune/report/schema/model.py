@@ -76,7 +76,7 @@ class VocabularyCut(Section):
     """What became of the tokens: how many of the `dense` ones are `kept`, by the digest of their ids, and the
     `parameters` that went with the others.
 
-    `texts` hard ones were said as before, `same_pieces` of them are written in kept tokens and so as before. Logits of
+    `hard_texts` were said as before, `same_pieces` of them are written in kept tokens and so as before. Logits of
     kept tokens differ from the dense model's by `max_logit_difference`. Bytes per token: of the selection text.
     """
 
@@ -84,7 +84,7 @@ class VocabularyCut(Section):
     kept: Count
     digest: str
     parameters: Count
-    texts: Count
+    hard_texts: Count
     same_pieces: Count
     max_logit_difference: Number
     bytes_per_token_dense: Number

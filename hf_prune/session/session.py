@@ -31,7 +31,6 @@ from hf_prune.models.devices import device_of
 from hf_prune.models.numbering import is_writable
 from hf_prune.recipe import Recipe
 from hf_prune.recovery import expert_scores
-from hf_prune.recovery.expert_scores import ExpertScores
 from hf_prune.recovery.latency import Latencies, time_levels, within
 from hf_prune.recovery.levels import HALVES, Kind, Levels
 from hf_prune.recovery.repair import RepairedCut, repair
@@ -302,7 +301,7 @@ class Session:
 
     # Levels of widths ----------------------------------------------------------------------------------------------
 
-    def library(self, kind: str, progress: Progress = lambda done, total: None) -> Levels | ExpertScores:
+    def library(self, kind: str, progress: Progress = lambda done, total: None) -> Levels | expert_scores.ExpertScores:
         """The library of a kind, made when it is first asked for; layers of this run may name levels from then on."""
         if kind not in self._libraries:
             text = self.evidence.training(self.recipe.width.sequences)
@@ -311,7 +310,7 @@ class Session:
         return self._libraries[kind]
 
     @cached_property
-    def _libraries(self) -> dict[str, Levels | ExpertScores]:
+    def _libraries(self) -> dict[str, Levels | expert_scores.ExpertScores]:
         return {}
 
     @cached_property

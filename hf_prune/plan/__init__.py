@@ -28,6 +28,6 @@ from hf_prune.plan.rates import DEVICES, Rates, Shape, rates_here, rates_of
 __all__ = [
     "DEVICES", "Advice", "Budget", "Forecast", "Plan", "Rates", "Room", "Shape", "baseline_evaluations", "budget_of",
     "candidates", "check_evidence", "check_layers", "describe_target", "evaluations", "facts_of", "forecast",
-"host_memory", "layer_passes", "lessons", "own_need", "own_tokens", "plan", "rates_here", "rates_of", "room_here",
+    "host_memory", "layer_passes", "lessons", "own_need", "own_tokens", "plan", "rates_here", "rates_of", "room_here",
     "target_beside", "target_of",
 ]  # fmt: skip

@@ -70,6 +70,7 @@ def _eval_results(report: Report) -> Iterator[EvalResult]:
         text, where = report.text[name], "all text" if name == "all" else without_paths(name)
         label = f"{where}, report split of this run ({text.tokens:,} tokens)"
         yield from _result(name, label, "perplexity", "Perplexity", text.pruned.perplexity)
+        yield from _result(name, label, "bits_per_byte", "Bits per byte", text.pruned.bits_per_byte)
     for name, task in report.tasks.items():
         kind = f"multiple choice, chance {verdicts.percent(task.chance, 0)}"
         label = f"{name}, {task.items} items of this run ({kind if task.chance else 'text to be generated'})"

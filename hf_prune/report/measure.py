@@ -9,6 +9,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hf_prune.assembly.base_check import stock_model
+from hf_prune.data.byte_counts import bytes_said
 from hf_prune.data.task_scores import score
 from hf_prune.evaluation import speed
 from hf_prune.events import Advanced, Event, stream_work
@@ -65,6 +66,7 @@ def measure_folder(
         healing: figures of the training that followed, if one did.
     """
     windows, rng = session.evidence.windows["report"], np.random.default_rng(session.recipe.seed)
+    said = bytes_said(windows.tokens, session.inputs.tokenizer)
     known = yield from stream_work(
         lambda tell: standings(session, winner, lambda done, total: tell(Advanced("report", done, total)))
     )
@@ -74,26 +76,26 @@ def measure_folder(
     scores = [known.text(blueprint) for _, _, blueprint in entries]
     bare = seen["cut"].text
     return {
-        "text": statistics.text(dense.text, ours.text, windows),
-        "baselines": statistics.baselines(entries, scores, known.evaluator, bare) if winner.baselines else [],
+        "text": statistics.text(dense.text, ours.text, windows, said),
+        "baselines": statistics.baselines(entries, scores, known.evaluator, bare, said) if winner.baselines else [],
         "tasks": statistics.task_scores(dense.tasks, ours.tasks, rng),
         "left_out": session.evidence.left_out,
-        "stages": stages.stages(seen, windows, rng),
+        "stages": stages.stages(seen, windows, said, rng),
         "generation": stages.spoken(seen, session.inputs.tokenizer, windows),
         "speed": _speed(session, final, rng),
         "retention": retention(session, winner, known),
-        **_beside_parents(session, ours, known),
+        **_beside_parents(session, ours, known, said),
     }
 
 
-def _beside_parents(session: Session, ours: Observed, known: Standings) -> dict[str, dict[str, BesideParents]]:
+def _beside_parents(session: Session, ours: Observed, known: Standings, said: np.ndarray) -> dict[str, dict[str, BesideParents]]:
     """A section of the report where there are several parents."""
     windows, names = session.evidence.windows["report"], session.inputs.names
     if len(names) == 1:
         return {}
     parents = {name: known.text(session.inputs.identity(k)) for k, name in enumerate(names)}
     best = {c: names[session.teacher(c)] for c in windows.corpora}
-    return {"beside_parents": statistics.beside_parents(ours.text, parents, best, windows)}
+    return {"beside_parents": statistics.beside_parents(ours.text, parents, best, windows, said)}
 
 
 def _observed(

@@ -64,18 +64,19 @@ def observe(
     return Observed(text, answers, said, close, harness)
 
 
-def stages(seen: Mapping[StageName, Observed], windows: Windows, rng: np.random.Generator) -> Stages:
+def stages(seen: Mapping[StageName, Observed], windows: Windows, said: np.ndarray, rng: np.random.Generator) -> Stages:
     """The capability table: per corpus, task, metric of generated text and lm_eval metric, every stage beside dense.
 
     Args:
         seen: by name of the stage, in the order of `STAGES`; `dense` among them.
         windows: the report split.
+        said: int64 [windows], bytes of text that the predicted tokens say.
         rng: decides the resamples of paired intervals.
     """
     dense = seen["dense"]
     return Stages(
         names=tuple(seen),
-        text=_by_corpus(seen, windows),
+        text=_by_corpus(seen, windows, said),
         tasks={name: _by_task(seen, name, rng) for name in dense.tasks},
         generation=ByStage[StageGeneration](**{stage: _generated(o, dense) for stage, o in seen.items()}),
         harness={name: _by_harness_task(seen, name) for name in dense.harness},
@@ -111,8 +112,8 @@ def closed(dense: float, cut: float, now: float) -> float:
     return (cut - now) / (cut - dense) if cut > dense else math.nan
 
 
-def _by_corpus(seen: Mapping[StageName, Observed], windows: Windows) -> dict[str, ByStage[StageText]]:
-    texts = {stage: statistics.text(seen["dense"].text, o.text, windows) for stage, o in seen.items()}
+def _by_corpus(seen: Mapping[StageName, Observed], windows: Windows, said: np.ndarray) -> dict[str, ByStage[StageText]]:
+    texts = {stage: statistics.text(seen["dense"].text, o.text, windows, said) for stage, o in seen.items()}
     found = {}
     for corpus in texts["dense"]:
         gap = texts["cut"][corpus].log_ratio if "cut" in texts else math.nan

@@ -64,28 +64,30 @@ def paired_difference(
     return (won - lost) / n, (float(low), float(high))
 
 
-def text(dense: TokenScores, pruned: TokenScores, windows: Windows) -> dict[str, Text]:
+def text(dense: TokenScores, pruned: TokenScores, windows: Windows, said: np.ndarray) -> dict[str, Text]:
     """Perplexity of both, KL and their paired log-ratio, per corpus and over all windows.
 
     Args:
         dense: per-token (KL, NLL), each [windows, T-1], nats.
         pruned: the same for the pruned model.
         windows: names the corpus of each window.
+        said: int64 [windows], bytes of text that the predicted tokens say.
     """
     names = sorted(set(windows.corpora))
     rows = {n: np.array([c == n for c in windows.corpora]) for n in names}
     rows["all"] = np.ones(len(windows.corpora), bool)
-    return {name: _text_row(dense, pruned, mask) for name, mask in rows.items()}
+    return {name: _text_row(dense, pruned, mask, said[mask]) for name, mask in rows.items()}
 
 
-def _text_row(dense: TokenScores, pruned: TokenScores, mask: np.ndarray) -> Text:
+def _text_row(dense: TokenScores, pruned: TokenScores, mask: np.ndarray, said: np.ndarray) -> Text:
     nll_dense, nll = (s[1].double().mean(1).numpy()[mask] for s in (dense, pruned))
     kl, kl_ci = interval(pruned[0].double().mean(1).numpy()[mask])
     ratio, ratio_ci = interval(nll - nll_dense)
     return Text(
         tokens=int(mask.sum()) * pruned[1].shape[1],
-        dense=perplexity(nll_dense),
-        pruned=perplexity(nll),
+        bytes=int(said.sum()),
+        dense=perplexity(nll_dense, said / pruned[1].shape[1]),
+        pruned=perplexity(nll, said / pruned[1].shape[1]),
         kl=kl,
         kl_ci=kl_ci,
         log_ratio=ratio,
@@ -97,7 +99,11 @@ EACH = "the best of each corpus"
 
 
 def beside_parents(
-    ours: TokenScores, parents: Mapping[str, TokenScores], best: Mapping[str, str], windows: Windows
+    ours: TokenScores,
+    parents: Mapping[str, TokenScores],
+    best: Mapping[str, str],
+    windows: Windows,
+    said: np.ndarray,
 ) -> dict[str, BesideParents]:
     """A model of several parents beside the base, and beside the best parent of every corpus.
 
@@ -106,9 +112,11 @@ def beside_parents(
         parents: of each parent by name, the base first.
         best: name of the parent that knows each corpus best, by other text than this.
         windows: names the corpus of each window.
+        said: as in `text`.
     """
     nll, base, *_ = (s[1].double().mean(1).numpy() for s in (ours, *parents.values()))
     rows = {name: scores[1].double().mean(1).numpy() for name, scores in parents.items()}
+    each = said / ours[1].shape[1]
     chosen = np.array([rows[best[c]][i] for i, c in enumerate(windows.corpora)])
     names = sorted(set(windows.corpora))
     masks = {n: np.array([c == n for c in windows.corpora]) for n in names} | {"all": np.ones(len(nll), bool)}
@@ -118,9 +126,9 @@ def beside_parents(
         to_base, base_ci = interval((nll - base)[mask])
         found[corpus] = BesideParents(
             best=best.get(corpus, EACH),
-            pruned=perplexity(nll[mask]),
-            best_parent=perplexity(chosen[mask]),
-            base=perplexity(base[mask]),
+            pruned=perplexity(nll[mask], each[mask]),
+            best_parent=perplexity(chosen[mask], each[mask]),
+            base=perplexity(base[mask], each[mask]),
             log_ratio=ratio,
             log_ratio_ci=ci,
             log_ratio_to_base=to_base,
@@ -129,10 +137,33 @@ def beside_parents(
     return found
 
 
-def perplexity(nll: np.ndarray) -> Perplexity:
-    """exp of the mean of per-window NLLs [windows], with the exponentiated interval."""
+def perplexity(nll: np.ndarray, said: np.ndarray | None = None) -> Perplexity:
+    """exp of the mean of per-window NLLs, with the exponentiated interval, and the same in bits per byte.
+
+    Args:
+        nll: [windows], nats per token.
+        said: [windows], bytes per token; without it, or where none is said, nothing is told of bytes.
+    """
     mean, (low, high) = interval(nll)
-    return Perplexity(perplexity=_exp(mean), ci=(_exp(low), _exp(high)))
+    found = Perplexity(perplexity=_exp(mean), ci=(_exp(low), _exp(high)))
+    if said is None or not said.any():
+        return found
+    bits, ci = per_byte(nll, said)
+    return found.replace(bits_per_byte=bits, bits_per_byte_ci=ci)
+
+
+def per_byte(nll: np.ndarray, said: np.ndarray) -> tuple[float, Interval]:
+    """Bits per byte over all windows, with the interval of a ratio (Cochran, Sampling Techniques, 1977, 6.4).
+
+    Args:
+        nll: [windows], nats of each.
+        said: [windows], bytes of each, not all 0; or both divided by the same number.
+    """
+    value = float(nll.sum() / said.sum()) / math.log(2)
+    if not math.isfinite(value):
+        return value, (value, value)
+    _, (low, high) = interval((nll / math.log(2) - value * said) / said.mean())
+    return value, (value + low, value + high)
 
 
 def _exp(x: float) -> float:
@@ -254,6 +285,7 @@ def baselines(
     scores: Sequence[TokenScores],
     evaluator: Evaluator,
     ours: TokenScores,
+    said: np.ndarray,
 ) -> list[Baseline]:
     """Rows of the comparison at equal size: (name, label, blueprint) of bare cuts, and their scores on the report split
     beside those of ours."""
@@ -270,7 +302,7 @@ def baselines(
             removed=tuple(i for i in range(evaluator.bank.parents[0].depth) if i not in kept),
             layers=len(layers),
             parameters=evaluator.parameters(blueprint),
-            **perplexity(per_window).given(),
+            **perplexity(per_window, said / nll.shape[1]).given(),
             kl=float(kl.double().mean()),
             log_ratio_ci_vs_ours=None if name == "hf_prune" else interval(per_window - our_nll)[1],
         )

@@ -12,6 +12,7 @@ from hf_prune.report.schema.scores import (
     BesideParents,
     Gain,
     HarnessMetric,
+    Perplexity,
     Score,
     Stages,
     StageText,
@@ -75,8 +76,10 @@ def _beside(corpus: str, row: BesideParents) -> list[str]:
 def _stage_texts(stages: Stages) -> Iterator[list[str]]:
     for corpus in corpora(stages.text):
         by = stages.text[corpus]
-        label = f"Perplexity, {'all text' if corpus == 'all' else corpus}"
-        yield [label, *(_stage_perplexity(by.of(n), n) for n in stages.names)]
+        where = "all text" if corpus == "all" else corpus
+        yield [f"Perplexity, {where}", *(_stage_perplexity(by.of(n), n) for n in stages.names)]
+        if math.isfinite(by.dense.bits_per_byte):
+            yield [f"Bits per byte, {where}", *(significant(by.of(n).bits_per_byte) for n in stages.names)]
     if by := total(stages.text):
         yield ["KL to dense", *(NONE if n == "dense" else significant(by.of(n).kl) for n in stages.names)]
 
@@ -130,13 +133,20 @@ def _stage_score(row: Score | HarnessMetric, stage: StageName) -> str:
 def _text_rows(report: Report) -> list[Cells]:
     rows = []
     for name in corpora(report.text):
-        entry = report.text[name]
+        entry, where = report.text[name], "all text" if name == "all" else name
         pair = [interval(significant(side.perplexity), side.ci) for side in (entry.dense, entry.pruned)]
-        rows.append((f"Perplexity, {'all text' if name == 'all' else name}", *pair, _times(entry)))
+        rows.append((f"Perplexity, {where}", *pair, _times(entry)))
+        if math.isfinite(entry.dense.bits_per_byte):
+            rows.append((f"Bits per byte, {where}", *_bits(entry.dense, entry.pruned)))
     entry = total(report.text)
     if entry and not math.isnan(entry.kl):
         rows.append(("KL to dense, nats per token", NONE, interval(significant(entry.kl), entry.kl_ci), ""))
     return rows
+
+
+def _bits(dense: Perplexity, pruned: Perplexity) -> tuple[str, str, str]:
+    pair = (interval(significant(side.bits_per_byte), side.bits_per_byte_ci) for side in (dense, pruned))
+    return *pair, f"× {significant(ratio(pruned.bits_per_byte, dense.bits_per_byte))}"
 
 
 def _times(entry: Text | StageText) -> str:

@@ -18,6 +18,8 @@ from tests.report.test_card import make_report
 
 CORPORA = ("a", "b") * 15
 WINDOWS = Windows("report", torch.arange(30 * 90).view(30, 90) % VOCABULARY, CORPORA, {"a": "x", "b": "y"})
+SAID = np.full(30, 178)
+"""Two bytes for every predicted token."""
 
 
 class Speaker:
@@ -47,7 +49,7 @@ def four():
 
 
 def table():
-    return stages.stages(four(), WINDOWS, np.random.default_rng(0))
+    return stages.stages(four(), WINDOWS, SAID, np.random.default_rng(0))
 
 
 def test_the_share_closed_is_that_of_the_gap_in_log_perplexity():
@@ -81,8 +83,8 @@ def test_the_worst_samples_are_those_of_the_windows_that_lost_most():
 def report(names, **more):
     four_of = four()
     kept = {n: four_of[n] for n in names}
-    made = stages.stages(kept, WINDOWS, np.random.default_rng(0))
-    text = statistics.text(kept["dense"].text, kept[names[-1]].text, WINDOWS)
+    made = stages.stages(kept, WINDOWS, SAID, np.random.default_rng(0))
+    text = statistics.text(kept["dense"].text, kept[names[-1]].text, WINDOWS, SAID)
     return Report.from_dict({**make_report(), "baselines": [], "merging": None, "stages": made, "text": text, **more})
 
 

@@ -71,15 +71,42 @@ def test_both_accuracies_of_a_task_come_with_their_intervals_and_paired_differen
 
 def test_perplexity_ratio_and_divergence_per_corpus_and_over_all():
     dense, pruned = scores([0, 0, 0, 0], [1, 2, 3, 4]), scores([0.1, 0.2, 0.3, 0.4], [1.5, 2.5, 3.5, 5.5])
-    found = statistics.text(dense, pruned, windows(["a", "b", "a", "b"]))
+    found = statistics.text(dense, pruned, windows(["a", "b", "a", "b"]), np.array([8, 16, 24, 32]))
     assert set(found) == {"a", "b", "all"} and found["a"].tokens == 8 and found["all"].tokens == 16
     assert found["a"].dense.perplexity == pytest.approx(math.exp(2))
     assert found["b"].pruned.perplexity == pytest.approx(math.exp(4))
     assert found["b"].log_ratio == pytest.approx(1.0) and found["b"].kl == pytest.approx(0.3)
+    # Four tokens of 1 and of 3 nats say 8 and 24 bytes, so there is half a nat for every byte.
+    assert found["a"].bytes == 32 and found["a"].dense.bits_per_byte == pytest.approx(0.5 / math.log(2))
+    assert found["a"].dense.bits_per_byte_ci == pytest.approx((0.5 / math.log(2),) * 2)
+    assert found["b"].dense.bits_per_byte == pytest.approx(4 * (2 + 4) / 48 / math.log(2))
     # Paired: equal differences leave no spread, however far apart the windows are.
     assert found["a"].log_ratio_ci == pytest.approx((0.5, 0.5))
     low, high = found["a"].dense.ci
     assert low < math.exp(2) < high
+
+
+@given(st.lists(st.tuples(st.floats(0.01, 9), st.integers(1, 99)), min_size=2, max_size=30), st.floats(0.5, 8))
+def test_bits_per_byte_are_of_all_windows_together_whatever_unit_both_have(rows, unit):
+    nll, said = (np.array(column, float) for column in zip(*rows, strict=True))
+    value, (low, high) = statistics.per_byte(nll, said)
+    assert value == pytest.approx(nll.sum() / math.log(2) / said.sum())
+    assert (low + high) / 2 == pytest.approx(value)
+    assert statistics.per_byte(nll / unit, said / unit)[1] == pytest.approx((low, high))
+
+
+def test_the_interval_of_bits_per_byte_is_that_of_resampled_windows():
+    rng = np.random.default_rng(0)
+    said = rng.integers(200, 600, 400)
+    nll = said * rng.normal(0.7, 0.1, 400)
+    picks = rng.integers(0, 400, (4000, 400))
+    plain = np.quantile(nll[picks].sum(1) / said[picks].sum(1) / math.log(2), [0.025, 0.975])
+    np.testing.assert_allclose(statistics.per_byte(nll, said)[1], plain, atol=0.002)
+
+
+def test_windows_that_say_nothing_have_no_bits_per_byte():
+    assert math.isnan(statistics.perplexity(np.array([1.0, 2.0]), np.array([0, 0])).bits_per_byte)
+    assert statistics.perplexity(np.array([math.inf, 2.0]), np.array([4, 5])).bits_per_byte == math.inf
 
 
 def test_a_broken_model_has_infinite_perplexity():

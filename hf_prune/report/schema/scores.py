@@ -1,6 +1,6 @@
 """Sections of a report about what was measured; all of it on the report split, which no search has seen.
 
-Perplexities are per token; KL and log-ratios are in nats per token; accuracies are shares of items. Intervals are 95 %
+Perplexities are per token, bits per byte of UTF-8, which alone compare models of different tokenizers; KL and log-ratios are in nats per token; accuracies are shares of items. Intervals are 95 %
 ones, those of differences paired over the same windows and items.
 """
 
@@ -32,16 +32,20 @@ def total(rows: Mapping[str, T]) -> T | None:
 
 
 class Perplexity(Section):
-    """exp of the mean over windows of their mean negative log-likelihood."""
+    """exp of the mean over windows of their mean negative log-likelihood, and that of all windows in bits per byte of
+    the text they say, which reports from before it was counted lack."""
 
     perplexity: Number = math.nan
     ci: Interval | None = None
+    bits_per_byte: Number = math.nan
+    bits_per_byte_ci: Interval | None = None
 
 
 class Text(Section):
     """Perplexity of both models, KL to the dense one, and log(pruned / dense perplexity)."""
 
     tokens: Count = 0
+    bytes: Count = 0
     dense: Perplexity
     pruned: Perplexity
     kl: Number = math.nan
@@ -90,6 +94,8 @@ class Baseline(Section):
     parameters: Count | None = None
     perplexity: Number = math.nan
     ci: Interval | None = None
+    bits_per_byte: Number = math.nan
+    bits_per_byte_ci: Interval | None = None
     kl: Number = math.nan
     log_ratio_ci_vs_ours: Interval | None = None
 

@@ -17,10 +17,11 @@ from hf_prune.hub.adapters import read_adapter
 from hf_prune.models.checkpoint import Checkpoint
 from hf_prune.models.noise import quiet
 from hf_prune.report import lm_eval, stages, statistics
+from hf_prune.report.all_tokens import bits_with_all_tokens
 from hf_prune.report.lm_eval import HarnessScores
 from hf_prune.report.retention import Standings, retention, standings
 from hf_prune.report.schema.course import Healing
-from hf_prune.report.schema.scores import BesideParents, Speed
+from hf_prune.report.schema.scores import BesideParents, Speed, TokenCost
 from hf_prune.report.stages import Observed, observe
 from hf_prune.session.restore import ADAPTER
 from hf_prune.session.selection import Winner
@@ -85,10 +86,23 @@ def measure_folder(
         "speed": _speed(session, final, rng),
         "retention": retention(session, winner, known),
         **_beside_parents(session, ours, known, said),
+        **_token_cost(session, known, said),
     }
 
 
-def _beside_parents(session: Session, ours: Observed, known: Standings, said: np.ndarray) -> dict[str, dict[str, BesideParents]]:
+def _token_cost(session: Session, known: Standings, said: np.ndarray) -> dict[str, TokenCost]:
+    """A section of the report where the base has lost tokens."""
+    base, windows = session.inputs.base, session.evidence.windows["report"]
+    if base.kept is None:
+        return {}
+    whole = bits_with_all_tokens(base, windows, said, session.dtype, session.device)
+    kept = statistics.by_corpus(known.text(session.inputs.identity(0))[1].double().sum(1).numpy(), said, windows)
+    return {"token_cost": TokenCost(all_tokens=whole, kept_tokens=kept)}
+
+
+def _beside_parents(
+    session: Session, ours: Observed, known: Standings, said: np.ndarray
+) -> dict[str, dict[str, BesideParents]]:
     """A section of the report where there are several parents."""
     windows, names = session.evidence.windows["report"], session.inputs.names
     if len(names) == 1:

@@ -166,6 +166,19 @@ def per_byte(nll: np.ndarray, said: np.ndarray) -> tuple[float, Interval]:
     return value, (value + low, value + high)
 
 
+def by_corpus(nll: np.ndarray, said: np.ndarray, windows: Windows) -> dict[str, float]:
+    """Bits per byte of every corpus that says any, and of all text.
+
+    Args:
+        nll: [windows], nats of each.
+        said: [windows], bytes of each.
+        windows: names the corpus of each.
+    """
+    rows = {c: np.array([one == c for one in windows.corpora]) for c in sorted({*windows.corpora})}
+    rows["all"] = np.ones(len(nll), bool)
+    return {name: per_byte(nll[mask], said[mask])[0] for name, mask in rows.items() if said[mask].any()}
+
+
 def _exp(x: float) -> float:
     return math.exp(x) if x < 700 else math.inf
 

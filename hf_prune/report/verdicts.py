@@ -149,6 +149,17 @@ def vocabulary_verdict(report: Report) -> list[str]:
         f"The vocabulary keeps {cut.kept:,} of {cut.dense:,} tokens, {amount(cut.parameters)} parameters fewer; text "
         f"takes {longer} more tokens. {cut.hard_texts:,} hard texts are said as before, {cut.same_pieces:,} of them in "
         "the same tokens. All figures on text, those of the dense model too, are in the kept tokens."
+    ] + _token_cost(report)
+
+
+def _token_cost(report: Report) -> list[str]:
+    cost = report.token_cost
+    both = [(total(side) or math.nan) for side in (cost.all_tokens, cost.kept_tokens)] if cost else [math.nan]
+    if not all(map(math.isfinite, both)):
+        return []
+    return [
+        f"That alone takes the base from {significant(both[0])} to {significant(both[1])} bits per byte of held-out "
+        f"text ({percent(both[1] / both[0] - 1, 2)}), before anything else is cut."
     ]
 
 

@@ -23,7 +23,7 @@ from hf_prune.report.schema.course import BaseCheck, Overflow, ParentCheck, Time
 from hf_prune.report.schema.document import VERSION
 from hf_prune.report.schema.model import Front, VocabularyCut
 from hf_prune.report.schema.report import Report
-from hf_prune.report.schema.scores import BesideParents, Gain
+from hf_prune.report.schema.scores import BesideParents, Gain, TokenCost
 from hf_prune.report.schema.section import Section
 from hf_prune.report.text import report_lines
 
@@ -67,7 +67,7 @@ def test_an_old_report_is_read_and_written_again_byte_for_byte():
     assert found.to_json() == VERSION1 and Report.from_dict(RAW).to_dict() == RAW
     assert not [section for section in sections(found) if section.model_extra], "every key has a field"
     known = {type(section) for section in sections(found)}
-    later = {BaseCheck, BesideParents, ParentCheck, Overflow, Gain, TimeBudget, VocabularyCut}
+    later = {BaseCheck, BesideParents, ParentCheck, Overflow, Gain, TimeBudget, TokenCost, VocabularyCut}
     assert not set(every_section()) - known - later, "every section is in the old report"
 
 

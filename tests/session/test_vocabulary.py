@@ -90,6 +90,9 @@ def test_settings_follow_and_a_run_speaks_in_stock_transformers(home, done):
         assert settings.eos_token_id == [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<tool>")]
     said = model.generate(**tokenizer("the cat sat", return_tensors="pt"), max_new_tokens=8, do_sample=False)
     assert "the cat sat" in tokenizer.decode(said[0])
+    assert report["token_cost"]["all_tokens"].keys() == report["token_cost"]["kept_tokens"].keys() == {"all", "text"}
+    bits = report["text"]["all"]["dense"]["bits_per_byte"]
+    assert report["token_cost"]["kept_tokens"]["all"] == pytest.approx(bits)
     size = report["size"]
     whole = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(home / "base").parameters())
     assert size["dense"]["parameters"] == whole

@@ -30,7 +30,17 @@ from hf_prune.report.schema.model import (
     SourceCard,
     VocabularyCut,
 )
-from hf_prune.report.schema.scores import Baseline, BesideParents, Generation, Retention, Speed, Stages, Task, Text
+from hf_prune.report.schema.scores import (
+    Baseline,
+    BesideParents,
+    Generation,
+    Retention,
+    Speed,
+    Stages,
+    Task,
+    Text,
+    TokenCost,
+)
 from hf_prune.report.schema.section import Count, Number
 
 
@@ -92,6 +102,7 @@ class Report(Document):
     seconds: dict[str, Number] = {}
     time: TimeBudget | None = None
     vocabulary: VocabularyCut | None = None
+    token_cost: TokenCost | None = None
 
     @property
     def push_to(self) -> str | None:

@@ -1,7 +1,8 @@
 """Sections of a report about what was measured; all of it on the report split, which no search has seen.
 
-Perplexities are per token, bits per byte of UTF-8, which alone compare models of different tokenizers; KL and log-ratios are in nats per token; accuracies are shares of items. Intervals are 95 %
-ones, those of differences paired over the same windows and items.
+Perplexities are per token, bits are per byte of UTF-8, which alone compares models of different tokenizers; KL and
+log-ratios are in nats per token; accuracies are shares of items. Intervals are 95 % ones, those of differences paired
+over the same windows and items.
 """
 
 import math
@@ -52,6 +53,13 @@ class Text(Section):
     kl_ci: Interval | None = None
     log_ratio: Number = math.nan
     log_ratio_ci: Interval | None = None
+
+
+class TokenCost(Section):
+    """What fewer tokens alone cost: bits per byte by corpus of the base with all of them and with those it has kept."""
+
+    all_tokens: dict[str, Number]
+    kept_tokens: dict[str, Number]
 
 
 class BesideParents(Section):

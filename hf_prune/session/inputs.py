@@ -1,6 +1,6 @@
 """What a run is given: its base and variants pinned, pulled and opened, and how much of them is to go."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -87,7 +87,7 @@ class Inputs:
         )
 
 
-def open_inputs(recipe: Recipe, parents: Sequence[Parent] = (), entries: Sequence[str] = ()) -> Inputs:
+def open_inputs(recipe: Recipe, parents: Sequence[Parent] = (), entries: Callable[[], Sequence[str]] = tuple) -> Inputs:
     """Pin, pull and open the base and its variants, and fix the target; `parents` are opened already.
 
     The base loses the tokens that the recipe asks for first, by the text of `entries`: everything else is then found

@@ -395,5 +395,5 @@ class Session:
 def open_session(recipe: Recipe, parents: Sequence[Parent] = (), over: bool = False) -> Session:
     """Open what a recipe names; see `open_inputs` and `Evidence`."""
     workdir = Workdir.beside(recipe.output)
-    inputs = open_inputs(recipe, parents, entries := entries_of(recipe, workdir))
-    return Session(inputs, Evidence.of(inputs, entries, over), workdir)
+    inputs = open_inputs(recipe, parents, lambda: entries_of(recipe, workdir))
+    return Session(inputs, Evidence.of(inputs, entries_of(recipe, workdir), over), workdir)

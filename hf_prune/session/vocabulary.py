@@ -1,6 +1,6 @@
 """Which tokens a run keeps, by its own text, and the certificate that nothing else has changed."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -26,7 +26,9 @@ MULTIPLE = 64
 """Of which the number of rows is one where it is chosen here, as processors like it."""
 
 
-def fewer_tokens(recipe: Recipe, entries: Sequence[str], base: Parent) -> tuple[Parent, dict[str, Any] | None]:
+def fewer_tokens(
+    recipe: Recipe, entries: Callable[[], Sequence[str]], base: Parent
+) -> tuple[Parent, dict[str, Any] | None]:
     """The base with the tokens that the recipe asks for, and what its report says of that; as it is where all stay.
 
     Raises:
@@ -39,7 +41,7 @@ def fewer_tokens(recipe: Recipe, entries: Sequence[str], base: Parent) -> tuple[
         return base, None
     with quiet():
         vocabulary = vocabulary_of(base)
-        texts = {split: list(_texts(recipe, entries, base.tokenizer, split)) for split in ("search", "selection")}
+        texts = {split: list(_texts(recipe, entries(), base.tokenizer, split)) for split in ("search", "selection")}
         kept = _chosen(recipe, base, vocabulary, texts["search"], texts["selection"])
         if len(kept) == rows_of(base):
             return base, None

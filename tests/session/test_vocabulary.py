@@ -59,7 +59,7 @@ def data(home):
 @pytest.mark.parametrize("tied", [False, True])
 def test_logits_of_kept_tokens_are_the_dense_models(tmp_path, tied):
     base = with_tokenizer(tmp_path / "base", tied)
-    inputs = open_inputs(asked(tmp_path, base=str(base), vocabulary=400), (), data(tmp_path))
+    inputs = open_inputs(asked(tmp_path, base=str(base), vocabulary=400), (), lambda: data(tmp_path))
     small, kept = inputs.base, torch.tensor(inputs.base.kept)
     assert len(kept) == 400 == small.skeleton.config.vocab_size
     rows = 1 if tied else 2
@@ -116,8 +116,8 @@ def test_a_blueprint_without_its_ids_is_told(home, done, tmp_path):
 
 def test_a_ratio_counts_the_vocabulary(home):
     text = data(home)
-    alone = open_inputs(asked(home, drop=(), ratio=0.5), (), text)
-    both = open_inputs(asked(home, drop=(), ratio=0.5, vocabulary=400), (), text)
+    alone = open_inputs(asked(home, drop=(), ratio=0.5), (), lambda: text)
+    both = open_inputs(asked(home, drop=(), ratio=0.5, vocabulary=400), (), lambda: text)
     assert 0 < both.target.remove < alone.target.remove
     left = both.base.parameters - both.target.remove * both.base.layer_parameters
     assert left / both.base.original.parameters == pytest.approx(0.5, abs=0.6 * both.base.layer_parameters / left)
@@ -126,7 +126,7 @@ def test_a_ratio_counts_the_vocabulary(home):
 def test_auto_keeps_as_many_as_the_ratio_allows_and_all_layers(tmp_path):
     """Its text is of few words, so that without the ratio fewer tokens would stay."""
     with_tokenizer(tmp_path / "base")
-    free = open_inputs(asked(tmp_path, vocabulary="auto"), (), data(tmp_path))
+    free = open_inputs(asked(tmp_path, vocabulary="auto"), (), lambda: data(tmp_path))
     row = free.base.config.hidden_size
     ratio = (ROWS - 512) * row / free.base.original.parameters
     recipe = asked(tmp_path, drop=(), ratio=ratio, vocabulary="auto", repair=True, repair_sequences=8)
@@ -138,10 +138,10 @@ def test_auto_keeps_as_many_as_the_ratio_allows_and_all_layers(tmp_path):
 
 def test_what_cannot_be_is_told(home):
     with pytest.raises(InvalidRecipe, match="keeps all of them"):
-        open_inputs(asked(home, vocabulary="5k"), (), data(home))
+        open_inputs(asked(home, vocabulary="5k"), (), lambda: data(home))
     with pytest.raises(InvalidRecipe, match="too small"):
-        open_inputs(asked(home, vocabulary=10), (), data(home))
+        open_inputs(asked(home, vocabulary=10), (), lambda: data(home))
     with pytest.raises(InvalidData, match="did not say itself"):
-        open_inputs(asked(home, vocabulary="auto"), (), ("self",))
+        open_inputs(asked(home, vocabulary="auto"), (), lambda: ("self",))
     with pytest.raises(InvalidRecipe, match="number of tokens"):
         asked(home, vocabulary="many")

@@ -27,6 +27,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from hf_prune.errors import ReloadMismatch
 from hf_prune.evaluation.comparison import Targets, log_rest
 from hf_prune.models.experts import stacked
 from hf_prune.models.families import Family
@@ -281,6 +282,29 @@ class _Distillation(Trainer):
                 self.state = state
                 return self._load_best_model()
         self.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """A checkpoint whose tensors have the names of modules.
+
+        Files of a mixture hold a matrix for every expert, and the Trainer hands what it reads to modules as it is.
+        """
+        if not isinstance(self.model, PreTrainedModel):
+            return super()._save(output_dir, state_dict)
+        folder = output_dir or self.args.output_dir
+        return self.model.save_pretrained(folder, state_dict=state_dict, save_original_format=False)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """A state that is not taken whole is none.
+
+        Raises:
+            ReloadMismatch: names a tensor.
+        """
+        tied = set(getattr(self.model, "_tied_weights_keys", None) or ())
+        if wrong := [*load_result.unexpected_keys, *(n for n in load_result.missing_keys if n not in tied)]:
+            raise ReloadMismatch(
+                f"A checkpoint of the training does not fit the model that is trained ({wrong[0]}); delete the folder "
+                "of the run, and train again."
+            )
 
     def compute_loss(self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any) -> Any:
         """Mean loss over all tokens of the batch."""

@@ -100,3 +100,37 @@ def test_no_training_changes_a_router():
         heal(student, teacher, FAMILIES["qwen3_moe"], tokens, tokens, course, Path(home))
     changed = {n for n, t in student.state_dict().items() if not torch.equal(t, before[n])}
     assert any("experts.down_proj" in n for n in changed) and not any(".mlp.gate." in n for n in changed)
+
+
+def selection_loss(model, tokens):
+    with torch.no_grad():
+        said = model(input_ids=tokens).logits[:, :-1]
+    return float(torch.nn.functional.cross_entropy(said.flatten(0, 1), tokens[:, 1:].flatten()))
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "deepseek_v3"])
+def test_the_best_state_of_a_whole_mixture_is_what_one_gets_and_what_is_resumed(kind, tmp_path):
+    train, held = (
+        torch.randint(3, 500, (4, 24), generator=torch.Generator().manual_seed(seed)) for seed in (2, 5)
+    )
+    # Few windows, learned by heart: others are foretold worse and worse.
+    course = Course(8 * 96, method="full", batch=4, checks=4, patience=9, rate=0.1, kl=0.0, ce=1.0)
+
+    def once(home, progress=lambda *_: None):
+        return heal(moe(kind), None, FAMILIES[kind], train, held, course, home, progress)
+
+    done = once(tmp_path / "whole")
+    losses = [loss for _, loss in done.curve[1:]]
+    assert min(losses) < losses[-1], losses
+    assert selection_loss(done.model, held) == pytest.approx(min(losses), rel=1e-4)
+
+    def kill(step, steps, loss):
+        if step == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        once(tmp_path / "killed", kill)
+    again = once(tmp_path / "killed")
+    assert again.curve == done.curve
+    for name, tensor in done.model.state_dict().items():
+        assert torch.equal(tensor, again.model.state_dict()[name]), name

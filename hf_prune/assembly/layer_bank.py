@@ -12,7 +12,7 @@ from hf_prune.assembly.assemble import Parent, layer_tensors, library, outside
 from hf_prune.assembly.patches import Patch, Patches, digest_patch
 from hf_prune.blueprint import GONE, Blueprint, LayerSpec, Source
 from hf_prune.models.auto_classes import pruned_config
-from hf_prune.models.experts import fewer
+from hf_prune.models.experts import Renumbered, fewer, kept_experts
 from hf_prune.models.modeling_pruned import Skipped, packed
 
 
@@ -58,6 +58,14 @@ class LayerBank:
         self._made.move_to_end(spec)
         return self._made[spec]
 
+    def owned(self, spec: LayerSpec) -> torch.nn.Module:
+        """The same with rows of its own, where `module` has the resident model's experts under other numbers."""
+        if not _numbered(spec):
+            return self.module(spec)
+        dense = self.model.get_submodule(self.parents[0].family.layers)
+        with torch.inference_mode(False):
+            return self._fewer_experts(spec, dense[spec.anchor.layer])
+
     def repaired(self, spec: LayerSpec, patch: Patch) -> LayerSpec:
         """Take in weights for a layer; returns the spec that names them."""
         digest = digest_patch(patch)
@@ -79,7 +87,7 @@ class LayerBank:
         family = self.parents[0].family
         if spec.repair:
             # All but the repaired tensors are those of the layer before.
-            before, patch = self.module(replace(spec, repair=None)), self.patches[spec.repair]
+            before, patch = self.owned(replace(spec, repair=None)), self.patches[spec.repair]
             layer, like = sharing(before), before.state_dict()
             tensors = {n: t.to(like[n]) for n, t in patch.items()}
             layer.load_state_dict(tensors, strict=False, assign=True)
@@ -87,7 +95,7 @@ class LayerBank:
         if spec.library and (settings := library(spec, self.parents).settings(spec)):
             return self._narrow(spec, template, settings)
         if spec.blends:
-            return self._fewer_experts(spec, template)
+            return self._numbered_experts(spec, template) if _numbered(spec) else self._fewer_experts(spec, template)
         layer = sharing(template)
         layer.load_state_dict(self._tensors(spec, template), assign=True)
         layer.requires_grad_(False)
@@ -113,11 +121,8 @@ class LayerBank:
 
     def _fewer_experts(self, spec: LayerSpec, template: torch.nn.Module) -> torch.nn.Module:
         """A layer of the same class with fewer experts; what stays as it is, is shared with the resident model."""
-        mixture, config = self.parents[0].mixture, copy.copy(self.model.config)
-        for key, value in mixture.settings(len(spec.blends)).items():
-            setattr(config, key, value)
-        with torch.device("meta"):
-            layer = type(template)(config, spec.anchor.layer)
+        mixture = self.parents[0].mixture
+        layer = self._for_fewer(spec, template)
         if replace(spec, blends=None).plain and not spec.anchor.source:
             whole = template.state_dict()
             tensors = {n: fewer(t, spec.blends) if mixture.routing.holds(n) else t for n, t in whole.items()}
@@ -126,10 +131,36 @@ class LayerBank:
         layer.load_state_dict(tensors, assign=True)
         return layer.eval().requires_grad_(False)
 
+    def _numbered_experts(self, spec: LayerSpec, template: torch.nn.Module) -> torch.nn.Module:
+        """The same without a copy: a router of fewer rows, and the resident experts, called by their old numbers."""
+        routing = self.parents[0].mixture.routing
+        layer = self._for_fewer(spec, template)
+        whole = template.state_dict()
+        rows = {n: fewer(t, spec.blends) if routing.holds(n) else t for n, t in whole.items()
+                if not n.startswith(f"{routing.experts}.")}  # fmt: skip
+        experts = sharing(template.get_submodule(routing.experts))
+        experts.register_forward_pre_hook(Renumbered(kept_experts(spec.blends, next(experts.parameters()).device)))
+        layer.set_submodule(routing.experts, experts)
+        layer.load_state_dict({**layer.state_dict(), **rows}, assign=True)
+        return layer.eval().requires_grad_(False)
+
+    def _for_fewer(self, spec: LayerSpec, template: torch.nn.Module) -> torch.nn.Module:
+        """A layer of the same class for so many experts, its weights to be loaded."""
+        config = copy.copy(self.model.config)
+        for key, value in self.parents[0].mixture.settings(len(spec.blends)).items():
+            setattr(config, key, value)
+        with torch.device("meta"):
+            return type(template)(config, spec.anchor.layer)
+
     def _tensors(self, spec: LayerSpec, template: torch.nn.Module) -> dict[str, torch.Tensor]:
         """What a layer is made of, in the dtypes that the model has it in and on its device."""
         like = template.state_dict()
         return {n: read().to(like[n]) for n, read in layer_tensors(spec, self.parents)}
+
+
+def _numbered(spec: LayerSpec) -> bool:
+    """Whether all a layer has lost is experts of the resident model's."""
+    return bool(spec.blends) and replace(spec, blends=None).plain and not spec.anchor.source
 
 
 def sharing(layer: torch.nn.Module) -> torch.nn.Module:

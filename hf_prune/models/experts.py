@@ -25,7 +25,24 @@ def stacked(model: torch.nn.Module) -> list[str]:
 
 def fewer(tensor: Tensor, blends: Sequence[Blend]) -> Tensor:
     """A tensor that has a row for every expert, with these alone."""
-    return tensor[torch.tensor([blend[0][0] for blend in blends], device=tensor.device)]
+    return tensor[kept_experts(blends, tensor.device)]
+
+
+def kept_experts(blends: Sequence[Blend], device: torch.device) -> Tensor:
+    """int64 [experts left]: the numbers they had."""
+    return torch.tensor([blend[0][0] for blend in blends], device=device)
+
+
+class Renumbered:
+    """A hook before experts that a router of fewer rows chooses among: they are called by the numbers they had."""
+
+    def __init__(self, kept: Tensor) -> None:
+        self.kept = kept
+
+    def __call__(self, _: torch.nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """States, experts and weights of every token, as a family's experts take them."""
+        states, chosen, *others = inputs
+        return states, self.kept[chosen], *others
 
 
 def cut(suffix: str, tensor: Tensor, neurons: Tensor) -> Tensor:

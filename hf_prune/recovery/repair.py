@@ -144,7 +144,7 @@ def weaken(bank: LayerBank, repaired: Blueprint, shares: Shares) -> Blueprint:
     for spec, (attention, mlp) in zip(repaired.layers, shares, strict=True):
         if spec.repair:
             whole, plain = bank.patches[spec.repair], replace(spec, repair=None)
-            before, part = bank.module(plain).state_dict(), {}
+            before, part = bank.owned(plain).state_dict(), {}
             for name, tensor in whole.items():
                 share = mlp if half(name) == "mlp" else attention
                 part[name] = torch.lerp(before[name].cpu().float(), tensor.float(), share).to(tensor.dtype)
@@ -271,7 +271,7 @@ def _with_experts(walk: _Walk, bank: LayerBank, way: _Way, ridges: Sequence[floa
     mixture, spec = bank.parents[0].mixture, way.spec
     if mixture is None or spec.anchor.layer not in mixture.layers or spec.mlp_level == GONE or spec.library:
         return []
-    layer, call, path = bank.module(spec), walk.call(spec), mixture.routing.experts
+    layer, call, path = bank.owned(spec), walk.call(spec), mixture.routing.experts
     experts = layer.get_submodule(path)
     factor = factor_of(layer, experts, walk.state[:1], call)
     if factor is None:

@@ -50,6 +50,29 @@ def test_in_float64_it_is_the_dense_model_whose_router_never_chooses_them(kind, 
     assert float((found - whole).abs().max()) > 1e-3
 
 
+def test_no_candidate_copies_an_expert(kind, tmp_path):
+    made = saved(kind, tmp_path / "base")
+    parent = opened(tmp_path / "base")
+    bank = LayerBank(made, [parent])
+    spec, path = without(parent.source, GONE).layers[2], ROUTINGS[kind].experts
+    stack = made.get_submodule(f"model.layers.2.{path}").down_proj
+    layer = bank.module(spec)
+    assert layer.get_submodule(path).down_proj.data_ptr() == stack.data_ptr()
+    assert len(layer.get_submodule(ROUTINGS[kind].router).weight) == EXPERTS - len(GONE[2])
+    own = bank.owned(spec)
+    kept = [e for e in range(EXPERTS) if e not in GONE[2]]
+    assert torch.equal(own.get_submodule(path).down_proj, stack[kept])
+    states = torch.randn(2, 20, 32, generator=torch.Generator().manual_seed(7))
+    calls = Evaluator(bank, TOKENS).own.calls
+    with torch.inference_mode():
+        ours, theirs = (one(states, *calls[2][0], **calls[2][1]) for one in (layer, own))
+    assert torch.equal(*(out[0] if isinstance(out, tuple) else out for out in (ours, theirs)))
+    # What is repaired has rows of its own, beside which the resident experts stay.
+    patch = {f"{path}.down_proj": 2 * own.get_submodule(path).down_proj}
+    repaired = bank.module(bank.repaired(spec, patch)).get_submodule(path).down_proj
+    assert torch.equal(repaired, 2 * stack[kept]) and repaired.data_ptr() != stack.data_ptr()
+
+
 def test_a_cut_is_a_stock_checkpoint_with_a_smaller_number(kind, tmp_path):
     saved(kind, tmp_path / "base")
     parent = opened(tmp_path / "base")

@@ -54,6 +54,23 @@ def test_a_repair_refits_the_experts_that_enough_tokens_reach(home):
     assert filecmp.cmp(home / "repaired" / "model.safetensors", again / "model.safetensors", shallow=False)
 
 
+def test_layers_that_lose_different_numbers_are_certified_and_the_card_says_who_loads_them(home):
+    asked = {"method": "experts", "ratio": 0.3, "library_sequences": 8, "library": str(home / "library")}
+    files = {"base": str(home / "base"), "data": (str(home / "text.txt"),), "output": str(home / "differ")}
+    done = run(recipe(home, per_layer=True, baselines=("reap",), **files, **asked))
+    report = done.report
+    counts = [
+        len(s.blends or ()) or 8 for s in Blueprint.from_json((done.folder / "blueprint.json").read_text()).layers
+    ]
+    assert report["certificate"]["ok"] and sum(counts) == 4 * 5
+    assert report["size"]["pruned"]["parameters"] == report["baselines"][-1]["parameters"]
+    card = (done.folder / "README.md").read_text()
+    if len(set(counts)) > 1:
+        assert report["own_code"] and "their number of experts" in card and "vLLM" in card
+    assert "on average" in " ".join(command("plan", home / "base", "--method", "experts", "--per-layer", "--ratio",
+                                            "0.3", "--data", home / "text.txt").stdout.split())  # fmt: skip
+
+
 def test_a_plan_says_what_stays(home):
     said = command("plan", home / "base", "--method", "experts", "--ratio", "0.45", "--data", home / "text.txt")
     assert said.returncode == 0 and "remove 5 of 8 experts of 4 layers" in " ".join(said.stdout.split()), said.stdout

@@ -20,7 +20,7 @@ from hf_prune.models.headers import weigh
 from hf_prune.pipeline import run
 from hf_prune.recipe import Recipe
 
-SCORES = ("reap", "frequency", "random_experts")
+SCORES = ("reap", "frequency", "output_norm", "ean", "weight_norm", "random_experts")
 
 
 def main() -> None:
@@ -44,6 +44,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--go", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--evaluations", type=int)
+    parser.add_argument("--per-layer", action="store_true")
     return parser.parse_args()
 
 
@@ -57,13 +58,14 @@ def measured(a: argparse.Namespace, go: int, seed: int) -> dict[str, float]:
             base=str(a.mixture), output=f"{home}/out", method="experts", ratio=ratio, seed=seed,
             data=tuple(map(str, texts)), length=128, sequences=24, selection_sequences=24, report_sequences=48,
             library_sequences=48, library=f"{home}/library", repair=True, repair_sequences=96, repair_finalists=2,
-            evaluations=a.evaluations, baselines=SCORES,
+            evaluations=a.evaluations, baselines=SCORES, per_layer=a.per_layer,
             tasks=(str(demo_folder() / "tasks" / "math_cloze.report.jsonl"),), task_items=4,
         )  # fmt: skip
         report = run(recipe).report
-    dense = math.log(report["text"]["all"]["dense"]["perplexity"])
+    all_text = report["text"]["all"]
+    dense = math.log(all_text["dense"]["perplexity"])
     gaps = {b["name"]: math.log(b["perplexity"]) - dense for b in report["baselines"]}
-    return {**gaps, "hf_prune, repaired": report["text"]["all"]["log_ratio"]}
+    return {**gaps, "hf_prune, repaired": all_text["log_ratio"]}
 
 
 if __name__ == "__main__":

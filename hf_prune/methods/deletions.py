@@ -100,6 +100,10 @@ class WholeLayers:
         gone = facts.remove or facts.depth // 2
         return gone * (facts.depth - gone)
 
+    def pieces(self, facts: Facts) -> tuple[int, int]:
+        """Layers, or their halves."""
+        return self.units * facts.depth, self.units * facts.remove
+
     def comparisons(self, recipe: Any, facts: Facts) -> tuple[Comparison, ...]:
         """The cuts that the recipe names, in its order."""
         return deletions(recipe.search.baselines) if facts.remove else ()

@@ -177,6 +177,9 @@ class Method(Protocol):
     def moves(self, recipe: Any, facts: Facts) -> int:
         """Single moves that a candidate has: default evaluations follow."""
 
+    def pieces(self, facts: Facts) -> tuple[int, int]:
+        """Parts that a search takes out one after another: how many there are, and how many are to go."""
+
     def space(self, recipe: Any, facts: Facts) -> Space:
         """The space of one budget."""
 

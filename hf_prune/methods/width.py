@@ -334,6 +334,10 @@ class Width:
         """Of every half of every layer."""
         return MOVES * 2 * facts.depth
 
+    def pieces(self, facts: Facts) -> tuple[int, int]:
+        """Layers, or their halves."""
+        return self.units * facts.depth, self.units * facts.remove
+
     def space(self, recipe: Any, facts: Facts) -> WidthSpace:
         """Levels of the library; while there is none, as many as it will have."""
         costs = facts.costs or (tuple(map(float, reversed(range(recipe.width.levels)))),) * (2 * facts.depth)

@@ -60,6 +60,11 @@ class Mixture:
     parameters: int
     routing: Routing
 
+    @property
+    def spare(self) -> int:
+        """Experts that a layer can lose while a token still goes to as many."""
+        return self.experts - max(self.least, self.groups * -(-self.chosen // self.open_groups))
+
     def choosable(self, left: int) -> int:
         """How many experts a token goes to where so many are left in a layer."""
         return min(self.chosen, self.open_groups * (left // self.groups))

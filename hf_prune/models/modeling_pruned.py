@@ -1,11 +1,11 @@
-"""Decoder models whose layers differ in width: fewer heads here, fewer neurons there, some halves gone.
+"""Decoder models whose layers differ: fewer heads here, fewer neurons or experts there, some halves gone.
 
 Self-contained: this file travels with the weights, so that they load with trust_remote_code where hf_prune is not
 installed; `import hf_prune` registers the same classes, and then no remote code is needed. The layers are those of
 transformers, built from a config of their own: `per_layer_config` maps a layer's number to what differs there
-(`intermediate_size` or `moe_intermediate_size`, `num_attention_heads`, `num_key_value_heads`, and `skip`, a list of
-"attention" and "mlp"). The model types are their own (`pruned_llama`, ...), so a program that knows neither refuses
-instead of filling the gaps with random weights.
+(`intermediate_size` or `moe_intermediate_size`, `num_attention_heads`, `num_key_value_heads`, the number of experts by
+the family's name for it, and `skip`, a list of "attention" and "mlp"). The model types are their own (`pruned_llama`,
+...), so a program that knows neither refuses instead of filling the gaps with random weights.
 """
 
 import copy
@@ -24,6 +24,13 @@ FAMILIES = {
     "gemma3_text": ("gemma3", "Gemma3TextConfig", "Gemma3ForCausalLM"),
     "phi3": ("phi3", "Phi3Config", "Phi3ForCausalLM"),
     "smollm3": ("smollm3", "SmolLM3Config", "SmolLM3ForCausalLM"),
+    "qwen2_moe": ("qwen2_moe", "Qwen2MoeConfig", "Qwen2MoeForCausalLM"),
+    "mixtral": ("mixtral", "MixtralConfig", "MixtralForCausalLM"),
+    "olmoe": ("olmoe", "OlmoeConfig", "OlmoeForCausalLM"),
+    "gpt_oss": ("gpt_oss", "GptOssConfig", "GptOssForCausalLM"),
+    "granitemoe": ("granitemoe", "GraniteMoeConfig", "GraniteMoeForCausalLM"),
+    "glm4_moe": ("glm4_moe", "Glm4MoeConfig", "Glm4MoeForCausalLM"),
+    "deepseek_v3": ("deepseek_v3", "DeepseekV3Config", "DeepseekV3ForCausalLM"),
 }
 """Model types that may be cut this way: package of transformers, config, model; the classes here bear their names."""
 PREFIX = "pruned_"
@@ -48,7 +55,7 @@ def layer_config(config: Any, layer: int) -> Any:
     own = copy.copy(config)
     for key, value in config.layer_overrides.get(layer, {}).items():
         if key != "skip":
-            own.__dict__[key] = value
+            own.__dict__[own.attribute_map.get(key, key)] = value
     return own
 
 

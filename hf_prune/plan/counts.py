@@ -120,10 +120,10 @@ def layer_passes(recipe: Recipe, facts: Facts) -> int:
 
 def _rounds(recipe: Recipe, facts: Facts, searcher: str) -> list[tuple[int, int]] | None:
     """Candidates of every round and the units they are short of; None for a search that goes on as long as it may."""
-    rounds, units = SEARCHERS[searcher].rounds, METHODS[recipe.method].units
+    rounds = SEARCHERS[searcher].rounds
     if rounds is None:
         return None
-    return list(rounds(units * facts.depth, units * facts.remove, lambda: candidates(recipe, facts)))
+    return list(rounds(*METHODS[recipe.method].pieces(facts), lambda: candidates(recipe, facts)))
 
 
 def comparison_rounds(recipe: Recipe, facts: Facts) -> Iterator[tuple[int, int]]:

@@ -166,6 +166,14 @@ class Width(Group):
     )
 
 
+class Experts(Group):
+    """What method experts takes out of a mixture."""
+
+    per_layer: bool = option(
+        False, "Layers may lose different numbers of experts; a class of hf_prune's loads that, and no other program."
+    )
+
+
 class Search(Group):
     """Who searches, for what, compared with what."""
 
@@ -362,6 +370,7 @@ class Fields(BaseModel):
     collapse: Collapse = Collapse()
     stitch: Stitch = Stitch()
     width: Width = Width()
+    experts: Experts = Experts()
     search: Search = Search()
     data: Data = Data()
     tasks: Tasks = Tasks()

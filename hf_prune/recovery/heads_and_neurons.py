@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hf_prune.errors import UnsupportedArchitecture
 from hf_prune.models.experts import STACKS, cut
-from hf_prune.models.modeling_pruned import FAMILIES
+from hf_prune.models.families import CUT_BY_WIDTH
 
 ROWS: Mapping[str, tuple[str, ...]] = {
     "self_attn.q_proj": ("queries",),
@@ -47,9 +47,9 @@ class Widths:
         Raises:
             UnsupportedArchitecture: the family's layers cannot be cut by width.
         """
-        if config.model_type not in FAMILIES:
+        if config.model_type not in CUT_BY_WIDTH:
             raise UnsupportedArchitecture(
-                f"Width pruning knows {', '.join(FAMILIES)}, not {config.model_type!r}; choose --method collapse, "
+                f"Width pruning knows {', '.join(CUT_BY_WIDTH)}, not {config.model_type!r}; choose --method collapse, "
                 "which removes whole layers."
             )
         heads = config.num_attention_heads

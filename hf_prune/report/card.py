@@ -19,6 +19,7 @@ from hf_prune.recipe import nest
 from hf_prune.report import comparisons, tables, verdicts
 from hf_prune.report.card_data import card_data, title
 from hf_prune.report.licence import inherited_licence
+from hf_prune.report.load_note import load_note
 from hf_prune.report.markdown import code, fence, md
 from hf_prune.report.pace import time_verdict
 from hf_prune.report.redaction import public_command, public_recipe, public_source, without_paths
@@ -116,7 +117,7 @@ def _making(report: Report, parents: Sequence[SourceCard]) -> dict[str, Any]:
         "correlations": _correlations(report),
         "load_from": json.dumps(str(report.push_to or "path/to/this/folder")),
         "remote_code": report.trusts_code or report.own_code,
-        "load_note": _load_note(report),
+        "load_note": load_note(report),
         "certificate": _certificate(report),
         "base_check": [md(x) for x in verdicts.base_verdict(report) + verdicts.vocabulary_verdict(report)],
         "command": _commands(report.command, local),
@@ -269,18 +270,6 @@ def _ranges(layers: Sequence[int] | None) -> str:
         else:
             runs.append([layer, layer])
     return ", ".join(f"{a}" if a == b else f"{a}–{b}" for a, b in runs) or verdicts.NONE
-
-
-def _load_note(report: Report) -> str:
-    """What loading takes besides transformers."""
-    if report.own_code:
-        return (
-            "The layers differ in width, which the classes of transformers cannot say; `modeling_pruned.py` beside the "
-            "weights builds them. After `import hf_prune` the model loads without `trust_remote_code` too."
-        )
-    if report.trusts_code:
-        return "The base model brings its own code, which this runs."
-    return "No package besides transformers is needed."
 
 
 def _zeroed(report: Report) -> str | None:

@@ -28,4 +28,8 @@ def test_a_repo_loses_experts_is_repaired_and_published(kind, ratio, hub_server,
     for name in ("model.safetensors", "config.json", "blueprint.json", "README.md"):
         assert hub_server.storage.read(made, name) == (tmp_path / "small" / name).read_bytes()
     loaded, info = AutoModelForCausalLM.from_pretrained("ns/small", output_loading_info=True)
-    assert loaded.config.model_type == kind and getattr(loaded.config, ROUTINGS[kind].count) < EXPERTS and not any(info.values())
+    assert (
+        loaded.config.model_type == kind
+        and getattr(loaded.config, ROUTINGS[kind].count) < EXPERTS
+        and not any(info.values())
+    )

@@ -8,9 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_prune.errors import InvalidRecipe
-from hf_prune.methods.experts import BASELINES, Experts, ExpertSpace
+from hf_prune.methods.expert_space import ExpertSpace
+from hf_prune.methods.experts import BASELINES, Experts
 from hf_prune.methods.method import Facts, Sizes
 from hf_prune.models.mixtures import ROUTINGS, Mixture
+from hf_prune.plan.counts import evaluations
 from hf_prune.recipe import Recipe
 
 
@@ -26,6 +28,10 @@ SPACES = [
     ExpertSpace(4, mixture(), None, WORTH),
     ExpertSpace(3, mixture(2), 2),
     ExpertSpace(3, mixture(2), None),
+    ExpertSpace(4, mixture(), 3, WORTH, per_layer=True),
+    ExpertSpace(4, mixture(chosen=3), 4, WORTH, per_layer=True),
+    ExpertSpace(3, mixture(2), 2, per_layer=True),
+    ExpertSpace(4, mixture(), None, WORTH, per_layer=True),
 ]
 spaces = st.sampled_from(SPACES)
 rngs = st.integers(0, 2**32 - 1).map(np.random.default_rng)
@@ -39,6 +45,9 @@ def counts(space, genome):
 
 def within(space, genome):
     gone = counts(space, genome)
+    if space.per_layer:
+        met = space.budget in (None, int(gone.sum())) and {int(n) for n in gone.sum(1)} <= set(space.counts)
+        return met and gone.any() and bool((gone == gone[:, :1]).all())
     return len(set(gone.ravel().tolist())) == 1 and int(gone[0].sum()) in space.counts
 
 
@@ -55,7 +64,7 @@ def test_operators_take_as_many_from_every_layer_and_group(space, rng):
 def test_a_swap_changes_one_expert_of_one_layer_for_one_of_its_group(space, rng):
     a = space.random(rng)
     b = space.mutate(a, rng)
-    if sum(a) == sum(b):
+    if sum(a) == sum(b) and not space.per_layer:
         assert sum(x != y for x, y in zip(a, b, strict=True)) == 2
         assert (counts(space, a) == counts(space, b)).all()
 
@@ -83,11 +92,35 @@ def test_the_least_worth_goes_and_comes_back_last():
     assert grouped.least(WORTH) == (0, 1, 0, 1, 0, 0, 1, 0, 0, 1, 0, 0)
 
 
+def test_numbers_that_differ_are_listed_once_and_no_token_goes_to_fewer_experts():
+    space = ExpertSpace(4, mixture(experts=4), 1, per_layer=True)
+    assert space.counts == (0, 1, 2) and space.count() == 4 * 4 + 2 * comb(4, 2) == len(set(space.enumerate()))
+    assert all(within(space, genome) for genome in space.enumerate())
+    assert ExpertSpace(4, mixture(experts=4, chosen=3), 2, per_layer=True).counts == (0, 1, 2)
+    grouped = ExpertSpace(3, mixture(2), 2, per_layer=True)
+    assert grouped.counts == (0, 2) and grouped.count() == 3**4 == len(set(grouped.enumerate()))
+    free = ExpertSpace(4, mixture(experts=3), None, per_layer=True)
+    assert free.count() == 7 * 7 - 1 == len(set(free.enumerate()))
+
+
+def test_the_least_worth_of_all_layers_goes_where_numbers_may_differ():
+    worth = ((0.1, 0.1, 0.1, 0.3, 0.3, 0.1), (0.2, 0.2, 0.2, 0.15, 0.15, 0.1))
+    space = ExpertSpace(4, mixture(), 2, per_layer=True)
+    assert space.cheapest(worth) == (1, 1, 1, 0, 0, 1, *(0,) * 6) and space.counts[-1] == 4
+    assert counts(space, ExpertSpace(4, mixture(), 3, per_layer=True).cheapest(worth)).tolist() == [[4], [2]]
+
+
 def test_single_removals_are_offered_until_the_budget_is_met():
     space = SPACES[0]
     first = space.removals(space.dense())
     assert len(first) == 12 and all(sum(genome) == 1 for genome in first)
-    assert space.removals(space.least(WORTH)) == [] and SPACES[3].removals(SPACES[3].dense()) == []
+    assert space.removals(space.least(WORTH)) == []
+    # Of every group one goes, all but one of them the least.
+    grouped = ExpertSpace(3, mixture(2), 2, WORTH)
+    first = grouped.removals(grouped.dense())
+    assert len(first) == 2 * (3 + 3 - 1) and all(counts(grouped, g).sum(0).tolist() == [1, 1] for g in first)
+    assert Experts().pieces(Facts(4, 2, mixture=mixture())) == (12, 4)
+    assert Experts().pieces(Facts(3, 2, mixture=mixture(2))) == (12, 2)
 
 
 def wanted(**changes):
@@ -107,6 +140,25 @@ def test_a_ratio_is_the_nearest_number_of_experts_of_every_layer():
         Experts().target(wanted(ratio=0.9), sizes)
     with pytest.raises(InvalidRecipe, match="no experts; choose --method collapse"):
         Experts().target(wanted(ratio=0.2), Sizes((700,) * 4, 3000))
+
+
+@pytest.mark.parametrize("space", [s for s in SPACES if s.each])
+def test_greedy_ends_after_as_many_rounds_as_the_plan_counts(space):
+    facts = Facts(space.depth, space.each, mixture=space.mixture)
+    asked = wanted(search="greedy", per_layer=space.per_layer)
+    genome, rounds = space.dense(), []
+    while found := space.removals(genome):
+        rounds.append(len(found))
+        genome = found[len(found) // 2]
+    assert len(rounds) == Experts().pieces(facts)[1] and within(space, genome)
+    assert sum(rounds) <= evaluations(asked, facts) == sum(12 - n for n in range(len(rounds)))
+
+
+def test_a_reach_that_would_do_nothing_is_refused():
+    wanted(ratio=0.2, repair=True)
+    for reach in ("map", "gap"):
+        with pytest.raises(InvalidRecipe, match=f"reach {reach} refits .* leaves all of them; write --reach all"):
+            wanted(ratio=0.2, repair=True, reach=reach)
 
 
 @pytest.mark.parametrize("size", [{"keep_layers": 3}, {"drop_layers": 1}, {"latency": 0.5}, {"drop": ["1"]}])

@@ -96,6 +96,23 @@ def test_a_cut_is_a_stock_checkpoint_with_a_smaller_number(kind, tmp_path):
     assert Evaluator(bank, TOKENS).parameters(cut) == stored[0]
 
 
+def test_layers_may_have_different_numbers_of_experts(kind, tmp_path):
+    saved(kind, tmp_path / "base")
+    parent = opened(tmp_path / "base")
+    cut = without(parent.source, GONE)
+    (tmp_path / "out").mkdir()
+    stored = write(cut, [parent], tmp_path / "out")
+    again, info = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(info.values()) and again.config.model_type == f"pruned_{kind}"
+    told = {i: s[ROUTINGS[kind].count] for i, s in again.config.layer_overrides.items()}
+    assert told == {i: EXPERTS - len(gone) for i, gone in GONE.items()}
+    expected = logits(mask(moe(kind), kind, GONE), TOKENS)
+    torch.testing.assert_close(logits(again.eval(), TOKENS), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(cached_logits(again, TOKENS, 8), logits(again, TOKENS), rtol=1e-3, atol=1e-4)
+    bank = LayerBank(assemble(Blueprint.identity(parent.source, DEPTH), [parent]), [parent])
+    assert Evaluator(bank, TOKENS).parameters(cut) == stored[0]
+
+
 def test_all_experts_in_their_order_are_the_dense_model_bit_for_bit(kind, tmp_path):
     made = saved(kind, tmp_path / "base")
     parent = opened(tmp_path / "base")

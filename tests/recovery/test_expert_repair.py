@@ -110,9 +110,7 @@ def selection_loss(model, tokens):
 
 @pytest.mark.parametrize("kind", ["mixtral", "deepseek_v3"])
 def test_the_best_state_of_a_whole_mixture_is_what_one_gets_and_what_is_resumed(kind, tmp_path):
-    train, held = (
-        torch.randint(3, 500, (4, 24), generator=torch.Generator().manual_seed(seed)) for seed in (2, 5)
-    )
+    train, held = (torch.randint(3, 500, (4, 24), generator=torch.Generator().manual_seed(seed)) for seed in (2, 5))
     # Few windows, learned by heart: others are foretold worse and worse.
     course = Course(8 * 96, method="full", batch=4, checks=4, patience=9, rate=0.1, kl=0.0, ce=1.0)
 

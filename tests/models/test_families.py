@@ -17,6 +17,7 @@ from hf_prune.models.configs import config_of as written
 from hf_prune.models.configs import language_tower, read_config, skeleton
 from hf_prune.models.families import CUT_BY_WIDTH, FAMILIES, REFUSED, UNCUT
 from hf_prune.models.inference import family_of, infer
+from hf_prune.models.mixtures import ROUTINGS
 from hf_prune.models.modeling_pruned import FAMILIES as NARROW
 from hf_prune.models.numbering import depth_of, is_writable, sliced
 from tests.families import DEPTH, EVERY, INFERRED, TINY, config_of, tiny
@@ -32,8 +33,8 @@ def test_every_tiny_model_has_a_row_or_is_inferred():
     assert not set(INFERRED) & set(FAMILIES) and not set(UNCUT) & set(FAMILIES)
 
 
-def test_rows_know_who_can_be_cut_by_width():
-    assert set(CUT_BY_WIDTH) == set(NARROW)
+def test_rows_know_who_can_be_cut_to_layers_that_differ():
+    assert {*CUT_BY_WIDTH, *ROUTINGS} == set(NARROW)
 
 
 def test_rows_load_no_torch():

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from transformers import AutoConfig
 
 from hf_prune.errors import UnsupportedArchitecture
-from hf_prune.models.modeling_pruned import FAMILIES
+from hf_prune.models.families import CUT_BY_WIDTH
 from hf_prune.recovery.heads_and_neurons import Widths, spread
 from tests.families import tiny
 
@@ -22,7 +22,7 @@ def test_families_without_such_pieces_are_refused_by_name(family):
         Widths.of(AutoConfig.for_model(family))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CUT_BY_WIDTH)
 def test_tensors_are_cut_to_the_shapes_of_a_narrower_layer(family):
     heads = {"num_attention_heads": 8, "num_key_value_heads": 4}
     model = tiny(family, **heads)

@@ -244,7 +244,7 @@ def finish(
         document: writes the report and all that lies beside the weights.
     """
     recipe, inputs, clock = session.recipe, session.inputs, session.clock
-    if recipe.repair.enabled and len(winner.blueprint.layers) < inputs.depth:
+    if recipe.repair.enabled and winner.blueprint != inputs.identity(0):
         winner = yield from repair_cut(session, winner)
         clock.lap("repair")
     yield Stage("assemble", f"{len(winner.blueprint.layers)} layers")

@@ -59,7 +59,7 @@ class Bridges:
         each = model.config.get_text_config().hidden_size * self.tokens.shape[1] * next(model.parameters()).itemsize
         rows = max(HELD_OUT, STATE_BYTES // (each * (len(d.layers) + 1)))
         tokens = self.tokens[:rows].to(d.device)
-        calls, _ = d.record(tokens[:1])
+        _, calls = d.record(tokens[:1])
         hidden = [torch.cat([d.embed(tokens[rows]) for rows in d.tiles(tokens, d.tile_tokens)])]
         for layer, call in zip(d.layers, calls, strict=True):
             hidden.append(d.apply(layer, hidden[-1:], call)[0][0])

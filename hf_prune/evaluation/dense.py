@@ -4,9 +4,10 @@ Nothing here knows a family's forward: what each layer is given besides its hidd
 from one real forward, and what happens before the first layer is left to the model itself.
 """
 
+import contextlib
 import copy
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -160,8 +161,11 @@ class Dense:
             UnsupportedArchitecture: layer by layer does not give the logits of the model's own forward.
         """
         tokens = tokens.to(self.device)
-        calls, logits = self.record(tokens[:1])
+        # The calls are recorded on the first row and must fit any other.
+        ends = tokens[[0, -1]]
+        logits = self.model(input_ids=ends, use_cache=False).logits
         check_finite(logits)
+        _, calls = self.record(tokens[:1])
         if len(calls) != len(self.layers):
             raise UnsupportedArchitecture(
                 f"{self.family.model_type} calls its {len(self.layers)} layers {len(calls)} times on a window of "
@@ -173,16 +177,13 @@ class Dense:
             out, inner = self.apply(layer, hidden[-1:], call)[0]
             hidden.append(out)
             modules.append(inner)
-        self._check(hidden[-1][:1], logits)
-        # The calls were recorded on the first row and must fit any other.
-        self._check(hidden[-1][-1:], self.model(input_ids=tokens[-1:], use_cache=False).logits)
+        self._check(hidden[-1][[0, -1]], logits)
         top, log_p, log_tail, nll = self._distributions(hidden[-1], tokens, min(top_k, logits.shape[-1]))
         kept = tuple(modules) if self.with_modules else None
         return Reference(tokens, tuple(hidden), top, log_p, log_p.exp(), log_tail, nll, tuple(calls), kept)
 
     def _check(self, state: Tensor, expected: Tensor) -> None:
-        """Raise unless a last state [1, T, d] gives the logits of the model's own forward."""
-        check_finite(expected)
+        """Raise unless last states [n, T, d] give the logits of the model's own forward."""
         scale = max(1.0, float(expected.abs().max())) * (1e-3 if expected.dtype == torch.float32 else 5e-2)
         found = self.logits(state)
         if found.shape != expected.shape or not float((found - expected).abs().max()) <= scale:
@@ -191,41 +192,56 @@ class Dense:
                 "candidates cannot be scored; the family needs a row in hf_prune/models/families.py."
             )
 
-    def record(self, tokens: Tensor, **kwargs: Any) -> tuple[list[Call], Tensor]:
-        """What one real forward on int64 [1, T] tokens gives each layer besides its state, and its logits.
+    def record(self, tokens: Tensor, **kwargs: Any) -> tuple[Tensor, list[Call]]:
+        """What enters the first layer for int64 [n, T] tokens, and what each layer is given besides its state.
 
-        `kwargs` go to the model: masks and positions.
+        That does not depend on states, so in this forward of the model's own no layer is computed but the first of its
+        class, once: how it returns its state is what its forward expects. `kwargs` go to the model: masks, positions.
         """
+        entered: list[Tensor] = []
         calls: list[Call] = []
 
-        def note(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            calls.append((args[1:], {k: v for k, v in kwargs.items() if k != "hidden_states"}))
+        def note(layer: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            state, args, kwargs = _split(args, kwargs)
+            entered.append(state)
+            calls.append((args, kwargs))
+            return self._given_back(layer, state, calls[-1])
 
-        hooks = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in self.layers]
-        try:
-            return calls, self.model(input_ids=tokens, use_cache=False, **kwargs).logits
-        finally:
-            for hook in hooks:
-                hook.remove()
+        with _instead([*self.layers], note), _instead([self.norm], _stop):
+            self._begin(tokens, NOTHING, kwargs)
+        return entered[0], calls
 
     def embed(self, tokens: Tensor, others: Mapping[str, Tensor] = NOTHING, **kwargs: Any) -> Tensor:
         """What enters the first layer, [N, T, d], for int64 [N, T]; `others` stand in for tensors of the model."""
-        seen: list[Tensor] = []
+        entered: list[Tensor] = []
 
-        def stop(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            seen.append(args[0] if args else kwargs["hidden_states"])
-            raise _Reached
+        def note(layer: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            entered.append(_split(args, kwargs)[0])
+            _stop(layer, args, kwargs)
 
-        hook = self.layers[0].register_forward_pre_hook(stop, with_kwargs=True)
-        try:
+        with _instead([self.layers[0]], note):
+            self._begin(tokens, others, kwargs)
+        return entered[0]
+
+    def _begin(self, tokens: Tensor, others: Mapping[str, Tensor], given: Mapping[str, Any]) -> None:
+        """The model's own forward, until it is stopped."""
+        with contextlib.suppress(_Reached):
             torch.func.functional_call(
-                self.model, dict(others), kwargs={"input_ids": tokens, "use_cache": False, **kwargs}
+                self.model, dict(others), kwargs={"input_ids": tokens, "use_cache": False, **given}
             )
-        except _Reached:
-            pass
-        finally:
-            hook.remove()
-        return seen[0]
+
+    def _given_back(self, layer: torch.nn.Module, state: Tensor, call: Call) -> Any:
+        """A state in the form in which the model's forward is given it by a layer."""
+        if type(layer) not in self._forms:
+            out = layer(state, *call[0], **call[1])
+            self._forms[type(layer)] = out[1:] if isinstance(out, tuple) else None
+        rest = self._forms[type(layer)]
+        return state if rest is None else (state, *rest)
+
+    @cached_property
+    def _forms(self) -> dict[type, tuple[Any, ...] | None]:
+        """By class of a layer what it returns behind its state; None where that comes alone."""
+        return {}
 
     def ending(self, others: Mapping[str, Tensor]) -> "Dense":
         """This model with another final norm and head, where `others` has them."""
@@ -281,7 +297,42 @@ def _joined(halves: Sequence[tuple[Tensor, Tensor]]) -> Halves:
 
 
 class _Reached(Exception):
-    """The first layer was called."""
+    """A forward has come as far as it should."""
+
+
+Stand = Callable[[torch.nn.Module, tuple[Any, ...], dict[str, Any]], Any]
+"""What is done in place of a module's forward, with what that was given."""
+
+
+@contextlib.contextmanager
+def _instead(modules: Sequence[torch.nn.Module], stand: Stand) -> Iterator[None]:
+    """While open, something else is done in place of the forward of some modules; it may call them."""
+
+    def forward(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        own = module.__dict__.pop("forward")
+        try:
+            return stand(module, args, kwargs)
+        finally:
+            module.__dict__["forward"] = own
+
+    for module in modules:
+        module.__dict__["forward"] = lambda *args, module=module, **kwargs: forward(module, args, kwargs)
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.__dict__.pop("forward")
+
+
+def _stop(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    raise _Reached
+
+
+def _split(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
+    """The state that a layer is given, and the rest."""
+    if args:
+        return args[0], args[1:], kwargs
+    return kwargs["hidden_states"], (), {k: v for k, v in kwargs.items() if k != "hidden_states"}
 
 
 class _Tap:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hf_prune.data.task_scores import Question, TaskScores, judged, longest, questions, slopes
 from hf_prune.data.tasks import Task
-from hf_prune.evaluation.dense import Call, Dense
+from hf_prune.evaluation.dense import Batch, Call, Dense
 from hf_prune.limits import EXAM_BYTES
 from hf_prune.models.attention_masks import BlockMask
 
@@ -134,9 +134,9 @@ class Exam:
         if (key := (first, count, most)) not in self._sheets:
             asked = [questions[first : first + count] for questions in self._asked]
             rows = [row for task, questions in enumerate(asked) for row in self._rows(task, questions)]
+            made = [self._sheet(group) for group in _grouped(rows, most)]
             # Of another size they are for gradients, which take nothing from the dense model.
-            stored = self._kept if most == self.dense.tile_tokens else _bare
-            self._sheets[key] = tuple(stored(self._sheet(group)) for group in _grouped(rows, most))
+            self._sheets[key] = tuple(self._known(made) if most == self.dense.tile_tokens else made)
         return self._sheets[key]
 
     def judged(self, first: int, count: int, scores: Sequence[tuple[Tensor, Tensor]]) -> tuple[TaskScores, ...]:
@@ -177,19 +177,7 @@ class Exam:
         width = max(len(r.tokens) for r in rows)
         tokens = _padded([r.tokens for r in rows], width).to(self.dense.device)
         given = self._masked(rows, width) if (self.packed if packed is None else packed) else {}
-        hidden: list[Tensor] = []
-        hooks = [
-            layer.register_forward_pre_hook(
-                lambda _, a, k: hidden.append(a[0] if a else k["hidden_states"]), with_kwargs=True
-            )
-            for layer in self.dense.layers
-        ]
-        norm = self.dense.norm.register_forward_pre_hook(lambda _, a: hidden.append(a[0]))
-        try:
-            calls, _ = self.dense.record(tokens, logits_to_keep=1, **given)
-        finally:
-            for hook in (*hooks, norm):
-                hook.remove()
+        entered, calls = self.dense.record(tokens, **given)
         names = list(dict.fromkeys((r.task, *name) for r in rows for _, _, *name in r.scored))
         number = {name: i for i, name in enumerate(names)}
         flat = [
@@ -197,16 +185,29 @@ class Exam:
         ]
         at, wanted, option = (torch.tensor(column, device=self.dense.device) for column in zip(*flat, strict=True))
         greedy = any(self.tasks[r.task].kind == "exact" for r in rows)
-        return Sheet(tokens, tuple(calls), tuple(hidden), at, wanted, option, tuple(names), given, greedy,
+        return Sheet(tokens, tuple(calls), (entered,), at, wanted, option, tuple(names), given, greedy,
                      at.unique())  # fmt: skip
 
-    def _kept(self, sheet: Sheet) -> Sheet:
-        """With the dense model's states as long as there is room for them; without, its layers are computed again."""
-        size = sum(state.nbytes for state in sheet.hidden[1:])
-        if size > self._room:
-            return _bare(sheet)
-        self._room -= size
-        return sheet
+    def _known(self, sheets: Sequence[Sheet]) -> list[Sheet]:
+        """With the dense model's states on as many as there is room for; on the others its layers are computed again."""
+        kept = []
+        for sheet in sheets:
+            size = len(self.dense.layers) * sheet.hidden[0].nbytes
+            if size <= self._room:
+                self._room -= size
+                kept.append(sheet)
+        states = dict(zip(map(id, kept), self._states(kept), strict=True))
+        return [replace(sheet, hidden=states.get(id(sheet), sheet.hidden)) for sheet in sheets]
+
+    @torch.inference_mode()
+    def _states(self, sheets: Sequence[Sheet]) -> list[tuple[Tensor, ...]]:
+        """Of the dense model at every layer boundary, side by side."""
+        found = [[sheet.hidden[0]] for sheet in sheets]
+        for number, layer in enumerate(self.dense.layers):
+            jobs = [Batch(h[-1], sheet.calls[number], whole=True) for h, sheet in zip(found, sheets, strict=True)]
+            for hidden, (out, _) in zip(found, self.dense.apply_each(layer, jobs), strict=True):
+                hidden.append(out)
+        return [tuple(hidden) for hidden in found]
 
     def _masked(self, rows: Sequence[PackedRow], width: int) -> dict[str, Tensor]:
         """Positions [n, T] and an additive mask [n, 1, T, T]."""
@@ -229,10 +230,11 @@ class Exam:
         for rows, masked in ((packed, True), (plain, False)):
             try:
                 sheet = self._sheet(rows, masked)
+                state = self._states([sheet])[0][-1]
             except (TypeError, ValueError, RuntimeError, IndexError):
                 return False
             with torch.inference_mode():
-                values = sheet.scores(self.dense, sheet.hidden[-1])[0]
+                values = sheet.scores(self.dense, state)[0]
             found.append({name: float(v) for name, v in zip(sheet.options, values, strict=True)})
         return all(abs(found[0][name] - found[1][name]) <= ALIKE * max(1.0, abs(found[1][name])) for name in found[1])
 
@@ -246,11 +248,6 @@ def answered(dense: Dense, states: Sequence[tuple[Sheet, Tensor]]) -> list[tuple
 
     dense.each(one, [(number, *pair) for number, pair in enumerate(states)])
     return found
-
-
-def _bare(sheet: Sheet) -> Sheet:
-    """Without the dense model's states but what enters the first layer."""
-    return replace(sheet, hidden=sheet.hidden[:1])
 
 
 def _grouped(rows: Sequence[PackedRow], most: int) -> Iterator[list[PackedRow]]:

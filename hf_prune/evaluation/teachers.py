@@ -80,7 +80,7 @@ class Teachers:
     def say(self, tokens: Tensor) -> Tensor:
         """Next-token logits [N, T, V] for int64 [N, T]; usable where gradients are computed."""
         with torch.inference_mode():
-            calls, _ = self.dense.record(tokens[:1])
+            _, calls = self.dense.record(tokens[:1])
             state = self.enter(tokens)
             for layer, call in enumerate(calls):
                 state = self.step(layer, state, call)

@@ -130,7 +130,7 @@ class _Text:
         self.start, self.tiles = evidence.start, dense.tiles(self.tokens, TOKENS)
         self.entered = [stack.entered(self.tokens[rows]) for rows in self.tiles]
         with torch.no_grad():
-            self.calls = _wide(dense.record(self.tokens[:1])[0], {})
+            self.calls = _wide(dense.record(self.tokens[:1])[1], {})
 
     def descend(self) -> float:
         """Mean over the tokens; its gradient is added to what layers have."""

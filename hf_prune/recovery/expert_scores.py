@@ -93,7 +93,7 @@ def measured(
         progress: told layers done and layers in all.
     """
     tokens = tokens.to(dense.device)
-    calls = dense.record(tokens[:1])[0]
+    calls = dense.record(tokens[:1])[1]
     state = torch.cat([dense.embed(tokens[rows]) for rows in dense.tiles(tokens, dense.tile_tokens)])
     rows: list[dict[str, Tensor]] = []
     for number, (layer, call) in enumerate(zip(dense.layers, calls, strict=True)):

@@ -221,7 +221,7 @@ def build(
     _claim(folder, digest)
     tokens = tokens.to(dense.device)
     with torch.inference_mode():
-        calls = dense.record(tokens[:1])[0]
+        calls = dense.record(tokens[:1])[1]
         state = torch.cat([dense.embed(tokens[rows]) for rows in dense.tiles(tokens, dense.tile_tokens)])
         for layer, (module, call) in enumerate(zip(dense.layers, calls, strict=True)):
             path = folder / _file(layer)

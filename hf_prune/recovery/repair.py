@@ -160,7 +160,7 @@ class _Walk:
     def __init__(self, teachers: Teachers, tokens: Tensor, fitted: int, embed: int = 0) -> None:
         self.teachers, self.dense, self.fitted, self.place = teachers, teachers.dense, fitted, 0
         tokens = tokens.to(self.dense.device)
-        self.calls = self.dense.record(tokens[:1])[0]
+        self.calls = self.dense.record(tokens[:1])[1]
         self.original = teachers.enter(tokens)
         self.state = self.original
         if teachers.several or embed:

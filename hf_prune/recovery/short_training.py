@@ -51,7 +51,7 @@ class Lesson:
     def of(cls, dense: Dense, tokens: Tensor, top_k: int = TOP_K) -> "Lesson":
         """One pass of the dense model."""
         tokens = tokens.to(dense.device)
-        calls, _ = dense.record(tokens[:1])
+        _, calls = dense.record(tokens[:1])
         entered, targets = [], []
         for rows in dense.tiles(tokens, dense.tile_tokens):
             state = dense.embed(tokens[rows])

@@ -24,7 +24,7 @@ def recorded(name, rows, length):
     sees = torch.ones(rows, length, length, dtype=torch.bool).tril()
     given = {"attention_mask": BlockMask.of(sees, torch.float32), "position_ids": torch.arange(length).expand(rows, -1)}
     with torch.inference_mode():
-        return dense, dense.record(tokens, **given)[0][-1], dense.embed(tokens, **given)
+        return dense, dense.record(tokens, **given)[1][-1], dense.embed(tokens, **given)
 
 
 @torch.inference_mode()

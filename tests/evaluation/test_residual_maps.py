@@ -22,7 +22,7 @@ def at_layer_one(family):
     dense = Dense(stock(saved(family), dtype=torch.float32), row(family))
     windows = tokens()
     with torch.no_grad():
-        calls, _ = dense.record(windows[:1])
+        _, calls = dense.record(windows[:1])
         state = dense.apply(dense.layers[0], [dense.embed(windows)], calls[0])[0][0]
     return dense, dense.layers[1], state, calls[1], lambda: layer_tensors(SPEC, [opened(family)])
 

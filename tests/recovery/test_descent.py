@@ -65,7 +65,7 @@ def of_sums(evaluator):
 def test_the_gradient_by_a_weight_is_that_of_the_merged_layer():
     evaluator = evaluator_of("llama")
     whole = total((1, 0.25, 0.5), (2, 0.75, 0.5))
-    layer, calls = _Layer(evaluator.bank, whole, evaluator.dense.family.half), evaluator.dense.record(tokens(1))[0]
+    layer, calls = _Layer(evaluator.bank, whole, evaluator.dense.family.half), evaluator.dense.record(tokens(1))[1]
     state = torch.randn(2, tokens(1).shape[1], evaluator.reference.hidden[0].shape[-1])
     after(layer.module, state, calls[2]).square().sum().backward()
 

@@ -1,4 +1,4 @@
-"""Decoder layers by spec over one resident dense model."""
+"""Decoder layers by spec over one dense model, resident or read layer by layer."""
 
 import copy
 from collections import OrderedDict
@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_prune.assembly.assemble import Parent, layer_tensors, library, outside
+from hf_prune.assembly.layer_stream import LayerStream
 from hf_prune.assembly.patches import Patch, Patches, digest_patch
 from hf_prune.blueprint import GONE, Blueprint, LayerSpec, Source
 from hf_prune.models.auto_classes import pruned_config
@@ -18,17 +19,18 @@ from hf_prune.models.modeling_pruned import Skipped, packed
 
 @dataclass(eq=False)
 class LayerBank:
-    """Decoder layers by spec over one resident dense model; merged layers are made once and kept while they fit.
+    """Decoder layers by spec over one dense model; merged layers are made once and kept while they fit.
 
     `model` is the first of `parents`; of the others, layers are read when they are asked for. `capacity` counts made
     layers (of other parents, merged, half-removed or repaired), the least recently used goes first. `patches` holds the
-    weights of repaired layers.
+    weights of repaired layers. `stream` reads the dense model's layers where not all of them are in memory.
     """
 
     model: PreTrainedModel
     parents: Sequence[Parent]
     capacity: int = 64
     patches: dict[str, Patch] = field(default_factory=dict)
+    stream: LayerStream | None = None
     _made: "OrderedDict[LayerSpec, torch.nn.Module]" = field(default_factory=OrderedDict)
 
     @property
@@ -43,11 +45,17 @@ class LayerBank:
         others = {n: p for n, p in named.items() if p is not self.parents[0]}
         return {n: p.outside_tensor(n).to(like[n]) for n, p in others.items()}
 
+    @property
+    def device(self) -> torch.device:
+        """Where layers are used."""
+        return self.stream.device if self.stream else self.model.device
+
     def module(self, spec: LayerSpec) -> torch.nn.Module:
         """The decoder layer of a canonical spec, in the model's dtype and on its device."""
         dense = self.model.get_submodule(self.parents[0].family.layers)
         if spec.plain and spec.parts[0].source == 0:
-            return dense[spec.parts[0].layer]
+            number = spec.parts[0].layer
+            return self.stream.reach(number) if self.stream else dense[number]
         if spec not in self._made:
             # Room first, so that the new layer and the one that goes are never there together.
             while len(self._made) >= self.capacity:
@@ -55,6 +63,7 @@ class LayerBank:
             # Tensors made in inference mode can never be part of a model that is trained.
             with torch.inference_mode(False):
                 self._made[spec] = self._make(spec, dense[spec.anchor.layer])
+            self._count()
         self._made.move_to_end(spec)
         return self._made[spec]
 
@@ -83,11 +92,19 @@ class LayerBank:
         """The patches that a blueprint names."""
         return {s.repair: self.patches[s.repair] for s in blueprint.layers if s.repair}
 
+    def _count(self) -> None:
+        """Tell what made layers take of the room for layers."""
+        if self.stream:
+            self.stream.taken = sum(self.stream.sizes[spec.anchor.layer] for spec in self._made)
+
     def _make(self, spec: LayerSpec, template: torch.nn.Module) -> torch.nn.Module:
         family = self.parents[0].family
         if spec.repair:
             # All but the repaired tensors are those of the layer before.
-            before, patch = self.owned(replace(spec, repair=None)), self.patches[spec.repair]
+            plain, patch = replace(spec, repair=None), self.patches[spec.repair]
+            before = self.owned(plain)
+            if self.stream and before is template:
+                self.stream.lend(spec.anchor.layer)
             layer, like = sharing(before), before.state_dict()
             tensors = {n: t.to(like[n]) for n, t in patch.items()}
             layer.load_state_dict(tensors, strict=False, assign=True)
@@ -123,7 +140,7 @@ class LayerBank:
         """A layer of the same class with fewer experts; what stays as it is, is shared with the resident model."""
         mixture = self.parents[0].mixture
         layer = self._for_fewer(spec, template)
-        if replace(spec, blends=None).plain and not spec.anchor.source:
+        if replace(spec, blends=None).plain and not spec.anchor.source and not self.stream:
             whole = template.state_dict()
             tensors = {n: fewer(t, spec.blends) if mixture.routing.holds(n) else t for n, t in whole.items()}
         else:
@@ -135,6 +152,8 @@ class LayerBank:
         """The same without a copy: a router of fewer rows, and the resident experts, called by their old numbers."""
         routing = self.parents[0].mixture.routing
         layer = self._for_fewer(spec, template)
+        if self.stream:
+            self.stream.lend(spec.anchor.layer)
         whole = template.state_dict()
         rows = {n: fewer(t, spec.blends) if routing.holds(n) else t for n, t in whole.items()
                 if not n.startswith(f"{routing.experts}.")}  # fmt: skip
@@ -155,7 +174,7 @@ class LayerBank:
     def _tensors(self, spec: LayerSpec, template: torch.nn.Module) -> dict[str, torch.Tensor]:
         """What a layer is made of, in the dtypes that the model has it in and on its device."""
         like = template.state_dict()
-        return {n: read().to(like[n]) for n, read in layer_tensors(spec, self.parents)}
+        return {n: read().to(self.device, like[n].dtype) for n, read in layer_tensors(spec, self.parents)}
 
 
 def _numbered(spec: LayerSpec) -> bool:
@@ -166,4 +185,7 @@ def _numbered(spec: LayerSpec) -> bool:
 def sharing(layer: torch.nn.Module) -> torch.nn.Module:
     """A copy of the modules over the same tensors."""
     kept = [*layer.parameters(), *layer.buffers()]
-    return copy.deepcopy(layer, {id(t): t for t in kept})
+    other = copy.deepcopy(layer, {id(t): t for t in kept})
+    # That would have the original read.
+    other._forward_pre_hooks.clear()
+    return other

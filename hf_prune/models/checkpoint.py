@@ -4,7 +4,7 @@ import json
 import math
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,7 @@ class Checkpoint:
     adapter: Adapter | None = None
     allow_pickle: bool = False
     own: Mapping[str, Any] | None = None
+    _finite: set[str] = field(default_factory=set, compare=False, repr=False)
 
     @classmethod
     def open(cls, folder: str | Path, adapter: str | Path | None = None, allow_pickle: bool = False) -> "Checkpoint":
@@ -171,10 +172,14 @@ class Checkpoint:
         tensor = self._stored(name)()
         if self.adapter:
             tensor = self.adapter.apply(name, tensor)
+        # A tensor may be read often, and is looked at once.
+        if name in self._finite:
+            return tensor
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise BrokenCheckpoint(
                 f"{self.folder.name}: tensor {name} holds NaN or infinite values; nothing can be measured on it."
             )
+        self._finite.add(name)
         return tensor
 
     def dtype(self, name: str) -> torch.dtype:

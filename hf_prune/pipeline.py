@@ -157,6 +157,7 @@ def _make(recipe: Recipe, output: Path) -> Generator[Event, None, Report]:
     session = open_session(recipe)
     session.clock.lap("pull")
     session = within_time(session)
+    session.need  # noqa: B018 - what does not fit is told before anything is read
     inputs, recipe = session.inputs, session.recipe
     base, target = inputs.base, inputs.target
     trials = evaluations(recipe, facts_of(recipe, base.depth, target.remove, mixture=base.mixture))
@@ -283,6 +284,7 @@ def _certificate(
         stored=rounded,
         # A model of several widths is loaded by the file beside its weights, which is our own.
         trust_remote_code=session.recipe.trust.remote_code or (folder / FILE).is_file(),
+        whole=not session.streams,
     )
 
 

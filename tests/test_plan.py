@@ -293,7 +293,7 @@ def test_variants_are_downloaded_too_and_merged_layers_held():
     assert both.download_bytes == 3 * alone.download_bytes
     layer = max(alone.layer_parameters)
     assert both.memory_bytes - alone.memory_bytes == 64 * layer * 4
-    tight = plan(stitch.replace(memory=(alone.parameters + 7 * layer) * 4 / 2**30), base)
+    tight = plan(stitch.replace(memory=(alone.memory_bytes + 7.5 * layer * 4) / 2**30), base)
     assert tight.memory_bytes - alone.memory_bytes == pytest.approx(7 * layer * 4, abs=8)
 
 

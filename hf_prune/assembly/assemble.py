@@ -286,20 +286,26 @@ def assemble(
     blueprint = alive(blueprint)
     check(blueprint, parents, patches)
     state = {name: read() for name, read in plan_tensors(blueprint, parents, patches)}
-    base = parents[0]
+    return loaded(blueprint, parents, state, dtype or parents[0].dtype).eval().requires_grad_(False).to(device)
+
+
+def loaded(
+    blueprint: Blueprint, parents: Sequence[Parent], state: dict[str, torch.Tensor], dtype: torch.dtype
+) -> PreTrainedModel:
+    """What transformers makes of the tensors of a blueprint, given by its own names.
+
+    Raises:
+        ReloadMismatch: it did not take every tensor.
+    """
     with quiet():
         config = output_config(blueprint, parents)
-        model, info = model_class(config, base).from_pretrained(
-            None,
-            config=config,
-            state_dict=state,
-            dtype=dtype or base.dtype,
-            output_loading_info=True,
+        model, info = model_class(config, parents[0]).from_pretrained(
+            None, config=config, state_dict=state, dtype=dtype, output_loading_info=True
         )
     wrong = {k: sorted(map(str, v)) for k, v in info.items() if v and k != "error_msgs"}
     if wrong:
         raise ReloadMismatch(f"transformers did not take every tensor of the assembled model: {wrong}.")
-    return model.eval().requires_grad_(False).to(device)
+    return model
 
 
 def model_class(config: PretrainedConfig, base: Parent) -> type[PreTrainedModel]:

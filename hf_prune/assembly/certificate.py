@@ -22,6 +22,8 @@ TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
 """Largest allowed difference of two logits, as a share of the largest logit."""
 CERTIFIED = (2, 64)
 """Windows and tokens per window that are compared."""
+STREAMED_TOKENS = 16
+"""Tokens per window where the result is read anew for every one of them."""
 STEPPED = {**TOLERANCE, "float32": 1e-3}
 """The same with and without a cache: state-space layers make their state from a text in chunks, then step by step."""
 COMMAND = (sys.executable, "-P", str(Path(__file__).with_name("reload_probe.py")))
@@ -37,6 +39,7 @@ def certify(
     device: str,
     stored: str | None = None,
     trust_remote_code: bool = False,
+    whole: bool = True,
 ) -> dict[str, Any]:
     """Reload `folder` in a fresh process and compare.
 
@@ -48,6 +51,7 @@ def certify(
         device: where the fresh process runs the model.
         stored: precision that the weights were rounded to behind `expected`; None when they were not.
         trust_remote_code: passed on to transformers.
+        whole: there is memory for all of it; else weights stay on the disk until a layer is called, on the CPU.
 
     Returns:
         The certificate that goes into report.json.
@@ -56,7 +60,12 @@ def certify(
         ReloadMismatch: it does not load, a tensor is missing, unexpected or of another shape, the logits differ, or
             cached decoding differs from uncached.
     """
-    said = probe(folder, tokens, dtype, device, ["--trust-remote-code"] * trust_remote_code)
+    options = ["--trust-remote-code"] * trust_remote_code
+    with tempfile.TemporaryDirectory() as scratch:
+        if not whole:
+            tokens, expected = tokens[:, :STREAMED_TOKENS], expected[:, :STREAMED_TOKENS]
+            device, options = "cpu", [*options, "--offload", scratch]
+        said = probe(folder, tokens, dtype, device, options)
     logits, cached = said.tensors["logits"], said.tensors["cached"]
     return _judge(folder.name, expected.float().cpu(), logits, cached, said.loading, dtype, stored or dtype)
 

@@ -10,15 +10,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hf_prune.assembly.assemble import layer_tensors
-from hf_prune.blueprint import LayerSpec, Part
-from hf_prune.models.noise import quiet
+from hf_prune.assembly.assemble import alive, check, layer_tensors, loaded, plan_tensors
+from hf_prune.assembly.patches import NO_PATCHES, Patches
+from hf_prune.blueprint import Blueprint
 from hf_prune.models.parent import Parent
 
 Tensors = Mapping[str, Tensor]
@@ -57,6 +56,7 @@ class LayerStream:
     def __post_init__(self) -> None:
         self._like = [dict(layer.state_dict()) for layer in self.layers]
         self.sizes = [sum(t.nbytes for t in like.values()) for like in self._like]
+        self.room = self.room or 2 * max(self.sizes)
         self._lock = threading.RLock()
         # One thread reads, and torch uses no other for it: the rest compute.
         self._pool = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
@@ -161,30 +161,45 @@ class LayerStream:
         return torch.empty_like(like, device=self.device)
 
 
-def streamed_model(parent: Parent, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """A source as transformers makes it of what is read here, in eval mode; its layers are left on the meta device."""
-    prefix = parent.family.prefix
-    nothing = torch.zeros((), dtype=dtype)
+def streamed(
+    blueprint: Blueprint,
+    parents: Sequence[Parent],
+    patches: Patches = NO_PATCHES,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    room: int,
+) -> tuple[PreTrainedModel, LayerStream]:
+    """What `assemble` makes, in eval mode, with its layers left where they are until they are called.
+
+    Args:
+        blueprint: as there, like parents and patches.
+        parents: as there.
+        patches: as there.
+        dtype: of the result.
+        device: where it computes.
+        room: bytes for layers; 0: for two.
+
+    Raises:
+        HfPruneError: as `assemble`.
+    """
+    blueprint = alive(blueprint)
+    check(blueprint, parents, patches)
+    base, nothing = parents[0], torch.zeros((), dtype=dtype)
     state = {
         # Of one number, however large: nothing is allocated for layers.
-        name: nothing.expand(shape) if name.startswith(prefix) else parent.outside_tensor(name)
-        for name, shape in parent.shapes.items()
+        name: nothing.expand(made.shape) if name.startswith(base.family.prefix) else made()
+        for name, made in plan_tensors(blueprint, parents, patches)
     }
-    how: dict[str, Any] = {"config": parent.config, "dtype": dtype}
-    with quiet():
-        model = type(parent.skeleton).from_pretrained(None, state_dict=state, **how)
-    for layer in model.get_submodule(parent.family.layers):
+    model = loaded(blueprint, parents, state, dtype)
+    layers = model.get_submodule(base.family.layers)
+    for layer in layers:
         nowhere = {name: torch.empty_like(t, device="meta") for name, t in layer.state_dict().items()}
         layer.load_state_dict(nowhere, assign=True)
     # Buffers that no file has are there, those of layers, too.
     model._apply(lambda t: t if t.is_meta else t.to(device))
-    return model.eval().requires_grad_(False)
-
-
-def layer_reader(parent: Parent) -> Callable[[int], Tensors]:
-    """Reads the tensors of a source's layers by number."""
 
     def read(number: int) -> Tensors:
-        return {name: made() for name, made in layer_tensors(LayerSpec((Part(0, number),)), [parent])}
+        return {name: made() for name, made in layer_tensors(blueprint.layers[number], parents, patches)}
 
-    return read
+    return model.eval().requires_grad_(False), LayerStream(layers, read, device, room)

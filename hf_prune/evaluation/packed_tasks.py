@@ -189,7 +189,7 @@ class Exam:
                      at.unique())  # fmt: skip
 
     def _known(self, sheets: Sequence[Sheet]) -> list[Sheet]:
-        """With the dense model's states on as many as there is room for; on the others its layers are computed again."""
+        """With the dense model's states while there is room for them; without, its layers are computed again."""
         kept = []
         for sheet in sheets:
             size = len(self.dense.layers) * sheet.hidden[0].nbytes

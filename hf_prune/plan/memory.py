@@ -1,10 +1,12 @@
 """How much memory a run takes."""
 
-import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from hf_prune.data.own_samples import is_own
+from hf_prune.errors import InvalidRecipe
 from hf_prune.limits import EXAM_BYTES, GPU_TILE_TOKENS, MERGED_LAYERS, STATE_BYTES, TILE_TOKENS, TOP_K, WIDTH
 from hf_prune.methods import METHODS
 from hf_prune.models.headers import Weights, number
@@ -32,8 +34,104 @@ def number_bytes(recipe: Recipe, peek: "Peek", room: "Room | None") -> int:
     return 2 if "F32" not in stored and (room.accelerated or room.bfloat16 and "F16" not in stored) else 4
 
 
-def peak_memory(recipe: Recipe, peek: "Peek", weights: Weights, width: int) -> int:
-    """Bytes the search needs at its peak, on the device it runs on.
+@dataclass(frozen=True, slots=True)
+class LayerShare:
+    """Of the memory: bytes for the dense model's layers, None where all of them stay there; and how many layers that
+    are made are kept."""
+
+    layers: int | None
+    made: int
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """Bytes that a search needs on its device with all weights there.
+
+    weights: of the dense model. outside: of these what is around the layers. layer: of the largest. several: layers of
+    several models are merged. beside: of all that is no weight.
+    """
+
+    weights: int
+    outside: int
+    layer: int
+    several: bool
+    beside: int
+
+    @property
+    def least(self) -> int:
+        """With layers read as the search reaches them: one computes, one is read, and two are made of others."""
+        return self.outside + self.beside + 4 * self.layer
+
+    def share(self, memory: float | None) -> LayerShare:
+        """What of so many GiB layers may take; None is no limit.
+
+        Raises:
+            InvalidRecipe: less than the least.
+        """
+        if memory is None:
+            return LayerShare(None, MERGED_LAYERS)
+        given = int(memory * 2**30)
+        room = given - self.beside - self.weights
+        if room >= (self.layer if self.several else 0):
+            return LayerShare(None, max(1, min(MERGED_LAYERS, room // self.layer)))
+        if given < self.least:
+            raise InvalidRecipe(
+                f"memory {memory:g} GiB is too little: what is around the layers, the states of the search and a few "
+                f"layers need {self.least / 2**30:.2f}; raise --memory, or lower --sequences or --length."
+            )
+        room = given - self.beside - self.outside
+        return LayerShare(room, max(2, min(MERGED_LAYERS, room // (2 * self.layer))) if self.several else 2)
+
+    def peak(self, memory: float | None) -> int:
+        """What it needs where so many GiB may be taken."""
+        share = self.share(memory)
+        made = share.made * self.layer if self.several and share.layers is None else 0
+        return self.there(memory) + made + self.beside
+
+    def there(self, memory: float | None) -> int:
+        """Of the dense model's weights what is there at a time."""
+        share = self.share(memory)
+        return self.weights if share.layers is None else self.outside + share.layers
+
+
+RESIDENT = {
+    "--heal": lambda r: r.heal.tokens,
+    "--search-heal": lambda r: r.heal.finalist_tokens,
+    "--tune": lambda r: r.tune.steps,
+    "--latency": lambda r: r.size.latency is not None,
+    "--lm-eval": lambda r: r.report.lm_eval,
+    "--vocabulary": lambda r: r.vocabulary != "none",
+}
+"""What needs a whole model in memory, and whether a recipe asks for it."""
+
+
+def check_streamed(recipe: Recipe, need: Demand) -> None:
+    """Refuse what cannot be done where layers are read as they are reached.
+
+    Raises:
+        InvalidRecipe: names it; or there is less memory than the least.
+    """
+    share = need.share(recipe.machine.memory)
+    if share.layers is None:
+        return
+    asked = [flag for flag, asks in RESIDENT.items() if asks(recipe)]
+    asked += [f"--data {entry}" for entry in filter(is_own, recipe.data.text)]
+    if not recipe.data.text:
+        raise InvalidRecipe(
+            f"With --memory {recipe.machine.memory:g} the layers of the base are read as the search reaches them, so "
+            "it cannot say text of its own; name other text with --data, or raise --memory."
+        )
+    if asked:
+        raise InvalidRecipe(
+            f"{asked[0]} needs the whole model in memory, and with --memory {recipe.machine.memory:g} its layers are "
+            f"read as the search reaches them; raise --memory, or leave {asked[0]} out."
+        )
+
+
+def demand_of(
+    recipe: Recipe, hidden: int, vocabulary: int, layers: Sequence[int], total: int, width: int, cpu: bool
+) -> Demand:
+    """What the search of a recipe needs.
 
     weights:   parameters x b; for stitch as many merged layers besides as `--memory` leaves room for, at most 64
     reference: W x length x (layers + 1) x hidden x b states of the dense model on all W search and selection windows,
@@ -46,32 +144,44 @@ def peak_memory(recipe: Recipe, peek: "Peek", weights: Weights, width: int) -> i
                an item had the length of a window, at most 1 GiB
     head:      2 x tile x vocabulary x 4, the float32 logits of one tile of tokens and their log-softmax
 
-    with b the bytes of the search precision, `width`.
+    with b = `width`, the bytes of a number in the search's precision.
+
+    Args:
+        recipe: says how much evidence there is.
+        hidden: width of the residual stream.
+        vocabulary: tokens of it.
+        layers: parameters of each.
+        total: parameters of the model.
+        width: as above.
+        cpu: whether the device is the processor.
     """
-    cpu = recipe.machine.device in ("auto", "cpu")
-    hidden, vocabulary = number(peek, "hidden_size", "n_embd", "d_model"), number(peek, "vocab_size")
-    layers, tokens = len(weights.layers), (recipe.data.sequences + recipe.data.selection_sequences) * recipe.data.length
+    tokens = (recipe.data.sequences + recipe.data.selection_sequences) * recipe.data.length
     larger = max(recipe.data.sequences, recipe.data.selection_sequences) * recipe.data.length
     state = tokens * hidden * width
-    reference = (layers + 1) * state + tokens * min(TOP_K, vocabulary) * 12
-    modules = 2 * layers * state if recipe.search.objective == "gelaco_v1" else 0
+    reference = (len(layers) + 1) * state + tokens * min(TOP_K, vocabulary) * 12
+    modules = 2 * len(layers) * state if recipe.search.objective == "gelaco_v1" else 0
     frontier = min(2 * recipe.search.offspring * larger * hidden * width, STATE_BYTES)
     tile = max(recipe.data.length, min(tokens, TILE_TOKENS * 2 // width if cpu else GPU_TILE_TOKENS))
-    merged = 0
-    if METHODS[recipe.method].several:
-        room = recipe.machine.memory * 2**30 - weights.total * width if recipe.machine.memory else math.inf
-        merged = max(0, min(MERGED_LAYERS * max(weights.layers) * width, room))
     asked = len(recipe.tasks.search) * (recipe.learned_items + recipe.tasks.selection_items) * recipe.data.length
-    exam = min((layers + 1) * asked * hidden * width, EXAM_BYTES)
-    passing = max(frontier, weights.total * 4 if recipe.tune.steps else 0)
-    return round(weights.total * width + merged) + reference + modules + exam + passing + 2 * tile * vocabulary * 4
+    exam = min((len(layers) + 1) * asked * hidden * width, EXAM_BYTES)
+    passing = max(frontier, total * 4 if recipe.tune.steps else 0)
+    beside = reference + modules + exam + passing + 2 * tile * vocabulary * 4
+    several = METHODS[recipe.method].several
+    return Demand(total * width, (total - sum(layers)) * width, max(layers) * width, several, beside)
 
 
-def restoring_memory(recipe: Recipe, shape: Shape, width: int) -> tuple[int, int]:
+def demand(recipe: Recipe, peek: "Peek", weights: Weights, width: int) -> Demand:
+    """The same from headers."""
+    hidden, vocabulary = number(peek, "hidden_size", "n_embd", "d_model"), number(peek, "vocab_size")
+    cpu = recipe.machine.device in ("auto", "cpu")
+    return demand_of(recipe, hidden, vocabulary, weights.layers, weights.total, width, cpu)
+
+
+def restoring_memory(recipe: Recipe, shape: Shape, width: int, there: int) -> tuple[int, int]:
     """Bytes that repair and healing need at their peaks, one after the other; 0 for what is not asked for.
 
-    repair:  weights, the normal equations in float64 of one map for fitted and held-out windows (k x (k + d), twice),
-             and four states of all windows
+    repair:  the weights that are `there`, the normal equations in float64 of one map for fitted and held-out windows
+             (k x (k + d), twice), and four states of all windows
     heal:    both models (all of `full` in float32, with gradients and two moments), what one batch leaves for the way
              back in every layer (14 x d + 4 x k numbers a token), and three sets of float32 logits of the batch
     """
@@ -79,7 +189,7 @@ def restoring_memory(recipe: Recipe, shape: Shape, width: int) -> tuple[int, int
     repair = heal = 0
     if recipe.repair.enabled:
         tokens = (recipe.repair.sequences + recipe.data.selection_sequences) * length
-        repair = weights + 32 * shape.inner * (shape.inner + shape.hidden) + 4 * tokens * shape.hidden * width
+        repair = there + 32 * shape.inner * (shape.inner + shape.hidden) + 4 * tokens * shape.hidden * width
     if recipe.heal.tokens:
         full, batch = recipe.heal.method == "full", recipe.heal.batch * length
         kept = shape.hidden if recipe.heal.gradient_checkpointing else 14 * shape.hidden + 4 * shape.inner

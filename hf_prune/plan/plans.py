@@ -27,7 +27,7 @@ from hf_prune.plan.counts import (
     target_beside,
     trained_tokens,
 )
-from hf_prune.plan.memory import Room, number_bytes, peak_memory, restoring_memory
+from hf_prune.plan.memory import Demand, Room, check_streamed, demand, number_bytes, restoring_memory
 from hf_prune.plan.rates import Rates, Shape
 from hf_prune.recipe import DEFAULT_DATA, DEFAULT_TASKS, Recipe
 
@@ -214,11 +214,12 @@ class _Memory:
 
     def search(self, recipe: Recipe) -> int:
         """Bytes of the device at the peak of the search."""
-        return peak_memory(recipe, self.peek, self.weights, number_bytes(recipe, self.peek, self.room))
+        return self._demand(recipe).peak(recipe.machine.memory)
 
     def restoring(self, recipe: Recipe) -> tuple[int, int]:
         """Bytes of the device that repair and healing take."""
-        return restoring_memory(recipe, self.shape, number_bytes(recipe, self.peek, self.room))
+        there = self._demand(recipe).there(recipe.machine.memory)
+        return restoring_memory(recipe, self.shape, number_bytes(recipe, self.peek, self.room), there)
 
     def host(self, recipe: Recipe) -> int:
         """Bytes of the machine around the device: all where that is the processor, else the weights on their way."""
@@ -229,6 +230,12 @@ class _Memory:
     def need(self, recipe: Recipe) -> Need:
         """All of it."""
         return Need((self.search(recipe), *self.restoring(recipe)), self.host(recipe))
+
+    def _demand(self, recipe: Recipe) -> Demand:
+        """Of the search; a recipe that asks for what cannot be had in its memory is refused."""
+        found = demand(recipe, self.peek, self.weights, number_bytes(recipe, self.peek, self.room))
+        check_streamed(recipe, found)
+        return found
 
 
 def _kept(recipe: Recipe, rows: int) -> int | None:

@@ -314,7 +314,7 @@ class Machine(Group):
         "auto", "Precision of the search; auto is the checkpoint's own where the device computes in it."
     )
     memory: float | None = option(
-        None, "Most GiB for weights: the base, and as many merged layers as fit. Default: 64 layers."
+        None, "Most GiB for weights and states on the device; of a larger base layers are read when reached.", gt=0
     )
 
 

@@ -102,7 +102,7 @@ def describe(
         hardware=statistics.hardware(session.device),
         versions={p: version(p) for p in ("torch", "transformers", "huggingface_hub", "safetensors", "numpy")},
     )
-    latency = retimed(_foretold(session, winner.blueprint), report.speed.model_dump())
+    latency = retimed(_foretold(session, winner.blueprint), report.speed and report.speed.model_dump())
     session.clock.lap("report")
     report = report.replace(latency=latency, seconds=session.clock.seconds)
     if winner.front:
@@ -154,7 +154,7 @@ def measure_again(
         hardware=statistics.hardware(session.device),
     )
     before_latency = before.latency and before.latency.to_dict()
-    report = report.replace(latency=retimed(before_latency, report.speed.model_dump()))
+    report = report.replace(latency=retimed(before_latency, report.speed and report.speed.model_dump()))
     if stored:
         recipe = _public(session)
         report = report.replace(

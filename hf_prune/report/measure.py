@@ -82,8 +82,8 @@ def measure_folder(
         "tasks": statistics.task_scores(dense.tasks, ours.tasks, rng),
         "left_out": session.evidence.left_out,
         "stages": stages.stages(seen, windows, said, rng),
-        "generation": stages.spoken(seen, session.inputs.tokenizer, windows),
-        "speed": _speed(session, final, rng),
+        "generation": stages.spoken(seen, session.inputs.tokenizer, windows) if final else None,
+        "speed": _speed(session, final, rng) if final else None,
         "retention": retention(session, winner, known),
         **_beside_parents(session, ours, known, said),
         **_token_cost(session, known, said),
@@ -114,8 +114,10 @@ def _beside_parents(
 
 def _observed(
     session: Session, winner: Winner, folder: Path, healing: Healing | None, known: Standings
-) -> tuple[dict[str, Observed], PreTrainedModel]:
+) -> tuple[dict[str, Observed], PreTrainedModel | None]:
     """Every stage that this run has, dense first, and the finished model; one at a time beside the dense one.
+
+    Of models that do not fit into memory there is what the sweep has asked, and no finished model.
 
     What a sweep has asked already is not asked again: weights are certified to be those of the blueprint, but for those
     that were trained.
@@ -126,6 +128,8 @@ def _observed(
         blueprints["repaired"] = winner.blueprint
     trained = ["healed"] if healing is not None and healing.kept else []
     seen, model = {}, None
+    if session.streams:
+        return {n: Observed(known.text(b), known.answers(b)) for n, b in blueprints.items()}, None
     last = [*blueprints, *trained][-1]
     for stage in [*blueprints, *trained]:
         if stage == "dense":

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -42,9 +42,9 @@ class Observed:
 
     text: statistics.TokenScores
     tasks: Mapping[str, TaskScores]
-    said: tuple[tuple[int, ...], ...]
-    closeness: Mapping[str, np.ndarray]
-    harness: Mapping[str, HarnessScores]
+    said: tuple[tuple[int, ...], ...] = ()
+    closeness: Mapping[str, np.ndarray] = field(default_factory=dict)
+    harness: Mapping[str, HarnessScores] = field(default_factory=dict)
 
 
 def observe(
@@ -78,7 +78,9 @@ def stages(seen: Mapping[StageName, Observed], windows: Windows, said: np.ndarra
         names=tuple(seen),
         text=_by_corpus(seen, windows, said),
         tasks={name: _by_task(seen, name, rng) for name in dense.tasks},
-        generation=ByStage[StageGeneration](**{stage: _generated(o, dense) for stage, o in seen.items()}),
+        generation=ByStage[StageGeneration](**{stage: _generated(o, dense) for stage, o in seen.items()})
+        if dense.said
+        else None,
         harness={name: _by_harness_task(seen, name) for name in dense.harness},
     )
 

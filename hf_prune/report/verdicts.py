@@ -126,7 +126,9 @@ def speed_verdict(report: Report) -> str | None:
     """What was timed and how; or why there are no figures of speed."""
     speed = report.speed
     if not speed:
-        return None
+        checked = report.base_check.parents if report.base_check else ()
+        streamed = any(row.read == "layer by layer" and not row.tensors for row in checked)
+        return "Speed and continued text are not told: layers were read as they were reached." if streamed else None
     if not (speed.prefill and speed.decode):
         busy = f"other work disturbed {speed.disturbed} of {speed.disturbed + speed.repeats} rounds"
         why = busy if speed.disturbed else "no rounds of both models were compared"
@@ -174,7 +176,10 @@ def base_verdict(report: Report) -> list[str]:
         fresh = f", and a fresh process that runs it{how} computes the same logits" if how is not None else ""
         apart = significant(row.max_logit_difference, 2)
         exact = "" if math.isnan(row.max_logit_difference) else f" (largest difference {apart}, in {row.dtype})"
-        said.append(f"{name} was checked: stock transformers loads the same {row.tensors} tensors{fresh}{exact}.")
+        same = f"stock transformers loads the same {row.tensors} tensors{fresh}"
+        if not row.tensors:
+            same = f"a fresh process that runs it{how} with stock transformers computes the same logits"
+        said.append(f"{name} was checked: {same}{exact}.")
         said += row.notes
     if overflow := report.base_check.overflow:
         said.append(

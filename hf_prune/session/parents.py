@@ -12,7 +12,9 @@ import torch
 
 from hf_prune.assembly.base_check import check_base, stock_model
 from hf_prune.assembly.certificate import CERTIFIED
+from hf_prune.assembly.layer_stream import streamed
 from hf_prune.atomic_files import write_text
+from hf_prune.blueprint import Blueprint
 from hf_prune.errors import BaseOverflow
 from hf_prune.evaluation.dense import check_finite
 from hf_prune.events import Event, Stage
@@ -93,13 +95,16 @@ def _checked(session: Session, number: int, tokens: torch.Tensor) -> dict[str, A
     parent = session.inputs.parents[number].alone
     if number == 0:
         model, copies = session.bank.model, 1
+    elif session.streams:
+        whole = Blueprint.identity(parent.source, parent.depth)
+        model, copies = streamed(whole, [parent], dtype=session.dtype, device=session.device, room=0)[0], 1
     else:
         # One of these and the fresh process's own are there beside the base.
         device = session.device if _fits(parent, session.dtype, session.device, 2) else torch.device("cpu")
         model, copies = stock_model(parent, session.dtype, device), 1
     rows = model.get_input_embeddings().weight.shape[0]
     device = next(model.parameters()).device
-    room = _fits(parent, session.dtype, device, copies)
+    room = not session.streams and _fits(parent, session.dtype, device, copies)
     return check_base(parent, model, tokens % rows, whole=room)
 
 

@@ -13,22 +13,19 @@ import transformers
 from transformers import PreTrainedModel
 
 from hf_prune.assembly.assemble import Parent, alive, assemble
-from hf_prune.assembly.base_check import stock_model
 from hf_prune.assembly.layer_bank import LayerBank
 from hf_prune.assembly.patches import load_patches, save_patches
 from hf_prune.atomic_files import write_text
 from hf_prune.blueprint import Blueprint, Fidelity, Genome
-from hf_prune.errors import InvalidRecipe
 from hf_prune.evaluation.comparison import block_distance, block_influence, influence
 from hf_prune.evaluation.evaluator import Evaluator
 from hf_prune.evaluation.objectives import OBJECTIVES, REVISION, Measures
 from hf_prune.evaluation.packed_tasks import Exam
-from hf_prune.evaluation.speed import computes_bfloat16
-from hf_prune.limits import MERGED_LAYERS
 from hf_prune.methods.collapse import CollapseSpace
 from hf_prune.methods.method import Facts
 from hf_prune.models.devices import device_of
 from hf_prune.models.numbering import is_writable
+from hf_prune.plan import Demand
 from hf_prune.recipe import Recipe
 from hf_prune.recovery import expert_scores
 from hf_prune.recovery.latency import Latencies, time_levels, within
@@ -37,6 +34,7 @@ from hf_prune.recovery.repair import RepairedCut, repair
 from hf_prune.recovery.short_training import Lesson, TrainingAware
 from hf_prune.search import SEARCHERS, Schedule, Scores, Space
 from hf_prune.session.clock import Clock
+from hf_prune.session.dense_model import dtype_of, need_of, open_bank
 from hf_prune.session.entries import entries_of
 from hf_prune.session.evidence import Evidence
 from hf_prune.session.inputs import Inputs, open_inputs
@@ -97,33 +95,23 @@ class Session:
 
     @cached_property
     def dtype(self) -> torch.dtype:
-        """Precision of the search: the checkpoint's own where the device computes in it, else float32."""
-        if self.precision or self.recipe.machine.dtype != "auto":
-            return self.precision or getattr(torch, self.recipe.machine.dtype)
-        stored = self.inputs.base.dtype
-        native = self.device.type != "cpu" or stored == torch.bfloat16 and computes_bfloat16()
-        return stored if native else torch.float32
+        """Precision of the search."""
+        return self.precision or dtype_of(self.recipe, self.inputs.base, self.device)
+
+    @cached_property
+    def need(self) -> Demand:
+        """What the search needs on its device; errors as `need_of`."""
+        return need_of(self.recipe, self.inputs.base, self.dtype, self.device)
+
+    @property
+    def streams(self) -> bool:
+        """Whether layers of the dense model are read as they are reached, since it does not fit."""
+        return self.need.share(self.recipe.machine.memory).layers is not None
 
     @cached_property
     def bank(self) -> LayerBank:
-        """The dense model as stock transformers loads it, resident."""
-        model = stock_model(self.inputs.base, self.dtype, self.device)
-        return LayerBank(model, self.inputs.parents, self._capacity())
-
-    def _capacity(self) -> int:
-        """Merged layers kept beside the base."""
-        memory, parents = self.recipe.machine.memory, len(self.inputs.parents)
-        if memory is None:
-            return MERGED_LAYERS
-        layer = self.inputs.base.layer_parameters * self.dtype.itemsize
-        whole = self.inputs.base.parameters * self.dtype.itemsize
-        room = int((memory * 2**30 - whole) / layer) - parents + 1
-        if room < 1:
-            least = (whole + parents * layer) / 2**30
-            raise InvalidRecipe(
-                f"memory {memory:g} GiB is too little: base and layers being merged need {least:.2f}; raise --memory."
-            )
-        return room
+        """The layers of the dense model."""
+        return open_bank(self.inputs, self.need, self.dtype, self.device)
 
     def assembled(self, blueprint: Blueprint) -> PreTrainedModel:
         """A blueprint of this run as a model, in the precision and on the device of the search."""

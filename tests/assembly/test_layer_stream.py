@@ -5,7 +5,7 @@ import torch
 
 from hf_prune.assembly.assemble import assemble
 from hf_prune.assembly.layer_bank import LayerBank
-from hf_prune.assembly.layer_stream import LayerStream, layer_reader, streamed_model
+from hf_prune.assembly.layer_stream import streamed
 from hf_prune.blueprint import Blueprint, Fidelity, LayerSpec, Part, Source
 from hf_prune.evaluation.evaluator import Evaluator
 from hf_prune.models.parent import Parent
@@ -21,12 +21,11 @@ def resident(parent):
     return LayerBank(assemble(Blueprint.identity(parent.source, DEPTH), [parent], dtype=torch.float32), [parent])
 
 
-def streamed(parent, layers=2.0, dtype=torch.float32):
+def reading(parent, layers=2.0, dtype=torch.float32):
     """With room for so many layers."""
-    model = streamed_model(parent, dtype, CPU)
-    inside = model.get_submodule(parent.family.layers)
-    size = max(sum(t.nbytes for t in layer.state_dict().values()) for layer in inside)
-    stream = LayerStream(inside, layer_reader(parent), CPU, int(layers * size))
+    whole = Blueprint.identity(parent.source, DEPTH)
+    model, stream = streamed(whole, [parent], dtype=dtype, device=CPU, room=0)
+    stream.room = int(layers * max(stream.sizes))
     return LayerBank(model, [parent], stream=stream, capacity=4)
 
 
@@ -55,7 +54,7 @@ def same(one, other):
 @pytest.mark.parametrize("family", EVERY)
 def test_every_family_has_the_same_bits_as_resident(family):
     parent = opened(family)
-    bank = streamed(parent)
+    bank = reading(parent)
     blueprints = [b for name, b in zip(EDITS, cuts(parent), strict=True) if name != "halved" or parent.family.halved]
     same(scores(resident(parent), blueprints), scores(bank, blueprints))
     assert len(there(bank)) <= 2
@@ -64,7 +63,7 @@ def test_every_family_has_the_same_bits_as_resident(family):
 @pytest.mark.parametrize("layers", [1.0, 1.5, 3.0, 4.2, DEPTH + 1.0])
 def test_the_same_bits_whatever_the_room(layers):
     parent = opened("llama")
-    bank = streamed(parent, layers)
+    bank = reading(parent, layers)
     same(scores(resident(parent), cuts(parent)[:2]), scores(bank, cuts(parent)[:2]))
     assert len(there(bank)) <= layers
 
@@ -76,11 +75,11 @@ def test_shards_and_tied_heads_are_read_like_one_file(tmp_path, tied, dtype):
     model.save_pretrained(tmp_path, max_shard_size="40KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
     parent = Parent.open(Source("shards", "tiny"), tmp_path)
-    same(scores(resident(parent), cuts(parent)), scores(streamed(parent), cuts(parent)))
+    same(scores(resident(parent), cuts(parent)), scores(reading(parent), cuts(parent)))
 
 
 def test_what_is_called_last_goes_first_so_most_of_what_fits_stays():
-    bank = streamed(opened("llama"), 4.0)
+    bank = reading(opened("llama"), 4.0)
     read = bank.stream.reading
     for _ in range(10):
         for layer in range(DEPTH):
@@ -91,7 +90,7 @@ def test_what_is_called_last_goes_first_so_most_of_what_fits_stays():
 
 
 def test_no_layer_is_read_for_what_layers_are_given():
-    bank = streamed(opened("llama"))
+    bank = reading(opened("llama"))
     evaluator = Evaluator(bank, WINDOWS)
     before = bank.stream.reading.layers
     entered, calls = evaluator.dense.record(WINDOWS[:1])
@@ -101,7 +100,7 @@ def test_no_layer_is_read_for_what_layers_are_given():
 
 def test_a_whole_forward_reads_every_layer_once():
     parent = opened("llama")
-    bank = streamed(parent)
+    bank = reading(parent)
     with torch.inference_mode():
         found = bank.model(input_ids=WINDOWS).logits
         assert torch.equal(found, resident(parent).model(input_ids=WINDOWS).logits)
@@ -111,7 +110,7 @@ def test_a_whole_forward_reads_every_layer_once():
 def test_a_repair_of_read_layers_has_the_same_bits_and_keeps_what_it_shares():
     parent = opened("llama")
     cut = Blueprint((parent.source,), tuple(LayerSpec((Part(0, i),)) for i in (0, 1, 4, 5)))
-    banks = [resident(parent), streamed(parent)]
+    banks = [resident(parent), reading(parent)]
     done = [repair(bank, cut, tokens(6), tokens(3, seed=1)) for bank in banks]
     assert done[0].blueprint.digest == done[1].blueprint.digest and done[0].fits == done[1].fits
     assert any(spec.repair for spec in done[0].blueprint.layers)
@@ -120,7 +119,7 @@ def test_a_repair_of_read_layers_has_the_same_bits_and_keeps_what_it_shares():
 
 
 def test_merged_layers_are_part_of_the_room():
-    bank = streamed(opened("llama"), 4.0)
+    bank = reading(opened("llama"), 4.0)
     for number in range(3):
         bank.module(mean(number, number + 1))
     for number in range(DEPTH):
@@ -128,9 +127,20 @@ def test_merged_layers_are_part_of_the_room():
     assert len(there(bank)) == 1 and bank.stream.taken == 3 * max(bank.stream.sizes)
 
 
+@pytest.mark.parametrize("edit", EDITS)
+def test_a_cut_is_read_like_a_whole_model(edit):
+    parent = opened("gemma2")
+    blueprint = Blueprint((parent.source,), tuple(EDITS[edit]))
+    model, stream = streamed(blueprint, [parent], dtype=torch.float32, device=CPU, room=0)
+    with torch.inference_mode():
+        expected = assemble(blueprint, [parent], dtype=torch.float32)(input_ids=WINDOWS).logits
+        assert torch.equal(model(input_ids=WINDOWS).logits, expected)
+    assert stream.reading.layers >= len(blueprint.layers)
+
+
 def test_experts_are_read_like_other_layers(tmp_path):
     save_tiny("qwen3_moe", tmp_path)
     parent = Parent.open(Source("experts", "tiny"), tmp_path)
-    fewer = [LayerSpec((Part(0, i),), blends=((( 1, 1.0),), ((3, 1.0),))) for i in range(DEPTH)]
+    fewer = [LayerSpec((Part(0, i),), blends=(((1, 1.0),), ((3, 1.0),))) for i in range(DEPTH)]
     blueprints = [Blueprint((parent.source,), tuple(fewer))]
-    same(scores(resident(parent), blueprints), scores(streamed(parent), blueprints))
+    same(scores(resident(parent), blueprints), scores(reading(parent), blueprints))

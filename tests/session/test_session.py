@@ -92,7 +92,7 @@ def test_a_journal_of_candidates_that_are_trained_must_agree_on_their_text(tmp_p
 
 @pytest.mark.parametrize(("native", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
 def test_the_search_runs_in_bfloat16_only_where_checkpoint_and_processor_do(tmp_path, monkeypatch, native, dtype):
-    monkeypatch.setattr(module, "computes_bfloat16", lambda: native)
+    monkeypatch.setattr("hf_prune.session.dense_model.computes_bfloat16", lambda: native)
     assert open_session(recipe(tmp_path, keep_layers=4)).dtype == torch.float32
     narrow = base(tmp_path / "narrow", dtype="bfloat16")
     session = open_session(recipe(tmp_path, base=str(narrow), keep_layers=4))

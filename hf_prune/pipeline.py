@@ -264,6 +264,9 @@ def finish(
                 stored, said = training.stored, _logits(session, training.model)
                 certificate = _certificate(session, said, partial, inputs.base.coarsest)
             clock.lap("heal")
+        if stream := session.bank.stream:
+            yield Stage("report", f"so far layers were read {stream.reading.layers:,} times, which was waited for "
+                        f"{stream.reading.share:.1%} of the time")  # fmt: skip
         yield Stage("report", f"{recipe.report.sequences} windows")
         report = yield from document(session, winner, partial, stored, certificate, training and training.summary)
         yield Reported(report.to_dict())
@@ -275,10 +278,12 @@ def _certificate(
 ) -> dict[str, Any]:
     rows, length = CERTIFIED
     dtype, rounded = (t and str(t).removeprefix("torch.") for t in (session.dtype, stored))
+    tokens = session.evidence.windows["search"].tokens[:rows, :length]
     return certify(
         folder,
-        session.evidence.windows["search"].tokens[:rows, :length],
-        expected,
+        tokens,
+        # There may be fewer windows of search text.
+        expected[: len(tokens)],
         dtype=dtype,
         device=str(session.device),
         stored=rounded,

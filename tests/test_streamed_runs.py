@@ -115,6 +115,10 @@ def test_what_needs_the_whole_model_is_refused_before_anything_is_read(home, cha
             run(little)
 
 
+def test_one_window_is_enough(home):
+    assert run(tight(asked(home, "single", sequences=1, evaluations=4))).report["certificate"]["ok"]
+
+
 def test_too_little_memory_is_one_sentence(home):
     done = command("compress", home / "base", "--output", home / "x", "--memory", "0.0001", "--data", home / "text.txt",
                    "--keep-layers", "4", "--length", "32", "--sequences", "4")  # fmt: skip

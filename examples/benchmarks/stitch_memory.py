@@ -109,7 +109,7 @@ def measured(home: Path, count: int, held: str) -> dict[str, int]:
     }
     probe = open_session(Recipe.of(**fields))
     model, layer = (2 * n for n in (probe.inputs.base.parameters, probe.inputs.base.layer_parameters))
-    memory = (model + (count + 1) * layer) / 2**30 + 1e-6
+    memory = (model + (count + 1) * layer + probe.need.beside) / 2**30 + 1e-6
     session = open_session(Recipe.of(**fields, memory=memory)) if held == "tight" else probe
     start = anonymous()
     tokens = session.evidence.windows["search"].tokens[:2, :64]

@@ -25,11 +25,18 @@ Tensors = Mapping[str, Tensor]
 
 @dataclass
 class Reading:
-    """What reading took: layers read, seconds that somebody waited for them, and of those that a thread was reading."""
+    """What reading took: layers read, seconds that it took a thread, and of them that the others waited; `begun` says
+    when it was."""
 
     layers: int = 0
-    waited: float = 0.0
     seconds: float = 0.0
+    waited: float = 0.0
+    begun: float = field(default_factory=time.perf_counter)
+
+    @property
+    def share(self) -> float:
+        """Of the time since, that was spent waiting."""
+        return self.waited / (time.perf_counter() - self.begun)
 
 
 @dataclass(eq=False)
@@ -71,6 +78,11 @@ class LayerStream:
                 self.reach(number)
 
         return reach
+
+    @property
+    def staying(self) -> int:
+        """How many of the layers may stay when all are called in turn."""
+        return min(len(self.layers), self.room // max(self.sizes))
 
     def reach(self, number: int) -> torch.nn.Module:
         """A layer with its tensors, which stay until another is reached."""

@@ -53,6 +53,9 @@ def calibrate(session: Session) -> Generator[Event, None, Session]:
         BaseOverflow: the base overflows in the precision that was asked for, or in float32.
     """
     yield Stage("calibrate", ", ".join(session.evidence.windows["search"].origin))
+    if stream := session.bank.stream:
+        depth = session.inputs.depth
+        yield Stage("calibrate", f"{stream.staying} of {depth} layers fit into memory; they are read when reached")
     try:
         check_finite(session.evaluator.reference.hidden[-1])
         return session

@@ -19,12 +19,11 @@ from hf_prune.models.conversions import as_files
 from hf_prune.models.parent import Parent
 from hf_prune.models.plain_checkpoint import copy_beside
 from hf_prune.models.prepared import made_once
-from hf_prune.models.vocabulary.settings import named_ids, renumbered
+from hf_prune.models.vocabulary.settings import FILES, named_by, renumbered
 from hf_prune.models.vocabulary.trimming import Vocabulary
 
 KEPT_FILE = "vocabulary.json"
 """Beside a blueprint: the ids that its digest of the vocabulary stands for."""
-SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json")
 
 
 def digest_of(kept: Sequence[int]) -> str:
@@ -55,8 +54,7 @@ def vocabulary_of(parent: Parent) -> Vocabulary:
             f"The tokenizer of {parent.source.repo} is not one of the tokenizers library, so it cannot lose tokens; "
             "leave out --vocabulary."
         )
-    named = {i for name in SETTINGS for i in named_ids(_settings(parent.checkpoint.folder / name))}
-    found = Vocabulary(backend, frozenset(named))
+    found = Vocabulary(backend, named_by(lambda name: (parent.checkpoint.folder / name).read_bytes()))
     if max(found.tokens) >= rows_of(parent):
         raise UnsupportedArchitecture(
             f"The tokenizer of {parent.source.repo} has more tokens than the model has rows; leave out --vocabulary."
@@ -119,9 +117,9 @@ def _write(parent: Parent, vocabulary: Vocabulary, kept: Sequence[int], out: Pat
     legacy = (*contents.VOCABULARIES, "merges.txt", "added_tokens.json")
     for name in contents.matching([p.name for p in out.iterdir()], legacy):
         (out / name).unlink()
-    for name in SETTINGS:
+    for name in FILES:
         if (source / name).is_file():
-            raw = renumbered(_settings(source / name), new, rows)
+            raw = renumbered(json.loads((source / name).read_bytes()), new, rows)
             (out / name).write_text(json.dumps(raw, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     vocabulary.cut(kept).save(str(out / "tokenizer.json"))
     index = torch.tensor(kept)
@@ -152,7 +150,3 @@ class _Slice:
 def _by_token(name: str, shape: Sequence[int], rows: int) -> bool:
     """Whether a tensor has a row per token: embedding, head, and the bias of a head."""
     return len(shape) > 0 and shape[0] == rows and has_rows(name.rpartition(".")[0])
-
-
-def _settings(path: Path) -> Any:
-    return json.loads(path.read_bytes()) if path.is_file() else {}

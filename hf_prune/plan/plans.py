@@ -29,12 +29,15 @@ from hf_prune.plan.counts import (
 )
 from hf_prune.plan.memory import Demand, Room, check_streamed, demand, number_bytes, restoring_memory
 from hf_prune.plan.rates import Rates, Shape
+from hf_prune.plan.tokens import Trim, is_counted, trimmed
 from hf_prune.recipe import DEFAULT_DATA, DEFAULT_TASKS, Recipe
 
 if TYPE_CHECKING:
     from hf_prune.hub import Peek, TensorInfo
 
 
+LARGE = 0.2
+"""Share of the parameters from which on a vocabulary is worth trimming before anything else."""
 SPARE = 1.2
 """Memory that weights take on their way to a device, as a multiple of theirs."""
 
@@ -52,8 +55,9 @@ class Plan:
     was measured. `memory_bytes` are what the search needs on its device, `restoring_bytes` what repair or healing do,
     `host_bytes` what the machine around it holds meanwhile, `room` what there is, where somebody looked, and `advice`
     what would make it fit where it does not. Of `tokens`, whose rows hold `token_parameters`, `kept_tokens` stay as far
-    as the recipe says; `target` is of what has these alone. `weight_files` says which of the source's files are read,
-    `notes` what else should be known of them and what is done to them before anything else.
+    as is known; `target` is of what has these alone. They are `counted` where text says how many; `trim` is what text
+    of this disk says, and `trimmed_layers` would be left if it were asked for. `weight_files` says which of the
+    source's files are read, `notes` what else should be known of them and what is done to them before anything else.
     """
 
     base: str
@@ -92,6 +96,9 @@ class Plan:
     advice: Advice | None = None
     tokens: int = 0
     kept_tokens: int = 0
+    trim: Trim | None = None
+    trimmed_layers: int | None = None
+    counted: bool = False
     token_parameters: int = 0
     weight_files: str = ""
     notes: tuple[str, ...] = ()
@@ -141,7 +148,8 @@ def plan(
     stored = weights.beside(weigh(v) for v in variants if not v.adapter)
     depth, method, dense = len(weights.layers), METHODS[recipe.method], weights
     rows = setting(peek.config, "vocab_size") or 0
-    if kept := _kept(recipe, rows):
+    trim = _trim(recipe, peek, dense, rows)
+    if kept := _kept(recipe, rows, trim):
         weights, stored = weights.with_tokens(rows, kept), stored.with_tokens(rows, kept)
     if weights.family:
         check_layers(recipe, weights.family, weights.kinds)
@@ -190,6 +198,9 @@ def plan(
         tasks="" if recipe.tasks.names else f"{', '.join(DEFAULT_TASKS)}; left out where the Hub cannot be reached",
         tokens=rows,
         kept_tokens=kept or rows,
+        trim=trim,
+        counted=is_counted(recipe),
+        trimmed_layers=_layers_beside(recipe, dense, rows, trim.kept) if trim and not kept else None,
         token_parameters=dense.tokens(rows) if rows else 0,
         weight_files=_weight_files(peek),
         seconds=budget.forecast.seconds if budget else {},
@@ -238,9 +249,25 @@ class _Memory:
         return found
 
 
-def _kept(recipe: Recipe, rows: int) -> int | None:
-    """Tokens that stay, where the recipe says how many; `auto` is known once text has been read."""
-    if not recipe.vocabulary.isdigit():
+def _trim(recipe: Recipe, peek: "Peek", dense: Weights, rows: int) -> Trim | None:
+    """Where text is to decide, or the vocabulary is so large that it should."""
+    each = dense.tokens(rows) // rows if rows else 0
+    worth = is_counted(recipe) or recipe.vocabulary == "none" and dense.tokens(rows) > LARGE * dense.total
+    found = trimmed(recipe, peek, rows, dense.total, each) if each and worth else None
+    return found if found and found.kept < rows else None
+
+
+def _layers_beside(recipe: Recipe, dense: Weights, rows: int, kept: int) -> int:
+    less, depth = dense.with_tokens(rows, kept), len(dense.layers)
+    target = target_beside(recipe, Sizes(less.layers, less.total, less.mixture), dense.total)
+    return depth - target.remove if target.whole else depth
+
+
+def _kept(recipe: Recipe, rows: int, trim: Trim | None) -> int | None:
+    """Tokens that stay, where the recipe says how many or text of this disk does."""
+    if is_counted(recipe):
+        return trim and trim.kept
+    if recipe.vocabulary == "none":
         return None
     if rows <= (kept := int(recipe.vocabulary)):
         raise InvalidRecipe(

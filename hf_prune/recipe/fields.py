@@ -363,7 +363,8 @@ class Fields(BaseModel):
     method: Method = option("collapse", f"What an integer means: {', '.join(METHODS)}.", first=True)
     vocabulary: Annotated[str, BeforeValidator(tokens_kept)] = option(
         "none", "Tokens to keep, e.g. 50k, by how often the search text has them; every text can still be written. "
-        "auto: the fewest that make other text a hundredth longer; counts toward --ratio.",
+        "auto: the fewest that make other text a hundredth longer; counts toward --ratio. languages:en,de: so, but by "
+        "the data whose name says one of these.",
     )  # fmt: skip
     seed: int = option(0, "Seed of everything random.", ge=0, lt=2**32)
     size: Size = Size()

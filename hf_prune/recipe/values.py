@@ -32,9 +32,17 @@ def seconds(raw: Any) -> Any:
     return sum(float(n or 0) * unit for n, unit in zip(match.groups(), (3600, 60, 1), strict=True))
 
 
+LANGUAGES = "languages:"
+"""Before the codes of languages whose text says which tokens stay."""
+
+
 def tokens_kept(raw: Any) -> Any:
-    """A number of tokens as `count` reads it, auto or none, as text."""
+    """A number of tokens as `count` reads it, auto, none, or languages:en,de, as text."""
     said = str(raw).strip().lower()
+    if said.startswith(LANGUAGES):
+        if not re.fullmatch(r"[a-z]{2,3}(,[a-z]{2,3})*", codes := said.removeprefix(LANGUAGES).replace(" ", "")):
+            raise ValueError(f"languages are written {LANGUAGES}en,de, by their codes, not {said[:40]!r}")
+        return LANGUAGES + ",".join(sorted({*codes.split(",")}))
     return said if said in ("auto", "none") else str(count(raw))
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
+from hf_prune.plan import plans
 from hf_prune.plan.memory import SHARE
 from hf_prune.recipe import Recipe, flagged
 from hf_prune.report import comparisons, verdicts
@@ -15,9 +16,6 @@ from hf_prune.report.verdicts import amount, percent
 if TYPE_CHECKING:
     from hf_prune.events import Event
     from hf_prune.plan import Plan
-
-LARGE = 0.2
-"""Share of the parameters from which on a vocabulary is worth trimming before anything else."""
 
 
 def event_dict(event: "Event") -> dict[str, Any]:
@@ -113,12 +111,21 @@ def _whole(plan: "Plan") -> str:
 
 
 def _planned_vocabulary(plan: "Plan") -> str:
-    share = plan.token_parameters / plan.parameters
+    share, trim = plan.token_parameters / plan.parameters, plan.trim
     said = f"{plan.tokens:,} tokens, {percent(share)} of all parameters"
+    longer = f"unseen text takes {percent(trim.growth)} more tokens" if trim else ""
     if plan.kept_tokens < plan.tokens:
-        return f"{said}; {plan.kept_tokens:,} are kept"
-    trim = "; --vocabulary auto keeps the tokens that the text needs, and more layers can stay"
-    return said + trim * (share > LARGE)
+        return f"{said}; {plan.kept_tokens:,} are kept" + (f" by your text, {longer}" if trim else "")
+    if plan.counted:
+        return f"{said}; how many are kept is known once the text has been read"
+    if trim is None or plan.trimmed_layers is None:
+        trimmed = "; --vocabulary auto keeps the tokens that the text needs, and more layers can stay"
+        return said + trimmed * (share > plans.LARGE)
+    fewer = round(plan.token_parameters * (1 - trim.kept / plan.tokens))
+    return (
+        f"{said}; --vocabulary auto would keep {trim.kept:,} by your text, {amount(fewer)} parameters fewer "
+        f"({percent(fewer / plan.parameters)}): {longer}, and {plan.trimmed_layers} of {plan.depth} layers would stay"
+    )
 
 
 def _planned_text(plan: "Plan") -> str:

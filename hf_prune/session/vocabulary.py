@@ -8,22 +8,16 @@ import torch
 from hf_prune.assembly.base_check import stock_model
 from hf_prune.assembly.certificate import CERTIFIED, TOLERANCE
 from hf_prune.data.chat_templates import rendered
-from hf_prune.data.corpora import Split, load_corpora
+from hf_prune.data.corpora import Split
 from hf_prune.data.hard_texts import hard_texts
-from hf_prune.data.own_samples import is_own
-from hf_prune.errors import InvalidData, InvalidRecipe, ReloadMismatch
-from hf_prune.limits import DEFAULT_RATIO
+from hf_prune.errors import ReloadMismatch
 from hf_prune.models.fewer_tokens import row_parameters, rows_of, vocabulary_of, without_tokens
 from hf_prune.models.noise import quiet
 from hf_prune.models.parent import Parent
 from hf_prune.models.vocabulary.certificate import certify_tokens, texts_for
 from hf_prune.models.vocabulary.trimming import Vocabulary, encoded, length
+from hf_prune.plan.tokens import DOCUMENTS, SPLITS, affordable, chosen, deciding
 from hf_prune.recipe import Recipe
-
-DOCUMENTS = 4000
-"""Most documents of a corpus that tokens are counted in."""
-MULTIPLE = 64
-"""Of which the number of rows is one where it is chosen here, as processors like it."""
 
 
 def fewer_tokens(
@@ -41,8 +35,10 @@ def fewer_tokens(
         return base, None
     with quiet():
         vocabulary = vocabulary_of(base)
-        texts = {split: list(_texts(recipe, entries(), base.tokenizer, split)) for split in ("search", "selection")}
-        kept = _chosen(recipe, base, vocabulary, texts["search"], texts["selection"])
+        found = entries()
+        texts = {split: list(_texts(recipe, found, base.tokenizer, split)) for split in SPLITS}
+        least = affordable(recipe, rows_of(base), base.parameters, row_parameters(base))
+        kept = chosen(recipe, vocabulary, least, texts["search"], texts["selection"])
         if len(kept) == rows_of(base):
             return base, None
         small = without_tokens(base, vocabulary, kept)
@@ -50,37 +46,10 @@ def fewer_tokens(
 
 
 def _texts(recipe: Recipe, entries: Sequence[str], tokenizer: Any, split: Split) -> Iterator[str]:
-    """Text that the base did not say itself."""
-    for entry in entries:
-        for corpus in () if is_own(entry) else load_corpora([entry], recipe.tasks.force_test_split):
-            for document in corpus.documents.get(split, ())[:DOCUMENTS]:
-                yield rendered(document, tokenizer)
-
-
-def _chosen(
-    recipe: Recipe, base: Parent, vocabulary: Vocabulary, search: Sequence[str], unseen: Sequence[str]
-) -> tuple[int, ...]:
-    counts = vocabulary.counts(search)
-    if recipe.vocabulary != "auto":
-        size = int(recipe.vocabulary)
-        if size >= len(vocabulary.ids):
-            raise InvalidRecipe(
-                f"{base.source.repo} has {len(vocabulary.ids)} tokens, so --vocabulary {size} keeps all of them; "
-                "ask for fewer, or leave it out."
-            )
-        return vocabulary.kept(size, counts)
-    if not search or not unseen:
-        raise InvalidData("--vocabulary auto chooses by text that the base did not say itself; name some with --data.")
-    kept = vocabulary.smallest(counts, unseen)
-    return vocabulary.kept(max(len(kept), _affordable(recipe, base)), counts)
-
-
-def _affordable(recipe: Recipe, base: Parent) -> int:
-    """Tokens that may stay where they alone are to make up for the ratio; 0 where no ratio is asked for."""
-    if recipe.every_size or recipe.size.given not in ([], ["ratio"]):
-        return 0
-    gone = round((recipe.size.ratio or DEFAULT_RATIO) * base.parameters / row_parameters(base))
-    return max(0, -(-(rows_of(base) - gone) // MULTIPLE)) * MULTIPLE
+    """What decides, as the base reads it."""
+    for corpus in deciding(recipe, entries):
+        for document in corpus.documents.get(split, ())[:DOCUMENTS]:
+            yield rendered(document, tokenizer)
 
 
 def _certified(whole: Parent, small: Parent, vocabulary: Vocabulary, texts: Sequence[str]) -> dict[str, Any]:

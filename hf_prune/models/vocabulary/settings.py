@@ -1,12 +1,16 @@
 """Settings beside a model that name tokens by number: config, generation settings, those of the tokenizer."""
 
-from collections.abc import Iterator, Mapping
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from hf_prune.errors import UnsupportedArchitecture
 
 LISTS = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "force_words_ids")
 """Keys of token ids whose names do not end as such keys do."""
+FILES = ("config.json", "generation_config.json", "tokenizer_config.json")
+"""Settings that name tokens."""
 ROWS = "vocab_size"
 
 
@@ -20,6 +24,19 @@ def named_ids(raw: Any) -> Iterator[int]:
     if isinstance(raw, Mapping):
         for key, value in raw.items():
             yield from _numbers(value) if is_about_tokens(str(key)) else named_ids(value)
+
+
+def named_by(read: Callable[[str], bytes]) -> frozenset[int]:
+    """The same of all settings of a model.
+
+    Args:
+        read: content of a file; raises OSError or LookupError where there is none.
+    """
+    found: set[int] = set()
+    for name in FILES:
+        with contextlib.suppress(OSError, LookupError):
+            found.update(named_ids(json.loads(read(name))))
+    return frozenset(found)
 
 
 def _numbers(value: Any) -> Iterator[int]:

@@ -79,8 +79,11 @@ class Vocabulary:
                 f"A vocabulary of {size} tokens is too small: bytes or characters, special and added tokens, digits "
                 f"and punctuation of this tokenizer are {len(self.floor)}; ask for more."
             )
+        return self._filled(size, self._groups(counts))
+
+    def _filled(self, size: int, groups: Iterable[set[str]]) -> tuple[int, ...]:
         kept = set(self.floor)
-        for group in self._groups(counts):
+        for group in groups:
             if len(kept) + len(group) > size:
                 break
             kept |= group
@@ -134,11 +137,12 @@ class Vocabulary:
         step = step or 64 * max(1, len(self.ids) // 4096)
         allowed = (1 + growth) * length(self.tokenizer, unseen)
         low, high = -(-len(self.floor) // step), -(-len(self.ids) // step)
+        groups = list(self._groups(counts))
         while low < high:
             middle = (low + high) // 2
-            fits = length(self.cut(self.kept(middle * step, counts)), unseen) <= allowed
+            fits = length(self.cut(self._filled(middle * step, groups)), unseen) <= allowed
             low, high = (low, middle) if fits else (middle + 1, high)
-        return self.kept(high * step, counts)
+        return self._filled(high * step, groups)
 
 
 def encoded(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[list[int]]:

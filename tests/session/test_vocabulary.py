@@ -13,6 +13,7 @@ from hf_prune.results import assemble_blueprint
 from hf_prune.session.inputs import open_inputs
 from tests import runs
 from tests.families import save_tiny
+from tests.models.test_variants import permuted
 from tests.models.vocabulary.tokenizers_of import byte_level
 
 ROWS = 640
@@ -145,3 +146,25 @@ def test_what_cannot_be_is_told(home):
         open_inputs(asked(home, vocabulary="auto"), (), lambda: ("self",))
     with pytest.raises(InvalidRecipe, match="number of tokens"):
         asked(home, vocabulary="many")
+
+
+def test_a_variant_with_other_ids_and_added_tokens_of_its_own_is_stitched_in_the_kept_ones(tmp_path):
+    """What it has added stands in no row of the base, whose tokens are those of the result."""
+    with_tokenizer(tmp_path / "base")
+    variant = permuted(tmp_path, tmp_path / "moved")
+    raw = json.loads((variant / "tokenizer.json").read_text())
+    raw["added_tokens"].append({**raw["added_tokens"][-1], "id": ROWS, "content": "<call>"})
+    (variant / "tokenizer.json").write_text(json.dumps(raw))
+    names = {"method": "stitch", "variants": (str(variant),), "drop": (), "drop_layers": 2, "vocabulary": 400}
+    result = runs.finished(compress(asked(tmp_path, **names)))
+    inputs = open_inputs(asked(tmp_path, **names), (), lambda: data(tmp_path))
+    ours, theirs = inputs.parents
+    outside = [n for n in ours.shapes if not n.startswith(ours.family.prefix)]
+    assert outside and all(torch.equal(theirs.outside_tensor(n), ours.outside_tensor(n)) for n in outside)
+    assert all(ours.shapes[n][0] in (400, ours.config.hidden_size) for n in outside)
+    tokenizer = AutoTokenizer.from_pretrained(result.folder)
+    model = AutoModelForCausalLM.from_pretrained(result.folder)
+    assert len(tokenizer) == model.config.vocab_size == 400 and "<call>" not in tokenizer.get_vocab()
+    assert "<tool>" in tokenizer.get_vocab()
+    said = model.generate(**tokenizer("the cat sat", return_tensors="pt"), max_new_tokens=8, do_sample=False)
+    assert "the cat sat" in tokenizer.decode(said[0])

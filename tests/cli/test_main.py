@@ -37,6 +37,7 @@ REPORT = {
 }
 VALUES = {
     "vocabulary": "50000",
+    "per_layer": True,
     "levels": 8,
     "multiple_of": 16,
     "damping": 0.02,

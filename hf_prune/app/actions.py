@@ -12,7 +12,8 @@ import gradio as gr
 
 from hf_prune import hub
 from hf_prune.app import charts, plans, progress, results
-from hf_prune.app.forms import Form, recipe_of, repos
+from hf_prune.app.downloads import link
+from hf_prune.app.forms import LABELS, Form, in_words_of_the_page, recipe_of, repos
 from hf_prune.app.markup import note
 from hf_prune.app.runs import LOCAL, Run, Runs, owner_of, public
 from hf_prune.app.workers import ask
@@ -95,8 +96,17 @@ class Actions:
         run = run or next((r for r in self.runs.of(owner) if self.runs.state(r) in ENDED), None)
         if not run:
             return [visitor, "", gr.skip(), *[gr.skip()] * 7]
-        at = "run" if self.runs.state(run) in ("queued", "running", "stopped") else gr.skip()
-        return [visitor, run.id, gr.Tabs(selected=at) if at == "run" else at, *self._live(run)]
+        done = self.runs.state(run) == "done"
+        at = (
+            gr.skip()
+            if done and not request.query_params.get("run")
+            else gr.Tabs(selected="compare" if done else "run")
+        )
+        return [visitor, run.id, at, *self._live(run)]
+
+    def mine(self, visitor: str, profile: Profile = None) -> str:
+        """This visitor's runs, the latest first, each with a link that opens it."""
+        return results.listed([(run, str(self.runs.state(run))) for run in self.runs.of(self._owner(visitor, profile))])
 
     def start(self, profile: Profile, token: Token, visitor: str, *fields: Any) -> list[Any]:
         """Queue what the form asks for and show it."""
@@ -148,22 +158,24 @@ class Actions:
             return [gr.skip(), active, *[gr.skip()] * 5]
         recipe, stopped = run.recipe, gr.update(visible=state in ("stopped", "failed"))
         words = progress.html(found, state, self.runs.ahead(run), time.time())
-        drawn = charts.drawn(found, recipe), progress.layers(found, recipe)
+        strip = results.layers(run.report()) if state == "done" else progress.layers(found, recipe)
+        drawn = charts.drawn(found, recipe), strip
         return [mark, active, words, *drawn, gr.update(visible=at_work), stopped]
 
     # Results --------------------------------------------------------------------------------------------------------
 
     def results(self, visitor: str, id: str, profile: Profile = None) -> list[Any]:
-        """Comparison and card of a finished run: numbers, front, members, talk, pictures, place, box, card."""
+        """Comparison and card of a finished run: numbers, front, members, talk, pictures, files, place, box, card."""
         run = self._named(id, self._owner(visitor, profile))
         if not run or self.runs.state(run) != "done":
-            return [gr.skip()] * 9
+            return [gr.skip()] * 10
         report = run.report()
         front = results.front(run.result)
         place = _link("Published", run.url) if run.url else gr.skip()
         shown, card = gr.update(visible=True), gr.update(value=results.card(run.result), visible=True)
         points = gr.update(visible=bool(front)), charts.front(front, report.objective)
-        return [results.html(report), *points, shown, shown, results.pictures(run.result), place, shown, card]
+        kept = results.files(run, link(run), self.strangers)
+        return [results.html(report), *points, shown, shown, results.pictures(run.result), kept, place, shown, card]
 
     def member(self, visitor: str, id: str, point: gr.SelectData, profile: Profile = None) -> str:
         """A model of the front: its layers and numbers."""
@@ -201,6 +213,8 @@ class Actions:
             return note("There is no finished run to publish.", "bad")
         if self.strangers and not token:
             return note("Sign in above to publish; the repo is made in your account, with your login.", "warn")
+        if not name.strip():
+            return note(f"Write a name into the field {LABELS['push_to']} first, like me/small.", "bad")
         try:
             done = self._as(token, results.pushed, str(run.result), name, private)
         except HfPruneError as e:
@@ -259,7 +273,7 @@ class Actions:
 
     def _refusal(self, error: HfPruneError) -> str:
         """What went wrong; a visitor signs in on the page, not in a terminal."""
-        text = str(error)
+        text = in_words_of_the_page(str(error))
         return note(public(text.replace(hub.LOGIN, "sign in above")) if self.strangers else text, "bad")
 
     def _as(self, token: Token, function: Any, *args: Any) -> Any:

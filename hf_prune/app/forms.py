@@ -4,12 +4,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from hf_prune.data.bundled import demo_folder
 from hf_prune.demo import demo_recipe
 from hf_prune.errors import InvalidRecipe
 from hf_prune.methods import METHODS
-from hf_prune.recipe import Recipe
+from hf_prune.recipe import OPTIONS, TASK_OBJECTIVES, Objective, Recipe
 
 DEMO = "demo: storymath-16l"
 TINY = "demo: stories260K"
@@ -18,12 +19,44 @@ TITLES = {method.title: name for name, method in METHODS.items()}
 """Methods, by what the form calls them."""
 NAME = r"\w[\w.-]{0,95}"
 REPO = re.compile(rf"{NAME}(/{NAME})?(@[\w./-]{{1,100}})?(\+{NAME}/{NAME}(@[\w./-]{{1,100}})?)?")
+ENTRY = re.compile(rf"self|{NAME}/{NAME}(:[\w.+-]{{1,100}}){{0,2}}")
+"""Text or tasks that strangers may name: a data set, its config and a column or split."""
 LONGEST = 4000
 """Characters of a field."""
 TUNE_STEPS = 16
 """Of gradient descent, where it is asked for; as in the second act of the demo."""
 QUICK = {"evaluations": 320, "report_sequences": 24, "task_items": 24}
 """So that a run of the bundled models takes a minute or two, and of the tiny one seconds."""
+
+
+LABELS = {
+    "base": "Base model", "variants": "Variants", "method": "Method", "ratio": "Parameters to remove (%)",
+    "search": "Search every size at once (a Pareto front)",
+    "repair": "Repair: refit the weights that stay, without training",
+    "tune": "Tune: learn a stitched model's mixes by gradient descent", "heal": "Train on so many tokens afterwards",
+    "evaluations": "Most candidates (0: by the depth of the model)", "seed": "Seed", "data": "Text to judge by",
+    "tasks": "Tasks of the report", "objective": "What the search minimises", "time": "Time it may take",
+    "dtype": "Precision", "length": "Tokens per window", "sequences": "Windows of text",
+    "selection_sequences": "Windows of text", "push_to": "Name of the repo",
+}  # fmt: skip
+"""Fields of a recipe that the pages have, by what they are called there."""
+OBJECTIVES = tuple(o for o in get_args(Objective) if o not in TASK_OBJECTIVES)
+PRECISIONS = ("auto", "bfloat16", "float16", "float32")
+LENGTHS = ("256", "192", "128", "64")
+WINDOWS = ("16", "12", "8", "4")
+
+
+def in_words_of_the_page(text: str) -> str:
+    """A sentence in which options of the command line are the fields that visitors see, where there are such."""
+    fields = {
+        OPTIONS[name].flag[2:]: f"“{label.partition(':')[0].partition(' (')[0]}”" for name, label in LABELS.items()
+    }
+
+    def said(match: re.Match[str]) -> str:
+        field = fields.get(match[2])
+        return f"no {field}" if field and match[1] else field or match[0]
+
+    return re.sub(r"--(no-)?([a-z][a-z-]*)", said, text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +73,13 @@ class Form:
     heal: str = "0"
     evaluations: float = 0
     seed: float = 0
+    data: str = ""
+    tasks: str = ""
+    objective: str = "kl"
+    time: str = ""
+    dtype: str = "auto"
+    length: str = "256"
+    windows: str = "16"
 
 
 def recipe_of(form: Form, strangers: bool) -> Recipe:
@@ -68,6 +108,7 @@ def recipe_of(form: Form, strangers: bool) -> Recipe:
         "tune": TUNE_STEPS if form.tune and variants and not form.front else 0,
         "seed": _whole(form.seed, "seed", 2**31),
     }
+    asked |= _evidence(form, strangers)
     if trials := _whole(form.evaluations, "candidates", 100_000):
         asked["evaluations"] = trials
     if form.front:
@@ -77,15 +118,51 @@ def recipe_of(form: Form, strangers: bool) -> Recipe:
     return Recipe.of(**{**_bundled(form.base, method.several), **asked, "base": base})
 
 
-def examples() -> list[list[object]]:
-    """Filled-in forms of short runs: base, variants, method, size, every size at once, repair, candidates."""
+def examples() -> dict[str, Form]:
+    """Filled-in forms of short runs, by what they are called."""
     layers, stitched, narrow = (METHODS[name].title for name in ("collapse", "stitch", "width"))
-    return [
-        [TINY, "", layers, 25, False, False, 64],
-        [TINY, "", narrow, 25, False, False, 64],
-        [TINY, "", layers, 25, True, False, 96],
-        [DEMO, "\n".join(SPECIALISTS), stitched, 25, False, False, 64],
-    ]
+    four = "\n".join(SPECIALISTS)
+    return {
+        "A quarter of the layers": Form(DEMO, method=layers, repair=False, evaluations=64),
+        "The same, repaired": Form(DEMO, method=layers, evaluations=64),
+        "Narrower layers": Form(TINY, method=narrow, repair=False, evaluations=64),
+        "Every size at once": Form(DEMO, method=layers, front=True, repair=False, evaluations=96),
+        "One model of four": Form(DEMO, four, stitched, repair=False, evaluations=64),
+    }
+
+
+def _evidence(form: Form, strangers: bool) -> dict[str, object]:
+    """What is judged by, how finely and how long, where that is not the default."""
+    text, tasks = (_entries(value, field, strangers) for value, field in ((form.data, "data"), (form.tasks, "tasks")))
+    windows = _chosen(form.windows, WINDOWS, "sequences")
+    asked: dict[str, object] = {
+        "data": text,
+        "tasks": tasks,
+        "objective": _chosen(form.objective, OBJECTIVES, "objective"),
+        "time": _short(form.time, LABELS["time"]).strip(),
+        "dtype": _chosen(form.dtype, PRECISIONS, "dtype"),
+        "length": int(_chosen(form.length, LENGTHS, "length")),
+        "sequences": int(windows),
+        "selection_sequences": int(windows),
+    }
+    return {name: value for name, value in asked.items() if value not in ((), "", OPTIONS[name].field.default)}
+
+
+def _entries(text: object, field: str, strangers: bool) -> tuple[str, ...]:
+    """Lines of a field that names text or tasks; strangers name what the Hub has."""
+    found = [line.strip() for line in re.split(r"[\n,]+", _short(text, LABELS[field])) if line.strip()]
+    for entry in found if strangers else ():
+        if not ENTRY.fullmatch(entry) or Path(entry.partition(":")[0]).exists():
+            raise InvalidRecipe(
+                f"{_public(entry)!r} is no data set of the Hub; write it like Salesforce/wikitext:wikitext-2-raw-v1."
+            )
+    return tuple(found)
+
+
+def _chosen(value: object, choices: Sequence[str], field: str) -> str:
+    if not isinstance(value, str) or value not in choices:
+        raise InvalidRecipe(f"{LABELS[field]} is one of {', '.join(choices)}, not {_public(value)!r}.")
+    return value
 
 
 def _bundled(base: str, several: bool) -> dict[str, object]:

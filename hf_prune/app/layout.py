@@ -1,7 +1,7 @@
 """The layout of the app, and which handler answers which button."""
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from hf_prune.app import charts, forms, style, workers
 from hf_prune.app.actions import Actions
+from hf_prune.app.downloads import WithDownloads
+from hf_prune.app.forms import LABELS
 from hf_prune.app.runs import Limits, Runs
 from hf_prune.app.startup import quick, unserved
 from hf_prune.hub import forget_login
@@ -20,6 +22,8 @@ HERO = """<div class="hero"><h1>hf_prune</h1>
 <p>From a model on the Hub to a smaller one that is measured and published.</p></div>"""
 UPLOADS = ("upload", "upload_progress", "process_recording")
 """Where gradio takes files."""
+SAID = {"common.complete": "complete"}
+"""What gradio reads out to those who do not see the page, and has no words for."""
 PRIVATE: Any = {"api_visibility": "private"}
 """Buttons are for people; programs have the two tools."""
 
@@ -49,10 +53,12 @@ def open_here(
         with unserved(gr.routes.App):
             demo = build(Actions(Runs(home, limits), space))
             demo.queue(default_concurrency_limit=8, max_size=100)
+        layers = [Middleware(WithoutUploads), Middleware(WithDownloads, home)]
         _, address, _ = demo.launch(
             server_port=port, inbrowser=browser, prevent_thread_lock=True, theme=style.theme(), css=style.CSS,
             mcp_server=True, quiet=True, ssr_mode=False, footer_links=["gradio", "settings", "api"],
-            server_name="0.0.0.0" if space else "127.0.0.1", app_kwargs={"middleware": [Middleware(WithoutUploads)]},
+            server_name="0.0.0.0" if space else "127.0.0.1", app_kwargs={"middleware": layers},
+            i18n=gr.I18n(en=SAID),
         )  # fmt: skip
     # Not sooner: loading torch beside gradio makes the first page late.
     workers.warm()
@@ -93,15 +99,16 @@ def build(do: Actions) -> gr.Blocks:
                 job = _job() if do.space else ()
             with gr.Tab("3 Run", id="run"):
                 shown = _run()
+                mine = gr.HTML(elem_id="mine")
             with gr.Tab("4 Compare", id="compare"):
                 compared = _compare(do, visitor, run)
             with gr.Tab("5 Publish", id="publish"):
                 published = _publish(do, visitor, run)
         form = [base, variants, *choices]
         elsewhere += job[:1]
-        with first:
-            _examples(base, variants, choices)
         live = [seen, timer, *shown]
+        with first:
+            _examples(do, visitor, form, [run, tabs, *live])
         look.click(do.look, form, [looked, planned, *elsewhere, tabs], **PRIVATE)
         replan.click(do.replan, form, [planned, *elsewhere], **PRIVATE)
         start.click(do.start, [visitor, *form], [run, tabs, *live], **PRIVATE)
@@ -116,6 +123,7 @@ def build(do: Actions) -> gr.Blocks:
             (trigger.then if hasattr(trigger, "then") else trigger)(
                 do.results, [visitor, run], [*compared, *published], show_progress="hidden", **PRIVATE
             )
+        gr.on([demo.load, seen.change], do.mine, [visitor], [mine], show_progress="hidden", **PRIVATE)
         seen.change(do.results, [visitor, run], [*compared, *published], show_progress="hidden", **PRIVATE)
         gr.api(do.plan, api_name="plan")
         gr.api(do.compress, api_name="compress")
@@ -130,7 +138,7 @@ def _model(do: Actions) -> tuple[Any, ...]:
     gr.Markdown("Which model should become smaller? Nothing is downloaded yet.")
     with gr.Row():
         base = gr.Dropdown(
-            forms.repos([]), value=forms.DEMO, label="Base model", allow_custom_value=True, scale=3, min_width=260,
+            forms.repos([]), value=forms.DEMO, label=LABELS["base"], allow_custom_value=True, scale=3, min_width=260,
             info="Pick one, or write namespace/name of a repo.", elem_id="base",
         )  # fmt: skip
         words = gr.Textbox(label="Search the Hub", placeholder="e.g. smollm", scale=2, min_width=220,
@@ -138,7 +146,8 @@ def _model(do: Actions) -> tuple[Any, ...]:
     words.submit(do.find, [words], [base], **PRIVATE)
     with gr.Accordion("Fine-tuned variants, for stitching", open=False):
         variants = gr.Textbox(
-            value="", label="Variants", lines=3, placeholder="one repo or LoRA adapter a line", elem_id="variants",
+            value="", label=LABELS["variants"], lines=3, placeholder="one repo or LoRA adapter a line",
+            elem_id="variants",
             info="Full models of the same shape, or PEFT adapters. For the demo: demo: plays, demo: code, demo: qa.",
         )  # fmt: skip
     look = gr.Button("Look at it", variant="primary", elem_id="look")
@@ -146,17 +155,16 @@ def _model(do: Actions) -> tuple[Any, ...]:
 
 
 def _size() -> tuple[Any, ...]:
-    method = gr.Radio(list(forms.TITLES), value=next(iter(forms.TITLES)), label="Method", elem_id="method")
-    size = gr.Slider(5, 70, value=25, step=1, label="Parameters to remove (%)", elem_id="size")
+    method = gr.Radio(list(forms.TITLES), value=next(iter(forms.TITLES)), label=LABELS["method"], elem_id="method")
+    size = gr.Slider(5, 70, value=25, step=1, label=LABELS["ratio"], elem_id="size")
     with gr.Accordion("More", open=False, elem_id="more"):
-        front = gr.Checkbox(False, label="Search every size at once (a Pareto front)", elem_id="front")
-        repair = gr.Checkbox(True, label="Repair: refit the weights that stay, without training", elem_id="repair")
-        tune = gr.Checkbox(True, label="Tune: learn a stitched model's mixes by gradient descent", elem_id="tune")
-        heal = gr.Dropdown(["0", "250k", "1M", "5M"], value="0", label="Train on so many tokens afterwards")
-        trials = gr.Number(
-            0, label="Most candidates (0: by the depth of the model)", precision=0, minimum=0, elem_id="trials"
-        )
-        seed = gr.Number(0, label="Seed", precision=0, minimum=0, elem_id="seed")
+        front = gr.Checkbox(False, label=LABELS["search"], elem_id="front")
+        repair = gr.Checkbox(True, label=LABELS["repair"], elem_id="repair")
+        tune = gr.Checkbox(True, label=LABELS["tune"], elem_id="tune")
+        heal = gr.Dropdown(["0", "250k", "1M", "5M"], value="0", label=LABELS["heal"])
+        trials = gr.Number(0, label=LABELS["evaluations"], precision=0, minimum=0, elem_id="trials")
+        seed = gr.Number(0, label=LABELS["seed"], precision=0, minimum=0, elem_id="seed")
+        evidence = _evidence()
     with gr.Row():
         replan = gr.Button("What would happen?", elem_id="replan")
         start = gr.Button("Start", variant="primary", elem_id="start")
@@ -164,7 +172,29 @@ def _size() -> tuple[Any, ...]:
     with gr.Accordion("Run it elsewhere", open=False):
         command = gr.Code(label="Command", language="shell", interactive=False)
         file = gr.Code(label="recipe.yaml", language="yaml", interactive=False)
-    return [method, size, front, repair, tune, heal, trials, seed], replan, planned, [command, file], start
+    choices = [method, size, front, repair, tune, heal, trials, seed, *evidence]
+    return choices, replan, planned, [command, file], start
+
+
+def _evidence() -> list[Any]:
+    """What is judged by, how finely, and in how much time and memory."""
+    with gr.Row():
+        data = gr.Textbox(
+            "", label=LABELS["data"], lines=2, placeholder="one a line: Salesforce/wikitext:wikitext-2-raw-v1, or self",
+            info="Empty: what the model says itself, Wikipedia, mathematics and Python.", elem_id="data",
+        )  # fmt: skip
+        tasks = gr.Textbox(
+            "", label=LABELS["tasks"], lines=2, placeholder="one a line: allenai/ai2_arc:ARC-Easy", elem_id="tasks",
+            info="Empty: ARC-Easy, OpenBookQA and PIQA.",
+        )  # fmt: skip
+    with gr.Row():
+        objective = gr.Dropdown(list(forms.OBJECTIVES), value="kl", label=LABELS["objective"], elem_id="objective")
+        time = gr.Textbox("", label=LABELS["time"], placeholder="30m or 2h; empty: about ten minutes", elem_id="time")
+    with gr.Row():
+        dtype = gr.Dropdown(list(forms.PRECISIONS), value="auto", label=LABELS["dtype"], elem_id="dtype")
+        length = gr.Dropdown(list(forms.LENGTHS), value="256", label=LABELS["length"], elem_id="length")
+        windows = gr.Dropdown(list(forms.WINDOWS), value="16", label=LABELS["sequences"], elem_id="windows")
+    return [data, tasks, objective, time, dtype, length, windows]
 
 
 def _job() -> tuple[Any, ...]:
@@ -189,6 +219,7 @@ def _run() -> list[Any]:
 
 def _compare(do: Actions, visitor: Any, run: Any) -> list[Any]:
     numbers = gr.HTML("<p>A finished run is shown here.</p>", elem_id="numbers")
+    kept = gr.HTML(elem_id="kept")
     with gr.Column(visible=False) as front:
         gr.Markdown("Every model of the front: click one.")
         members = gr.HTML(js_on_load=charts.CLICK, elem_id="members")
@@ -202,12 +233,13 @@ def _compare(do: Actions, visitor: Any, run: Any) -> list[Any]:
     with gr.Accordion("Pictures", open=False, visible=False) as more:
         pictures = gr.HTML(elem_id="pictures")
     with gr.Accordion("Show an earlier result", open=False):
-        earlier = gr.Textbox(label="Repo that hf_prune published", placeholder="namespace/name", elem_id="earlier")
+        what = "Repo that hf_prune published" + ("" if do.strangers else ", or a folder that it wrote here")
+        earlier = gr.Textbox(label=what, placeholder="namespace/name; Enter shows it", elem_id="earlier")
         shown = gr.HTML()
     ask.click(do.ask, [visitor, run, prompt], [said], **PRIVATE)
     members.select(do.member, [visitor, run], [about], **PRIVATE)
     earlier.submit(do.earlier, [earlier], [shown], **PRIVATE)
-    return [numbers, front, members, talk, more, pictures]
+    return [numbers, front, members, talk, more, pictures, kept]
 
 
 def _publish(do: Actions, visitor: Any, run: Any) -> list[Any]:
@@ -216,7 +248,7 @@ def _publish(do: Actions, visitor: Any, run: Any) -> list[Any]:
     )
     with gr.Group(visible=False) as box:
         with gr.Row():
-            name = gr.Textbox(label="Name of the repo", placeholder="me/small", elem_id="name", scale=3)
+            name = gr.Textbox(label=LABELS["push_to"], placeholder="me/small", elem_id="name", scale=3)
             private = gr.Checkbox(True, label="Private", scale=1)
         push = gr.Button("Publish", variant="primary", elem_id="push")
     card = gr.Markdown(elem_id="card", visible=False)
@@ -224,11 +256,11 @@ def _publish(do: Actions, visitor: Any, run: Any) -> list[Any]:
     return [state, box, card]
 
 
-def _examples(base: Any, variants: Any, choices: list[Any]) -> None:
-    method, size, front, repair, _, _, trials, _ = choices
-    gr.Examples(
-        forms.examples(), [base, variants, method, size, front, repair, trials],
-        label="Examples: the first three take seconds, on a tiny model",
-        example_labels=["a quarter of the layers", "narrower layers", "every size at once", "one model of four"],
-        api_visibility="private",
-    )  # fmt: skip
+def _examples(do: Actions, visitor: Any, form: list[Any], started: list[Any]) -> None:
+    gr.Markdown("Or watch one of these; a click starts it:", elem_id="examples-said")
+    with gr.Row(elem_id="examples"):
+        for name, filled in forms.examples().items():
+            button = gr.Button(name, size="sm", min_width=150)
+            button.click(lambda filled=filled: list(astuple(filled)), None, form, **PRIVATE).then(
+                do.start, [visitor, *form], started, **PRIVATE
+            )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hf_prune import hub
+from hf_prune.app.forms import in_words_of_the_page
 from hf_prune.app.machine import rates, room
 from hf_prune.app.markup import folded, note, table
 from hf_prune.errors import InvalidRecipe
@@ -13,7 +14,7 @@ from hf_prune.models.variants import Verdict, comparison_table, peeks, verdicts
 from hf_prune.plan import Plan, plan
 from hf_prune.recipe import Recipe, flagged, nest
 from hf_prune.report.redaction import public_recipe
-from hf_prune.report.text import DETAILS, plan_rows
+from hf_prune.report.text import DETAILS, advised, plan_rows
 from hf_prune.report.verdicts import amount
 
 SMALL = 3e9
@@ -44,14 +45,14 @@ def planned(recipe: Recipe, strangers: bool) -> Planned:
 
 def html(found: Planned) -> str:
     """The plan as tables."""
-    rows = plan_rows(found.plan)
+    rows = {name: in_words_of_the_page(text) for name, text in plan_rows(found.plan).items()}
     details = [(name, rows.pop(name)) for name in DETAILS if name in rows]
     parts = [table(("", ""), rows.items(), "plan"), folded("How it is counted", table(("", ""), details, "details"))]
     if found.compared:
         header, rows = comparison_table(found.compared)
         parts.append("<h4>Do the variants fit?</h4>" + table(header, rows, "variants"))
     if found.too_small:
-        parts.append(note(found.too_small, "warn"))
+        parts.append(note(in_words_of_the_page(found.too_small), "warn"))
     return "".join(parts)
 
 
@@ -119,7 +120,10 @@ def recipe_yaml(recipe: Recipe) -> str:
 def _too_small(found: Plan) -> str | None:
     if found.fits:
         return None
-    return "This machine is too small for that run; run it elsewhere, by the command, the job or the recipe below."
+    advice = f" It would fit with {advised(found)}." if found.advice and found.advice.fits else ""
+    return (
+        f"This machine is too small for that run.{advice} Or run it elsewhere: by the command, the job or the recipe."
+    )
 
 
 def summary(recipe: Recipe, strangers: bool) -> dict[str, Any]:

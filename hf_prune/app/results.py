@@ -1,19 +1,25 @@
 """A finished run beside its dense parent: numbers, layers, pictures, and what both say."""
 
+import base64
 import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from html import escape
 from pathlib import Path
 
 from hf_prune.app.markup import note, picture, strip, table
-from hf_prune.app.runs import Run
+from hf_prune.app.runs import Run, public
 from hf_prune.blueprint import Blueprint
-from hf_prune.errors import InvalidRecipe
+from hf_prune.errors import HfPruneError, InvalidRecipe
+from hf_prune.methods import METHODS
+from hf_prune.plan import describe_target
 from hf_prune.report import tables, verdicts
 from hf_prune.report.fates import fates
+from hf_prune.report.redaction import public_source
 from hf_prune.report.schema.model import Front, Member
 from hf_prune.report.schema.report import Report
+from hf_prune.report.schema.scores import total
 from hf_prune.report.text import report_lines
 
 CAPTIONS = {
@@ -31,13 +37,14 @@ LONGEST_PAGE = 10**6
 MOST_WORDS = 400
 """Characters of a prompt."""
 NEW_TOKENS = 60
+MOST_LISTED = 20
+"""Runs in a list, the latest ones."""
 
 
 def html(report: Report) -> str:
     """Strip, table and verdicts of a report."""
-    removed = verdicts.percent(1 - report.size.pruned.parameters / report.size.dense.parameters)
     found = [
-        strip(report.layers, f"{removed} of all parameters are gone. Layers of the original model."),
+        layers(report),
         table(tables.header(report), tables.table(report), "dense beside pruned", numbers=True),
     ]
     for line in report_lines(report):
@@ -46,6 +53,41 @@ def html(report: Report) -> str:
     return (
         page if len(page) <= LONGEST_PAGE else note("This report is too long for a page; read its report.json.", "bad")
     )
+
+
+def layers(report: Report) -> str:
+    """What became of the layers."""
+    removed = verdicts.percent(1 - report.size.pruned.parameters / report.size.dense.parameters)
+    return strip(report.layers, f"{removed} of all parameters are gone. Layers of the original model.")
+
+
+def files(run: Run, address: str, strangers: bool) -> str:
+    """Where a result lies, how large it is, and the link that sends it."""
+    found = [p for p in run.result.rglob("*") if p.is_file()]
+    size = verdicts.amount(sum(p.stat().st_size for p in found), "B")
+    here = "" if strangers else f" It lies in <code>{escape(str(run.result))}</code>."
+    link = f"<a class='file' href='{escape(address)}' download>Download all of it as a zip ({escape(size)})</a>"
+    return f"<div class='note good'>{link}: the model, its card, figures and report in {len(found)} files.{here}</div>"
+
+
+def listed(runs: Sequence[tuple[Run, str]]) -> str:
+    """Runs and their states as a table; nothing where there are none."""
+    rows = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in _row(*one))}</tr>" for one in runs[:MOST_LISTED])
+    return f"<h4>Your runs</h4><div class='wide'><table><tbody>{rows}</tbody></table></div>" if rows else ""
+
+
+def _row(run: Run, state: str) -> tuple[str, str]:
+    """What was asked for, and how it ended."""
+    base = public_source(run.recipe.base)
+    how = METHODS[run.recipe.method].title
+    name = escape(public(f"{base}: {how}, {describe_target(run.recipe)}"))
+    said = state
+    if state == "done":
+        with suppress(HfPruneError):
+            if found := total(run.report().text):
+                dense, pruned = (verdicts.significant(m.perplexity) for m in (found.dense, found.pruned))
+                said = f"perplexity {dense} → {pruned}"
+    return f"<a href='?run={escape(run.id)}'>{name}</a>", escape(said)
 
 
 def pictures(folder: Path) -> str:
@@ -62,10 +104,16 @@ def front(folder: Path) -> tuple[Member, ...]:
 
 
 def card(folder: Path) -> str:
-    """The model card as Markdown, without its head and its pictures, which the pages show themselves."""
+    """The model card as Markdown without its head, its pictures in it."""
     text = (folder / "README.md").read_text(encoding="utf-8")
     text = re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)
-    return re.sub(r"!\[[^\]]*\]\([^)]*\)\n*", "", text)
+    return re.sub(r"!\[([^\]]*)\]\((figures/\w+\.png)\)", lambda m: _inside(m[1], folder / m[2]), text)
+
+
+def _inside(words: str, path: Path) -> str:
+    if not path.is_file():
+        return ""
+    return f"![{words}](data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()})"
 
 
 def said(run: Run, prompt: str) -> str:

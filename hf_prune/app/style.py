@@ -47,7 +47,14 @@ CSS = """
 .said {border: 1px solid var(--border-color-primary); border-radius: 6px; padding: .6rem .9rem}
 .said h4 {margin: 0 0 .3rem} .said p {white-space: pre-wrap; overflow-wrap: anywhere; margin: 0}
 #card th, #card td {border-color: var(--border-color-primary) !important}
+.file {font-weight: 600}
+details > summary {cursor: pointer; color: var(--body-text-color-subdued)}
+#card img {max-width: 100%; background: #fff; border-radius: 6px}
 @media (max-width: 480px) {
+  .wide th, .wide td {padding: .3rem .3rem; font-size: .8rem}
+  .wide.numbers td:not(:first-child), .wide.numbers th:not(:first-child) {white-space: normal}
+  #card table {display: table; table-layout: fixed; width: 100%; font-size: .72rem}
+  #card th, #card td {padding: .25rem .2rem !important; overflow-wrap: anywhere}
   .strip b {flex-basis: 30px; height: 36px}
   .hero h1 {font-size: 1.5rem}
   .top {flex-direction: column; align-items: stretch}

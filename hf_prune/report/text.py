@@ -58,7 +58,7 @@ def plan_rows(plan: "Plan") -> dict[str, str]:
         "time": f"{stages_told(plan.seconds)} on this machine{_asked_time(plan)}" if plan.seconds else "",
         "left out": f"to fit into that time: {'; '.join(plan.left_out)}" if plan.left_out else "",
         "memory": _planned_memory(plan),
-        "to fit": _advised(plan),
+        "to fit": advised(plan),
         "disk": f"{amount(plan.disk_bytes, 'B')}, of which download {amount(plan.download_bytes, 'B')}",
         "text": _planned_text(plan) if plan.text or plan.own_tokens else "",
         "tasks": plan.tasks,
@@ -152,7 +152,7 @@ def _planned_memory(plan: "Plan") -> str:
     return f"{said}; too much: this {whose} has {there}, of which a run can have {share}"
 
 
-def _advised(plan: "Plan") -> str:
+def advised(plan: "Plan") -> str:
     """The flags with which a run fits, or what is needed at least."""
     if not plan.advice:
         return "" if plan.fits is not False else "a machine with more memory, no option takes less"

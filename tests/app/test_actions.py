@@ -5,7 +5,7 @@ import time
 import gradio as gr
 import pytest
 
-from hf_prune.app import workers
+from hf_prune.app import results, workers
 from hf_prune.app.actions import Actions
 from hf_prune.app.forms import DEMO, TINY, TITLES
 from hf_prune.app.runs import LOCAL, Runs
@@ -113,7 +113,12 @@ def test_a_finished_front_is_compared_spoken_to_and_published(tmp_path, hub_serv
     while do.runs.state(run) not in ("done", "failed"):
         assert time.monotonic() < end
         time.sleep(0.2)
-    numbers, front, members, *_, box, card = do.results("", run.id)
+    numbers, front, members, *_, kept, _, box, card = do.results("", run.id)
+    assert f"{run.id}.zip?key=" in kept and str(run.result) in kept, "the person at this machine is told where it lies"
+    assert str(run.result) not in results.files(run, "link", strangers=True)
+    assert f"?run={run.id}" in do.mine("") and "perplexity" in do.mine("")
+    assert "Write a name into the field Name of the repo first" in do.publish("", run.id, "  ", True)
+    assert card["value"].count("](data:image/png;base64,") == 1 or "](figures/" not in card["value"]
     assert "Perplexity, text" in numbers and front["visible"] and box["visible"]
     assert card["visible"] and str(tmp_path) not in numbers + card["value"]
     assert members.count("<circle") == len(run.report().front) > 1 and members.count("class='knee'") == 1

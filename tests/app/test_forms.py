@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_prune.app.forms import DEMO, SPECIALISTS, TITLES, Form, examples, recipe_of
+from hf_prune.app.forms import DEMO, SPECIALISTS, TITLES, Form, examples, in_words_of_the_page, recipe_of
 from hf_prune.errors import HfPruneError, InvalidRecipe
 from hf_prune.methods import METHODS
 from hf_prune.recipe import Recipe
@@ -37,12 +37,49 @@ def test_variants_are_lines_of_repos_and_belong_to_stitching():
         recipe_of(Form("ns/model", "ns/a", LAYERS), strangers=True)
 
 
-@pytest.mark.parametrize("row", examples(), ids=str)
-def test_every_example_is_a_recipe_of_the_bundled_family(row):
-    base, variants, method, size, front, repair, trials = row
-    made = recipe_of(Form(base, variants, method, size, front, repair, evaluations=trials), strangers=True)
+@pytest.mark.parametrize("form", examples().values(), ids=list(examples()))
+def test_every_example_is_a_recipe_of_the_bundled_family(form):
+    made = recipe_of(form, strangers=True)
     assert Path(made.base, "config.json").is_file() and made.data.text
-    assert len(made.variants) == (len(SPECIALISTS) if variants else 0)
+    assert len(made.variants) == (len(SPECIALISTS) if form.variants else 0)
+
+
+def test_what_is_judged_by_and_in_how_much_memory_is_the_visitors():
+    asked = {"data": "self\nns/text:en", "tasks": "ns/quiz:easy", "objective": "perplexity", "time": "30m"}
+    made = recipe_of(Form("ns/model", **asked, dtype="bfloat16", length="128", windows="8"), strangers=True)
+    assert (made.data.text, made.tasks.names) == (("self", "ns/text:en"), ("ns/quiz:easy",))
+    assert (made.search.objective, made.machine.time, made.machine.dtype) == ("perplexity", 1800, "bfloat16")
+    assert (made.data.length, made.data.sequences, made.data.selection_sequences) == (128, 8, 8)
+    own = recipe_of(Form(DEMO, data="ns/text"), strangers=True)
+    assert own.data.text == ("ns/text",) and own.tasks.names, "text of one's own, the tasks of the demo"
+
+
+@pytest.mark.parametrize(
+    "entry", ["/etc/passwd", "texts.jsonl", "self:/etc/passwd", "../x/y", "file:///a/b", "a/b:c:d:e"]
+)
+def test_strangers_name_data_sets_of_the_hub_and_nothing_else(entry, tmp_path):
+    for field in ("data", "tasks"):
+        with pytest.raises(InvalidRecipe, match="no data set of the Hub"):
+            recipe_of(Form("ns/model", **{field: entry}), strangers=True)
+        here = tmp_path / "mine.jsonl"
+        assert str(here) in str(recipe_of(Form("ns/model", **{field: str(here)}), strangers=False))
+
+
+@pytest.mark.parametrize("field", ["objective", "dtype", "length", "windows"])
+def test_what_is_chosen_is_one_of_the_choices(field):
+    for value in ("999", None, 7, ["kl"]):
+        with pytest.raises(InvalidRecipe, match="is one of"):
+            recipe_of(Form("ns/model", **{field: value}), strangers=True)
+
+
+def test_options_are_fields_of_the_page_where_it_has_them():
+    said = in_words_of_the_page(
+        "Leave out --repair, or --no-repair; --heal 1M takes --dtype bfloat16 and --keep-adapter."
+    )
+    assert said == (
+        "Leave out “Repair”, or no “Repair”; “Train on so many tokens afterwards” 1M takes “Precision” bfloat16 and "
+        "--keep-adapter."
+    )
 
 
 @pytest.mark.parametrize(

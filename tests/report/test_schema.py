@@ -182,6 +182,7 @@ def test_whatever_a_stranger_writes_is_shown_or_refused(tmp_path_factory, path, 
 
 
 OTHER = {
+    "LABELS",
     *("paths FIGURES seen texts event trial outcome card public point report.seconds report.recipe".split()),
     *("OPTIONS", "stamp", "logits", "session.evidence.windows"),
 }

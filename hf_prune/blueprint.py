@@ -68,7 +68,7 @@ class Mix:
 
 
 Blend = tuple[tuple[int, float], ...]
-"""What an expert is made of: numbers of source experts, rising, and their weights."""
+"""What an expert is made of: numbers of source experts and their weights; the first gives its row of the router."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,7 +346,8 @@ def _blended(blend: Blend) -> Blend:
     """One expert by itself has the weight 1."""
     if len(blend) == 1:
         return ((blend[0][0], 1.0),)
-    return tuple((expert, _rounded(weight)) for expert, weight in sorted(blend))
+    first, *others = ((expert, _rounded(weight)) for expert, weight in blend)
+    return (first, *sorted(others))
 
 
 def _added_up(parts: tuple[Part, ...]) -> tuple[Part, ...]:

@@ -71,6 +71,21 @@ def test_layers_that_lose_different_numbers_are_certified_and_the_card_says_who_
                                             "0.3", "--data", home / "text.txt").stdout.split())  # fmt: skip
 
 
+def test_experts_that_go_may_be_merged_and_the_report_says_whether_that_won(home):
+    asked = {"method": "experts", "ratio": 0.3, "library_sequences": 8, "library": str(home / "library")}
+    files = {"base": str(home / "base"), "data": (str(home / "text.txt"),), "output": str(home / "merged")}
+    done = run(recipe(home, merge_experts=True, baselines=("reap",), **files, **asked))
+    layers = Blueprint.from_json((done.folder / "blueprint.json").read_text()).layers
+    merged = [any(len(blend) > 1 for blend in spec.blends) for spec in layers]
+    assert [layer["fate"] for layer in done.report["layers"]] == ["merged" if m else "narrowed" for m in merged]
+    assert done.report["certificate"]["ok"] and [len(spec.blends) for spec in layers] == [5] * 4
+    assert done.report["merging"]["won"] == any(merged)
+    card = (done.folder / "README.md").read_text()
+    assert ("Merging helped" in card or "Merging did not help" in card) if any(merged) else "Nothing is merged" in card
+    again = assemble_blueprint(done.folder / "blueprint.json", home / "merged again", source=str(home / "base"))
+    assert filecmp.cmp(done.folder / "model.safetensors", again / "model.safetensors", shallow=False)
+
+
 def test_a_plan_says_what_stays(home):
     said = command("plan", home / "base", "--method", "experts", "--ratio", "0.45", "--data", home / "text.txt")
     assert said.returncode == 0 and "remove 5 of 8 experts of 4 layers" in " ".join(said.stdout.split()), said.stdout

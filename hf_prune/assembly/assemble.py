@@ -23,7 +23,7 @@ from hf_prune.models.checkpoint import SHARD_BYTES, stored_tensors, write_shards
 from hf_prune.models.configs import skeleton
 from hf_prune.models.conversions import as_files
 from hf_prune.models.dtypes import widest
-from hf_prune.models.experts import fewer
+from hf_prune.models.experts import blended
 from hf_prune.models.families import Family
 from hf_prune.models.fewer_tokens import save_kept
 from hf_prune.models.modeling_pruned import PREFIX
@@ -83,6 +83,11 @@ def layer_tensors(
 
 def _combine(spec: LayerSpec, suffix: str, mix: Mix, parents: Sequence[Parent]) -> torch.Tensor:
     family = parents[spec.anchor.source].family
+    if spec.blends and parents[0].mixture.routing.holds(suffix):
+        plain = replace(spec, blends=None)
+        return blended(
+            suffix, lambda name: _combine(plain, name, mix, parents), spec.blends, parents[0].mixture.routing
+        )
     tensors = [parents[p.source].layer_tensor(p.layer, suffix) for p in mix.parts]
     if not spec.library and family.silenced(suffix, spec.attn_level == GONE, spec.mlp_level == GONE):
         return torch.zeros_like(tensors[0])
@@ -91,8 +96,6 @@ def _combine(spec: LayerSpec, suffix: str, mix: Mix, parents: Sequence[Parent]) 
         # What is scaled is what a half adds to the residual stream.
         weights = [1.0]
     whole = merged(mix.merge, tensors, weights, f"{mix.parts[-1].layer}.{suffix}")
-    if spec.blends and parents[0].mixture.routing.holds(suffix):
-        whole = fewer(whole, spec.blends)
     return library(spec, parents).cut(spec.anchor.layer, suffix, whole, spec) if spec.library else whole
 
 
@@ -202,11 +205,6 @@ def _check_blends(spec: LayerSpec, parent: Parent) -> None:
     if beyond := [e for blend in spec.blends for e, _ in blend if e >= mixture.experts]:
         raise InvalidBlueprint(
             f"The blueprint asks for expert {beyond[0]} of {parent.source}, whose layers have {mixture.experts}."
-        )
-    if any(len(blend) > 1 for blend in spec.blends):
-        raise InvalidBlueprint(
-            f"The blueprint blends experts of layer {spec.anchor.layer} into one, and experts can "
-            "only stay or go; leave one in each of its blends."
         )
     if len(spec.blends) < mixture.least or len(spec.blends) % mixture.groups:
         raise InvalidBlueprint(

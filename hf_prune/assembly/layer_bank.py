@@ -13,7 +13,7 @@ from hf_prune.assembly.layer_stream import LayerStream
 from hf_prune.assembly.patches import Patch, Patches, digest_patch
 from hf_prune.blueprint import GONE, Blueprint, LayerSpec, Source
 from hf_prune.models.auto_classes import pruned_config
-from hf_prune.models.experts import Renumbered, fewer, kept_experts
+from hf_prune.models.experts import Renumbered, blended, fewer, kept_experts, merges
 from hf_prune.models.modeling_pruned import Skipped, packed
 
 
@@ -142,7 +142,10 @@ class LayerBank:
         layer = self._for_fewer(spec, template)
         if replace(spec, blends=None).plain and not spec.anchor.source and not self.stream:
             whole = template.state_dict()
-            tensors = {n: fewer(t, spec.blends) if mixture.routing.holds(n) else t for n, t in whole.items()}
+            tensors = {
+                n: blended(n, whole.__getitem__, spec.blends, mixture.routing) if mixture.routing.holds(n) else t
+                for n, t in whole.items()
+            }
         else:
             tensors = self._tensors(spec, template)
         layer.load_state_dict(tensors, assign=True)
@@ -179,7 +182,7 @@ class LayerBank:
 
 def _numbered(spec: LayerSpec) -> bool:
     """Whether all a layer has lost is experts of the resident model's."""
-    return bool(spec.blends) and replace(spec, blends=None).plain and not spec.anchor.source
+    return bool(spec.blends) and not merges(spec.blends) and replace(spec, blends=None).plain and not spec.anchor.source
 
 
 def sharing(layer: torch.nn.Module) -> torch.nn.Module:

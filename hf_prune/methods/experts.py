@@ -17,6 +17,7 @@ import numpy as np
 from hf_prune.blueprint import Genome, LayerSpec
 from hf_prune.errors import InvalidRecipe
 from hf_prune.limits import DEFAULT_RATIO
+from hf_prune.methods.expert_merges import MergingSpace
 from hf_prune.methods.expert_space import ExpertSpace
 from hf_prune.methods.method import Comparison, Cuts, Facts, Sizes, Table, Target
 from hf_prune.models.families import Family
@@ -120,21 +121,34 @@ class Experts:
 
     def space(self, recipe: Any, facts: Facts) -> ExpertSpace:
         """As many experts go of every layer, or of all together."""
+        return self._merging(recipe, facts, self._plain(recipe, facts))
+
+    def _plain(self, recipe: Any, facts: Facts) -> ExpertSpace:
         worth, per_layer = facts.scores.get("reap", ()), recipe.experts.per_layer
         return ExpertSpace(facts.depth, facts.mixture, facts.remove or None, worth, per_layer)
+
+    def _merging(self, recipe: Any, facts: Facts, plain: ExpertSpace) -> ExpertSpace | MergingSpace:
+        if not recipe.experts.merge:
+            return plain
+        return MergingSpace(plain, facts.scores.get("distances", ()), facts.scores.get("frequency", ()))
 
     def comparisons(self, recipe: Any, facts: Facts) -> tuple[Comparison, ...]:
         """What single scores take out; none beside a front."""
         names = [name for name in BASELINES if name in recipe.search.baselines]
         if facts.front or not facts.remove:
             return ()
-        space, told = self.space(recipe, facts), ", ".join(names)
+        space, told = self._plain(recipe, facts), ", ".join(names)
         return tuple(
             Comparison(n, BASELINES[n], told, layers=partial(_fixed, n, space, facts, recipe.seed)) for n in names
         )
 
-    def starts(self, space: ExpertSpace, facts: Facts, cuts: Sequence[tuple[int, ...]]) -> tuple[Genome, ...]:
-        """What each score takes out, of every number."""
+    def starts(
+        self, space: ExpertSpace | MergingSpace, facts: Facts, cuts: Sequence[tuple[int, ...]]
+    ) -> tuple[Genome, ...]:
+        """What each score takes out, of every number; dropped, and merged where that may be."""
+        if isinstance(space, MergingSpace):
+            plain = self.starts(space.plain, facts, cuts)
+            return tuple(space.with_merges(genome, merges) for genome in plain for merges in (False, True))
         tables = [facts.scores[name] for name in BASELINES if name in facts.scores]
         numbers = [space.each] if space.each is not None else [n for n in space.counts if n]
         found = [space.least(table, count) for count in numbers for table in tables]
@@ -142,12 +156,12 @@ class Experts:
             found += [space.cheapest(shares) for shares in (_added(facts.scores), *map(_shares, tables))]
         return tuple(dict.fromkeys(found))
 
-    def guess(self, space: ExpertSpace, facts: Facts) -> Callable[[Genome], float] | None:
+    def guess(self, space: ExpertSpace | MergingSpace, facts: Facts) -> Callable[[Genome], float] | None:
         """What goes of all that routers add up: weight x norm x frequency, as shares of each layer's."""
         if not facts.scores:
             return None
         shares = _added(facts.scores).ravel()
-        return lambda genome: max(float(shares @ np.array(genome)), LEAST_LOSS)
+        return lambda genome: max(float(shares @ np.array(genome[: len(shares)])), LEAST_LOSS)
 
 
 def _added(scores: Mapping[str, Table]) -> np.ndarray:

@@ -4,12 +4,14 @@ Modules hold two stacks of all experts: `gate_up_proj` [experts, 2 * neurons, d]
 [experts, d, neurons].
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from hf_prune.blueprint import Blend
+from hf_prune.models.mixtures import Routing
 
 PATH = "mlp.experts"
 NAME = PATH.rpartition(".")[2]
@@ -24,8 +26,69 @@ def stacked(model: torch.nn.Module) -> list[str]:
 
 
 def fewer(tensor: Tensor, blends: Sequence[Blend]) -> Tensor:
-    """A tensor that has a row for every expert, with these alone."""
+    """A tensor that has a row for every expert, with the first of each blend alone."""
     return tensor[kept_experts(blends, tensor.device)]
+
+
+def merges(blends: Sequence[Blend]) -> bool:
+    """Whether any is made of several."""
+    return any(len(blend) > 1 for blend in blends)
+
+
+def blended(suffix: str, read: Callable[[str], Tensor], blends: Sequence[Blend], routing: Routing) -> Tensor:
+    """A tensor that has a row for every expert, with a row for every blend, in its dtype.
+
+    Rows of the router are those of the first expert of each. What experts weigh is the weighted sum of them, the
+    neurons of the others put in the order of the first's that they are likest (M-SMoE, arXiv 2310.01334, sec. 3.1).
+
+    Args:
+        suffix: its name in the layer.
+        read: gives the tensors of the layer with all experts.
+        blends: the experts that are left.
+        routing: of the family.
+    """
+    whole = read(suffix)
+    rows = fewer(whole, blends)
+    if not merges(blends) or not suffix.startswith(f"{routing.experts}."):
+        return rows
+    both, down = (read(f"{routing.experts}.{name}") for name in ("gate_up_proj", "down_proj"))
+    name = suffix.rpartition(".")[2]
+    for place, ((first, own), *others) in enumerate(blends):
+        if others:
+            neurons = _neurons(both[first], down[first], routing)
+            total = own * whole[first].float()
+            for expert, weight in others:
+                order = likest(neurons, _neurons(both[expert], down[expert], routing))
+                total += weight * _ordered(name, whole[expert].float(), order, routing)
+            rows[place] = total.to(rows.dtype)
+    return rows
+
+
+def likest(ours: Tensor, theirs: Tensor) -> Tensor:
+    """int64 [neurons]: which of their neurons [neurons, d] stands for each of ours, by the largest sum of products."""
+    products = (ours.double() @ theirs.double().T).cpu().numpy()
+    return torch.from_numpy(linear_sum_assignment(products, maximize=True)[1]).to(ours.device)
+
+
+def _neurons(both: Tensor, down: Tensor, routing: Routing) -> Tensor:
+    """float32 [neurons, 3 d]: what gates, ups and downs of one expert weigh, neuron by neuron."""
+    if routing.transposed:
+        gate, up, down = both[:, ::2].T, both[:, 1::2].T, down
+    else:
+        gate, up = both.chunk(2)
+        down = down.T
+    return torch.cat([gate, up, down], 1).float()
+
+
+def _ordered(name: str, tensor: Tensor, order: Tensor, routing: Routing) -> Tensor:
+    """A tensor of one expert with its neurons in another order."""
+    if name.startswith("gate_up_proj"):
+        if routing.transposed:
+            return tensor.unflatten(-1, (-1, 2))[..., order, :].flatten(-2)
+        return torch.cat([half[order] for half in tensor.chunk(2)])
+    if name == "down_proj":
+        return tensor[order] if routing.transposed else tensor[:, order]
+    return tensor
 
 
 def kept_experts(blends: Sequence[Blend], device: torch.device) -> Tensor:

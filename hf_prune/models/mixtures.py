@@ -24,6 +24,8 @@ class Routing:
     chosen: str = "num_experts_per_tok"
     groups: str | None = None
     open_groups: str | None = None
+    transposed: bool = False
+    """Matrices map rows, and gates and ups stand in turns instead of one above the other."""
 
     def holds(self, suffix: str) -> bool:
         """Whether a tensor of a layer has a row for every expert."""
@@ -36,7 +38,7 @@ ROUTINGS: Mapping[str, Routing] = {
     "qwen3_moe": Routing(),
     "olmoe": Routing(),
     "mixtral": Routing("num_local_experts"),
-    "gpt_oss": Routing("num_local_experts", "mlp.router"),
+    "gpt_oss": Routing("num_local_experts", "mlp.router", transposed=True),
     "granitemoe": Routing("num_local_experts", "block_sparse_moe.router", "block_sparse_moe.experts"),
     "glm4_moe": GROUPED,
     "deepseek_v3": GROUPED,

@@ -172,6 +172,9 @@ class Experts(Group):
     per_layer: bool = option(
         False, "Layers may lose different numbers of experts; a class of hf_prune's loads that, and no other program."
     )
+    merge: bool = option(
+        False, "Experts that go may be merged into the nearest that stays, where that is better.", "merge_experts"
+    )
 
 
 class Search(Group):

@@ -8,7 +8,8 @@ Of the tokens X_j that the router sends to expert j, with its weight g_j(x) and 
     ean          sum over X_j of |f_j(x)|              (expert activation norm)
     weight_norm  Frobenius norm of its weights
 
-An expert that no token was sent to is worth nothing by any of them but the last.
+An expert that no token was sent to is worth nothing by any of them but the last. Beside them stand the distances of the
+outputs of any two experts on the same tokens, by which the nearest is found (HC-SMoE, arXiv 2410.08589).
 """
 
 import hashlib
@@ -31,6 +32,9 @@ from hf_prune.models.parent import Parent
 from hf_prune.recovery.levels import CACHE
 
 SCORES = ("reap", "frequency", "output_norm", "ean", "weight_norm")
+DISTANCES = "distances"
+COMPARED = 128
+"""Tokens that experts are compared on, all of them on each."""
 KIND = "scores"
 """Of this library, as a method names it."""
 Table = tuple[tuple[float, ...], ...]
@@ -47,7 +51,7 @@ class ExpertScores:
     def open(cls, path: Path, digest: str) -> "ExpertScores":
         """Read what `made` wrote."""
         with safe_open(path, "pt") as file:
-            return cls(digest, {name: _table(file.get_tensor(name)) for name in SCORES})
+            return cls(digest, {name: _table(file.get_tensor(name)) for name in (*SCORES, DISTANCES)})
 
 
 def made(
@@ -66,7 +70,7 @@ def made(
         folder: for the file.
         progress: told layers done and layers in all.
     """
-    told = json.dumps([str(parent.source), text.digest, KIND, 1])
+    told = json.dumps([str(parent.source), text.digest, KIND, 2])
     digest = hashlib.sha256(told.encode()).hexdigest()[:16]
     path = (folder / KIND if folder else Path(CACHE).expanduser()) / digest / "experts.safetensors"
     if not path.is_file():
@@ -84,7 +88,7 @@ def measured(
     tokens: Tensor,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Tensor]:
-    """float64 [layers with experts, experts] by score.
+    """float64 [layers with experts, experts] by score, and [layers with experts, experts x experts] distances.
 
     Args:
         dense: the resident model.
@@ -103,7 +107,7 @@ def measured(
         else:
             state = dense.apply(layer, [state], call)[0][0]
         progress(number + 1, len(dense.layers))
-    return {name: torch.stack([row[name] for row in rows]).cpu() for name in SCORES}
+    return {name: torch.stack([row[name] for row in rows]).cpu() for name in (*SCORES, DISTANCES)}
 
 
 def _scored(
@@ -130,7 +134,15 @@ def _scored(
         "output_norm": norms / seen,
         "ean": norms,
         "weight_norm": torch.stack(stacks).sum(0).sqrt(),
+        DISTANCES: distances(experts, inputs[:: -(-len(inputs) // COMPARED)], mixture.experts).flatten(),
     }
+
+
+def distances(experts: torch.nn.Module, states: Tensor, count: int) -> Tensor:
+    """float64 [count, count]: root mean square of what two experts make differently of the same states [n, d]."""
+    every = torch.arange(count, device=states.device).expand(len(states), -1)
+    outputs = expert_outputs(experts, states, every).double().transpose(0, 1).flatten(1)
+    return torch.cdist(outputs, outputs, compute_mode="donot_use_mm_for_euclid_dist") / outputs.shape[1] ** 0.5
 
 
 def expert_outputs(experts: torch.nn.Module, states: Tensor, chosen: Tensor) -> Tensor:

@@ -42,6 +42,8 @@ def _went(part: Part, fate: Fate, output: int | None) -> LayerFate:
 def _fate(spec: LayerSpec) -> Fate:
     if GONE in (spec.attn_level, spec.mlp_level):
         return "attn_removed" if spec.attn_level == GONE else "mlp_removed"
+    if any(len(blend) > 1 for blend in spec.blends or ()):
+        return "merged"
     if spec.attn_level or spec.mlp_level or spec.blends:
         return "narrowed"
     return "kept" if len(spec.parts) == 1 else "merged"

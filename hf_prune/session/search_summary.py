@@ -64,7 +64,7 @@ def compare_merging(session: Session, journal: Journal, winner: Winner) -> dict[
 def _merged_and_deleted(session: Session, best: Blueprint) -> tuple[float, float]:
     """KL on the selection windows of a model that merges, and of the best that has one of the layers instead."""
     layers = [i for i, spec in enumerate(best.layers) if _mixed(spec)]
-    parts = {i: [LayerSpec((Part(p.source, p.layer),)) for p in best.layers[i].parts] for i in layers}
+    parts = {i: _deletions(best.layers[i]) for i in layers}
     every = math.prod(map(len, parts.values())) <= DELETIONS
     options = [best]
     for i in layers:
@@ -109,7 +109,13 @@ def _spaced(candidates: Sequence[Any], count: int) -> Sequence[Any]:
 
 
 def _mixed(spec: LayerSpec) -> bool:
-    return len(spec.parts) > 1 or spec.norms is not None
+    return len(spec.parts) > 1 or spec.norms is not None or any(len(blend) > 1 for blend in spec.blends or ())
+
+
+def _deletions(spec: LayerSpec) -> list[LayerSpec]:
+    """What a merged layer is where nothing is merged: one of its layers, with the first expert of each blend."""
+    blends = spec.blends and tuple(((blend[0][0], 1.0),) for blend in spec.blends)
+    return [LayerSpec((Part(p.source, p.layer),), blends=blends) for p in spec.parts]
 
 
 def _with(blueprint: Blueprint, index: int, spec: LayerSpec) -> Blueprint:

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_prune.errors import InvalidRecipe
+from hf_prune.methods.expert_merges import MergingSpace
 from hf_prune.methods.expert_space import ExpertSpace
 from hf_prune.methods.experts import BASELINES, Experts
 from hf_prune.methods.method import Facts, Sizes
@@ -140,6 +141,40 @@ def test_a_ratio_is_the_nearest_number_of_experts_of_every_layer():
         Experts().target(wanted(ratio=0.9), sizes)
     with pytest.raises(InvalidRecipe, match="no experts; choose --method collapse"):
         Experts().target(wanted(ratio=0.2), Sizes((700,) * 4, 3000))
+
+
+DISTANCES = (tuple(np.abs(np.subtract.outer(range(6), (0, 1, 2, 3, 4, 5.1))).ravel().tolist()),) * 2
+FREQUENCY = ((0.1, 0.2, 0.3, 0.1, 0.2, 0.1), (0.1, 0.2, 0.3, 0.1, 0.2, 0.0))
+MERGING = [MergingSpace(space, DISTANCES, FREQUENCY) for space in SPACES]
+
+
+@given(st.sampled_from(MERGING), rngs)
+def test_merging_changes_what_layers_are_made_of_and_not_their_size(space, rng):
+    a, b = space.random(rng), space.random(rng)
+    for genome in (a, b, space.mutate(a, rng), space.crossover(a, b, rng)):
+        assert within(space.plain, genome[:-2]) and all(type(gene) is int for gene in genome)
+        specs, plain = space.decode(genome), space.plain.decode(genome[:-2])
+        assert [s.blends and [blend[0][0] for blend in s.blends] for s in specs] == [
+            s.blends and [blend[0][0] for blend in s.blends] for s in plain
+        ]
+        for layer, merges in zip(space.plain.mixture.layers, genome[-2:], strict=True):
+            members = sorted(e for blend in specs[layer].blends or () for e, _ in blend)
+            if specs[layer].blends:
+                assert (members == list(range(6))) == bool(merges) and specs[layer] == specs[layer].canonical()
+                assert all(sum(w for _, w in blend) == pytest.approx(1) for blend in specs[layer].blends)
+    assert space.mutate(a, rng) != a or space.plain.each is None
+
+
+def test_what_goes_is_merged_into_the_nearest_of_its_group_by_how_often_each_was_chosen():
+    space = MERGING[0]
+    specs = space.decode((0, 1, 0, 0, 0, 1, 0, 0, 0, 1, 1, 0, 1, 0))
+    assert [[e for e, _ in blend] for blend in specs[1].blends] == [[0, 1], [2], [3], [4, 5]]
+    assert [w for _, w in specs[1].blends[0]] == pytest.approx([1 / 3, 2 / 3])
+    assert specs[2].blends == tuple(((e, 1.0),) for e in (0, 1, 2, 5))
+    grouped = MergingSpace(ExpertSpace(3, mixture(2), 2), DISTANCES, FREQUENCY)
+    left = grouped.decode((0, 0, 1, 1, 0, 0) * 2 + (1, 1))[1].blends
+    assert [[e for e, _ in blend] for blend in left] == [[0], [1, 2], [4, 3], [5]]
+    assert len(set(grouped.enumerate())) == grouped.count()
 
 
 @pytest.mark.parametrize("space", [s for s in SPACES if s.each])

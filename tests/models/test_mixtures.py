@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from scipy.optimize import linear_sum_assignment
 from transformers import AutoModelForCausalLM
 
 from hf_prune.assembly.assemble import assemble, write
@@ -11,6 +12,7 @@ from hf_prune.assembly.layer_bank import LayerBank
 from hf_prune.blueprint import Blueprint, LayerSpec, Part
 from hf_prune.errors import InvalidBlueprint, UnsupportedArchitecture
 from hf_prune.evaluation.evaluator import Evaluator
+from hf_prune.models.experts import blended
 from hf_prune.models.families import FAMILIES
 from hf_prune.models.mixtures import ROUTINGS, require_mixture
 from tests.families import SOURCE, opened
@@ -147,12 +149,71 @@ def test_what_no_router_can_do_is_refused_in_words(kind, layer, left, said, tmp_
         assemble(Blueprint((parent.source,), (LayerSpec((Part(0, 0),)), spec)), [parent])
 
 
-def test_experts_blended_into_one_are_refused_instead_of_dropped(tmp_path):
-    saved("mixtral", tmp_path / "base")
+def by_hand(experts, kind, blend):
+    """What an expert computes whose neurons are weighted sums, each neuron with the likest of the first expert's."""
+
+    def neurons(e):
+        both, down = experts.gate_up_proj[e].double(), experts.down_proj[e].double()
+        if kind == "gpt_oss":
+            return both[:, ::2].T, both[:, 1::2].T, down
+        return *both.chunk(2), down.T
+
+    first = neurons(blend[0][0])
+    total = [blend[0][1] * part for part in first]
+    for e, weight in blend[1:]:
+        theirs = neurons(e)
+        alike = sum(a @ b.T for a, b in zip(first, theirs, strict=True))
+        order = linear_sum_assignment(alike.numpy(), maximize=True)[1]
+        total = [t + weight * part[order] for t, part in zip(total, theirs, strict=True)]
+    return total
+
+
+def test_experts_that_are_merged_are_means_of_neurons_that_are_alike(kind, tmp_path):
+    made = saved(kind, tmp_path / "base")
     parent = opened(tmp_path / "base")
-    blended = LayerSpec((Part(0, 1),), blends=(((0, 1.0),), ((1, 0.5), (2, 0.5))))
-    with pytest.raises(InvalidBlueprint, match="blends experts of layer 1 into one"):
-        assemble(Blueprint((parent.source,), (LayerSpec((Part(0, 0),)), blended)), [parent])
+    blends = (((0, 0.75), (3, 0.25)), ((2, 1.0),), ((5, 0.5), (1, 0.25), (6, 0.25)), ((7, 1.0),))
+    cut = without(parent.source, {})
+    cut = replace(cut, layers=(*cut.layers[:2], replace(cut.layers[2], blends=blends), cut.layers[3]))
+    path, router = ROUTINGS[kind].experts, ROUTINGS[kind].router
+    dense = made.get_submodule(f"model.layers.2.{path}")
+    (tmp_path / "out").mkdir()
+    write(cut, [parent], tmp_path / "out")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    for layer in (LayerBank(made, [parent]).module(cut.canonical().layers[2]), again.model.layers[2]):
+        found = layer.get_submodule(path)
+        for place, blend in enumerate(blends):
+            both, last = found.gate_up_proj[place], found.down_proj[place]
+            ours = (both[:, ::2].T, both[:, 1::2].T, last) if kind == "gpt_oss" else (*both.chunk(2), last.T)
+            for mine, theirs in zip(ours, by_hand(dense, kind, blend), strict=True):
+                torch.testing.assert_close(mine, theirs.float(), rtol=1e-5, atol=1e-6)
+        rows = made.get_submodule(f"model.layers.2.{router}").state_dict()
+        for name, tensor in layer.get_submodule(router).state_dict().items():
+            assert torch.equal(tensor, rows[name][[0, 2, 5, 7]]), name
+
+
+def test_an_expert_merged_with_itself_in_another_order_is_itself(kind, tmp_path):
+    made, routing = moe(kind), ROUTINGS[kind]
+    order = torch.randperm(48, generator=torch.Generator().manual_seed(3))
+    stacks = made.get_submodule(f"model.layers.2.{routing.experts}")
+    whole = {f"{routing.experts}.{n}": t.clone() for n, t in stacks.state_dict().items()}
+    neurons = stacks.down_proj.shape[1 if routing.transposed else 2]
+    order = order[order < neurons]
+    for suffix, tensor in whole.items():
+        name = suffix.rpartition(".")[2]
+        if name == "down_proj":
+            tensor[4] = tensor[1][order] if routing.transposed else tensor[1][:, order]
+        elif name.startswith("gate_up_proj") and routing.transposed:
+            tensor[4][..., ::2], tensor[4][..., 1::2] = (
+                tensor[1][..., ::2][..., order],
+                tensor[1][..., 1::2][..., order],
+            )
+        elif name.startswith("gate_up_proj"):
+            tensor[4] = torch.cat([tensor[1][:neurons][order], tensor[1][neurons:][order]])
+        else:
+            tensor[4] = tensor[1]
+    for suffix, tensor in whole.items():
+        (merged,) = blended(suffix, whole.__getitem__, (((1, 0.4), (4, 0.6)),), routing)
+        torch.testing.assert_close(merged, tensor[1], rtol=1e-5, atol=1e-6)
 
 
 def test_a_blueprint_says_its_experts_and_says_nothing_where_all_stay():
@@ -160,7 +221,7 @@ def test_a_blueprint_says_its_experts_and_says_nothing_where_all_stay():
     assert "blends" not in plain.to_json()
     fewer = replace(plain, layers=(replace(plain.layers[0], blends=(((3, 1.0),), ((4, 0.25), (1, 0.75)))),))
     assert Blueprint.from_json(fewer.to_json()) == fewer and fewer.digest != plain.digest
-    assert fewer.canonical().layers[0].blends == (((3, 1.0),), ((1, 0.75), (4, 0.25)))
+    assert fewer.canonical().layers[0].blends == (((3, 1.0),), ((4, 0.25), (1, 0.75)))
     with pytest.raises(InvalidBlueprint, match="numbers of experts with finite weights"):
         Blueprint.from_json(fewer.to_json().replace("0.25", "1e400"))
 

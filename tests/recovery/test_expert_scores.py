@@ -6,7 +6,7 @@ import torch
 from hf_prune.evaluation.dense import Dense
 from hf_prune.models.inference import family_of
 from hf_prune.models.mixtures import ROUTINGS, mixture_of
-from hf_prune.recovery.expert_scores import SCORES, measured
+from hf_prune.recovery.expert_scores import DISTANCES, SCORES, distances, expert_outputs, measured
 from tests.mixtures import DEPTH, EXPERTS, moe
 
 TOKENS = torch.randint(3, 500, (3, 17), generator=torch.Generator().manual_seed(2))
@@ -50,9 +50,20 @@ def test_scores_are_those_of_their_papers(kind):
     mixture = mixture_of(family, model.config, {n: t.numel() for n, t in model.state_dict().items()})
     steps = []
     found = measured(Dense(model, family, tile_tokens=20), mixture, TOKENS, lambda *step: steps.append(step))
-    assert set(found) == set(SCORES) and steps[-1] == (DEPTH, DEPTH)
+    assert set(found) == {*SCORES, DISTANCES} and steps[-1] == (DEPTH, DEPTH)
     for row, layer in enumerate(mixture.layers):
         for name, expected in by_hand(model, kind, layer).items():
             torch.testing.assert_close(
                 found[name][row], torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=1e-9
             )
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "gpt_oss"])
+def test_experts_are_as_far_apart_as_what_they_make_of_the_same_tokens(kind):
+    experts = moe(kind).double().model.layers[1].get_submodule(ROUTINGS[kind].experts)
+    states = torch.randn(9, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    found = distances(experts, states, EXPERTS)
+    for a in range(EXPERTS):
+        for b in range(EXPERTS):
+            ours, theirs = (expert_outputs(experts, states, torch.full((9, 1), e))[:, 0] for e in (a, b))
+            assert float(found[a, b]) == pytest.approx(float((ours - theirs).square().mean().sqrt()), abs=1e-9)

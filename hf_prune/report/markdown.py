@@ -4,10 +4,15 @@ import re
 import textwrap
 from typing import Any
 
+from hf_prune.errors import scrub
+
 
 def md(text: Any) -> str:
-    """Text from outside as one line of markdown that means only itself, also inside a table or an HTML block."""
-    return re.sub(r"([\\`*_\[\]<>|&$~#!])", r"\\\1", one_line(text))
+    """Text from outside as one line of markdown that means only itself, also inside a table or an HTML block.
+
+    A token in it is taken out here, since nobody would know it again once it is escaped.
+    """
+    return re.sub(r"([\\`*_\[\]<>|&$~#!])", r"\\\1", one_line(scrub(str(text))))
 
 
 def code(text: Any) -> str:

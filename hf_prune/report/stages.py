@@ -1,11 +1,13 @@
 """What a model can still do, dense, cut, repaired and healed; each difference is paired with the dense parent."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from hf_prune.data.task_scores import TaskScores, longest
@@ -55,13 +57,31 @@ def observe(
     answers: Mapping[str, TaskScores],
     harness: Mapping[str, HarnessScores],
 ) -> Observed:
-    """Let a live model go on with the first tokens of report windows; the rest is known of it."""
-    rows = windows.tokens[:PROMPTS]
+    """Let a live model go on with beginnings of sentences in report windows; the rest is known of it."""
+    asked = prompts(tokenizer, windows)
     room = max(1, min(NEW_TOKENS, longest(model.config) - PROMPT_TOKENS))
-    said = samples.greedy(model, list(rows[:, :PROMPT_TOKENS]), room)
-    wanted = rows[:, PROMPT_TOKENS : PROMPT_TOKENS + NEW_TOKENS].tolist()
+    said = samples.greedy(model, [row[:PROMPT_TOKENS] for row in asked], room)
+    wanted = [row[PROMPT_TOKENS : PROMPT_TOKENS + NEW_TOKENS].tolist() for row in asked]
     close = text_scores([_speech(tokenizer, ids) for ids in said], [_speech(tokenizer, ids) for ids in wanted])
     return Observed(text, answers, said, close, harness)
+
+
+def prompts(tokenizer: Any, windows: Windows) -> list[Tensor]:
+    """The first report windows from the beginning of a sentence on, where one leaves room for a continuation.
+
+    Returns:
+        int64 [tokens] each.
+    """
+    return [row[_sentence(tokenizer, row.tolist()) :] for row in windows.tokens[:PROMPTS]]
+
+
+def _sentence(tokenizer: Any, row: Sequence[int]) -> int:
+    """Where the first sentence that begins in a window begins; 0 without one, or where the window is short."""
+    for start in range(1, len(row) - PROMPT_TOKENS - NEW_TOKENS):
+        before, now = tokenizer.decode(row[max(0, start - 4) : start]), tokenizer.decode(row[start : start + 2])
+        if re.search(r"([.!?][\"'”’)]*\s*|\n\s*)$", before) and re.match(r"\s*[^\W\d_]", now):
+            return start
+    return 0
 
 
 def stages(seen: Mapping[StageName, Observed], windows: Windows, said: np.ndarray, rng: np.random.Generator) -> Stages:
@@ -94,8 +114,10 @@ def spoken(seen: Mapping[StageName, Observed], tokenizer: Any, windows: Windows)
     loss = (seen[final].text[1] - seen["dense"].text[1]).double().mean(1)[: len(windows.tokens[:PROMPTS])]
     worst = loss.argsort(descending=True)[:WORST].tolist()
 
+    asked = prompts(tokenizer, windows)
+
     def shown(row: int) -> Sample:
-        prompt = _speech(tokenizer, windows.tokens[row, :PROMPT_TOKENS].tolist())
+        prompt = _speech(tokenizer, asked[row][:PROMPT_TOKENS].tolist())
         texts = {stage: _speech(tokenizer, o.said[row]) for stage, o in seen.items()}
         return Sample(prompt=prompt, **texts, pruned=texts[final])
 

@@ -114,9 +114,13 @@ def unchanged_card(tmp_path_factory):
 
 
 def headings(card):
-    """Headings as a markdown parser sees them, so that fenced or escaped ones do not count."""
+    """Headings and titles of what is folded as a markdown parser sees them: fenced or escaped ones do not count."""
     tokens = MarkdownIt("commonmark").enable("table").parse(card.split("\n---\n", 1)[1])
-    return [tokens[i + 1].content for i, t in enumerate(tokens) if t.type == "heading_open"]
+    found = []
+    for i, token in enumerate(tokens):
+        found += [tokens[i + 1].content] if token.type == "heading_open" else []
+        found += re.findall("<summary>(.*?)</summary>", token.content) if token.type == "html_block" else []
+    return found
 
 
 def test_metadata_survives_the_hub_parser(report, tmp_path):
@@ -228,7 +232,7 @@ def test_no_paths_no_tokens(report, tmp_path):
     report["hardware"]["processor"] = "CPU listed in /home/jane/lscpu.txt"
     card = render(report, tmp_path)
     assert "jane" not in card and "/home" not in card and str(tmp_path) not in card
-    assert "hf_aaa" not in card and "my token is ***" in card
+    assert "aaaaa" not in card and r"my token is \*\*\*" in card
     assert "--push-to ns/small" in card and "compress storymath-16l" in card
 
 
@@ -293,7 +297,7 @@ def test_the_barest_report_still_makes_a_card(report, tmp_path):
         report[key] = None
     report |= {"baselines": [], "tasks": {}, "text": {}, "splits": {}, "versions": {}, "seconds": {}, "hardware": {}}
     card = render(report, tmp_path, figures={})
-    assert headings(card)[1:] == ["Dense and pruned", "Load it", "How it was made", "Limits", "Methods"]
+    assert headings(card)[1:] == ["Use it", "Dense and pruned", "Limits", "How it was made", "Methods"]
     assert "model-index" not in card and "![" not in card and "None" not in card and "nan" not in card
 
 
@@ -336,6 +340,17 @@ def test_a_failure_keeps_the_old_card_and_leaves_nothing(report, tmp_path, monke
         write_card(changed, tmp_path, FIGURES)
     assert [p.name for p in Path(tmp_path).iterdir()] == ["README.md"]
     assert (tmp_path / "README.md").read_text(encoding="utf-8") == old
+
+
+def test_what_is_in_sight_fits_a_screen_or_two_and_the_rest_is_folded(report, tmp_path):
+    sample = report["generation"]["samples"][0]
+    report["generation"] |= {"samples": [sample] * 6, "worst": [sample] * 3}
+    card = render(report, tmp_path)
+    assert card.count("<details>") == card.count("</details>") == card.count("<summary>") > 5
+    seen = re.sub(r"<details>.*?</details>", "", card, flags=re.S)
+    assert len(seen.splitlines()) <= 200 > seen.count("\n") and len(card.splitlines()) <= 320
+    assert headings(seen)[1:] == ["Use it", "Dense and pruned", "What it writes", "Limits"]
+    assert seen.count("a little boy. he liked") == 3
 
 
 def test_writing_twice_changes_nothing(report, tmp_path):

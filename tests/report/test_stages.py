@@ -132,3 +132,27 @@ def test_a_live_model_is_observed_as_it_is():
     assert len(found.said) == stages.PROMPTS and all(len(s) <= 64 for s in found.said)
     assert set(found.closeness) == {"exact_match", "rouge1", "rouge2", "rougeL"}
     assert all(len(v) == stages.PROMPTS and (0 <= v).all() and (v <= 1).all() for v in found.closeness.values())
+
+
+class Writer:
+    """A tokenizer of bytes."""
+
+    def decode(self, ids, skip_special_tokens=True):
+        return bytes(ids).decode("latin-1")
+
+
+def test_prompts_begin_at_a_sentence_where_there_is_room_for_one():
+    texts = (
+        "t was late. once upon a time",
+        "no end here at all and no beginning",
+        '"no!" she said. 3 of them. but who',
+    )
+    rows = torch.tensor([list(t.ljust(160).encode("latin-1")) for t in texts])
+    begun = stages.prompts(Writer(), Windows("report", rows, ("a",) * 3, {"a": "x"}))
+    assert [bytes(r.tolist()).decode("latin-1").strip() for r in begun] == [
+        "once upon a time",
+        texts[1],
+        "she said. 3 of them. but who",
+    ]
+    short = Windows("report", rows[:, : stages.PROMPT_TOKENS + stages.NEW_TOKENS + 1], ("a",) * 3, {"a": "x"})
+    assert [len(r) for r in stages.prompts(Writer(), short)] == [short.tokens.shape[1]] * 3

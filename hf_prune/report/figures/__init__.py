@@ -1,13 +1,12 @@
 """The pictures of a report."""
 
+from hf_prune.report.figures.front import FrontPoint, pareto
 from hf_prune.report.figures.parents import layer_map
 from hf_prune.report.figures.recovery import capabilities, healing
 from hf_prune.report.figures.search import (
     STRIP_COLUMNS,
-    FrontPoint,
     comparison,
     layer_strip,
-    pareto,
     search_history,
 )
 from hf_prune.report.figures.widths import layer_widths

@@ -35,6 +35,8 @@ from hf_prune.report.schema.report import Report
 from hf_prune.report.schema.scores import total
 from hf_prune.report.schema.section import Interval
 
+CLEAR = {"fc": "white", "ec": "none", "pad": 1}
+"""Behind numbers, so that no line crosses them."""
 DASHED = {"ec": GREY, "lw": 0.8, "ls": (0, (2, 2))}
 STRIP_COLUMNS = 40
 """Most layers in one row of the layer strip: beyond that the numbers in the boxes stop being legible."""
@@ -42,7 +44,7 @@ LOG_SPREAD, MOST_MARKS = 8.0, 12
 """Ratio of values that makes an axis logarithmic; most changes of evidence marked by more than the dots' colour."""
 FATES = {
     "kept": (SKY, "kept"),
-    "merged": (ORANGE, "merged (weight)"),
+    "merged": (ORANGE, "merged (below: with what weight)"),
     "narrowed": (PURPLE, "narrower"),
     "norms_only": (YELLOW, "norms only"),
     "attn_removed": (GREEN, "attention gone (top)"),
@@ -88,8 +90,7 @@ def layer_strip(report: Report, path: str | Path) -> Path:
         step = (top - bottom) / bands
         axes = figure.add_axes((0.075, top - (band + 1) * step, 0.915, step))
         _strip_band(axes, piece, homes, max(per_band, 14))
-    name = plain(" + ".join(s.repo for s in report.sources))
-    title = f"{name}: {len(layers)} layers become {len(homes)}"
+    title = f"{_sources(report)}: {len(layers)} layers become {len(homes)}"
     figure.text(0.01, 1 - 0.3 / inches, title, weight="bold", size=11)
     present = [f for f in FATES if any(x.fate == f for x in layers)]
     edges = {f: DASHED if f == "removed" else {"ec": INK, "lw": 0.8} for f in present}
@@ -133,70 +134,16 @@ def search_history(
     reference = [(k, v) for k, v in dict(baselines).items() if math.isfinite(v)]
     figure = canvas(4.2)
     axes = figure.add_subplot()
-    floor, ceiling = _value_axis(axes, [v for _, v, _ in points] + [v for _, v in reference])
+    floor, ceiling = value_axis(axes, [v for _, v, _ in points] + [v for _, v in reference])
     _stage_dots(axes, points, ceiling)
-    for _, value in reference:
-        axes.axhline(value, color=GREY, ls=(0, (5, 3)), lw=1, zorder=1)
+    for i, (_, value) in enumerate(reference):
+        axes.axhline(value, color=GREY, ls=(0, (5, 3)), lw=1, zorder=1, label=None if i else "other cuts")
     _spread_labels(axes, reference, floor, ceiling)
     bad = sum(not math.isfinite(v) for _, v, _ in points)
     title = f"Search: {len(points)} scored candidates{f', {bad} not finite' if bad else ''}"
     finish(axes, title, "trial", OBJECTIVES.get(objective, plain(objective)))
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=5, frameon=False)
-    return save(figure, path)
-
-
-class FrontPoint(NamedTuple):
-    """A model in the plane of size and quality: share of parameters removed (0 to 1), and value of the objective."""
-
-    removed: float
-    value: float
-    layers: int | None = None
-    knee: bool = False
-
-
-def pareto(
-    front: Sequence[FrontPoint],
-    others: Sequence[FrontPoint],
-    hypervolume: Sequence[Sequence[float]] | None,
-    path: str | Path,
-    *,
-    objective: str,
-) -> Path:
-    """Quality against size: the non-dominated models, the knee, the dominated ones, and the hypervolume history.
-
-    Args:
-        front: models that no other beats on both.
-        others: dominated candidates.
-        hypervolume: (trials, hypervolume) pairs, or None.
-        path: PNG to write.
-        objective: name of the value.
-
-    Raises:
-        ValueError: the front is empty.
-    """
-    if not front:
-        raise ValueError("The Pareto figure needs at least one model on the front.")
-    figure = canvas(4.2)
-    grid = figure.add_gridspec(1, 2 if hypervolume else 1, width_ratios=[2.2, 1] if hypervolume else [1])
-    axes = figure.add_subplot(grid[0])
-    line, rest = _pairs(sorted(front, key=lambda p: p.removed)), _pairs(others)
-    _value_axis(axes, [v for _, v in line + rest])
-    if rest:
-        axes.scatter(*zip(*rest, strict=True), s=12, color=PALE, lw=0, label=f"dominated ({len(rest)})", zorder=1)
-    label = f"front ({len(line)})"
-    axes.plot(*zip(*line, strict=True), color=BLUE, marker="o", ms=5, lw=1.5, drawstyle="steps-post", label=label)
-    for point in (p for p in front if p.knee):
-        x, y = _pairs([point])[0]
-        left = "" if point.layers is None else f", {point.layers} layers"
-        knee = f"knee: {x:.0f} % removed{left}"
-        axes.plot(x, y, marker="D", ms=10, mfc="none", mec=VERMILION, mew=2, ls="none", label=knee, zorder=4)
-    finish(axes, "Quality against size", "parameters removed (%)", OBJECTIVES.get(objective, plain(objective)))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(loc="upper left", framealpha=0.85, edgecolor="none")
-    if hypervolume:
-        side = figure.add_subplot(grid[1])
-        side.plot(*zip(*hypervolume, strict=True), color=BLUE, lw=1.5, drawstyle="steps-post")
-        finish(side, "Progress of the front", "trials", "hypervolume (larger is better)")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=5, frameon=False)
     return save(figure, path)
 
 
@@ -226,7 +173,9 @@ def comparison(report: Report, path: str | Path) -> Path:
     for y, row in enumerate(rows):
         _bar(axes, y, row, start, limits[1])
     axes.axvline(dense, color=INK, lw=1.5, ls=(0, (5, 3)))
-    axes.annotate(f"dense model {digits(dense)}", (dense, -0.72), xytext=(5, 0), textcoords="offset points", size=9)
+    axes.annotate(
+        f"dense model {digits(dense)}", (dense, -0.72), xytext=(5, 0), textcoords="offset points", size=9, bbox=CLEAR
+    )
     axes.set_yticks(range(len(rows)), [plain(r.label) for r in rows])
     axes.set_ylim(len(rows) - 0.45, -1.05)
     axes.tick_params(axis="y", length=0)
@@ -235,6 +184,15 @@ def comparison(report: Report, path: str | Path) -> Path:
     finish(axes, "Perplexity at the same size, report split", unit, "")
     axes.grid(visible=False, axis="y")
     return save(figure, path)
+
+
+def _sources(report: Report) -> str:
+    """The base, and how many models it was mixed with."""
+    names = list(dict.fromkeys(plain(s.repo) for s in report.sources))
+    others = len(report.sources) - 1
+    if len(names) == others + 1 < 3:
+        return " + ".join(names)
+    return f"{names[0]} and {others} variants" if others > 1 else f"{names[0]} and a variant"
 
 
 def _homes(layers: Sequence[LayerFate]) -> dict[int, int]:
@@ -288,7 +246,7 @@ def _source_box(axes: Axes, x: float, layer: LayerFate, size: float) -> None:
         axes.text(x, 0.2, text.replace("-", "−"), ha="center", va="center", size=size - 1.5, color=INK)
 
 
-def _value_axis(axes: Axes, values: Sequence[float]) -> tuple[float, float]:
+def value_axis(axes: Axes, values: Sequence[float]) -> tuple[float, float]:
     """Scale the y axis for these values; infinite ones are drawn at the returned ceiling, inside the frame."""
     finite = [v for v in values if math.isfinite(v)] or [1.0]
     low, high = min(finite), max(finite)
@@ -324,7 +282,8 @@ def _stage_dots(axes: Axes, points: Sequence[tuple[int, float, Any]], ceiling: f
     runs = [list(run) for _, run in groupby(points, key=lambda p: p[2])]
     if len(runs) <= MOST_MARKS:
         marks = [run[0][0] - 0.5 for run in runs[1:]]
-        axes.vlines(marks, 0, 1, color=PALE, lw=1, zorder=0, transform=axes.get_xaxis_transform())
+        label = "more or less text from here" if marks else None
+        axes.vlines(marks, 0, 1, color=PALE, lw=1, zorder=0, transform=axes.get_xaxis_transform(), label=label)
     else:
         runs = [[p for p in points if p[2] == stages[-1]]]
     for i, run in enumerate(runs):
@@ -387,10 +346,4 @@ def _bar(axes: Axes, y: int, row: Bar, start: float, edge: float) -> None:
         error = [[max(value - low, 0)], [max(high - value, 0)]]
         axes.errorbar(value, y, xerr=error, color=INK, lw=1.2, capsize=3)
         end = max(end, high)
-    axes.annotate(digits(value), (end, y), xytext=(5, 0), textcoords="offset points", va="center")
-
-
-def _pairs(points: Iterable[FrontPoint]) -> list[tuple[float, float]]:
-    """Percent removed, and value, of those that do not break."""
-    pairs = [(100 * p.removed, p.value) for p in points]
-    return [p for p in pairs if math.isfinite(p[1])]
+    axes.annotate(digits(value), (end, y), xytext=(6, 0), textcoords="offset points", va="center", bbox=CLEAR)

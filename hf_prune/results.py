@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, get_args
 
 from hf_prune import hub
@@ -33,7 +34,7 @@ from hf_prune.plan import check_evidence
 from hf_prune.recipe import Recipe, flatten
 from hf_prune.recipe.fields import Size
 from hf_prune.recovery.levels import Kind, cached
-from hf_prune.report import said
+from hf_prune.report import front_card, said
 from hf_prune.report.compose import measure_again
 from hf_prune.report.measure import check_weights
 from hf_prune.report.schema.model import Front
@@ -99,6 +100,45 @@ def _assembled(
         with staged(output) as partial:
             write(blueprint, parents, partial, load_patches(path.parent / PATCH_FILE))
     return output
+
+
+def push_front(
+    folder: Path, repo_id: str, *, source: Sequence[str] = (), private: bool = True
+) -> Iterator[hub.PushResult]:
+    """Publish every size of a front: a repo each, named by its parameters, and a collection of all of them.
+
+    The result itself is the knee and keeps its card; the others are assembled one after the other. All cards name all
+    sizes. A repeat changes nothing.
+
+    Args:
+        folder: a result of a search for every size.
+        repo_id: NAMESPACE/NAME; what the names of the repos begin with, and the collection's title.
+        source: what to read instead of the sources that the front names, the base first.
+        private: visibility of what is made.
+
+    Raises:
+        InvalidRecipe: there is no front, or no namespace.
+        HfPruneError: as `assemble_blueprint` and `hub.push`.
+    """
+    namespace, _, name = repo_id.partition("/")
+    if not name:
+        raise InvalidRecipe(f"A front goes into several repos and a collection; write NAMESPACE/{repo_id}.")
+    if not (folder / "front.json").is_file() or not (folder / "README.md").is_file():
+        raise InvalidRecipe(f"{folder} holds no front; compress with --search nsga2 to have one.")
+    members = Front.load(folder / "front.json").front
+    repos = front_card.names(repo_id, members)
+    hub.check_login(repos[0])
+    whole = (folder / "README.md").read_text(encoding="utf-8")
+    for i, (member, repo) in enumerate(zip(members, repos, strict=True)):
+        if member.knee:
+            front_card.tell_sizes(folder, repos, members, i)
+            yield hub.push(folder, repo, private=private)
+            continue
+        with TemporaryDirectory() as scratch:
+            made = assemble_blueprint(folder / "front.json", Path(scratch) / "model", source=source, pick=f"#{i}")
+            front_card.write_member_card(made, whole, repos, members, i)
+            yield hub.push(made, repo, private=private)
+    yield hub.collect(name, namespace, front_card.notes(repos, members), private=private)
 
 
 def open_parents(

@@ -207,6 +207,12 @@ def push_command(
     gguf_apart: Annotated[
         bool, typer.Option("--gguf-apart", help="GGUF files go into REPO-GGUF, not beside the weights.")
     ] = False,
+    front: Annotated[
+        bool, typer.Option("--front", help="Every size of its front: REPO-2.62M and so on, and a collection of them.")
+    ] = False,
+    source: Annotated[
+        list[str] | None, typer.Option("--source", help="With --front: where the weights are, as for assemble.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be uploaded and stop.")] = False,
     format: FormatFlag = "human",
     quiet: QuietFlag = False,
@@ -224,6 +230,12 @@ def push_command(
         return result(form, "WouldPush", repo=repo_id, folder=str(folder), files=files)
     from hf_prune.report.gguf_card import publish
 
+    if front:
+        from hf_prune.results import push_front
+
+        for done in push_front(folder, repo_id, source=source or (), private=not public):
+            result(form, "Pushed" if done.changed else "Unchanged", url=done.url, changed=done.changed)
+        return
     how = {"private": not public, "create_pr": create_pr, "revision": revision, "commit_message": commit_message}
     for done in publish(folder, repo_id, gguf_apart=gguf_apart, **how):
         result(form, "Pushed" if done.changed else "Unchanged", url=done.url, commit=done.commit, changed=done.changed)

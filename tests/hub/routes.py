@@ -1,6 +1,6 @@
 """Which call answers which request."""
 
-from tests.hub import login, pulls, reading, running, writing
+from tests.hub import collections, login, pulls, reading, running, writing
 
 ID = r"(?P<id>[^/]+/[^/]+)"
 API = r"/api/(?P<kind>models|datasets|spaces)/" + ID
@@ -29,6 +29,10 @@ ROUTES = (
     ("GET", f"{API}/discussions/(?P<num>[0-9]+)", pulls.discussion),
     ("POST", f"{API}/discussions/(?P<num>[0-9]+)/merge", pulls.merge),
     ("PUT", f"{API}/settings", writing.settings),
+    ("GET", "/api/collections", collections.found),
+    ("POST", "/api/collections", collections.create),
+    ("GET", "/api/collections/(?P<slug>[^/]+/[^/]+)", collections.look),
+    ("POST", "/api/collections/(?P<slug>[^/]+/[^/]+)/items", collections.add),
     ("POST", f"/api/spaces/{ID}/hardware", running.hardware),
     ("POST", "/api/jobs/(?P<namespace>[^/]+)", running.job),
     ("GET", "/.well-known/openid-configuration", login.configuration),

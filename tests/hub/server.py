@@ -32,6 +32,7 @@ class Hub:
         self.users = {"hf_ns_secret": "ns", "hf_guest_secret": "guest"}
         self.requests: list[Seen] = []
         self.jobs: list[dict] = []
+        self.collections: dict[str, dict] = {}
         self.hardware: dict[str, str] = {}
         self.codes: dict[str, str] = {}
         self.renamed: dict[str, str] = {}
@@ -57,6 +58,7 @@ class Hub:
         self.faults.clear()
         self.requests.clear()
         self.jobs.clear()
+        self.collections.clear()
         self.hardware.clear()
         self.renamed.clear()
 

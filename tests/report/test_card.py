@@ -232,7 +232,7 @@ def test_no_paths_no_tokens(report, tmp_path):
     report["hardware"]["processor"] = "CPU listed in /home/jane/lscpu.txt"
     card = render(report, tmp_path)
     assert "jane" not in card and "/home" not in card and str(tmp_path) not in card
-    assert "aaaaa" not in card and r"my token is \*\*\*" in card
+    assert not re.search(r"hf\\?_a", card) and r"my token is \*\*\*" in card
     assert "--push-to ns/small" in card and "compress storymath-16l" in card
 
 

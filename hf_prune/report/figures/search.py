@@ -44,7 +44,7 @@ LOG_SPREAD, MOST_MARKS = 8.0, 12
 """Ratio of values that makes an axis logarithmic; most changes of evidence marked by more than the dots' colour."""
 FATES = {
     "kept": (SKY, "kept"),
-    "merged": (ORANGE, "merged (below: with what weight)"),
+    "merged": (ORANGE, "merged (its weight)"),
     "narrowed": (PURPLE, "narrower"),
     "norms_only": (YELLOW, "norms only"),
     "attn_removed": (GREEN, "attention gone (top)"),

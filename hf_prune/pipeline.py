@@ -153,7 +153,8 @@ def find_finished(recipe: Recipe, output: Path) -> Report | None:
 def _make(recipe: Recipe, output: Path) -> Generator[Event, None, Report]:
     check_evidence(recipe)
     device_of(recipe.machine.device)
-    yield Stage("pull", recipe.base)
+    counted = "" if recipe.vocabulary == "none" else f", and keep tokens: {recipe.vocabulary}"
+    yield Stage("pull", recipe.base + counted)
     session = open_session(recipe)
     session.clock.lap("pull")
     session = within_time(session)

@@ -1,14 +1,14 @@
 """What a smaller vocabulary costs and gives on a real model, and what it is worth beside fewer layers and widths.
 
     python examples/benchmarks/vocabulary.py --model MODEL --data FOLDER [--other NAME=FILE.jsonl] [--documents 6] \
-        [--characters 1500] [--shares 0.75 0.5 0.25] [--rounds 7] [--seed 0]
+        [--characters 1500] [--shares 0.75 0.5 0.25] [--rounds 5] [--seed 0]
     python examples/benchmarks/vocabulary.py --model MODEL --data FOLDER --equal 0.3 --output FOLDER [FLAGS OF compress]
 
 FOLDER holds NAME.{search,selection,report}.jsonl. Tokens are counted in the search split; every figure is on the same
 documents of the report split, whatever the tokenizer, so it is in bits per byte; `--other` is text of which nothing was
 counted. "Frequency alone" keeps as many tokens by count, then as learned, without what they are made of. Speed is the
-ratio of one thread's processor time, dense by smaller, at batch 1, median of alternating rounds: prefill of 256 tokens,
-then 24 tokens sampled singly. `--equal` compresses to that ratio by every way and prints a table of its own.
+ratio of one thread's processor time, dense by smaller, at batch 1, median of alternating rounds: prefill of 128 tokens,
+then 12 tokens sampled singly. `--equal` compresses to that ratio by every way and prints a table of its own.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from hf_prune.models.vocabulary.trimming import Vocabulary
 from hf_prune.pipeline import run
 from hf_prune.recipe import Recipe
 
-PREFILL, SAMPLED = 256, 24
+PREFILL, SAMPLED = 128, 12
 WAYS: Mapping[str, Mapping[str, Any]] = {
     "layers": {"method": "collapse", "repair": True},
     "vocabulary, then layers": {"method": "collapse", "repair": True, "vocabulary": "auto"},
@@ -74,7 +74,7 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--documents", type=int, default=6)
     parser.add_argument("--characters", type=int, default=1500)
     parser.add_argument("--shares", type=float, nargs="+", default=[0.75, 0.5, 0.25])
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--equal", type=float)
     parser.add_argument("--output", default="vocabulary-runs")
@@ -90,7 +90,7 @@ def compare_vocabularies(
     """A table of models and one of their tokenizers."""
     dense = opened(base.checkpoint.folder)
     rows, lengths = [], []
-    for name, kept in choices(a.shares, vocabulary, counts):
+    for name, kept in distinct(choices(a.shares, vocabulary, counts)):
         small = base if kept is None else without_tokens(base, vocabulary, kept)
         model, tokenizer = (dense if kept is None else opened(small.checkpoint.folder)), small.tokenizer
         bits = [bits_per_byte(model, tokenizer, some) for some in texts.values()]
@@ -120,6 +120,16 @@ def choices(
     seen = vocabulary.kept(len(vocabulary.floor | {p for i in common for p in needed(vocabulary, i)}), counts)
     yield "seen ones", seen
     yield "seen ones, frequency alone", tuple(sorted({*must, *common}))
+
+
+def distinct(
+    found: Iterator[tuple[str, tuple[int, ...] | None]],
+) -> list[tuple[str, tuple[int, ...] | None]]:
+    """Vocabularies that two ways choose stand once, under both names."""
+    names: dict[tuple[int, ...] | None, str] = {}
+    for name, kept in found:
+        names[kept] = f"{names[kept]}; {name}" if kept in names else name
+    return [(name, kept) for kept, name in names.items()]
 
 
 def needed(vocabulary: Vocabulary, number: int) -> set[str]:

@@ -10,7 +10,7 @@ from hf_prune.assembly.certificate import CERTIFIED, TOLERANCE
 from hf_prune.data.chat_templates import rendered
 from hf_prune.data.corpora import Split
 from hf_prune.data.hard_texts import hard_texts
-from hf_prune.errors import ReloadMismatch
+from hf_prune.errors import InvalidRecipe, ReloadMismatch
 from hf_prune.models.fewer_tokens import row_parameters, rows_of, vocabulary_of, without_tokens
 from hf_prune.models.noise import quiet
 from hf_prune.models.parent import Parent
@@ -26,13 +26,18 @@ def fewer_tokens(
     """The base with the tokens that the recipe asks for, and what its report says of that; as it is where all stay.
 
     Raises:
-        InvalidRecipe: there are no more than that, or fewer than must stay.
+        InvalidRecipe: there are no more than that, or fewer than must stay; or the base is larger than the memory.
         InvalidData: there is no text to choose by.
         ReloadMismatch: the smaller vocabulary does not say what the whole one does.
         UnsupportedArchitecture: the tokenizer cannot lose tokens.
     """
     if recipe.vocabulary == "none":
         return base, None
+    if (memory := recipe.machine.memory) is not None and base.bytes > memory * 2**30:
+        raise InvalidRecipe(
+            f"--vocabulary compares logits of the whole base, which has {base.bytes / 2**30:.2f} GiB, and --memory "
+            f"gives {memory:g}; raise --memory, or leave --vocabulary out."
+        )
     with quiet():
         vocabulary = vocabulary_of(base)
         found = entries()

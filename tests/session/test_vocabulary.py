@@ -144,6 +144,8 @@ def test_what_cannot_be_is_told(home):
         open_inputs(asked(home, vocabulary=10), (), lambda: data(home))
     with pytest.raises(InvalidData, match="did not say itself"):
         open_inputs(asked(home, vocabulary="auto"), (), lambda: ("self",))
+    with pytest.raises(InvalidRecipe, match=r"whole base, .* raise --memory"):
+        open_inputs(asked(home, vocabulary=400, memory=1e-4), (), lambda: data(home))
     with pytest.raises(InvalidRecipe, match="number of tokens"):
         asked(home, vocabulary="many")
 

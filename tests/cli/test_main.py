@@ -38,6 +38,7 @@ REPORT = {
 VALUES = {
     "vocabulary": "50000",
     "per_layer": True,
+    "merge_experts": True,
     "levels": 8,
     "multiple_of": 16,
     "damping": 0.02,

@@ -26,6 +26,7 @@ from hf_prune.data.task_scores import TaskScores  # noqa: E402
 from hf_prune.evaluation.evaluator import Evaluator, TokenScores  # noqa: E402
 from hf_prune.evaluation.packed_tasks import Exam  # noqa: E402
 from hf_prune.events import Event, Finished, Forecasted, Stage  # noqa: E402
+from hf_prune.methods import METHODS  # noqa: E402
 from hf_prune.pipeline import compress  # noqa: E402
 from hf_prune.recipe import Recipe  # noqa: E402
 from hf_prune.report.schema.report import Report  # noqa: E402
@@ -58,10 +59,11 @@ def main() -> None:
         Recipe.of(base=a.model, output=str(Path(a.output, "judge")), drop_layers=a.drop[0], **shared(a))
     )
     rows: list[Row] = []
+    layer = session.inputs.base.layer_parameters / session.inputs.base.parameters
     for size in a.drop:
         for method in a.methods:
             for seed in a.seeds:
-                for row in rows_of(method, size, seed, made(a, flags, method, size, seed)):
+                for row in rows_of(method, size, seed, made(a, flags, method, size, seed, layer)):
                     same = next((r for r in rows if (r.size, r.key) == (row.size, row.key)), None)
                     rows += [] if same else [row]
                     (same or row).seeds.append(seed)
@@ -104,12 +106,15 @@ def shared(a: argparse.Namespace) -> dict[str, object]:
     return {**asked, "report_sequences": a.windows}
 
 
-def made(a: argparse.Namespace, flags: Mapping[str, Any], method: str, size: int, seed: int) -> Report:
-    """The report of one run, now or earlier."""
+def made(a: argparse.Namespace, flags: Mapping[str, Any], method: str, size: int, seed: int, layer: float) -> Report:
+    """The report of one run, now or earlier; a layer is so large a share of the model."""
     output = Path(a.output, f"{method.replace('/', '-')}-{size}-{seed}")
     method, _, searcher = method.partition("/")
-    asked = {**shared(a), "repair": True, "heal": a.heal, **({"search": searcher} if searcher else {}), **flags}
-    recipe = Recipe.of(base=a.model, method=method, drop_layers=size, seed=seed, output=str(output), **asked)
+    kind = METHODS[method]
+    asked = {**shared(a), "repair": not kind.refits, "heal": a.heal, "seed": seed, "output": str(output)}
+    asked |= {"drop_layers": size} if "layers" in kind.genes else {"ratio": size * layer}
+    asked |= {"search": searcher} if searcher else {}
+    recipe = Recipe.of(base=a.model, method=method, **asked, **flags)
     for event in compress(recipe):
         told(output.name, event)
         if isinstance(event, Finished):

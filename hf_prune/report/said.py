@@ -22,7 +22,7 @@ NEVER_KEPT = frozenset(
 """Fields that a report may not decide: what is read, trusted, run, published or written."""
 FROM_THE_HUB = ("data", "tasks")
 """Fields whose entries may be datasets of the Hub, and otherwise are files of the machine that made the result."""
-WORDS = ("search_tasks", "rules", "merges", "drop")
+WORDS = ("search_tasks", "rules", "merges", "drop", "vocabulary")
 """Fields of free text that is kept and never opened: the search is over, the rest is checked against patterns."""
 DATASET = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:[\w .+-]*){0,3}")
 FILES = (".jsonl", ".json", ".txt", ".yaml", ".yml")

@@ -1,6 +1,7 @@
 """The layout of the app, and which handler answers which button."""
 
 import warnings
+from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,12 @@ PRIVATE: Any = {"api_visibility": "private"}
 
 
 def open_here(
-    home: Path, port: int | None = None, limits: Limits | None = None, browser: bool = False, wait: bool = True
+    home: Path,
+    port: int | None = None,
+    limits: Limits | None = None,
+    browser: bool = False,
+    wait: bool = True,
+    tell: Callable[[str], None] = lambda address: None,
 ) -> str:
     """Serve the app, to one person with the login of this machine, or as a Space to strangers.
 
@@ -39,6 +45,7 @@ def open_here(
         limits: what a visitor may take.
         browser: open a window.
         wait: until it is interrupted; else serve from a thread.
+        tell: is called with the address as soon as somebody answers there.
 
     Returns:
         The address.
@@ -60,6 +67,7 @@ def open_here(
             server_name="0.0.0.0" if space else "127.0.0.1", app_kwargs={"middleware": layers},
             i18n=gr.I18n(en=SAID),
         )  # fmt: skip
+    tell(address)
     # Not sooner: loading torch beside gradio makes the first page late.
     workers.warm()
     if wait:

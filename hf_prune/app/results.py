@@ -78,7 +78,7 @@ def listed(runs: Sequence[tuple[Run, str]]) -> str:
 
 def _row(run: Run, state: str) -> tuple[str, str]:
     """What was asked for, and how it ended."""
-    base = public_source(run.recipe.base)
+    base = "+".join(map(public_source, run.recipe.base.split("+")))
     how = METHODS[run.recipe.method].title
     name = escape(public(f"{base}: {how}, {describe_target(run.recipe)}"))
     said = state

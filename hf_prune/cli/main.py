@@ -13,7 +13,7 @@ from hf_prune.cli.export import export_command
 from hf_prune.cli.flags import flags_of, with_flags
 from hf_prune.cli.panels import HELP_ALL, PanelCommand
 from hf_prune.cli.planning import show_plan
-from hf_prune.cli.terminal import Format, format_of, guarded, line, loading, result, show, watch
+from hf_prune.cli.terminal import Format, complain, format_of, guarded, line, loading, result, show, watch
 from hf_prune.demo import Act
 from hf_prune.errors import InvalidRecipe
 from hf_prune.recipe import OPTIONS, Recipe
@@ -301,7 +301,8 @@ def ui_command(
         from hf_prune.app import open_here
     except ImportError:
         raise InvalidRecipe("The app needs gradio; install it with: pip install 'hf-prune[space]'.") from None
-    open_here(home.expanduser(), port, browser=browser)
+    said = "The app is at {}; runs are kept in " + f"{home}, and Ctrl-C ends it."
+    open_here(home.expanduser(), port, browser=browser, tell=lambda address: complain(said.format(address)))
 
 
 space_app = typer.Typer(help="The app as a Space of your own.", no_args_is_help=True)

@@ -1,5 +1,6 @@
 """Calls to the Hub: tried again when that can help, and explained in one sentence when it cannot."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,8 +24,11 @@ from hf_prune.hub.answers import LONGEST_PAUSE, asking_once, may_pass, pause_of
 
 TRIES = 5
 FIRST_DELAY = 0.5
+LONG = 2.0
+"""Seconds of waiting from which on it is said."""
 PATIENCE = 10.0
 """Seconds to wait for an answer that a run can do without."""
+LOG = logging.getLogger(__name__)
 LOGIN = "log in with `hf auth login` or set HF_TOKEN"
 
 
@@ -53,6 +57,8 @@ class Retry:
                 waited += (pause := delay(attempt, e))
                 if attempt == TRIES - 1 or not passing(e) or waited > LONGEST_PAUSE:
                     raise
+                if pause >= LONG:
+                    LOG.warning("The Hub answered %s; asking again in %.0f s.", status(e) or "nothing", pause)
                 self.sleep(pause)
         raise AssertionError("unreachable")
 

@@ -166,12 +166,12 @@ def test_an_upload_that_broke_off_is_finished_by_the_next(hub_server, result):
     assert not hub_server.seen("PUT "), "contents that arrived are not sent again"
 
 
-def test_the_hub_says_how_long_to_wait(hub_server, result, monkeypatch):
+def test_the_hub_says_how_long_to_wait(hub_server, result, monkeypatch, caplog):
     monkeypatch.setattr(hub_server.faults, "headers", (("Retry-After", "7"),))
     hub_server.faults.status("repos/create", 429)
     naps = Naps()
     push(result, "ns/small", sleep=naps)
-    assert naps == [7]
+    assert naps == [7] and "The Hub answered 429; asking again in 7 s." in caplog.text
 
 
 def test_an_error_page_in_place_of_json_is_waited_out(hub_server, result, monkeypatch):

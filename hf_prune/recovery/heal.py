@@ -299,8 +299,10 @@ class _Distillation(Trainer):
         Raises:
             ReloadMismatch: names a tensor.
         """
-        tied = set(getattr(self.model, "_tied_weights_keys", None) or ())
-        if wrong := [*load_result.unexpected_keys, *(n for n in load_result.missing_keys if n not in tied)]:
+        state, lacking = self.model.state_dict(), set(load_result.missing_keys)
+        # Of tensors that are one, files have one name.
+        read = {tensor.data_ptr() for name, tensor in state.items() if name not in lacking}
+        if wrong := [*load_result.unexpected_keys, *(n for n in lacking if state[n].data_ptr() not in read)]:
             raise ReloadMismatch(
                 f"A checkpoint of the training does not fit the model that is trained ({wrong[0]}); delete the folder "
                 "of the run, and train again."

@@ -115,7 +115,8 @@ def test_the_best_state_of_a_whole_mixture_is_what_one_gets_and_what_is_resumed(
     course = Course(8 * 96, method="full", batch=4, checks=4, patience=9, rate=0.1, kl=0.0, ce=1.0)
 
     def once(home, progress=lambda *_: None):
-        return heal(moe(kind), None, FAMILIES[kind], train, held, course, home, progress)
+        tied = moe(kind, tie_word_embeddings=kind == "mixtral")
+        return heal(tied, None, FAMILIES[kind], train, held, course, home, progress)
 
     done = once(tmp_path / "whole")
     losses = [loss for _, loss in done.curve[1:]]

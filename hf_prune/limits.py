@@ -15,6 +15,8 @@ TILE_TOKENS = 2048
 one shape, whoever shares it."""
 GPU_TILE_TOKENS = 1 << 15
 """The same on a GPU."""
+HEAD_FLOATS, GPU_HEAD_FLOATS = 1 << 20, 1 << 28
+"""Logits of one call of the head, on a CPU and on a GPU: as many as stay in cache, and 1 GiB."""
 MERGED_LAYERS = 64
 """Merged layers that are kept beside the base unless told otherwise."""
 FINAL_STAGES = 3

@@ -77,9 +77,9 @@ class LayerBank:
 
     def repaired(self, spec: LayerSpec, patch: Patch) -> LayerSpec:
         """Take in weights for a layer; returns the spec that names them."""
-        digest = digest_patch(patch)
+        digest, kept = digest_patch(patch), self.stream.aside if self.stream else torch.clone
         with torch.inference_mode(False):
-            self.patches[digest] = {name: tensor.clone() for name, tensor in patch.items()}
+            self.patches[digest] = {name: kept(tensor) for name, tensor in patch.items()}
         return replace(spec, repair=digest)
 
     def forget(self, spec: LayerSpec) -> None:

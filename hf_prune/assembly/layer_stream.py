@@ -5,11 +5,14 @@ called again last of all goes first, which is the one just left; a thread reads 
 is read into are buffers of the model's dtype, used again and again.
 """
 
+import os
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -45,7 +48,7 @@ class LayerStream:
 
     layers: of the model. read: tensors of a layer as the checkpoint has them, by their names in it. device: where they
     are used. room: bytes that they may take, at least the largest layer's; with two of them the next is read ahead.
-    taken: of these bytes, what others have of it.
+    taken: of these bytes, what others have of it. home: folder for states that are set aside; that of temporary files.
     """
 
     layers: Sequence[torch.nn.Module]
@@ -53,6 +56,7 @@ class LayerStream:
     device: torch.device
     room: int
     taken: int = 0
+    home: Path | None = None
     reading: Reading = field(default_factory=Reading)
     _there: dict[int, Tensors] = field(default_factory=dict)
     _lent: set[int] = field(default_factory=set)
@@ -104,6 +108,16 @@ class LayerStream:
         layer = self.reach(number)
         self._lent.add(number)
         return layer
+
+    def aside(self, state: Tensor) -> Tensor:
+        """The same state where it takes no memory of the device: beside a GPU on the host, of that in a mapped file."""
+        if self.device.type != "cpu":
+            return state.to("cpu", copy=True)
+        # Its name is gone at once; the file itself goes when nobody has the tensor any more.
+        with tempfile.NamedTemporaryFile(dir=self.home) as file:
+            os.truncate(file.fileno(), state.nbytes)
+            found = torch.from_file(file.name, shared=True, size=state.numel(), dtype=state.dtype)
+        return found.view(state.shape).copy_(state)
 
     def _settle(self, number: int) -> None:
         """Take in what was read ahead, wanted or not."""

@@ -33,7 +33,7 @@ def batches(own: Reference, sheets: Iterable[Sheet], fidelity: Fidelity, alive: 
         if batch:
             yield batch
         window = slice(first, min(stop, first + chunk))
-        batch = [Piece(lambda depth, w=window: own.hidden[depth][w], own.calls, window, bridged=fidelity.bridged)]
+        batch = [Piece(lambda depth, w=window: own.state(depth, w), own.calls, window, bridged=fidelity.bridged)]
         room = most - (window.stop - first) * each
     for sheet in sheets:
         room -= sheet.hidden[0].nbytes

@@ -41,15 +41,17 @@ class Bridges:
         self._made: dict[tuple[int, int], Tensor | None] = {}
 
     def over(self, begin: int, end: int) -> Tensor | None:
-        """[d, d] in the model's precision, what to add is h @ it; None where held-out states are nearer without."""
+        """[d, d] in the model's precision, there or set aside, what to add is h @ it; None where held-out states are
+        nearer without."""
         if (begin, end) not in self._made:
-            self._made[begin, end] = self._fitted(begin, end)
+            found = self._fitted(begin, end)
+            self._made[begin, end] = None if found is None else self.dense.aside(found)
         return self._made[begin, end]
 
     def cross(self, states: Tensor, begin: int, end: int) -> Tensor:
         """States [..., d] at layer boundary `begin`, taken over the gap to `end`."""
         bridge = self.over(begin, end)
-        return states if bridge is None else states + states @ bridge
+        return states if bridge is None else states + states @ bridge.to(states.device)
 
     @cached_property
     @torch.inference_mode()
@@ -60,14 +62,16 @@ class Bridges:
         rows = max(HELD_OUT, STATE_BYTES // (each * (len(d.layers) + 1)))
         tokens = self.tokens[:rows].to(d.device)
         _, calls = d.record(tokens[:1])
-        hidden = [torch.cat([d.embed(tokens[rows]) for rows in d.tiles(tokens, d.tile_tokens)])]
+        state = torch.cat([d.embed(tokens[rows]) for rows in d.tiles(tokens, d.tile_tokens)])
+        hidden = [d.aside(state)]
         for layer, call in zip(d.layers, calls, strict=True):
-            hidden.append(d.apply(layer, hidden[-1:], call)[0][0])
+            state = d.apply(layer, [state], call)[0][0]
+            hidden.append(d.aside(state))
         return hidden
 
     @torch.inference_mode()
     def _fitted(self, begin: int, end: int) -> Tensor | None:
-        before, after = self._hidden[begin], self._hidden[end]
+        before, after = (self._hidden[boundary].to(self.dense.device) for boundary in (begin, end))
         held = torch.arange(len(before)) % HELD_OUT == HELD_OUT - 1
         fit, check = (self._normal(before[rows], after[rows]) for rows in (~held, held))
         columns = torch.ones_like(check.energy)

@@ -32,7 +32,8 @@ class Targets(NamedTuple):
 class Reference:
     """What the dense model does on the windows, run once.
 
-    tokens: [N, T] int64. hidden: per layer boundary [N, T, d]; hidden[i] enters layer i, hidden[-1] the final norm.
+    tokens: [N, T] int64. hidden: per layer boundary [N, T, d], there or set aside; hidden[i] enters layer i, hidden[-1]
+    the final norm.
     top, log_p: [N, T-1, k] token ids and dense log-probabilities of the k likeliest next tokens.
     p: exp(log_p). log_tail: [N, T-1] log of the dense mass outside the top k, None when k is the vocabulary.
     nll: [N, T-1] dense negative log-likelihood of the text. calls: keyword arguments of each layer, batch size 1.
@@ -47,6 +48,10 @@ class Reference:
     nll: Tensor
     calls: tuple[tuple[tuple[Any, ...], dict[str, Any]], ...]
     modules: tuple[tuple[Tensor, Tensor], ...] | None = None
+
+    def state(self, boundary: int, window: slice) -> Tensor:
+        """Of some windows, on the device."""
+        return self.hidden[boundary][window].to(self.tokens.device)
 
 
 @dataclass
@@ -122,10 +127,9 @@ def add_update(node: Node, reference: Reference, window: slice) -> None:
         node.cosine = node.parent.cosine + 1.0
         return
     # The first position is left out: attention sinks there dwarf every other update.
-    hidden = reference.hidden
     begin = min(node.begin, node.end - 1)
     update = (node.states[0] - node.parent.states[0])[:, 1:]
-    target = (hidden[node.end][window] - hidden[begin][window])[:, 1:]
+    target = (reference.state(node.end, window) - reference.state(begin, window))[:, 1:]
     node.cosine = node.parent.cosine + cosine(update, target).mean()
 
 
@@ -145,5 +149,5 @@ def gelaco(node: Node, reference: Reference, window: slice) -> float:
     """
     depth = len(reference.hidden) - 1
     halves = node.halves + halves_cosine(node, reference, range(node.end, depth), window)
-    final = cosine(node.states[0], reference.hidden[-1][window]).mean()
+    final = cosine(node.states[0], reference.state(depth, window)).mean()
     return float(halves / depth + final) / 3

@@ -19,13 +19,12 @@ from transformers import PreTrainedModel
 from hf_prune.errors import BaseOverflow, UnsupportedArchitecture
 from hf_prune.evaluation.comparison import Reference, log_rest
 from hf_prune.evaluation.last_layer import answering, from_first
-from hf_prune.limits import GPU_TILE_TOKENS, TILE_TOKENS, TOP_K
+from hf_prune.limits import GPU_HEAD_FLOATS, GPU_TILE_TOKENS, HEAD_FLOATS, TILE_TOKENS, TOP_K
 from hf_prune.models.families import Family
 
 SOFTCAPS = ("final_logit_softcapping", "output_logit_soft_cap")
 """Config keys of a bound on logits."""
 NOTHING: Mapping[str, Tensor] = {}
-HEAD_FLOATS, GPU_HEAD_FLOATS = 1 << 20, 1 << 28
 Halves = tuple[Tensor, Tensor] | None
 """Attention and MLP outputs of a layer, when they are recorded."""
 Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -59,12 +58,18 @@ class Dense:
         family: where its parts are.
         tile_tokens: tokens per layer call.
         with_modules: also record attention and MLP outputs, which `gelaco_v1` needs.
+        aside: puts states that are kept for long elsewhere, to be used on the device again.
     """
 
     def __init__(
-        self, model: PreTrainedModel, family: Family, tile_tokens: int | None = None, with_modules: bool = False
+        self,
+        model: PreTrainedModel,
+        family: Family,
+        tile_tokens: int | None = None,
+        with_modules: bool = False,
+        aside: Callable[[Tensor], Tensor] = lambda state: state,
     ) -> None:
-        self.model, self.family, self.with_modules = model, family, with_modules
+        self.model, self.family, self.with_modules, self.aside = model, family, with_modules, aside
         self.layers = model.get_submodule(family.layers)
         self.norm = model.get_submodule(family.norm)
         self.head = model.get_output_embeddings()
@@ -171,14 +176,14 @@ class Dense:
                 f"{self.family.model_type} calls its {len(self.layers)} layers {len(calls)} times on a window of "
                 f"{tokens.shape[1]} tokens, so candidates cannot be scored; shorter windows (--length) may help."
             )
-        hidden = [torch.cat([self.embed(tokens[rows]) for rows in self.tiles(tokens, self.tile_tokens)])]
-        modules = []
+        state = torch.cat([self.embed(tokens[rows]) for rows in self.tiles(tokens, self.tile_tokens)])
+        hidden, modules = [self.aside(state)], []
         for layer, call in zip(self.layers, calls, strict=True):
-            out, inner = self.apply(layer, hidden[-1:], call)[0]
-            hidden.append(out)
+            state, inner = self.apply(layer, [state], call)[0]
+            hidden.append(self.aside(state))
             modules.append(inner)
-        self._check(hidden[-1][[0, -1]], logits)
-        top, log_p, log_tail, nll = self._distributions(hidden[-1], tokens, min(top_k, logits.shape[-1]))
+        self._check(state[[0, -1]], logits)
+        top, log_p, log_tail, nll = self._distributions(state, tokens, min(top_k, logits.shape[-1]))
         kept = tuple(modules) if self.with_modules else None
         return Reference(tokens, tuple(hidden), top, log_p, log_p.exp(), log_tail, nll, tuple(calls), kept)
 

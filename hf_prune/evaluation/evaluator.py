@@ -76,7 +76,8 @@ class Evaluator:
         bridges: Callable[[], Tensor] | None = None,
     ) -> None:
         self.bank = bank
-        self.dense = Dense(bank.model, bank.parents[0].family, tile_tokens, with_modules)
+        aside = {"aside": bank.stream.aside} if bank.stream else {}
+        self.dense = Dense(bank.model, bank.parents[0].family, tile_tokens, with_modules, **aside)
         self.with_updates, self.share_prefixes, self.reuse_reference = with_updates, share_prefixes, reuse_reference
         self.cost = Cost()
         self.own = self.dense.run(tokens, top_k)

@@ -69,7 +69,7 @@ class Sheet:
 
     def state(self, boundary: int) -> Tensor | None:
         """The dense model's, where it was kept."""
-        return self.hidden[boundary] if boundary < len(self.hidden) else None
+        return self.hidden[boundary].to(self.tokens.device) if boundary < len(self.hidden) else None
 
     def scores(self, dense: Dense, state: Tensor) -> tuple[Tensor, Tensor]:
         """Log-likelihood of every option, float64 [options], and whether all its tokens are the likeliest, bool;
@@ -203,10 +203,12 @@ class Exam:
     def _states(self, sheets: Sequence[Sheet]) -> list[tuple[Tensor, ...]]:
         """Of the dense model at every layer boundary, side by side."""
         found = [[sheet.hidden[0]] for sheet in sheets]
+        states = [sheet.hidden[0] for sheet in sheets]
         for number, layer in enumerate(self.dense.layers):
-            jobs = [Batch(h[-1], sheet.calls[number], whole=True) for h, sheet in zip(found, sheets, strict=True)]
-            for hidden, (out, _) in zip(found, self.dense.apply_each(layer, jobs), strict=True):
-                hidden.append(out)
+            jobs = [Batch(state, sheet.calls[number], whole=True) for state, sheet in zip(states, sheets, strict=True)]
+            states = [out for out, _ in self.dense.apply_each(layer, jobs)]
+            for hidden, state in zip(found, states, strict=True):
+                hidden.append(self.dense.aside(state))
         return [tuple(hidden) for hidden in found]
 
     def _masked(self, rows: Sequence[PackedRow], width: int) -> dict[str, Tensor]:
@@ -230,7 +232,7 @@ class Exam:
         for rows, masked in ((packed, True), (plain, False)):
             try:
                 sheet = self._sheet(rows, masked)
-                state = self._states([sheet])[0][-1]
+                state = self._states([sheet])[0][-1].to(self.dense.device)
             except (TypeError, ValueError, RuntimeError, IndexError):
                 return False
             with torch.inference_mode():

@@ -96,15 +96,17 @@ class Teachers:
         """What the teachers do on the windows of `own`, the resident model's run; that itself where it teaches all."""
         if not self.several:
             return own
-        hidden = [self.enter(own.tokens)]
+        state = self.enter(own.tokens)
+        hidden = [self.dense.aside(state)]
         for layer, call in enumerate(own.calls):
-            hidden.append(self.step(layer, hidden[-1], call))
+            state = self.step(layer, state, call)
+            hidden.append(self.dense.aside(state))
         top, log_p = torch.empty_like(own.top), torch.empty_like(own.log_p)
         tail, nll = own.log_tail if own.log_tail is None else torch.empty_like(own.log_tail), torch.empty_like(own.nll)
         for k, rows in self.rows.items():
             ending = self.ending(k)
             for part in rows.split(max(1, self.dense.head_tokens // own.tokens.shape[1])):
-                logits = ending.logits(hidden[-1][part, :-1]).float()
+                logits = ending.logits(state[part, :-1]).float()
                 found = Targets.of(logits, top_k)
                 top[part], log_p[part] = found.top, found.log_p
                 if tail is not None:

@@ -24,10 +24,12 @@ from hf_prune.plan.forecast import Forecast, forecast
 from hf_prune.plan.memory import Demand, Room, check_streamed, demand_of, host_memory, room_here
 from hf_prune.plan.plans import Plan, plan
 from hf_prune.plan.rates import DEVICES, Rates, Shape, rates_here, rates_of
+from hf_prune.plan.streaming import Streaming, reading_rates
 
 __all__ = [
-    "DEVICES", "Advice", "Budget", "Demand", "Forecast", "Plan", "Rates", "Room", "Shape", "baseline_evaluations",
-    "budget_of", "candidates", "check_evidence", "check_layers", "check_streamed", "demand_of", "describe_target",
-    "evaluations", "facts_of", "forecast", "host_memory", "layer_passes", "lessons", "own_need", "own_tokens", "plan",
-    "rates_here", "rates_of", "room_here", "target_beside", "target_of",
+    "DEVICES", "Advice", "Budget", "Demand", "Forecast", "Plan", "Rates", "Room", "Shape", "Streaming",
+    "baseline_evaluations", "budget_of", "candidates", "check_evidence", "check_layers", "check_streamed",
+    "demand_of", "describe_target", "evaluations", "facts_of", "forecast", "host_memory", "layer_passes", "lessons",
+    "own_need", "own_tokens", "plan", "rates_here", "rates_of", "reading_rates", "room_here", "target_beside",
+    "target_of",
 ]  # fmt: skip

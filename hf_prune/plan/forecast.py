@@ -87,6 +87,10 @@ class _Costs:
         head = self.rates.head * self.shape.rows
         return tokens * (shared * layers * self.shape.layer * self.rates.layer + head)
 
+    def _read(self, computed: float, passes: float) -> float:
+        """What is computed while layers are read so often, whichever takes longer."""
+        return max(computed, passes * self.rates.passing)
+
     @property
     def _left(self) -> float:
         """Layers of the result, by their parameters."""
@@ -120,7 +124,7 @@ class _Costs:
         maps = self._fitted(shape.inner, shape.hidden, tokens) + self._fitted(shape.mixed, shape.hidden, tokens)
         walked = (shape.depth + 3 * self._left) * tokens * shape.layer * self.rates.layer
         layers = self._left if self.recipe.repair.reach == "all" else min(self._left, self.facts.remove)
-        return BESIDE * (walked + layers * maps)
+        return self._read(BESIDE * (walked + layers * maps), 2)
 
     def _trained(self, tokens: float) -> float:
         """A student forwards and backwards, beside its teacher."""
@@ -143,7 +147,7 @@ class _Costs:
         return (1 + len(self.recipe.variants)) * (self.rates.start + 2 * self.shape.bytes * self.rates.disk)
 
     def calibrate(self) -> float:
-        return (1 + len(self.recipe.variants)) * self._through(self._judged + self._chosen)
+        return (1 + len(self.recipe.variants)) * self._read(self._through(self._judged + self._chosen), 2)
 
     def library(self) -> float:
         """Sums of every layer, then a level after the other by second order, neuron by neuron."""
@@ -151,16 +155,17 @@ class _Costs:
         kinds, tokens = len(method.libraries(self.recipe)), self.recipe.width.sequences * self._window
         maps = self._fitted(shape.inner, shape.hidden, tokens) + self._fitted(shape.mixed, shape.hidden, tokens)
         removed = 4 * (shape.inner**3 + shape.mixed**3) * self.rates.factor
-        return kinds * shape.depth * (maps + removed + tokens * shape.layer * self.rates.layer)
+        return self._read(kinds * shape.depth * (maps + removed + tokens * shape.layer * self.rates.layer), kinds)
 
     def baselines(self) -> float:
         tokens = self.recipe.data.sequences * self._window
         asked = comparison_rounds(self.recipe, self.facts)
-        return sum(n * self._through(tokens, self.shape.depth - gone, SHARED) for n, gone in asked)
+        return sum(self._read(n * self._through(tokens, self.shape.depth - gone, SHARED), 1) for n, gone in asked)
 
     def search(self) -> float:
         trials = evaluations(self.recipe, self.facts)
-        return trials * self._share() * self._through(self._judged, self._left, SEARCHED)
+        computed = trials * self._share() * self._through(self._judged, self._left, SEARCHED)
+        return self._read(computed, trials / self.recipe.search.offspring)
 
     def _share(self) -> float:
         """Of full evidence that a trial has on average: from stage to stage half of the candidates go on."""
@@ -172,7 +177,7 @@ class _Costs:
     def select(self) -> float:
         if self.recipe.size.drop or self.recipe.every_size:
             return 0.0
-        read = FINALISTS * self._through(self._chosen, self._left, SHARED)
+        read = self._read(FINALISTS * self._through(self._chosen, self._left, SHARED), 1)
         last = repairs(self.recipe) if self.recipe.repair.enabled else 0
         lessons = self.recipe.heal.finalist_tokens * 2**FINAL_STAGES * 2
         return read + (last * self._repaired() if last > 1 else 0.0) + self._trained(lessons)
@@ -208,9 +213,10 @@ class _Costs:
         layers = self.shape.depth * self.shape.layer
         swept = models * (self._through(tokens, shared=SWEPT) + SWEPT * answers * layers * self.rates.layer)
         healed = self._through(tokens + answers) if self.recipe.heal.tokens else 0.0
-        said = (stages + bool(self.recipe.heal.tokens)) * SAID * layers * self.rates.step
+        # Of models that do not fit nothing is said.
+        said = 0 if self.rates.passing else (stages + bool(self.recipe.heal.tokens)) * SAID * layers * self.rates.step
         ranked = max(8 * self._through(self._chosen, self._left), 0.05 * self.search())
-        return swept + healed + said + (ranked if self.search() else 0.0) + TOLD
+        return self._read(swept, 3) + healed + said + (ranked if self.search() else 0.0) + TOLD
 
     @property
     def _rivals(self) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from hf_prune.data.own_samples import is_own
 from hf_prune.errors import InvalidRecipe
-from hf_prune.limits import EXAM_BYTES, GPU_TILE_TOKENS, MERGED_LAYERS, STATE_BYTES, TILE_TOKENS, TOP_K, WIDTH
+from hf_prune.limits import EXAM_BYTES, GPU_HEAD_FLOATS, HEAD_FLOATS, MERGED_LAYERS, STATE_BYTES, TOP_K, WIDTH
 from hf_prune.methods import METHODS
 from hf_prune.models.headers import Weights, number
 from hf_prune.plan.rates import Shape
@@ -48,7 +48,8 @@ class Demand:
     """Bytes that a search needs on its device with all weights there.
 
     weights: of the dense model. outside: of these what is around the layers. layer: of the largest. several: layers of
-    several models are merged. beside: of all that is no weight.
+    several models are merged. beside: of all that is no weight. aside: of that what is set aside where layers are
+    read, on the host of a GPU, or of a processor in files.
     """
 
     weights: int
@@ -56,11 +57,12 @@ class Demand:
     layer: int
     several: bool
     beside: int
+    aside: int = 0
 
     @property
     def least(self) -> int:
         """With layers read as the search reaches them: one computes, one is read, and two are made of others."""
-        return self.outside + self.beside + 4 * self.layer
+        return self.outside + self.beside - self.aside + 4 * self.layer
 
     def share(self, memory: float | None) -> LayerShare:
         """What of so many GiB layers may take; None is no limit.
@@ -79,14 +81,14 @@ class Demand:
                 f"memory {memory:g} GiB is too little: what is around the layers, the states of the search and a few "
                 f"layers need {self.least / 2**30:.2f}; raise --memory, or lower --sequences or --length."
             )
-        room = given - self.beside - self.outside
+        room = given - self.beside + self.aside - self.outside
         return LayerShare(room, max(2, min(MERGED_LAYERS, room // (2 * self.layer))) if self.several else 2)
 
     def peak(self, memory: float | None) -> int:
         """What it needs where so many GiB may be taken."""
         share = self.share(memory)
         made = share.made * self.layer if self.several and share.layers is None else 0
-        return self.there(memory) + made + self.beside
+        return self.there(memory) + made + self.beside - (self.aside if share.layers is not None else 0)
 
     def there(self, memory: float | None) -> int:
         """Of the dense model's weights what is there at a time."""
@@ -142,7 +144,8 @@ def demand_of(
                with T the tokens of the larger of the two splits
     exam:      items x length x (layers + 1) x hidden x b states on the tasks that are searched and chosen by, as if
                an item had the length of a window, at most 1 GiB
-    head:      2 x tile x vocabulary x 4, the float32 logits of one tile of tokens and their log-softmax
+    head:      2 x tile x vocabulary x 4, the float32 logits of one call of the head and their log-softmax, of a window
+               at least
 
     with b = `width`, the bytes of a number in the search's precision.
 
@@ -161,13 +164,14 @@ def demand_of(
     reference = (len(layers) + 1) * state + tokens * min(TOP_K, vocabulary) * 12
     modules = 2 * len(layers) * state if recipe.search.objective == "gelaco_v1" else 0
     frontier = min(2 * recipe.search.offspring * larger * hidden * width, STATE_BYTES)
-    tile = max(recipe.data.length, min(tokens, TILE_TOKENS * 2 // width if cpu else GPU_TILE_TOKENS))
+    tile = max(recipe.data.length, min(tokens, (HEAD_FLOATS if cpu else GPU_HEAD_FLOATS) // vocabulary))
     asked = len(recipe.tasks.search) * (recipe.learned_items + recipe.tasks.selection_items) * recipe.data.length
     exam = min((len(layers) + 1) * asked * hidden * width, EXAM_BYTES)
     passing = max(frontier, total * 4 if recipe.tune.steps else 0)
     beside = reference + modules + exam + passing + 2 * tile * vocabulary * 4
     several = METHODS[recipe.method].several
-    return Demand(total * width, (total - sum(layers)) * width, max(layers) * width, several, beside)
+    aside = (len(layers) + 1) * state + exam
+    return Demand(total * width, (total - sum(layers)) * width, max(layers) * width, several, beside, aside)
 
 
 def demand(recipe: Recipe, peek: "Peek", weights: Weights, width: int) -> Demand:

@@ -9,11 +9,11 @@ from hf_prune.blueprint import LOCAL
 from hf_prune.errors import InvalidRecipe
 from hf_prune.hub.contents import candidates as weight_files
 from hf_prune.methods import METHODS
-from hf_prune.methods.method import Facts, Sizes, Target
+from hf_prune.methods.method import Sizes, Target
 from hf_prune.models.feasibility import check_cut
 from hf_prune.models.headers import BYTES, Weights, setting, weigh
 from hf_prune.plan.advice import Advice, Need, advise
-from hf_prune.plan.budget import Budget, budget_of
+from hf_prune.plan.budget import budget_of
 from hf_prune.plan.checks import check_evidence, check_layers
 from hf_prune.plan.counts import (
     baseline_evaluations,
@@ -29,6 +29,7 @@ from hf_prune.plan.counts import (
 )
 from hf_prune.plan.memory import Demand, Room, check_streamed, demand, number_bytes, restoring_memory
 from hf_prune.plan.rates import Rates, Shape
+from hf_prune.plan.streaming import Streaming, reading_rates, streaming
 from hf_prune.plan.tokens import Trim, is_counted, trimmed
 from hf_prune.recipe import DEFAULT_DATA, DEFAULT_TASKS, Recipe
 
@@ -54,10 +55,11 @@ class Plan:
     long all may take, where that was asked for, `left_out` what is not done therefore; all of it empty where nothing
     was measured. `memory_bytes` are what the search needs on its device, `restoring_bytes` what repair or healing do,
     `host_bytes` what the machine around it holds meanwhile, `room` what there is, where somebody looked, and `advice`
-    what would make it fit where it does not. Of `tokens`, whose rows hold `token_parameters`, `kept_tokens` stay as far
-    as is known; `target` is of what has these alone. They are `counted` where text says how many; `trim` is what text
-    of this disk says, and `trimmed_layers` would be left if it were asked for. `weight_files` says which of the
-    source's files are read, `notes` what else should be known of them and what is done to them before anything else.
+    what would make it fit where it does not; `streaming` how a base that is larger than `--memory` is read. Of
+    `tokens`, whose rows hold `token_parameters`, `kept_tokens` stay as far as is known; `target` is of what has these
+    alone. They are `counted` where text says how many; `trim` is what text of this disk says, and `trimmed_layers`
+    would be left if it were asked for. `weight_files` says which of the source's files are read, `notes` what else
+    should be known of them and what is done to them before anything else.
     """
 
     base: str
@@ -93,6 +95,7 @@ class Plan:
     restoring_bytes: int = 0
     host_bytes: int = 0
     room: Room | None = None
+    streaming: Streaming | None = None
     advice: Advice | None = None
     tokens: int = 0
     kept_tokens: int = 0
@@ -117,7 +120,8 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, ready for JSON."""
-        return {**asdict(self), "fits": self.fits}
+        read = self.streaming and self.streaming.to_dict()
+        return {**asdict(self), "fits": self.fits, "streaming": read}
 
 
 Measure = Callable[[Shape, int, str, str], Rates]
@@ -158,7 +162,9 @@ def plan(
         check_cut(weights.config, weights.family, [i for i in range(depth) if i not in recipe.size.dropped()])
     facts = facts_of(recipe, depth, target.remove, weights.kinds, weights.mixture)
     shape = Shape.of(peek.config, depth, sum(weights.layers) // depth, weights.outside, weights.bytes)
-    budget = _budget(recipe, shape, facts, measure) if measure else None
+    memory = _Memory(peek, weights, shape, room)
+    rates = reading_rates(recipe, memory.demand(recipe), shape, _rates(recipe, shape, measure)) if measure else None
+    budget = budget_of(recipe, facts, shape, rates) if rates else None
     recipe = budget.recipe if budget else recipe
     result = round(weights.total * (1 - target.removed_ratio))
     gone = target.removed_ratio * weights.total / sum(weights.layers) if method.shrinks else 0
@@ -167,7 +173,6 @@ def plan(
     trials = evaluations(recipe, facts)
     compared = baseline_evaluations(recipe, facts)
     tokens = recipe.data.sequences * recipe.data.length
-    memory = _Memory(peek, weights, shape, room)
     return Plan(
         base=str(peek.source),
         model_type=str(peek.config.get("model_type", "unknown")),
@@ -208,6 +213,7 @@ def plan(
         left_out=budget.left_out if budget else (),
         restoring_bytes=max(memory.restoring(recipe)),
         host_bytes=memory.host(recipe),
+        streaming=streaming(recipe, memory.demand(recipe), facts, shape, rates),
         room=room,
         advice=advise(recipe, memory.need, room) if room else None,
         notes=tuple(dict.fromkeys((*weights.notes, *(note for p in (peek, *variants) for note in p.notes)))),
@@ -225,24 +231,27 @@ class _Memory:
 
     def search(self, recipe: Recipe) -> int:
         """Bytes of the device at the peak of the search."""
-        return self._demand(recipe).peak(recipe.machine.memory)
+        return self.demand(recipe).peak(recipe.machine.memory)
 
     def restoring(self, recipe: Recipe) -> tuple[int, int]:
         """Bytes of the device that repair and healing take."""
-        there = self._demand(recipe).there(recipe.machine.memory)
+        there = self.demand(recipe).there(recipe.machine.memory)
         return restoring_memory(recipe, self.shape, number_bytes(recipe, self.peek, self.room), there)
 
     def host(self, recipe: Recipe) -> int:
-        """Bytes of the machine around the device: all where that is the processor, else the weights on their way."""
+        """Bytes of the machine around the device: all where that is the processor, else the weights on
+        their way, or the next layer on its way beside what is set aside."""
         if self.room and self.room.accelerated:
-            return round(SPARE * self.weights.bytes)
+            need = self.demand(recipe)
+            streams = need.share(recipe.machine.memory).layers is not None
+            return need.aside + 2 * need.layer if streams else round(SPARE * self.weights.bytes)
         return max(self.search(recipe), *self.restoring(recipe))
 
     def need(self, recipe: Recipe) -> Need:
         """All of it."""
         return Need((self.search(recipe), *self.restoring(recipe)), self.host(recipe))
 
-    def _demand(self, recipe: Recipe) -> Demand:
+    def demand(self, recipe: Recipe) -> Demand:
         """Of the search; a recipe that asks for what cannot be had in its memory is refused."""
         found = demand(recipe, self.peek, self.weights, number_bytes(recipe, self.peek, self.room))
         check_streamed(recipe, found)
@@ -276,11 +285,11 @@ def _kept(recipe: Recipe, rows: int, trim: Trim | None) -> int | None:
     return kept
 
 
-def _budget(recipe: Recipe, shape: Shape, facts: Facts, measure: Measure) -> Budget:
+def _rates(recipe: Recipe, shape: Shape, measure: Measure) -> Rates:
     # A checkpoint of float32 is searched in float32.
     wide = recipe.machine.dtype == "auto" and shape.bytes >= 4 * shape.parameters
     dtype = "float32" if wide else recipe.machine.dtype
-    return budget_of(recipe, facts, shape, measure(shape, recipe.data.length, recipe.machine.device, dtype))
+    return measure(shape, recipe.data.length, recipe.machine.device, dtype)
 
 
 def _weight_files(peek: "Peek") -> str:

@@ -74,7 +74,8 @@ class Shape:
 @dataclass(frozen=True, slots=True)
 class Rates:
     """Seconds, as `evaluation.throughput.measure_rates` has them; `start` those of a process that loads torch and
-    transformers, `disk` those of a byte that is read or written."""
+    transformers, `disk` those of a byte that is read or written; `passing` those of reading, once, all layers that do
+    not fit into memory."""
 
     layer: float
     trained: float
@@ -84,6 +85,7 @@ class Rates:
     factor: float
     start: float = 8.0
     disk: float = 1 / 3e8
+    passing: float = 0.0
 
 
 @lru_cache(maxsize=16)

@@ -243,11 +243,12 @@ def _refitted(
     equations, state = _equations(walk, layer, spec, aims)
     before = walk.error(state)
     ways = [_Way(spec, state, before, before, {})]
-    new, ridge = _solved(bank, spec, last, equations[0], reach, ridges)
+    # They are large, and the next ones are made while these are not needed any more.
+    new, ridge = _solved(bank, spec, last, equations.pop(0), reach, ridges)
     state = walk.through(bank.module(new), spec)
     ways.append(_Way(new, state, walk.error(state), before, {last.path: ridge}))
     if len(aims) > 1:
-        ways += _both(walk, bank, spec, attention, equations[1], ridges, before)
+        ways += _both(walk, bank, spec, attention, equations.pop(0), ridges, before)
     if reach == "all":
         ways += _with_experts(walk, bank, min(ways, key=lambda way: way.error), ridges)
     best = min(ways, key=lambda way: way.error)
@@ -321,7 +322,8 @@ def _solved(
     fitting, holding = equations
     columns = site.columns.to(site.weight).square()
     through = site.weight if reach == "map" else None
-    options = [(fitting.solve(ridge, through), ridge) for ridge in ridges]
+    # One after the other, since only the best has to be there.
+    options = ((fitting.solve(ridge, through), ridge) for ridge in ridges)
     correction, ridge = min(options, key=lambda option: holding.error(option[0], columns))
     earlier = bank.patches.get(spec.repair, {})
     return bank.repaired(spec, {**earlier, **site.tensors(correction)}), ridge

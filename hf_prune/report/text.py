@@ -58,6 +58,7 @@ def plan_rows(plan: "Plan") -> dict[str, str]:
         "time": f"{stages_told(plan.seconds)} on this machine{_asked_time(plan)}" if plan.seconds else "",
         "left out": f"to fit into that time: {'; '.join(plan.left_out)}" if plan.left_out else "",
         "memory": _planned_memory(plan),
+        "reading": _planned_reading(plan) if plan.streaming else "",
         "to fit": advised(plan),
         "disk": f"{amount(plan.disk_bytes, 'B')}, of which download {amount(plan.download_bytes, 'B')}",
         "text": _planned_text(plan) if plan.text or plan.own_tokens else "",
@@ -150,6 +151,19 @@ def _planned_memory(plan: "Plan") -> str:
     if plan.fits:
         return f"{said}; it fits: this {whose} has {there}"
     return f"{said}; too much: this {whose} has {there}, of which a run can have {share}"
+
+
+def _planned_reading(plan: "Plan") -> str:
+    """How a base that does not fit is read, and what that costs."""
+    read = plan.streaming
+    said = (
+        f"{read.staying} of {read.depth} layers stay in memory, the others are read when the search reaches them: "
+        f"{amount(read.bytes, 'B')} in each of about {read.passes:,} passes"
+    )
+    if read.bound is None:
+        return said
+    reading, computing = (verdicts.duration(seconds) for seconds in (read.reading, read.computing))
+    return f"{said}; of one reading takes {reading} and computing {computing}, so {read.bound} bounds the search"
 
 
 def advised(plan: "Plan") -> str:

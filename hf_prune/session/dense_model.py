@@ -1,5 +1,9 @@
 """The dense model of a run: where it computes, in which precision, and how much of it is in memory."""
 
+import contextlib
+import ctypes
+from pathlib import Path
+
 import torch
 
 from hf_prune.assembly.base_check import stock_model
@@ -11,6 +15,9 @@ from hf_prune.models.parent import Parent
 from hf_prune.plan import Demand, check_streamed, demand_of
 from hf_prune.recipe import Recipe
 from hf_prune.session.inputs import Inputs
+
+M_MMAP_THRESHOLD = -3
+"""Of mallopt: from which size blocks are the system's, which glibc raises whenever one is freed."""
 
 
 def dtype_of(recipe: Recipe, base: Parent, device: torch.device) -> torch.dtype:
@@ -40,10 +47,20 @@ def need_of(recipe: Recipe, base: Parent, dtype: torch.dtype, device: torch.devi
     return need
 
 
-def open_bank(inputs: Inputs, need: Demand, dtype: torch.dtype, device: torch.device) -> LayerBank:
-    """The dense model: as stock transformers loads it where it fits, else with its layers left in its files."""
+def open_bank(inputs: Inputs, need: Demand, dtype: torch.dtype, device: torch.device, home: Path) -> LayerBank:
+    """The dense model: as stock transformers loads it where it fits, else with its layers left in its files; `home` is
+    a folder for states that are set aside."""
     share = need.share(inputs.recipe.machine.memory)
     if share.layers is None:
         return LayerBank(stock_model(inputs.base, dtype, device), inputs.parents, share.made)
     model, stream = streamed(inputs.identity(0), inputs.parents, dtype=dtype, device=device, room=share.layers)
+    home.mkdir(parents=True, exist_ok=True)
+    stream.home = home
+    _give_back()
     return LayerBank(model, inputs.parents, share.made, stream=stream)
+
+
+def _give_back() -> None:
+    """Have glibc return large blocks of memory that are free, instead of keeping them for later."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 20)

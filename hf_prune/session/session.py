@@ -111,7 +111,7 @@ class Session:
     @cached_property
     def bank(self) -> LayerBank:
         """The layers of the dense model."""
-        return open_bank(self.inputs, self.need, self.dtype, self.device)
+        return open_bank(self.inputs, self.need, self.dtype, self.device, self.workdir.folder)
 
     def assembled(self, blueprint: Blueprint) -> PreTrainedModel:
         """A blueprint of this run as a model, in the precision and on the device of the search."""

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from hf_prune.plan import Budget, Shape, budget_of, facts_of, rates_here
+from hf_prune.plan import Budget, Shape, budget_of, facts_of, rates_here, reading_rates
 from hf_prune.session.evidence import Evidence
 from hf_prune.session.session import Session
 from hf_prune.session.timetable import Timetable
@@ -18,6 +18,7 @@ def within_time(session: Session) -> Session:
 
     def decide() -> Budget:
         rates = rates_here(shape, asked.data.length, str(session.device), dtype)
+        rates = reading_rates(asked, session.need, shape, rates)
         return budget_of(asked, facts_of(asked, base.depth, inputs.target.remove, mixture=base.mixture), shape, rates)
 
     table = Timetable.open(asked, session.workdir.time, session.clock, decide)

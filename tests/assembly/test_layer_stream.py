@@ -118,6 +118,18 @@ def test_a_repair_of_read_layers_has_the_same_bits_and_keeps_what_it_shares():
     assert torch.equal(*found)
 
 
+def test_states_and_repairs_that_are_kept_lie_in_files_without_a_name(tmp_path):
+    parent = opened("llama")
+    bank, whole = reading(parent), resident(parent)
+    bank.stream.home = tmp_path
+    held, plain = (Evaluator(b, WINDOWS).reference.hidden for b in (bank, whole))
+    assert all(torch.equal(*pair) for pair in zip(held, plain, strict=True))
+    spec = bank.repaired(LayerSpec((Part(0, 1),)), {"mlp.down_proj.weight": torch.ones(32, 48)})
+    kept = [*held, *bank.patches[spec.repair].values()]
+    assert all(t.untyped_storage().filename for t in kept) and not any(t.untyped_storage().filename for t in plain)
+    assert not list(tmp_path.iterdir())
+
+
 def test_merged_layers_are_part_of_the_room():
     bank = reading(opened("llama"), 4.0)
     for number in range(3):

@@ -144,6 +144,10 @@ class LayerStream:
         return True
 
     def _enter(self, number: int, tensors: Tensors) -> None:
+        if self._copies:
+            # They are of the other stream's memory, which has to know who uses them.
+            for tensor in tensors.values():
+                tensor.record_stream(torch.cuda.current_stream(self.device))
         self.layers[number].load_state_dict(tensors, assign=True)
         self.layers[number].requires_grad_(False)
         self._there[number] = tensors
@@ -170,10 +174,10 @@ class LayerStream:
         return found
 
     def _filled(self, like: Tensor, stored: Tensor) -> Tensor:
-        buffer = self._buffer(like)
         if self._copies is None:
-            return buffer.copy_(stored)
+            return self._buffer(like).copy_(stored)
         with torch.cuda.stream(self._copies):
+            buffer = self._buffer(like)
             buffer.copy_(stored.pin_memory(), non_blocking=True)
         self._copies.synchronize()
         return buffer

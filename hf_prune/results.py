@@ -9,8 +9,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, get_args
 
+from transformers import AutoTokenizer
+
 from hf_prune import hub
-from hf_prune.assembly.assemble import Parent, write
+from hf_prune.assembly.assemble import Parent, assemble, write
 from hf_prune.assembly.patches import PATCH_FILE, load_patches
 from hf_prune.atomic_files import (
     check_file,
@@ -24,7 +26,8 @@ from hf_prune.atomic_files import (
     staged,
 )
 from hf_prune.blueprint import Blueprint, Source
-from hf_prune.errors import IncompatibleSources, InvalidBlueprint, InvalidRecipe
+from hf_prune.errors import BrokenCheckpoint, IncompatibleSources, InvalidBlueprint, InvalidRecipe
+from hf_prune.evaluation.dialogue import Speaker
 from hf_prune.events import Event, Finished, Reported, Stage, Started
 from hf_prune.models.devices import device_of
 from hf_prune.models.fewer_tokens import KEPT_FILE, load_kept, vocabulary_of, without_tokens
@@ -36,7 +39,7 @@ from hf_prune.recipe.fields import Size
 from hf_prune.recovery.levels import Kind, cached
 from hf_prune.report import front_card, said
 from hf_prune.report.compose import measure_again
-from hf_prune.report.measure import check_weights
+from hf_prune.report.measure import check_weights, load_result
 from hf_prune.report.schema.model import Front
 from hf_prune.report.schema.report import Report
 from hf_prune.session.front import pick_member
@@ -178,6 +181,40 @@ def open_parents(
 
 def _same(one: Source, other: Source) -> bool:
     return (one.revision, one.adapter) == (other.revision, other.adapter)
+
+
+def open_pair(source: str | Path, base: str | None = None, device: str = "auto") -> tuple[Speaker, Speaker]:
+    """The dense parent of a result and the result itself, loaded, each with its own tokenizer.
+
+    Of a stitched model the parent is the base. Weights are safetensors, and no code beside them is run.
+
+    Args:
+        source: folder written by `compress`, or a repo of the Hub.
+        base: the dense parent, where the blueprint names a local folder.
+        device: where both go; auto is the accelerator, where there is one.
+
+    Raises:
+        InvalidBlueprint: the folder holds no result of hf_prune.
+        SourceError, IncompatibleSources: the parent cannot be read, or is another one.
+    """
+    here, where = _here(source), device_of(device)
+    made = Blueprint.from_json(_read(here / "blueprint.json"))
+    check_weights(here)
+    # The parent as it is, with all its tokens.
+    first = Blueprint.identity(replace(made.sources[0], vocabulary=None), 1)
+    parent = open_parents(first, here, (base,) if base else ())[0]
+    dense = assemble(Blueprint.identity(parent.source, parent.depth), [parent], device=where)
+    try:
+        # A tokenizer of its own, since tokens may be gone, too.
+        tokenizer = AutoTokenizer.from_pretrained(here, local_files_only=True, trust_remote_code=False)
+        cut = load_result(here).to(where)
+    # Whatever is wrong with a stranger's files comes up here, in as many kinds of errors as there are readers.
+    except Exception as e:
+        said = " ".join(str(e).split())[:300]
+        raise BrokenCheckpoint(
+            f"The model in {shown_path(here)} cannot be loaded ({said}); fetch or make it again."
+        ) from e
+    return Speaker(dense, parent.tokenizer), Speaker(cut, tokenizer)
 
 
 def report_folder(

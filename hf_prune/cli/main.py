@@ -9,6 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from hf_prune import __version__
+from hf_prune.cli.chat import chat_command
+from hf_prune.cli.completion import NAME, VARIABLE, completion_command
 from hf_prune.cli.export import export_command
 from hf_prune.cli.flags import flags_of, with_flags
 from hf_prune.cli.panels import HELP_ALL, PanelCommand
@@ -52,7 +54,7 @@ app = typer.Typer(
 def main() -> None:
     """Entry point of the console script; what SIGTERM ends is put away as after Ctrl-C."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    app(prog_name="hf-prune")
+    app(prog_name=NAME, complete_var=VARIABLE)
 
 
 RECIPE_FLAGS = [*flags_of(option for name, option in OPTIONS.items() if name != "base"), HELP_ALL]
@@ -255,6 +257,8 @@ def register_command(format: FormatFlag = "human", quiet: QuietFlag = False) -> 
 
 
 app.command("export")(guarded(export_command))
+app.command("chat")(guarded(chat_command))
+app.command("completion")(guarded(completion_command))
 
 
 @app.command("scout")

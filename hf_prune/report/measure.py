@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -43,16 +44,21 @@ def check_weights(folder: Path) -> None:
         )
 
 
-def _loaded(session: Session, folder: Path) -> PreTrainedModel:
-    """The finished folder as a user gets it, in the precision of the search so that all columns are alike."""
-    code = session.recipe.trust.remote_code
+def load_result(folder: Path, dtype: torch.dtype | str = "auto", *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """A finished folder as a user gets it, with the adapter beside it, if there is one."""
     with quiet():
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=session.dtype, local_files_only=True, trust_remote_code=code, use_safetensors=True
+            folder, dtype=dtype, local_files_only=True, trust_remote_code=trust_remote_code, use_safetensors=True
         )
         if (folder / ADAPTER).is_dir():
             model = PeftModel.from_pretrained(model, folder / ADAPTER)
-    return model.to(session.device).eval()
+    return model.eval()
+
+
+def _loaded(session: Session, folder: Path) -> PreTrainedModel:
+    """In the precision of the search, so that all columns are alike."""
+    code = session.recipe.trust.remote_code
+    return load_result(folder, session.dtype, trust_remote_code=code).to(session.device)
 
 
 def measure_folder(

@@ -11,7 +11,7 @@ from hf_prune.errors import HfPruneError, InvalidRecipe, SourceError
 from hf_prune.hub.names import parse
 from hf_prune.recipe import OPTIONS
 from hf_prune.report import said
-from hf_prune.results import assemble_blueprint, heal_folder, report_folder
+from hf_prune.results import assemble_blueprint, heal_folder, open_pair, report_folder
 from tests.hostile.folders import COMMIT, SECRET, altered, opened, resourced, result, secrets
 
 ENTRIES = (
@@ -72,6 +72,7 @@ def test_a_blueprint_names_no_model_of_this_machine(made, home, tmp_path, monkey
     with opened() as files:
         refused(lambda: assemble_blueprint(theirs / "blueprint.json", tmp_path / "out"))
         refused(lambda: list(report_folder(theirs, data=(str(home / "text.txt"),))))
+        refused(lambda: open_pair(theirs))
     places = tuple(str(tmp_path.resolve() / place) for place in ("model", "ns", "in"))
     assert [f for f in files if f.startswith(places)] == [] and not (tmp_path / "out").exists()
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from hf_prune.errors import UnsafeSource
 from hf_prune.pipeline import Result
-from hf_prune.results import report_folder
+from hf_prune.results import open_pair, report_folder
 from tests.hostile.folders import change, result
 
 PACKAGE = Path(__file__).parents[2] / "hf_prune"
@@ -53,6 +53,8 @@ def test_a_result_of_pickles_is_not_read(made, home, tmp_path, where, armed):
     before = sorted(theirs.rglob("*"))
     with pytest.raises(UnsafeSource, match="pickle"):
         list(report_folder(theirs, base=str(home / "base"), data=(str(home / "text.txt"),)))
+    with pytest.raises(UnsafeSource, match="pickle"):
+        open_pair(theirs, str(home / "base"))
     if where == "model":
         with pytest.raises(OSError, match="safetensors"):
             Result(theirs, {}).model  # noqa: B018 - loads it

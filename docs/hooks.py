@@ -116,7 +116,7 @@ def recipe() -> str:
             main = f" A plain value is its `{group.main}`." if group.main else ""
             found += [
                 f"## {name}\n",
-                f"{group.__doc__}{main}\n",
+                f"{group.__doc__.splitlines()[0]}{main}\n",
                 _keys([o for o in OPTIONS.values() if o.path[0] == name]),
             ]
     return "\n".join(found)

@@ -1,6 +1,6 @@
 """What a run tells its caller, in order, and long work as a stream of that.
 
-The progress bar, the app and the journal read the same stream; whoever iterates may stop it.
+The progress bar, the app and the journal read the same stream; whoever iterates may stop it. `print(event)` is a line.
 """
 
 import math
@@ -26,6 +26,10 @@ class Started:
     columns: tuple[str, ...] = ()
     parameters: int = 0
 
+    def __str__(self) -> str:
+        trials = f", at most {self.evaluations:,} evaluations" if self.evaluations else ""
+        return f"{self.base}: {self.target}{trials}"
+
 
 @dataclass(frozen=True, slots=True)
 class Forecasted:
@@ -36,6 +40,10 @@ class Forecasted:
     left_out: tuple[str, ...] = ()
     limit: float = math.inf
 
+    def __str__(self) -> str:
+        less = f"; left out, to take no longer: {'; '.join(self.left_out)}" if self.left_out else ""
+        return f"takes about {math.ceil(sum(self.seconds.values()) / 60)} min on this machine{less}"
+
 
 @dataclass(frozen=True, slots=True)
 class Stage:
@@ -44,6 +52,9 @@ class Stage:
 
     name: str
     detail: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.detail}" if self.detail else self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +67,9 @@ class Scored:
     best: float
     cached: int = 0
 
+    def __str__(self) -> str:
+        return f"search: {self.done:,} of at most {self.total:,} scored, best {self.best:.4g}"
+
 
 @dataclass(frozen=True, slots=True)
 class Advanced:
@@ -66,6 +80,10 @@ class Advanced:
     total: int
     value: float | None = None
 
+    def __str__(self) -> str:
+        loss = "" if self.value is None else f", loss {self.value:.4g}"
+        return f"{self.stage}: {self.done:,} of {self.total:,}{loss}"
+
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
@@ -75,6 +93,9 @@ class Tuned:
     after: float
     kept: bool
 
+    def __str__(self) -> str:
+        return f"tuned: objective on the selection split {_change(self)}"
+
 
 @dataclass(frozen=True, slots=True)
 class Repaired:
@@ -83,6 +104,9 @@ class Repaired:
     before: float
     after: float
     kept: bool
+
+    def __str__(self) -> str:
+        return f"repaired: KL on the selection split {_change(self)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +118,9 @@ class Healed:
     tokens: int
     kept: bool
 
+    def __str__(self) -> str:
+        return f"healed on {self.tokens:,} tokens: loss on the selection split {_change(self)}"
+
 
 @dataclass(frozen=True, slots=True)
 class Assembled:
@@ -103,12 +130,18 @@ class Assembled:
     folder: str
     parameters: int
 
+    def __str__(self) -> str:
+        return f"assembled: {len(self.blueprint.layers)} layers, {self.parameters:,} parameters, certified"
+
 
 @dataclass(frozen=True, slots=True)
 class Reported:
     """The measurements are in."""
 
     report: dict[str, Any]
+
+    def __str__(self) -> str:
+        return "measured"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +152,9 @@ class Pushed:
     commit: str
     changed: bool
 
+    def __str__(self) -> str:
+        return f"{'pushed' if self.changed else 'unchanged'}: {self.url} ({self.commit})"
+
 
 @dataclass(frozen=True, slots=True)
 class Finished:
@@ -127,6 +163,14 @@ class Finished:
     folder: str
     report: dict[str, Any]
     url: str | None = None
+
+    def __str__(self) -> str:
+        return f"finished: {self.folder}"
+
+
+def _change(event: Tuned | Repaired | Healed) -> str:
+    kept = "" if event.kept else "; no better, so the weights stay as they were"
+    return f"{event.before:.5g} -> {event.after:.5g}{kept}"
 
 
 Event = (

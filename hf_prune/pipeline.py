@@ -8,7 +8,7 @@ same call and never evaluates a candidate twice.
 import functools
 import shutil
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +32,7 @@ from hf_prune.plan import check_evidence, evaluations, facts_of
 from hf_prune.recipe import Recipe
 from hf_prune.report.compose import describe
 from hf_prune.report.gguf_card import publish
+from hf_prune.report.notebook import Bars, in_notebook, result_html
 from hf_prune.report.schema.report import Report
 from hf_prune.search import SEARCHERS, drive, focus
 from hf_prune.session import front
@@ -62,6 +63,9 @@ class Result:
         with quiet():
             return AutoModelForCausalLM.from_pretrained(self.folder, dtype="auto", use_safetensors=True)
 
+    def _repr_html_(self) -> str:
+        return result_html(self.folder, self.report)
+
     @property
     def front(self) -> list[dict[str, Any]] | None:
         """The Pareto front of a `nsga2` run: size, quality and digest of every member."""
@@ -90,11 +94,20 @@ class Result:
         return publish(self.folder, repo_id, **how)[0].url
 
 
-def run(recipe: Recipe) -> Result:
-    """`compress` without watching."""
-    for event in compress(recipe):
-        if isinstance(event, Finished):
-            return Result(Path(event.folder), event.report, event.url)
+def run(recipe: Recipe, progress: bool | None = None) -> Result:
+    """`compress` without watching.
+
+    Args:
+        recipe: what is asked for.
+        progress: whether bars show how far it is; None: in a notebook.
+    """
+    shown = in_notebook() if progress is None else progress
+    with Bars() if shown else nullcontext() as bars:
+        for event in compress(recipe):
+            if bars:
+                bars.show(event)
+            if isinstance(event, Finished):
+                return Result(Path(event.folder), event.report, event.url)
     raise AssertionError("compress ended without Finished")
 
 

@@ -1,12 +1,16 @@
 """Work in a thread: its events come in order, its result and its errors arrive, and it stops when nobody listens."""
 
+import math
 import os
 import signal
 import threading
+from dataclasses import fields
+from typing import get_args
 
 import pytest
 
-from hf_prune.events import Advanced, Stopped, stream_work
+from hf_prune.blueprint import Blueprint, Source
+from hf_prune.events import Advanced, Event, Stopped, stream_work
 
 WAIT = 10
 
@@ -129,3 +133,20 @@ def test_a_work_that_fails_while_it_is_stopped_does_not_hide_why():
     with pytest.raises(KeyboardInterrupt):
         stream.throw(KeyboardInterrupt())
     assert not working()
+
+
+@pytest.mark.parametrize("kind", get_args(Event), ids=lambda kind: kind.__name__)
+def test_every_event_prints_as_a_line(kind):
+    values = {
+        "report": {"x": 1},
+        "folder": "small",
+        "seconds": {"search": 90.0},
+        "done": 3,
+        "total": 9,
+        "best": math.inf,
+    }
+    given = {f.name: values.get(f.name, 0) for f in fields(kind)}
+    if kind.__name__ == "Assembled":
+        given["blueprint"] = Blueprint.identity(Source("m", "f"), 2)
+    said = str(kind(**given))
+    assert said and "\n" not in said and kind.__name__ not in said and "{" not in said

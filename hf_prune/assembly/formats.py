@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_prune.atomic_files import claimed, write_text
+from hf_prune.errors import HfPruneError
 
 Written = tuple[Path, tuple[str, ...]]
 """What was written, and what is to be said of it."""
@@ -19,11 +20,13 @@ class Format:
     write: takes a finished folder, where to write (None: the format's own place) and those of `options` that were
         given.
     options: their names; others have no meaning.
+    suits: whether it can say a finished folder as it is, where that is worth naming by itself.
     """
 
     about: str
     write: Callable[..., Written]
     options: tuple[str, ...] = ()
+    suits: Callable[[Path], bool] = lambda folder: False
 
 
 def _mergekit(folder: Path, output: Path | None, source: Any = ()) -> Written:
@@ -55,8 +58,22 @@ def _gguf(
     return done.path, (done.verdict, *done.notes)
 
 
+def _in_gguf(folder: Path) -> bool:
+    if not (folder / "config.json").is_file():
+        return False
+    from transformers import AutoConfig
+
+    from hf_prune.assembly.gguf.layout import layout
+
+    try:
+        layout(AutoConfig.from_pretrained(folder, local_files_only=True))
+    except HfPruneError:
+        return False
+    return True
+
+
 FORMATS: Mapping[str, Format] = {
     "mergekit": Format("a stitched result as YAML", _mergekit, ("source",)),
     "nemotron-nas": Format("a Llama of several widths for vLLM", _nemotron_nas, ("pad",)),
-    "gguf": Format("one file for llama.cpp and Ollama", _gguf, ("quantize", "llama_cpp", "pad")),
+    "gguf": Format("one file for llama.cpp and Ollama", _gguf, ("quantize", "llama_cpp", "pad"), _in_gguf),
 }

@@ -15,6 +15,7 @@ from hf_prune.cli.export import export_command
 from hf_prune.cli.flags import flags_of, with_flags
 from hf_prune.cli.panels import HELP_ALL, PanelCommand
 from hf_prune.cli.planning import show_plan
+from hf_prune.cli.steps import chosen
 from hf_prune.cli.terminal import Format, complain, format_of, guarded, line, loading, result, show, watch
 from hf_prune.demo import Act
 from hf_prune.errors import InvalidRecipe
@@ -169,7 +170,7 @@ def report_command(
     loading(form)
     from hf_prune.results import report_folder
 
-    watch(report_folder(source, base=base, output=output, **_given(values)), form)
+    watch(report_folder(source, base=base, output=output, **_given(values)), form, base)
 
 
 @app.command("heal", cls=PanelCommand)
@@ -194,7 +195,7 @@ def heal_command(
     loading(form)
     from hf_prune.results import heal_folder
 
-    watch(heal_folder(source, base=base, output=output, heal=heal, **_given(values)), form)
+    watch(heal_folder(source, base=base, output=output, heal=heal, **_given(values)), form, base)
 
 
 @app.command("push")
@@ -368,7 +369,9 @@ def _recipe(base: str | None, path: Path | None, values: dict[str, Any]) -> Reci
 
 
 def _compress(recipe: Recipe, form: Format) -> None:
+    if form == "human" and (said := chosen(recipe)):
+        complain(said)
     loading(form)
     from hf_prune.pipeline import compress
 
-    watch(compress(recipe), form)
+    watch(compress(recipe), form, recipe.base)

@@ -58,28 +58,19 @@ class Screen:
         """Draw one event."""
         self.pace.hear(event)
         match event:
-            case Started():
-                trials = f", at most {event.evaluations:,} evaluations" if event.evaluations else ""
-                self._say(f"{event.base}: {event.target}{trials}")
             case Forecasted():
                 self._say(f"takes {stages_told(event.seconds)} on this machine")
                 if event.left_out:
                     self._say(f"left out, to take no longer: {'; '.join(event.left_out)}")
             case Stage():
                 self._end_bar()
-                self._say(f"{event.name}: {event.detail}" if event.detail else event.name)
+                self._say(str(event))
             case Scored():
                 self._advance("search", event.done, event.total, "best", event.best)
             case Advanced():
                 self._advance(event.stage, event.done, event.total, "loss", event.value)
-            case Tuned():
-                self._say(f"tuned: objective on the selection split {_change(event)}")
-            case Repaired():
-                self._say(f"repaired: KL on the selection split {_change(event)}")
-            case Healed():
-                self._say(f"healed on {event.tokens:,} tokens: loss on the selection split {_change(event)}")
-            case Pushed():
-                self._say(f"{'pushed' if event.changed else 'unchanged'}: {event.url} ({event.commit})")
+            case Started() | Tuned() | Repaired() | Healed() | Pushed():
+                self._say(str(event))
 
     def _advance(self, name: str, done: int, total: int, what: str, value: float | None) -> None:
         if self.task is None:
@@ -95,11 +86,6 @@ class Screen:
 
     def _say(self, text: str) -> None:
         self.console.print(scrub(text), soft_wrap=True, highlight=False, markup=False)
-
-
-def _change(event: Tuned | Repaired | Healed) -> str:
-    kept = "" if event.kept else "; no better, so the weights stay as they were"
-    return f"{event.before:.5g} -> {event.after:.5g}{kept}"
 
 
 def verdict_table(found: "Sequence[Verdict]") -> Table:

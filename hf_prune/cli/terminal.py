@@ -57,11 +57,13 @@ def format_of(format: Format, quiet: bool) -> Format:
     return form
 
 
-def watch(events: "Iterable[Event]", form: Format) -> None:
-    """Show a run, and its report at the end."""
+def watch(events: "Iterable[Event]", form: Format, parent: str | None = None) -> None:
+    """Show a run, at the end its report and what comes after it; `parent` is the dense model as it was named."""
     from rich.console import Console
 
     from hf_prune.cli.screen import Screen
+    from hf_prune.cli.steps import next_commands
+    from hf_prune.report.schema.report import Report
     from hf_prune.report.text import event_dict
 
     with Screen(Console(stderr=True, quiet=form != "human")) as screen, heartbeat(screen.pace.line, form):
@@ -74,6 +76,11 @@ def watch(events: "Iterable[Event]", form: Format) -> None:
     if form != "json":
         card = str(Path(event.folder) / "README.md")
         result(form, "Finished", result=event.folder, report=card, **({"hub": event.url} if event.url else {}))
+    if form == "human":
+        report = Report.from_dict(event.report, "The run")
+        print(
+            "Next", *(scrub(f"  {c}") for c in next_commands(Path(event.folder), report, parent, event.url)), sep="\n"
+        )
 
 
 @contextmanager

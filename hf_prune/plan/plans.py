@@ -28,6 +28,7 @@ from hf_prune.plan.counts import (
     trained_tokens,
 )
 from hf_prune.plan.memory import Demand, Room, check_streamed, demand, number_bytes, restoring_memory
+from hf_prune.plan.page import plan_html
 from hf_prune.plan.rates import Rates, Shape
 from hf_prune.plan.streaming import Streaming, reading_rates, streaming
 from hf_prune.plan.tokens import Trim, is_counted, trimmed
@@ -117,6 +118,9 @@ class Plan:
     def device_bytes(self) -> int:
         """What the run needs at its peak, on its device."""
         return max(self.memory_bytes, self.restoring_bytes)
+
+    def _repr_html_(self) -> str:
+        return plan_html(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, ready for JSON."""

@@ -15,6 +15,7 @@ from hf_prune.errors import InvalidRecipe
 from hf_prune.methods import METHODS
 from hf_prune.recipe.fields import TASK_OBJECTIVES, Fields
 from hf_prune.recipe.spelling import OPTIONS, flatten, nest, read
+from hf_prune.recipe.told import describe_fields
 from hf_prune.search import SEARCHERS
 
 NOT_IDENTITY = {
@@ -65,6 +66,17 @@ MOST_VARIANTS = 32
 
 class Recipe(Fields):
     """Everything a run depends on, however it is spelled. Unknown keys are refused with the nearest right name."""
+
+    def __init__(self, **fields: Any) -> None:
+        """Build from keyword arguments: flat names, or groups as mappings.
+
+        Raises:
+            InvalidRecipe: unknown key, wrong type, or contradicting values; the message names the field.
+        """
+        try:
+            super().__init__(**fields)
+        except ValidationError as e:
+            raise InvalidRecipe(_sentence(e)) from None
 
     @model_validator(mode="before")
     @classmethod
@@ -133,10 +145,10 @@ class Recipe(Fields):
 
     @classmethod
     def of(cls, **fields: Any) -> "Recipe":
-        """Build from keyword arguments: flat names, or groups as mappings.
+        """The same as `Recipe(**fields)`, for names that are put together.
 
         Raises:
-            InvalidRecipe: unknown key, wrong type, or contradicting values; the message names the field.
+            InvalidRecipe: as `Recipe(...)`.
         """
         return cls._read(fields)
 
@@ -171,6 +183,9 @@ class Recipe(Fields):
             return super().__getattr__(name)
         warnings.warn(f"Recipe.{name} is Recipe.{'.'.join(option.path)} now", DeprecationWarning, stacklevel=2)
         return option.of(self)
+
+
+describe_fields(Recipe)
 
 
 def _sentence(error: ValidationError) -> str:

@@ -1,5 +1,6 @@
 """Command lines as README and the pages show them."""
 
+import itertools
 import re
 import shlex
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ def lines(text: str) -> Iterator[list[str]]:
     for line in text.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
         if words[:1] == ["hf-prune"]:
-            yield words[1:]
+            yield list(itertools.takewhile(lambda word: word != "|", words[1:]))
 
 
 def commands(path: Path) -> Iterator[list[str]]:

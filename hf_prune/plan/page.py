@@ -31,13 +31,12 @@ def sizes_html(dense: int, pruned: int) -> str:
 
 def plan_html(plan: "Plan") -> str:
     """Size, memory, time, and what is left out."""
-    needed = max(plan.memory_bytes, plan.restoring_bytes)
     fits = "" if plan.fits is None else "; it fits here" if plan.fits else "; that is more than there is here"
     rows = [
         ("model", f"{plan.base} ({plan.model_type}), {plan.depth} layers, {_gb(plan.bytes)}"),
         ("asked", f"{plan.asked}, method {plan.method}"),
         ("result", f"{plan.result_layers} layers, at most {_gb(plan.result_bytes)}"),
-        ("memory", f"about {_gb(needed)}{fits}"),
+        ("memory", f"about {_gb(plan.device_bytes)}{fits}"),
         ("disk", f"{_gb(plan.disk_bytes)}, of which download {_gb(plan.download_bytes)}"),
         ("search", f"{plan.search}, at most {plan.evaluations:,} evaluations"),
     ]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from hf_prune.evaluation.dialogue import Speaker
 
 NAMES = ("dense", "pruned")
-HELP = "Write something; /new begins anew, /quit or Ctrl-D ends."
+HELP = "Write something; Ctrl-C ends an answer, /new begins anew, /quit or Ctrl-D ends all."
 
 
 class Answers(NamedTuple):
@@ -71,7 +71,7 @@ def _converse(pair: "tuple[Speaker, Speaker]", how: Answers, form: Format) -> No
     while True:
         try:
             text = input("> " if asking else "").strip()
-        except EOFError:
+        except (EOFError, KeyboardInterrupt):
             return
         if text == "/quit":
             return
@@ -85,6 +85,10 @@ def _converse(pair: "tuple[Speaker, Speaker]", how: Answers, form: Format) -> No
                 if not asking:
                     raise
                 complain(f"Error: {e}")
+            except KeyboardInterrupt:
+                # Whoever has heard enough goes on with the next question.
+                if not asking:
+                    raise
 
 
 def _answer(pair: "tuple[Speaker, Speaker]", text: str, how: Answers, form: Format) -> None:

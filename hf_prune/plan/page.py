@@ -2,10 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from html import escape
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from hf_prune.plan.plans import Plan
+from typing import Any
 
 BAR = "display:inline-block;height:.8em;margin-right:.6em;background:"
 DENSE, PRUNED = "#767676", "#0072B2"
@@ -29,8 +26,8 @@ def sizes_html(dense: int, pruned: int) -> str:
     )
 
 
-def plan_html(plan: "Plan") -> str:
-    """Size, memory, time, and what is left out."""
+def plan_html(plan: Any) -> str:
+    """Size, memory, time and what is left out, of a `Plan`."""
     fits = "" if plan.fits is None else "; it fits here" if plan.fits else "; that is more than there is here"
     rows = [
         ("model", f"{plan.base} ({plan.model_type}), {plan.depth} layers, {_gb(plan.bytes)}"),

@@ -104,11 +104,6 @@ class Report(Document):
     vocabulary: VocabularyCut | None = None
     token_cost: TokenCost | None = None
 
-    def _repr_html_(self) -> str:
-        from hf_prune.report.notebook import report_html
-
-        return report_html(self)
-
     @property
     def push_to(self) -> str | None:
         """The repo that the recipe asked to publish to."""

@@ -145,7 +145,7 @@ def test_every_event_prints_as_a_line(kind):
         "total": 9,
         "best": math.inf,
     }
-    given = {f.name: values.get(f.name, 0) for f in fields(kind)}
+    given = {f.name: values.get(f.name, "x" if f.type is str else 0) for f in fields(kind)}
     if kind.__name__ == "Assembled":
         given["blueprint"] = Blueprint.identity(Source("m", "f"), 2)
     said = str(kind(**given))

@@ -12,7 +12,7 @@ from hf_prune.report.schema.report import Report
 from tests.runs import base
 
 SIZES = {"parameters": 4, "bytes": 8, "layers": 4, "kv_bytes_per_token": 4}
-RAW = {"size": {"dense": SIZES, "pruned": SIZES}}
+RAW = {"size": {"dense": SIZES, "pruned": SIZES}, "layers": []}
 LOCAL = {"repo": "base", "revision": "sha256-" + "0" * 56}
 
 

@@ -15,8 +15,8 @@ from hf_prune.cli.export import export_command
 from hf_prune.cli.flags import flags_of, with_flags
 from hf_prune.cli.panels import HELP_ALL, PanelCommand
 from hf_prune.cli.planning import show_plan
-from hf_prune.cli.steps import chosen
-from hf_prune.cli.terminal import Format, complain, format_of, guarded, line, loading, result, show, watch
+from hf_prune.cli.steps import announced
+from hf_prune.cli.terminal import Format, format_of, guarded, line, loading, result, show, watch
 from hf_prune.demo import Act
 from hf_prune.errors import InvalidRecipe
 from hf_prune.recipe import OPTIONS, Recipe
@@ -369,9 +369,8 @@ def _recipe(base: str | None, path: Path | None, values: dict[str, Any]) -> Reci
 
 
 def _compress(recipe: Recipe, form: Format) -> None:
-    if form == "human" and (said := chosen(recipe)):
-        complain(said)
     loading(form)
     from hf_prune.pipeline import compress
 
-    watch(compress(recipe), form, recipe.base)
+    events = compress(recipe)
+    watch(announced(events, recipe) if form == "human" else events, form, recipe.base)

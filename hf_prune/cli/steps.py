@@ -1,11 +1,12 @@
 """What a run chose where nobody said, and which commands come after it."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hf_prune.assembly.formats import FORMATS
+from hf_prune.events import Event, Stage, Started
 from hf_prune.limits import DEFAULT_RATIO
 from hf_prune.recipe import DEFAULT_DATA, Recipe
 
@@ -28,6 +29,15 @@ def chosen(recipe: Recipe) -> str | None:
     if not recipe.repair.enabled and not recipe.heal.tokens:
         found.append("and nothing is given back (--repair, --heal 1M)")
     return f"no size is named, so {', '.join(found)}"
+
+
+def announced(events: Iterable[Event], recipe: Recipe) -> Iterator[Event]:
+    """A run's events; what it chose by itself is told as a stage, once it is known that it begins."""
+    said = chosen(recipe)
+    for event in events:
+        yield event
+        if said and isinstance(event, Started):
+            yield Stage("chosen", said)
 
 
 def next_commands(folder: Path, report: "Report", parent: str | None, url: str | None) -> list[str]:

@@ -42,8 +42,13 @@ def test_both_answer_as_stock_transformers_says(made, home):
     assert done.exit_code == 0, done.output
     said = {line["model"]: line for line in map(json.loads, done.stdout.splitlines())}
     assert list(said) == ["dense", "pruned"]
-    assert said["dense"]["text"] == spoken(home / "base", "the cat", 9) != said["pruned"]["text"]
+    assert said["dense"]["text"] == spoken(home / "base", "the cat", 9)
     assert said["pruned"]["text"] == spoken(made, "the cat", 9)
+
+
+def test_the_dense_model_is_the_parent_and_the_other_is_the_result(made, home):
+    dense, pruned = open_pair(made, str(home / "base"))
+    assert (dense.model.config.num_hidden_layers, pruned.model.config.num_hidden_layers) == (6, 4)
 
 
 def test_lines_on_stdin_are_answered_one_after_the_other(made, home):

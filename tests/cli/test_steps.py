@@ -6,7 +6,8 @@ import pytest
 from typer.main import get_command
 
 from hf_prune.cli.main import app
-from hf_prune.cli.steps import chosen, next_commands
+from hf_prune.cli.steps import announced, chosen, next_commands
+from hf_prune.events import Finished, Stage, Started
 from hf_prune.recipe import Recipe
 from hf_prune.report.schema.report import Report
 from tests.runs import base
@@ -47,3 +48,10 @@ def test_who_names_none_is_told_what_was_chosen_and_the_flags_that_choose():
     said = chosen(Recipe.of(base="m"))
     assert all(word in said for word in ("0.25", "--ratio", "--method", "--data", "wikitext", "--time", "--repair"))
     assert "--data" not in chosen(Recipe.of(base="m", data="x.txt", time="1h", repair=True))
+
+
+def test_it_is_told_when_the_run_begins_and_not_before():
+    begun, done = Started(None, "m", 4, "remove 1", 9), Finished("small", {})
+    told = list(announced([Stage("pull"), begun, done], Recipe.of(base="m")))
+    assert [type(e) for e in told] == [Stage, Started, Stage, Finished] and "--ratio" in told[2].detail
+    assert list(announced([begun, done], Recipe.of(base="m", ratio=0.5))) == [begun, done]

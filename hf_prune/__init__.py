@@ -31,7 +31,7 @@ PUBLIC = {
     "compress": "pipeline",
     "heal_folder": "results",
     "plan": "plan.here",
-    "push": "results",
+    "push": "report.gguf_card",
     "report_folder": "results",
     "run": "pipeline",
     "scout": "models.scout",

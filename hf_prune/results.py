@@ -39,7 +39,6 @@ from hf_prune.recipe.fields import Size
 from hf_prune.recovery.levels import Kind, cached
 from hf_prune.report import front_card, said
 from hf_prune.report.compose import measure_again
-from hf_prune.report.gguf_card import publish
 from hf_prune.report.measure import check_weights, load_result
 from hf_prune.report.schema.model import Front
 from hf_prune.report.schema.report import Report
@@ -302,40 +301,6 @@ def _healed(source: str | Path, base: str | None, output: Path, changes: dict[st
         else:
             yield Stage("done", f"{output} already holds the result of this recipe")
     yield Finished(str(output), result.to_dict(), None)
-
-
-def push(
-    folder: str | Path,
-    repo_id: str,
-    *,
-    private: bool = True,
-    revision: str | None = None,
-    create_pr: bool = False,
-    commit_message: str | None = None,
-    gguf_apart: bool = False,
-) -> str:
-    """Publish a finished folder; doing it twice changes nothing.
-
-    Args:
-        folder: what `compress`, `heal_folder` or `assemble_blueprint` wrote.
-        repo_id: where it goes, ns/name; created if it is not there.
-        private: whether a new repo is.
-        revision: branch to push to.
-        create_pr: as a pull request.
-        commit_message: of the upload.
-        gguf_apart: GGUF files go into `repo_id`-GGUF, not beside the weights.
-
-    Returns:
-        The address.
-
-    Raises:
-        InvalidRecipe: the folder holds no finished model.
-        PublishError: the Hub does not take it.
-    """
-    if not (Path(folder) / "config.json").is_file():
-        raise InvalidRecipe(f"{folder} is not a finished model folder (no config.json); run compress first.")
-    how = {"private": private, "revision": revision, "create_pr": create_pr, "commit_message": commit_message}
-    return publish(Path(folder), repo_id, gguf_apart=gguf_apart, **how)[0].url
 
 
 CARRIED = (

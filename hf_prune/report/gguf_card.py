@@ -21,6 +21,40 @@ CARRIED = ("LICENSE", "NOTICE")
 """Beginnings of the names of files that go wherever the weights go."""
 
 
+def push(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool = True,
+    revision: str | None = None,
+    create_pr: bool = False,
+    commit_message: str | None = None,
+    gguf_apart: bool = False,
+) -> str:
+    """Publish a finished folder; doing it twice changes nothing.
+
+    Args:
+        folder: what `compress`, `heal_folder` or `assemble_blueprint` wrote.
+        repo_id: where it goes, ns/name; created if it is not there.
+        private: whether a new repo is.
+        revision: branch to push to.
+        create_pr: as a pull request.
+        commit_message: of the upload.
+        gguf_apart: GGUF files go into `repo_id`-GGUF, not beside the weights.
+
+    Returns:
+        The address.
+
+    Raises:
+        InvalidRecipe: the folder holds no finished model.
+        PublishError: the Hub does not take it.
+    """
+    if not (Path(folder) / "config.json").is_file():
+        raise InvalidRecipe(f"{folder} is not a finished model folder (no config.json); run compress first.")
+    how = {"private": private, "revision": revision, "create_pr": create_pr, "commit_message": commit_message}
+    return publish(Path(folder), repo_id, gguf_apart=gguf_apart, **how)[0].url
+
+
 def publish(folder: Path, repo_id: str, *, gguf_apart: bool = False, **how: Any) -> list[hub.PushResult]:
     """Push a finished folder; its GGUF files beside the weights, or into a repo of their own.
 

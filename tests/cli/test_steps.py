@@ -1,5 +1,6 @@
 """What a run chose, and the commands that come after it."""
 
+import json
 import shlex
 
 import pytest
@@ -10,7 +11,7 @@ from hf_prune.cli.steps import announced, chosen, next_commands
 from hf_prune.events import Finished, Stage, Started
 from hf_prune.recipe import Recipe
 from hf_prune.report.schema.report import Report
-from tests.runs import base
+from tests.hub.samples import CONFIG
 
 SIZES = {"parameters": 4, "bytes": 8, "layers": 4, "kv_bytes_per_token": 4}
 RAW = {"size": {"dense": SIZES, "pruned": SIZES}, "layers": []}
@@ -29,7 +30,9 @@ def commands(folder, url=None, parent="my base", **more):
 
 
 def test_they_are_those_that_make_sense(tmp_path):
-    folder = base(tmp_path / "a model")
+    folder = tmp_path / "a model"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(CONFIG))
     found = commands(folder, sources=[LOCAL])
     assert list(found) == ["chat", "heal", "export", "push"] and found["export"][4] == "gguf"
     assert found["chat"][2:5] == [str(folder), "--base", "my base"]

@@ -16,7 +16,7 @@ from hf_prune.cli.flags import flags_of, with_flags
 from hf_prune.cli.panels import HELP_ALL, PanelCommand
 from hf_prune.cli.planning import show_plan
 from hf_prune.cli.steps import announced
-from hf_prune.cli.terminal import Format, format_of, guarded, line, loading, result, show, watch
+from hf_prune.cli.terminal import Format, complain, format_of, guarded, line, loading, result, show, watch
 from hf_prune.demo import Act
 from hf_prune.errors import InvalidRecipe
 from hf_prune.recipe import OPTIONS, Recipe

@@ -65,7 +65,7 @@ def test_one_field_with_two_values_is_one_sentence():
     assert str(caught.value) == (
         "Recipe: heal.rank and heal_rank are one field with two values; leave one of them out."
     )
-    with pytest.raises(ValueError, match="one field with two values"):
+    with pytest.raises(InvalidRecipe, match="one field with two values"):
         Recipe(base="m", size=0.3, ratio=0.4)
 
 

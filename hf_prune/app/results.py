@@ -141,7 +141,7 @@ def spoken(folder: str, prompt: str) -> tuple[str, str]:
 
     made = Blueprint.from_json((Path(folder) / "blueprint.json").read_text(encoding="utf-8"))
     recipe = Run(Path(folder).parent).recipe
-    parent = open_parents(made, (recipe.base, *recipe.variants))[0]
+    parent = open_parents(made, Path(folder), (recipe.base, *recipe.variants))[0]
     with quiet():
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         pruned = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", local_files_only=True, use_safetensors=True)

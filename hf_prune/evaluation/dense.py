@@ -210,9 +210,12 @@ class Dense:
             state, args, kwargs = _split(args, kwargs)
             entered.append(state)
             calls.append((args, kwargs))
+            # The norm behind the last layer would do, but there are models that have it before the first, too.
+            if layer is self.layers[-1]:
+                _stop(layer, args, kwargs)
             return self._given_back(layer, state, calls[-1])
 
-        with _instead([*self.layers], note), _instead([self.norm], _stop):
+        with _instead([*self.layers], note):
             self._begin(tokens, NOTHING, kwargs)
         return entered[0], calls
 

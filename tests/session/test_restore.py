@@ -80,7 +80,9 @@ def test_training_changes_the_weights_and_is_certified_and_told(trained, untrain
     assert weights(again) == weights(untrained.folder)
     healed, repaired = (report["stages"]["text"]["all"][s] for s in ("healed", "repaired"))
     assert healed["perplexity"] < repaired["perplexity"]
-    assert report["text"]["all"]["pruned"] == {k: healed[k] for k in ("perplexity", "ci")}
+    assert report["text"]["all"]["pruned"] == {
+        k: healed[k] for k in ("perplexity", "ci", "bits_per_byte", "bits_per_byte_ci")
+    }
     card = (trained.folder / "README.md").read_text()
     assert "What the cut cost and what came back" in card and "was trained on" in card
 

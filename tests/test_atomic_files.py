@@ -148,9 +148,13 @@ def test_a_file_gets_its_name_when_all_went_well(tmp_path):
 
 
 def test_a_file_that_a_killed_process_left_in_a_folder_is_put_away(tmp_path):
-    small = tmp_path / "small"
-    small.mkdir()
-    for name in ("report.json", ".hf-prune-0123.partial", "mine.partial"):
-        (small / name).write_text("x")
+    small, elsewhere = tmp_path / "small", tmp_path / "elsewhere"
+    for folder in (small, small / "figures", elsewhere):
+        folder.mkdir()
+        for name in ("report.json", ".hf-prune-0123.partial", "mine.partial"):
+            (folder / name).write_text("x")
+    (small / "link").symlink_to(elsewhere, target_is_directory=True)
     with claimed(small):
-        assert names(small) == ["mine.partial", "report.json"]
+        assert names(small) == ["figures", "link", "mine.partial", "report.json"]
+        assert names(small / "figures") == ["mine.partial", "report.json"]
+        assert len(names(elsewhere)) == 3

@@ -47,7 +47,7 @@ def _renamed(partial: Path, path: Path) -> Iterator[None]:
         yield
         os.replace(partial, path)
     except BaseException as e:
-        if isinstance(e, OSError) and e.filename is None:
+        if isinstance(e, OSError) and e.errno and e.filename is None:
             # A write does not say where.
             e.filename = str(path)
         partial.unlink(missing_ok=True)
@@ -130,9 +130,10 @@ def copied(folder: Path, target: Path) -> Path:
 
 def _put_away(target: Path) -> None:
     """Remove what a killed process left of a folder, and in it; what it had replaced gets its name back."""
-    for file in target.glob(f"{OURS}*.partial"):
-        if not file.is_symlink() and file.is_file():
-            file.unlink()
+    for folder in (target, *target.glob("*/")):
+        for file in () if folder.is_symlink() else folder.glob(f"{OURS}*.partial"):
+            if not file.is_symlink() and file.is_file():
+                file.unlink()
     for place in target.parent.glob(f"{OURS}*.partial"):
         mark = place / MARK
         if place.is_symlink() or not mark.is_file() or mark.read_text(encoding="utf-8") != target.name:

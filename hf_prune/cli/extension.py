@@ -1,12 +1,12 @@
 """How the `hf` command finds hf-prune: a manifest among its extensions."""
 
 import json
-import os
 import shutil
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
+from hf_prune.atomic_files import write_text
 from hf_prune.errors import InvalidRecipe
 
 EXTENSION = Path("~/.local/share/hf/extensions/hf-prune/manifest.json")
@@ -32,9 +32,7 @@ def register() -> Path:
         "commit_sha": None,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, json.dumps(manifest, indent=2) + "\n")
     return path
 
 

@@ -1,7 +1,6 @@
 """Report -> README.md: the model card, from a template in model_cards/."""
 
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from urllib.parse import quote
 import yaml
 from huggingface_hub import ModelCard
 
+from hf_prune.atomic_files import write_text
 from hf_prune.blueprint import LOCAL
 from hf_prune.data.bundled import bundled_folder
 from hf_prune.errors import scrub
@@ -52,12 +52,7 @@ def write_card(
     card = ModelCard.from_template(data, template_str=_template(), **context)
     card.text = scrub(card.text)
     path = Path(folder) / "README.md"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(card.content.rstrip() + "\n", encoding="utf-8", newline="\n")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(path, card.content.rstrip() + "\n")
     return path
 
 

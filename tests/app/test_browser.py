@@ -159,7 +159,7 @@ def test_from_the_pick_to_a_published_model(page, hub_server):
     page.press("#login")
     page.until(lambda: "ns" in page.text("#login"))
     page.press("#look")
-    page.until(lambda: "16 of 197K parameters" in page.text("#planned"))
+    page.until(lambda: "remove 4 layers" in page.text("#planned"))
     page.shot("2-size")
     few(page, 64, 0)
     page.press("#start")
@@ -275,7 +275,7 @@ def test_it_fits_a_phone_and_the_dark(address, tmp_path, hub_server):
         for theme in ("light", "dark"):
             page.open(f"?__theme={theme}")
             page.press("#look")
-            page.until(lambda: "16 of 197K parameters" in page.text("#planned"))
+            page.until(lambda: "remove 4 layers" in page.text("#planned"))
             for number in range(1, 6):
                 page.tab(number)
                 page.shot(f"phone-{theme}-{number}")

@@ -4,7 +4,6 @@ A picture appears under its name only when it is complete. Colours: Okabe and It
 """
 
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from hf_prune.atomic_files import written
 
 INK, GREY, PALE = "#222222", "#767676", "#C8C8C8"
 BLUE, SKY, ORANGE, GREEN, VERMILION, YELLOW = "#0072B2", "#56B4E9", "#E69F00", "#009E73", "#D55E00", "#F0E442"
@@ -31,12 +32,8 @@ def canvas(height: float, layout: str | None = "constrained") -> Figure:
 def save(figure: Figure, path: str | Path) -> Path:
     """Write a PNG, whole or not at all."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        figure.savefig(temporary, format="png", metadata={"Software": None})
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written(path) as partial:
+        figure.savefig(partial, format="png", metadata={"Software": None})
     return path
 
 

@@ -1,7 +1,7 @@
 """What every method makes of one real model, at several sizes, beside what it is compared with: one table.
 
     python examples/benchmarks/real.py --model MODEL --data FOLDER --tasks FILE ... --output FOLDER \
-        [--drop 3 6 9] [--methods collapse width ...] [--seeds 0 1 2] [--heal 2M] [FLAGS OF compress]
+        [--drop 3 6 9] [--methods collapse width ...] [--seeds 0 1 2] [--heal 2M] [--bare] [FLAGS OF compress]
 
 Every cell is on the report split, which no search and no choice has seen. A run is a `compress` of its own, kept in
 OUTPUT: an interrupted table goes on where it was, and another one can be made of the same runs. SIZE is the parameters
@@ -93,6 +93,7 @@ def arguments() -> tuple[argparse.Namespace, dict[str, Any]]:
     p.add_argument("--methods", nargs="+", default=methods, help="METHOD or METHOD/SEARCHER")
     p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     p.add_argument("--heal", default="2M")
+    p.add_argument("--bare", action="store_true", help="the cut that is best without repair")
     a, rest = p.parse_known_args()
     flags = dict(zip((r.removeprefix("--").replace("-", "_") for r in rest[::2]), rest[1::2], strict=True))
     if "baselines" in flags:
@@ -111,10 +112,10 @@ def made(a: argparse.Namespace, flags: Mapping[str, Any], method: str, size: int
     output = Path(a.output, f"{method.replace('/', '-')}-{size}-{seed}")
     method, _, searcher = method.partition("/")
     kind = METHODS[method]
-    asked = {**shared(a), "repair": not kind.refits, "heal": a.heal, "seed": seed, "output": str(output)}
+    asked = {**shared(a), "repair": not (kind.refits or a.bare), "heal": a.heal, "seed": seed, "output": str(output)}
     asked |= {"drop_layers": size} if "layers" in kind.genes else {"ratio": size * layer}
     asked |= {"search": searcher} if searcher else {}
-    recipe = Recipe.of(base=a.model, method=method, **asked, **flags)
+    recipe = Recipe.of(base=a.model, method=method, **(asked | flags))
     for event in compress(recipe):
         told(output.name, event)
         if isinstance(event, Finished):

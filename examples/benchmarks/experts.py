@@ -44,6 +44,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--go", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--evaluations", type=int)
+    parser.add_argument("--windows", type=int, default=24, help="that the search reads")
     parser.add_argument("--per-layer", action="store_true")
     return parser.parse_args()
 
@@ -56,7 +57,7 @@ def measured(a: argparse.Namespace, go: int, seed: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as home:
         recipe = Recipe.of(
             base=str(a.mixture), output=f"{home}/out", method="experts", ratio=ratio, seed=seed,
-            data=tuple(map(str, texts)), length=128, sequences=24, selection_sequences=24, report_sequences=48,
+            data=tuple(map(str, texts)), length=128, sequences=a.windows, selection_sequences=24, report_sequences=48,
             library_sequences=48, library=f"{home}/library", repair=True, repair_sequences=96, repair_finalists=2,
             evaluations=a.evaluations, baselines=SCORES, per_layer=a.per_layer,
             tasks=(str(demo_folder() / "tasks" / "math_cloze.report.jsonl"),), task_items=4,

@@ -16,7 +16,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from write_memory import MB, Peak
 
@@ -73,8 +75,8 @@ def child(way: str, home: str, a: argparse.Namespace) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def make(folder: Path, layers: int) -> None:
-    """A random model on disk, layer by layer, with the bundled tokenizer."""
+def make(folder: Path, layers: int, width: Mapping[str, Any] = WIDTH, alike: bool = False) -> None:
+    """A random model on disk, layer by layer, with the bundled tokenizer; layers that are alike are drawn once."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -82,17 +84,20 @@ def make(folder: Path, layers: int) -> None:
     from hf_prune.models.checkpoint import write_shards
 
     folder.mkdir()
-    config = LlamaConfig(**WIDTH, num_hidden_layers=layers, dtype="bfloat16", architectures=["LlamaForCausalLM"])
+    config = LlamaConfig(**width, num_hidden_layers=layers, dtype="bfloat16", architectures=["LlamaForCausalLM"])
     config.save_pretrained(folder)
     with torch.device("meta"):
         shapes = {n: p.shape for n, p in LlamaForCausalLM(config).named_parameters()}
-    draw = torch.Generator().manual_seed(0)
+    draw, before = torch.Generator().manual_seed(0), {}
 
     def drawn(name: str) -> torch.Tensor:
         if "norm" in name:
             return torch.ones(shapes[name], dtype=torch.bfloat16)
-        # As large as lets every layer change the state.
-        return (torch.randn(shapes[name], generator=draw) * 0.02).to(torch.bfloat16)
+        kind = name.split(".")[-2]
+        if not (alike and kind in before):
+            # As large as lets every layer change the state.
+            before[kind] = (torch.randn(shapes[name], generator=draw) * 0.02).to(torch.bfloat16)
+        return before[kind]
 
     tensors = [(n, 2 * shape.numel(), lambda n=n: drawn(n)) for n, shape in shapes.items() if n != "lm_head.weight"]
     write_shards(tensors, folder, shard_bytes=256 * MB)

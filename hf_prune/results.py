@@ -26,7 +26,7 @@ from hf_prune.atomic_files import (
     staged,
 )
 from hf_prune.blueprint import Blueprint, Source
-from hf_prune.errors import BrokenCheckpoint, IncompatibleSources, InvalidBlueprint, InvalidRecipe
+from hf_prune.errors import IncompatibleSources, InvalidBlueprint, InvalidRecipe
 from hf_prune.evaluation.dialogue import Speaker
 from hf_prune.events import Event, Finished, Reported, Stage, Started
 from hf_prune.models.devices import device_of
@@ -39,7 +39,7 @@ from hf_prune.recipe.fields import Size
 from hf_prune.recovery.levels import Kind, cached
 from hf_prune.report import front_card, said
 from hf_prune.report.compose import measure_again
-from hf_prune.report.measure import check_weights, load_result
+from hf_prune.report.measure import check_weights, load_result, unreadable
 from hf_prune.report.schema.model import Front
 from hf_prune.report.schema.report import Report
 from hf_prune.session.front import pick_member
@@ -207,13 +207,9 @@ def open_pair(source: str | Path, base: str | None = None, device: str = "auto")
     try:
         # A tokenizer of its own, since tokens may be gone, too.
         tokenizer = AutoTokenizer.from_pretrained(here, local_files_only=True, trust_remote_code=False)
-        cut = load_result(here).to(where)
-    # Whatever is wrong with a stranger's files comes up here, in as many kinds of errors as there are readers.
     except Exception as e:
-        said = " ".join(str(e).split())[:300]
-        raise BrokenCheckpoint(
-            f"The model in {shown_path(here)} cannot be loaded ({said}); fetch or make it again."
-        ) from e
+        raise unreadable(here, e) from e
+    cut = load_result(here).to(where)
     return Speaker(dense, parent.tokenizer), Speaker(cut, tokenizer)
 
 

@@ -59,7 +59,7 @@ def measured(a: argparse.Namespace, go: int, seed: int) -> dict[str, float]:
             base=str(a.mixture), output=f"{home}/out", method="experts", ratio=ratio, seed=seed,
             data=tuple(map(str, texts)), length=128, sequences=a.windows, selection_sequences=24, report_sequences=48,
             library_sequences=48, library=f"{home}/library", repair=True, repair_sequences=96, repair_finalists=2,
-            evaluations=a.evaluations, baselines=SCORES, per_layer=a.per_layer,
+            time=None, evaluations=a.evaluations, baselines=SCORES, per_layer=a.per_layer,
             tasks=(str(demo_folder() / "tasks" / "math_cloze.report.jsonl"),), task_items=4,
         )  # fmt: skip
         report = run(recipe).report

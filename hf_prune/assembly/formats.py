@@ -61,12 +61,11 @@ def _gguf(
 def _in_gguf(folder: Path) -> bool:
     if not (folder / "config.json").is_file():
         return False
-    from transformers import AutoConfig
-
     from hf_prune.assembly.gguf.layout import layout
+    from hf_prune.models.configs import read_config
 
     try:
-        layout(AutoConfig.from_pretrained(folder, local_files_only=True))
+        layout(read_config(folder))
     except HfPruneError:
         return False
     return True

@@ -11,7 +11,7 @@ from transformers.generation.streamers import BaseStreamer
 from hf_prune.data.chat_templates import rendered
 from hf_prune.data.documents import Chat
 from hf_prune.errors import InvalidRecipe
-from hf_prune.evaluation.sampling import ends_of, speaking
+from hf_prune.evaluation.sampling import drawn_from, ends_of, speaking
 from hf_prune.events import stream_work
 
 
@@ -74,7 +74,8 @@ class Speaker:
         devices = [self.model.device] if self.model.device.type == "cuda" else []
 
         def work(tell: Callable[[int], None]) -> None:
-            with speaking(self.model, new_tokens, **settings), torch.random.fork_rng(devices):
+            explained = drawn_from(self.model, "this model computes", "fetch or make it again")
+            with speaking(self.model, new_tokens, **settings), torch.random.fork_rng(devices), explained:
                 torch.manual_seed(seed)
                 self.model.generate(ids, attention_mask=torch.ones_like(ids), streamer=_Heard(tell))
 

@@ -45,7 +45,10 @@ def sample(
     ends = ends_of(model)
     devices = [model.device] if model.device.type == "cuda" else []
     settings = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
-    with speaking(model, new_tokens, **settings), torch.random.fork_rng(devices), _explained(model):
+    explained = drawn_from(
+        model, "the base computes of its own samples", "give --dtype float32, or other text than self"
+    )
+    with speaking(model, new_tokens, **settings), torch.random.fork_rng(devices), explained:
         torch.manual_seed(seed)
         for numbers in _batches(model, prompts):
             some = [prompts[i] for i in numbers]
@@ -115,13 +118,11 @@ def _until(row: list[int], ends: Sequence[int]) -> Said:
 
 
 @contextmanager
-def _explained(model: Any) -> Iterator[None]:
+def drawn_from(model: Any, what: str, help: str) -> Iterator[None]:
+    """Raises BaseOverflow where draws fail since logits are no numbers: `what` is computed, `help` is what to do."""
     try:
         yield
     except RuntimeError as e:
         if "probability tensor" not in str(e):
             raise
-        raise BaseOverflow(
-            f"What the base computes of its own samples in {str(model.dtype).removeprefix('torch.')} is no number; "
-            "give --dtype float32, or other text than self."
-        ) from None
+        raise BaseOverflow(f"What {what} in {str(model.dtype).removeprefix('torch.')} is no number; {help}.") from None

@@ -133,6 +133,7 @@ def config(what: str, files: Collection[str], read: Callable[[str], bytes]) -> d
     Raises:
         SourceError: there is none, or the source is an adapter.
         BrokenCheckpoint: it is not JSON, or counts more layers or experts than any model has.
+        UnsafeSource: it names code on the Hub.
     """
     if "config.json" not in files:
         if adapters.CONFIG in files:
@@ -150,6 +151,7 @@ def config(what: str, files: Collection[str], read: Callable[[str], bytes]) -> d
                 f"config.json of {what} says {shown(key)} {str(number)[:20]}, and no model has as many; correct it, or "
                 "fetch the source afresh."
             )
+    _check_kernels(what, raw)
     return raw
 
 
@@ -160,6 +162,17 @@ def _numbers(raw: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, in
             yield from _numbers(value, f"{within}{key}.")
         elif isinstance(value, int):
             yield f"{within}{key}", value
+
+
+def _check_kernels(what: str, raw: Mapping[str, Any]) -> None:
+    """Raise UnsafeSource for a config.json that would have transformers fetch kernels from the Hub, which are code."""
+    for key, value in raw.items():
+        if isinstance(value, Mapping):
+            _check_kernels(what, value if "implementation" not in key else {f"{key}.{k}": v for k, v in value.items()})
+        elif "implementation" in key and isinstance(value, str) and "/" in value:
+            raise UnsafeSource(
+                f"config.json of {what} names code on the Hub as its {key} ({shown(value)}); remove that entry."
+            )
 
 
 def _json(what: str, name: str, read: Callable[[str], bytes]) -> dict[str, Any]:

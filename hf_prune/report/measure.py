@@ -10,11 +10,16 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hf_prune.assembly.base_check import stock_model
+from hf_prune.assembly.certificate import CERTIFIED, TOLERANCE
+from hf_prune.blueprint import Blueprint
 from hf_prune.data.byte_counts import bytes_said
 from hf_prune.data.task_scores import score
+from hf_prune.errors import BrokenCheckpoint, ReloadMismatch
 from hf_prune.evaluation import speed
+from hf_prune.evaluation.evaluator import Evaluator
 from hf_prune.events import Advanced, Event, stream_work
 from hf_prune.hub.adapters import read_adapter
+from hf_prune.hub.names import shown
 from hf_prune.models.checkpoint import Checkpoint
 from hf_prune.models.noise import quiet
 from hf_prune.report import lm_eval, stages, statistics
@@ -30,10 +35,10 @@ from hf_prune.session.session import Session
 
 
 def check_weights(folder: Path) -> None:
-    """Whether a result has weights that run no code when read; a result of ours never needs others.
+    """Whether a result has weights and a config that run no code when read; a result of ours never needs others.
 
     Raises:
-        UnsafeSource: the weights of its model or adapter are pickles.
+        UnsafeSource: the weights of its model or adapter are pickles, or its config.json names code on the Hub.
         BrokenCheckpoint, SourceError: there are none, or they cannot be read.
     """
     Checkpoint.open(folder)
@@ -45,14 +50,28 @@ def check_weights(folder: Path) -> None:
 
 
 def load_result(folder: Path, dtype: torch.dtype | str = "auto", *, trust_remote_code: bool = False) -> PreTrainedModel:
-    """A finished folder as a user gets it, with the adapter beside it, if there is one."""
-    with quiet():
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, trust_remote_code=trust_remote_code, use_safetensors=True
-        )
-        if (folder / ADAPTER).is_dir():
-            model = PeftModel.from_pretrained(model, folder / ADAPTER)
+    """A finished folder as a user gets it, with the adapter beside it, if there is one.
+
+    Raises:
+        BrokenCheckpoint: transformers or peft does not load it.
+    """
+    try:
+        with quiet():
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, local_files_only=True, trust_remote_code=trust_remote_code, use_safetensors=True
+            )
+            if (folder / ADAPTER).is_dir():
+                model = PeftModel.from_pretrained(model, folder / ADAPTER)
+    # Whatever is wrong with a stranger's files comes up here, in as many kinds of errors as there are readers.
+    except Exception as e:
+        raise unreadable(folder, e) from e
     return model.eval()
+
+
+def unreadable(folder: Path, error: Exception) -> BrokenCheckpoint:
+    """Why a finished folder cannot be loaded, in a sentence."""
+    said = " ".join(str(error).split())[:300]
+    return BrokenCheckpoint(f"The model in {shown(folder.name)} cannot be loaded ({said}); fetch or make it again.")
 
 
 def _loaded(session: Session, folder: Path) -> PreTrainedModel:
@@ -125,8 +144,11 @@ def _observed(
 
     Of models that do not fit into memory there is what the sweep has asked, and no finished model.
 
-    What a sweep has asked already is not asked again: weights are certified to be those of the blueprint, but for those
-    that were trained.
+    What a sweep has asked already is not asked again: weights are those of the blueprint, but for those that were
+    trained.
+
+    Raises:
+        ReloadMismatch: they are others.
     """
     recipe, windows = session.recipe, session.evidence.windows["report"]
     blueprints = {"dense": session.inputs.identity(session.dense), "cut": winner.cut}
@@ -143,6 +165,8 @@ def _observed(
         else:
             model = _loaded(session, folder) if stage == last else session.assembled(blueprints[stage])
         blueprint = blueprints.get(stage)
+        if stage == last and blueprint:
+            _check_made_by(session, blueprint, model, folder)
         digest = blueprint.digest if blueprint else f"{winner.blueprint.digest}-{recipe.digest}"
         text = known.text(blueprint) if blueprint else known.evaluator.live_scores(model)
         answers = known.answers(blueprint) if blueprint else {}
@@ -150,6 +174,22 @@ def _observed(
         harness = scores_of(model, session, digest) if recipe.report.lm_eval else {}
         seen[stage] = observe(model, text, session.inputs.tokenizer, windows, answers, harness)
     return seen, model
+
+
+@torch.inference_mode()
+def _check_made_by(session: Session, blueprint: Blueprint, model: PreTrainedModel, folder: Path) -> None:
+    """Whether the weights of a folder say what its blueprint does: whoever sent it may have changed one of them."""
+    rows, length = CERTIFIED
+    tokens = session.evidence.windows["report"].tokens[:rows, :length]
+    expected = Evaluator(session.bank, tokens, with_updates=False).logits(blueprint, len(tokens)).float()
+    said = model(input_ids=tokens.to(model.device), use_cache=False).logits.float()
+    apart = float((said - expected.to(said.device)).abs().max() / expected.abs().max())
+    # A logit that is no number is not near, either.
+    if not apart <= TOLERANCE[str(session.dtype).removeprefix("torch.")]:
+        raise ReloadMismatch(
+            f"The weights in {shown(folder.name)} are not those of its blueprint.json (logits differ by {apart:.2g} of "
+            "the largest one), so what is measured would be another model; make it again with hf-prune assemble."
+        )
 
 
 def _speed(session: Session, final: PreTrainedModel, rng: np.random.Generator) -> Speed:

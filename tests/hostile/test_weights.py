@@ -2,13 +2,17 @@
 
 import ast
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from hf_prune.errors import UnsafeSource
+from hf_prune import hub
+from hf_prune.assembly.formats import FORMATS
+from hf_prune.data.tasks import bundled_tasks
+from hf_prune.errors import BrokenCheckpoint, ReloadMismatch, UnsafeSource
 from hf_prune.pipeline import Result
 from hf_prune.results import open_pair, report_folder
 from tests.hostile.folders import change, result
@@ -82,3 +86,44 @@ def test_figures_need_a_folder(made, home, tmp_path):
     change(theirs / "report.json", lambda raw: None)
     with pytest.raises(Exception, match="figures is a file"):
         list(report_folder(theirs, base=str(home / "base"), data=(str(home / "text.txt"),)))
+
+
+@pytest.mark.parametrize("key", ["_attn_implementation", "attn_implementation", "_experts_implementation"])
+@pytest.mark.parametrize("value", ["ns/kernel", "ns/kernel@main:attention", {"": "ns/kernel"}])
+def test_a_config_has_no_kernels_fetched(made, home, tmp_path, key, value):
+    theirs = Path(shutil.copytree(made, tmp_path / "theirs"))
+    change(theirs / "config.json", lambda raw: raw.update({key: value}))
+    for opened in (lambda: list(report_folder(theirs, base=str(home / "base"), data=(str(home / "text.txt"),))),
+                   lambda: open_pair(theirs, str(home / "base")), lambda: hub.peek(str(theirs))):  # fmt: skip
+        with pytest.raises(UnsafeSource, match="ns/kernel"):
+            opened()
+
+
+def again(folder, home):
+    """Report on it, with text and tasks of one's own."""
+    given = {"data": (str(home / "text.txt"),), "tasks": tuple(map(str, bundled_tasks()[:1])), "task_items": 4}
+    return list(report_folder(folder, base=str(home / "base"), **given))
+
+
+@pytest.mark.parametrize("how", [lambda t: t * float("nan"), lambda t: t * 1.5])
+def test_weights_that_the_blueprint_does_not_make_are_not_reported_as_if_they_were(made, home, tmp_path, how):
+    theirs = Path(shutil.copytree(made, tmp_path / "theirs"))
+    state = load_file(theirs / "model.safetensors")
+    name = next(n for n in state if "down_proj" in n)
+    save_file(state | {name: how(state[name])}, theirs / "model.safetensors", {"format": "pt"})
+    card = (theirs / "README.md").read_bytes()
+    with pytest.raises(ReloadMismatch, match="not those of its blueprint"):
+        again(theirs, home)
+    assert (theirs / "README.md").read_bytes() == card
+
+
+@pytest.mark.parametrize("key, value", [("num_hidden_layers", "3"), ("dtype", "os.system"), ("hidden_act", "nothing")])
+def test_a_config_that_transformers_refuses_is_a_sentence(made, home, tmp_path, key, value):
+    theirs = Path(shutil.copytree(made, tmp_path / "theirs"))
+    change(theirs / "config.json", lambda raw: raw.update({key: value}))
+    with pytest.raises(BrokenCheckpoint, match="cannot be loaded"):
+        open_pair(theirs, str(home / "base"))
+    # A precision is not asked for by whoever loads in that of the search.
+    with pytest.raises(BrokenCheckpoint, match="cannot be loaded") if key != "dtype" else nullcontext():
+        again(theirs, home)
+    assert not FORMATS["gguf"].suits(theirs)

@@ -30,7 +30,7 @@ PUBLIC = {
     "assemble_blueprint": "results",
     "compress": "pipeline",
     "heal_folder": "results",
-    "plan": "plan.here",
+    "plan": "planning.here",
     "push": "report.gguf_card",
     "report_folder": "results",
     "run": "pipeline",

@@ -28,7 +28,7 @@ from hf_prune.events import Assembled, Event, Finished, Forecasted, Pushed, Repo
 from hf_prune.models.auto_classes import FILE
 from hf_prune.models.devices import device_of
 from hf_prune.models.noise import quiet
-from hf_prune.plan import check_evidence, evaluations, facts_of
+from hf_prune.planning import check_evidence, evaluations, facts_of
 from hf_prune.recipe import Recipe
 from hf_prune.report.compose import describe
 from hf_prune.report.gguf_card import publish

@@ -33,7 +33,7 @@ from hf_prune.models.devices import device_of
 from hf_prune.models.fewer_tokens import KEPT_FILE, load_kept, vocabulary_of, without_tokens
 from hf_prune.models.variants import beside, pull_variant
 from hf_prune.pipeline import ANEW, find_finished, finish
-from hf_prune.plan import check_evidence
+from hf_prune.planning import check_evidence
 from hf_prune.recipe import Recipe, flatten
 from hf_prune.recipe.fields import Size
 from hf_prune.recovery.levels import Kind, cached

@@ -8,7 +8,7 @@ from hf_prune.data.bundled import demo_folder
 from hf_prune.data.task_sources import check_apart, load_tasks
 from hf_prune.demo import OUTPUTS, demo_recipe
 from hf_prune.methods.method import Sizes
-from hf_prune.plan import target_of
+from hf_prune.planning import target_of
 
 
 @pytest.mark.parametrize("act", OUTPUTS)

@@ -20,7 +20,7 @@ RANKS = [
     "models search",
     "assembly methods",
     "evaluation recipe",
-    "plan demo recovery",
+    "planning demo recovery",
     "session",
     "report",
     "pipeline",
@@ -130,7 +130,7 @@ def test_nothing_but_the_command_line_prints():
     }
 
 
-@pytest.mark.parametrize("part", ["methods", "search", "recipe", "plan", "models.variants", "app", "cli.main"])
+@pytest.mark.parametrize("part", ["methods", "search", "recipe", "planning", "models.variants", "app", "cli.main"])
 def test_light_modules_load_neither_torch_nor_transformers(part):
     # What a plan, `--help` and the pages of the app need.
     code = f"import sys, hf_prune.{part}\nassert not {{'torch', 'transformers'}} & set(sys.modules)"

@@ -7,7 +7,7 @@ import pytest
 from hf_prune import hub
 from hf_prune.errors import InvalidRecipe
 from hf_prune.pipeline import run
-from hf_prune.plan import Demand, plan
+from hf_prune.planning import Demand, plan
 from hf_prune.recipe import Recipe
 from hf_prune.session.session import open_session
 from tests.runs import TASKS, base, command, recipe, relatives, stitching, text

@@ -1,7 +1,7 @@
 """What would a 70B take on one card? Memory, passes over its files and hours, from a config and headers alone.
 
 The folder has the config of a Llama of 70 billion parameters and the header of its weights; the file behind that is
-sparse and takes no room on the disk. Rates are those of data sheets (`hf_prune.plan.DEVICES`).
+sparse and takes no room on the disk. Rates are those of data sheets (`hf_prune.planning.DEVICES`).
 
     python examples/benchmarks/large_plan.py --text examples/demo/text
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from hf_prune import hub
 from hf_prune.data.bundled import demo_folder
-from hf_prune.plan import DEVICES, Room, plan, rates_of
+from hf_prune.planning import DEVICES, Room, plan, rates_of
 from hf_prune.recipe import Recipe
 from hf_prune.report.verdicts import amount, duration
 

@@ -46,7 +46,7 @@ from hf_prune.evaluation.speed import computes_bfloat16
 from hf_prune.methods import METHODS
 from hf_prune.methods.collapse import CollapseSpace
 from hf_prune.methods.method import Facts
-from hf_prune.plan import evaluations, facts_of
+from hf_prune.planning import evaluations, facts_of
 from hf_prune.recipe import Recipe
 from hf_prune.report.statistics import interval, perplexity
 from hf_prune.search import SEARCHERS, Schedule, Scores, focus

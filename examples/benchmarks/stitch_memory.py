@@ -129,7 +129,7 @@ def measured(home: Path, count: int, held: str) -> dict[str, int]:
 
 def scorer_of(session: "Session") -> "Scorer":
     """Of all blends, as the session's own, which would first ask every parent what it knows."""
-    from hf_prune.plan import facts_of
+    from hf_prune.planning import facts_of
 
     inputs = session.inputs
     facts = facts_of(session.recipe, inputs.depth, inputs.target.remove)

@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import Any
 
 from hf_prune.app.workers import ask
-from hf_prune.plan import Rates, Room, Shape, rates_here, room_here
+from hf_prune.planning import Rates, Room, Shape, rates_here, room_here
 
 
 def rates(shape: Shape, length: int, device: str, dtype: str) -> Rates:

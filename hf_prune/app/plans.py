@@ -11,7 +11,7 @@ from hf_prune.app.machine import rates, room
 from hf_prune.app.markup import folded, note, table
 from hf_prune.errors import InvalidRecipe
 from hf_prune.models.variants import Verdict, comparison_table, peeks, verdicts
-from hf_prune.plan import Plan, plan
+from hf_prune.planning import Plan, plan
 from hf_prune.recipe import Recipe, flagged, nest
 from hf_prune.report.redaction import public_recipe
 from hf_prune.report.text import DETAILS, advised, plan_rows

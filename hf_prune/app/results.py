@@ -13,7 +13,7 @@ from hf_prune.app.runs import Run, public
 from hf_prune.blueprint import Blueprint
 from hf_prune.errors import HfPruneError, InvalidRecipe
 from hf_prune.methods import METHODS
-from hf_prune.plan import describe_target
+from hf_prune.planning import describe_target
 from hf_prune.report import tables, verdicts
 from hf_prune.report.fates import fates
 from hf_prune.report.redaction import public_source

@@ -14,7 +14,7 @@ def show_plan(recipe: Recipe, form: Format, verbose: bool = False) -> None:
     """
     from hf_prune.cli.screen import plan_table, verdict_table
     from hf_prune.models.variants import peeks, verdicts
-    from hf_prune.plan import plan, rates_here, room_here
+    from hf_prune.planning import plan, rates_here, room_here
 
     loading(form)
     base, *variants = peeks(recipe.base, recipe.variants, **recipe.trust.arguments)

@@ -21,7 +21,7 @@ from hf_prune.report.verdicts import percent
 if TYPE_CHECKING:
     from hf_prune.models.scout import Scouted
     from hf_prune.models.variants import Verdict
-    from hf_prune.plan import Plan
+    from hf_prune.planning import Plan
 
 
 class Screen:

@@ -18,7 +18,7 @@ from hf_prune.blueprint import Blueprint
 from hf_prune.errors import InvalidBlueprint
 from hf_prune.events import Event
 from hf_prune.models.auto_classes import FILE
-from hf_prune.plan import describe_target
+from hf_prune.planning import describe_target
 from hf_prune.recipe import flagged, nest
 from hf_prune.recovery.latency import foretold, retimed
 from hf_prune.report import card, comparisons, figures, statistics

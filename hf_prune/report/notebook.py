@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from hf_prune.errors import scrub
 from hf_prune.events import Advanced, Event, Finished, Forecasted, Scored, Stage
-from hf_prune.plan.page import sizes_html, table_html
+from hf_prune.planning.page import sizes_html, table_html
 from hf_prune.report import figures, tables
 from hf_prune.report.schema.report import Report
 from hf_prune.report.text import report_lines

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
-from hf_prune.plan import plans
-from hf_prune.plan.memory import SHARE
+from hf_prune.planning import plans
+from hf_prune.planning.memory import SHARE
 from hf_prune.recipe import Recipe, flagged
 from hf_prune.report import comparisons, verdicts
 from hf_prune.report.pace import stages_told, time_verdict
@@ -15,7 +15,7 @@ from hf_prune.report.verdicts import amount, percent
 
 if TYPE_CHECKING:
     from hf_prune.events import Event
-    from hf_prune.plan import Plan
+    from hf_prune.planning import Plan
 
 
 def event_dict(event: "Event") -> dict[str, Any]:

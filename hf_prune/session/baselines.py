@@ -10,7 +10,7 @@ from hf_prune.blueprint import Blueprint, Outcome, Trial
 from hf_prune.evaluation.objectives import values
 from hf_prune.events import Event, Stage
 from hf_prune.methods.method import Comparison, Facts
-from hf_prune.plan import evaluations
+from hf_prune.planning import evaluations
 from hf_prune.search import SEARCHERS, Schedule, drive, focus, once
 from hf_prune.session.journal import Journal
 from hf_prune.session.scorer import Scorer

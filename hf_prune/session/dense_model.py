@@ -12,7 +12,7 @@ from hf_prune.assembly.layer_stream import streamed
 from hf_prune.errors import InvalidRecipe
 from hf_prune.evaluation.speed import computes_bfloat16
 from hf_prune.models.parent import Parent
-from hf_prune.plan import Demand, check_streamed, demand_of
+from hf_prune.planning import Demand, check_streamed, demand_of
 from hf_prune.recipe import Recipe
 from hf_prune.session.inputs import Inputs
 

@@ -12,7 +12,7 @@ from hf_prune.data.task_sources import check_apart, load_standard, load_tasks, o
 from hf_prune.data.tasks import Task
 from hf_prune.data.windows import Windows, check_chats, cut
 from hf_prune.errors import InvalidData
-from hf_prune.plan import lessons
+from hf_prune.planning import lessons
 from hf_prune.recipe import DEFAULT_TASKS, TASK_OBJECTIVES, Recipe
 from hf_prune.session.inputs import Inputs
 

@@ -15,7 +15,7 @@ from hf_prune.methods.method import Method, Sizes, Target
 from hf_prune.models.feasibility import check_cut
 from hf_prune.models.noise import quiet
 from hf_prune.models.variants import beside, check_variants, pull_variant
-from hf_prune.plan import check_layers, target_beside
+from hf_prune.planning import check_layers, target_beside
 from hf_prune.recipe import Recipe
 from hf_prune.session.vocabulary import fewer_tokens
 

@@ -29,7 +29,7 @@ from hf_prune.evaluation.sampling import Said, sample
 from hf_prune.evaluation.speed import kv_bytes_per_token
 from hf_prune.events import Advanced, Event, Stage, Tell, stream_work
 from hf_prune.models.noise import quiet
-from hf_prune.plan import own_need
+from hf_prune.planning import own_need
 from hf_prune.session.session import Session
 
 ROWS, FEWEST = 32, 4

@@ -25,7 +25,7 @@ from hf_prune.methods.collapse import CollapseSpace
 from hf_prune.methods.method import Facts
 from hf_prune.models.devices import device_of
 from hf_prune.models.numbering import is_writable
-from hf_prune.plan import Demand
+from hf_prune.planning import Demand
 from hf_prune.recipe import Recipe
 from hf_prune.recovery import expert_scores
 from hf_prune.recovery.latency import Latencies, time_levels, within

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from hf_prune.atomic_files import write_text
-from hf_prune.plan.budget import PATIENCE, Budget
-from hf_prune.plan.forecast import Forecast
+from hf_prune.planning.budget import PATIENCE, Budget
+from hf_prune.planning.forecast import Forecast
 from hf_prune.recipe import Recipe
 from hf_prune.session.clock import Clock
 

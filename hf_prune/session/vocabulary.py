@@ -16,7 +16,7 @@ from hf_prune.models.noise import quiet
 from hf_prune.models.parent import Parent
 from hf_prune.models.vocabulary.certificate import certify_tokens, texts_for
 from hf_prune.models.vocabulary.trimming import Vocabulary, encoded, length
-from hf_prune.plan.tokens import DOCUMENTS, SPLITS, affordable, chosen, deciding
+from hf_prune.planning.tokens import DOCUMENTS, SPLITS, affordable, chosen, deciding
 from hf_prune.recipe import Recipe
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from hf_prune.plan import Budget, Shape, budget_of, facts_of, rates_here, reading_rates
+from hf_prune.planning import Budget, Shape, budget_of, facts_of, rates_here, reading_rates
 from hf_prune.session.evidence import Evidence
 from hf_prune.session.session import Session
 from hf_prune.session.timetable import Timetable

@@ -9,7 +9,7 @@ from hf_prune.app import results, workers
 from hf_prune.app.actions import Actions
 from hf_prune.app.forms import DEMO, TINY, TITLES
 from hf_prune.app.runs import LOCAL, Runs
-from hf_prune.plan import Room
+from hf_prune.planning import Room
 from tests import runs as small
 from tests.hub import samples
 

@@ -1,6 +1,6 @@
 from hf_prune.app import machine
 from hf_prune.app.plans import html, planned
-from hf_prune.plan import Rates, host_memory
+from hf_prune.planning import Rates, host_memory
 from hf_prune.recipe import Recipe
 from tests.runs import base
 

@@ -20,7 +20,7 @@ from hf_prune.hub import adapters, peek, pull
 from hf_prune.models import prepared
 from hf_prune.models.parent import Parent
 from hf_prune.models.variants import beside, check_variants, pull_variant
-from hf_prune.plan import plan
+from hf_prune.planning import plan
 from hf_prune.recipe import Recipe
 from tests.families import VOCABULARY, save_tiny
 from tests.hub.samples import tokenizer

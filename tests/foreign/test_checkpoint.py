@@ -17,7 +17,7 @@ from hf_prune.errors import HfPruneError
 from hf_prune.hub import peek
 from hf_prune.models.parent import Parent
 from hf_prune.models.variants import peeks, verdicts
-from hf_prune.plan import plan
+from hf_prune.planning import plan
 from hf_prune.recipe import Recipe
 from tests.families import DEPTH
 from tests.foreign.builders import (

@@ -14,7 +14,7 @@ from hf_prune.assembly.assemble import assemble, write
 from hf_prune.assembly.base_check import compare_tensors, stock_model
 from hf_prune.blueprint import Blueprint
 from hf_prune.hub import peek
-from hf_prune.plan import plan
+from hf_prune.planning import plan
 from hf_prune.recipe import Recipe
 from tests.foreign.builders import build, bytes_of, cut, logits, opened, restate, state, stock, stored, without
 from tests.foreign.layouts import EMBED, FULL, HALF, SHORT, random_head

@@ -25,7 +25,7 @@ from hf_prune.models.headers import weigh
 from hf_prune.models.inference import family_of
 from hf_prune.models.parent import Parent
 from hf_prune.pipeline import run
-from hf_prune.plan import plan
+from hf_prune.planning import plan
 from hf_prune.recipe import Recipe
 from tests.families import SOURCE, jittered
 from tests.runs import base

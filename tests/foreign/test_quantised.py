@@ -18,7 +18,7 @@ from hf_prune.hub import peek, pull, quantisation
 from hf_prune.models import prepared
 from hf_prune.models.parent import Parent
 from hf_prune.pipeline import run
-from hf_prune.plan import plan
+from hf_prune.planning import plan
 from hf_prune.recipe import Recipe
 from tests.families import save_tiny
 from tests.hub.samples import tokenizer

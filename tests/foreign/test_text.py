@@ -15,7 +15,7 @@ from hf_prune.data.windows import windows
 from hf_prune.errors import HfPruneError, InvalidData, InvalidRecipe
 from hf_prune.events import Stage
 from hf_prune.pipeline import compress
-from hf_prune.plan import plan
+from hf_prune.planning import plan
 from tests.data.texts import jsonl, lines, words
 from tests.runs import base, recipe
 

@@ -13,7 +13,7 @@ from hf_prune.methods.expert_space import ExpertSpace
 from hf_prune.methods.experts import BASELINES, Experts
 from hf_prune.methods.method import Facts, Sizes
 from hf_prune.models.mixtures import ROUTINGS, Mixture
-from hf_prune.plan.counts import evaluations
+from hf_prune.planning.counts import evaluations
 from hf_prune.recipe import Recipe
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from hf_prune.plan import Budget, Forecast
+from hf_prune.planning import Budget, Forecast
 from hf_prune.recipe import Recipe
 from hf_prune.session.clock import Clock
 from hf_prune.session.timetable import PATIENCE, SPARE, Timetable

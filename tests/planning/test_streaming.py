@@ -6,9 +6,9 @@ import pytest
 
 from hf_prune.data.bundled import demo_folder
 from hf_prune.errors import InvalidRecipe
-from hf_prune.plan import DEVICES, Room, plan, rates_of
+from hf_prune.planning import DEVICES, Room, plan, rates_of
 from hf_prune.report.text import plan_rows
-from tests.test_plan import header, recipe
+from tests.planning.test_plans import header, recipe
 
 LAYER = 10**6
 RATES = rates_of(DEVICES["l4"])

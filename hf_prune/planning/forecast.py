@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from hf_prune.limits import FINAL_STAGES
 from hf_prune.methods import METHODS
 from hf_prune.methods.method import Facts
-from hf_prune.plan.counts import comparison_rounds, evaluations, own_tokens, repairs, tunings
-from hf_prune.plan.rates import Rates, Shape
+from hf_prune.planning.counts import comparison_rounds, evaluations, own_tokens, repairs, tunings
+from hf_prune.planning.rates import Rates, Shape
 from hf_prune.recipe import Recipe
 from hf_prune.search import SEARCHERS
 

@@ -7,7 +7,7 @@ from math import floor
 from typing import Any
 
 from hf_prune.errors import InvalidRecipe
-from hf_prune.plan.memory import SHARE, Room
+from hf_prune.planning.memory import SHARE, Room
 from hf_prune.recipe import OPTIONS, Recipe
 
 MOST = 3

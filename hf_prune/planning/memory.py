@@ -10,7 +10,7 @@ from hf_prune.errors import InvalidRecipe
 from hf_prune.limits import EXAM_BYTES, GPU_HEAD_FLOATS, HEAD_FLOATS, MERGED_LAYERS, STATE_BYTES, TOP_K, WIDTH
 from hf_prune.methods import METHODS
 from hf_prune.models.headers import Weights, number
-from hf_prune.plan.rates import Shape
+from hf_prune.planning.rates import Shape
 from hf_prune.recipe import Recipe
 
 if TYPE_CHECKING:

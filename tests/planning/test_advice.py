@@ -6,12 +6,12 @@ from hypothesis import strategies as st
 
 from hf_prune.errors import InvalidRecipe
 from hf_prune.models.devices import device_of
-from hf_prune.plan import Room, plan
-from hf_prune.plan.advice import LEVERS, Need, advise
-from hf_prune.plan.memory import SHARE
+from hf_prune.planning import Room, plan
+from hf_prune.planning.advice import LEVERS, Need, advise
+from hf_prune.planning.memory import SHARE
 from hf_prune.recipe import OPTIONS, Recipe
 from hf_prune.report.text import plan_rows
-from tests.test_plan import header
+from tests.planning.test_plans import header
 
 LARGE = {"depth": 12, "layer": 10**6, "outside": 4 * 10**6, "hidden_size": 256, "vocab_size": 2000}
 WISHES = ({}, {"heal": "1M"}, {"heal": "1M", "heal_method": "full"}, {"repair": True}, {"dtype": "float32"})

@@ -1,10 +1,10 @@
 """The plan of a recipe on this machine, for whoever has a recipe and nothing else."""
 
 from hf_prune.models.variants import peeks
-from hf_prune.plan import plans
-from hf_prune.plan.memory import room_here
-from hf_prune.plan.plans import Plan
-from hf_prune.plan.rates import rates_here
+from hf_prune.planning import plans
+from hf_prune.planning.memory import room_here
+from hf_prune.planning.plans import Plan
+from hf_prune.planning.rates import rates_here
 from hf_prune.recipe import Recipe
 
 

@@ -12,10 +12,10 @@ from hf_prune.methods import METHODS
 from hf_prune.methods.method import Sizes, Target
 from hf_prune.models.feasibility import check_cut
 from hf_prune.models.headers import BYTES, Weights, setting, weigh
-from hf_prune.plan.advice import Advice, Need, advise
-from hf_prune.plan.budget import budget_of
-from hf_prune.plan.checks import check_evidence, check_layers
-from hf_prune.plan.counts import (
+from hf_prune.planning.advice import Advice, Need, advise
+from hf_prune.planning.budget import budget_of
+from hf_prune.planning.checks import check_evidence, check_layers
+from hf_prune.planning.counts import (
     baseline_evaluations,
     candidates,
     describe_target,
@@ -27,11 +27,11 @@ from hf_prune.plan.counts import (
     target_beside,
     trained_tokens,
 )
-from hf_prune.plan.memory import Demand, Room, check_streamed, demand, number_bytes, restoring_memory
-from hf_prune.plan.page import plan_html
-from hf_prune.plan.rates import Rates, Shape
-from hf_prune.plan.streaming import Streaming, reading_rates, streaming
-from hf_prune.plan.tokens import Trim, is_counted, trimmed
+from hf_prune.planning.memory import Demand, Room, check_streamed, demand, number_bytes, restoring_memory
+from hf_prune.planning.page import plan_html
+from hf_prune.planning.rates import Rates, Shape
+from hf_prune.planning.streaming import Streaming, reading_rates, streaming
+from hf_prune.planning.tokens import Trim, is_counted, trimmed
 from hf_prune.recipe import DEFAULT_DATA, DEFAULT_TASKS, Recipe
 
 if TYPE_CHECKING:

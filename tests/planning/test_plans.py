@@ -1,4 +1,4 @@
-"""Plan: planning arithmetic from headers alone."""
+"""Plans: planning arithmetic from headers alone."""
 
 import math
 from functools import partial
@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from hf_prune import plan as planning
+from hf_prune import planning
 from hf_prune.blueprint import Source
 from hf_prune.data.tasks import bundled_tasks
 from hf_prune.errors import InvalidRecipe, SourceError, UnsupportedArchitecture
@@ -17,7 +17,7 @@ from hf_prune.hub import Peek, TensorInfo
 from hf_prune.methods import METHODS
 from hf_prune.methods.method import Sizes
 from hf_prune.models.headers import weigh
-from hf_prune.plan import describe_target, facts_of, plan, target_of
+from hf_prune.planning import describe_target, facts_of, plan, target_of
 from hf_prune.recipe import Recipe
 
 SMALL = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 5,

@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hf_prune.methods.method import Facts
-from hf_prune.plan.counts import comparison_rounds, evaluations, repairs
-from hf_prune.plan.forecast import forecast
-from hf_prune.plan.memory import Demand
-from hf_prune.plan.rates import Rates, Shape
+from hf_prune.planning.counts import comparison_rounds, evaluations, repairs
+from hf_prune.planning.forecast import forecast
+from hf_prune.planning.memory import Demand
+from hf_prune.planning.rates import Rates, Shape
 from hf_prune.recipe import Recipe
 
 ALWAYS = 8

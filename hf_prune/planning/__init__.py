@@ -4,13 +4,10 @@
 `forecast` how long the stages take on it, `budget` what fits into a time; `plans` has all of it for a source.
 """
 
-import sys
-from types import ModuleType
-
-from hf_prune.plan.advice import Advice
-from hf_prune.plan.budget import Budget, budget_of
-from hf_prune.plan.checks import check_evidence, check_layers
-from hf_prune.plan.counts import (
+from hf_prune.planning.advice import Advice
+from hf_prune.planning.budget import Budget, budget_of
+from hf_prune.planning.checks import check_evidence, check_layers
+from hf_prune.planning.counts import (
     baseline_evaluations,
     candidates,
     describe_target,
@@ -23,12 +20,11 @@ from hf_prune.plan.counts import (
     target_beside,
     target_of,
 )
-from hf_prune.plan.forecast import Forecast, forecast
-from hf_prune.plan.memory import Demand, Room, check_streamed, demand_of, host_memory, room_here
-from hf_prune.plan.plans import Plan, plan
-from hf_prune.plan.rates import DEVICES, Rates, Shape, rates_here, rates_of
-from hf_prune.plan.streaming import Streaming, reading_rates
-from hf_prune.recipe import Recipe
+from hf_prune.planning.forecast import Forecast, forecast
+from hf_prune.planning.memory import Demand, Room, check_streamed, demand_of, host_memory, room_here
+from hf_prune.planning.plans import Plan, plan
+from hf_prune.planning.rates import DEVICES, Rates, Shape, rates_here, rates_of
+from hf_prune.planning.streaming import Streaming, reading_rates
 
 __all__ = [
     "DEVICES", "Advice", "Budget", "Demand", "Forecast", "Plan", "Rates", "Room", "Shape", "Streaming",
@@ -37,15 +33,3 @@ __all__ = [
     "own_need", "own_tokens", "plan", "rates_here", "rates_of", "reading_rates", "room_here", "target_beside",
     "target_of",
 ]  # fmt: skip
-
-
-class _Called(ModuleType):
-    """`hf_prune.plan(recipe)` is the plan on this machine, although the package stands under that name."""
-
-    def __call__(self, recipe: Recipe) -> Plan:
-        from hf_prune.plan.here import plan
-
-        return plan(recipe)
-
-
-sys.modules[__name__].__class__ = _Called

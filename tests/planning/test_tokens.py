@@ -6,7 +6,7 @@ import pytest
 
 from hf_prune import hub
 from hf_prune.errors import InvalidData, InvalidRecipe, UnsupportedArchitecture
-from hf_prune.plan import plan, plans
+from hf_prune.planning import plan, plans
 from hf_prune.report.text import plan_rows
 from hf_prune.session.inputs import open_inputs
 from tests import runs

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_prune.plan import DEVICES, Rates, Shape, budget_of, evaluations, facts_of, forecast, rates_of
-from hf_prune.plan.budget import AIM, MARGIN
+from hf_prune.planning import DEVICES, Rates, Shape, budget_of, evaluations, facts_of, forecast, rates_of
+from hf_prune.planning.budget import AIM, MARGIN
 from hf_prune.recipe import Recipe
 
 SMALL = Shape(30, 3_540_000, 28_300_000, 576, 1536, 9, 3, 64, 49152, 269_000_000)

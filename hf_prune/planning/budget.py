@@ -6,9 +6,9 @@ from typing import Any
 
 from hf_prune.methods import METHODS
 from hf_prune.methods.method import Facts
-from hf_prune.plan.counts import evaluations
-from hf_prune.plan.forecast import Forecast, forecast
-from hf_prune.plan.rates import Rates, Shape
+from hf_prune.planning.counts import evaluations
+from hf_prune.planning.forecast import Forecast, forecast
+from hf_prune.planning.rates import Rates, Shape
 from hf_prune.recipe import OPTIONS, Recipe
 from hf_prune.search import SEARCHERS
 

@@ -48,7 +48,7 @@ class Forecasted:
 @dataclass(frozen=True, slots=True)
 class Stage:
     """A stage begins: pull, sample, calibrate, library, latency, baselines, search, select, tune, repair, assemble,
-    heal, report or push."""
+    heal, report, export or push."""
 
     name: str
     detail: str = ""
@@ -145,6 +145,18 @@ class Reported:
 
 
 @dataclass(frozen=True, slots=True)
+class Exported:
+    """The result is written for other programs, too; `certified` where one of them has read it as it is meant."""
+
+    path: str
+    certified: bool
+    said: str
+
+    def __str__(self) -> str:
+        return f"exported: {self.path}. {self.said}"
+
+
+@dataclass(frozen=True, slots=True)
 class Pushed:
     """The Hub has it. `changed` is False when it already had exactly this."""
 
@@ -184,6 +196,7 @@ Event = (
     | Assembled
     | Healed
     | Reported
+    | Exported
     | Pushed
     | Finished
 )

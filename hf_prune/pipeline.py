@@ -24,11 +24,12 @@ from hf_prune.assembly.certificate import CERTIFIED, certify
 from hf_prune.atomic_files import check_place, claimed, copied, disk_told, shown_path, staged
 from hf_prune.blueprint import Outcome
 from hf_prune.errors import InvalidRecipe, InvalidReport
-from hf_prune.events import Assembled, Event, Finished, Forecasted, Pushed, Reported, Stage, Started
+from hf_prune.events import Assembled, Event, Exported, Finished, Forecasted, Pushed, Reported, Stage, Started
 from hf_prune.models.auto_classes import FILE
 from hf_prune.models.devices import device_of
+from hf_prune.models.headers import weigh
 from hf_prune.models.noise import quiet
-from hf_prune.planning import check_evidence, evaluations, facts_of
+from hf_prune.planning import check_evidence, check_gguf, evaluations, facts_of
 from hf_prune.recipe import Recipe
 from hf_prune.report.compose import describe
 from hf_prune.report.gguf_card import publish
@@ -112,7 +113,7 @@ def run(recipe: Recipe, progress: bool | None = None) -> Result:
 
 
 def compress(recipe: Recipe) -> Iterator[Event]:
-    """Everything, in order: pull, check, calibrate, search, select, repair, assemble, heal, report, card, push.
+    """Everything, in order: pull, check, calibrate, search, select, repair, assemble, heal, report, card, export, push.
 
     Raises:
         HfPruneError: its subclasses say what is wrong and what to do; nothing half-written is left behind.
@@ -131,19 +132,34 @@ def _compress(recipe: Recipe, output: Path) -> Iterator[Event]:
             report = find_finished(recipe, output) or (yield from _make(recipe, output))
     else:
         yield Stage("done", f"{output} already holds the result of this recipe")
+    yield from _export(recipe.publish.gguf, output)
     url = None
     if recipe.publish.repo:
         yield Stage("push", recipe.publish.repo)
-        (pushed,) = publish(
+        for pushed in publish(
             output,
             recipe.publish.repo,
+            gguf_apart=recipe.publish.gguf_apart,
             private=not recipe.publish.public,
             create_pr=recipe.publish.create_pr,
             commit_message=recipe.publish.commit_message,
-        )
-        url = pushed.url
-        yield Pushed(pushed.url, pushed.commit, pushed.changed)
+        ):
+            url = url or pushed.url
+            yield Pushed(pushed.url, pushed.commit, pushed.changed)
     yield Finished(str(output), report.to_dict(), url)
+
+
+def _export(kinds: Sequence[str], folder: Path) -> Iterator[Event]:
+    """Write those GGUF files that are not there yet."""
+    if not kinds:
+        return
+    from hf_prune.assembly.gguf.export import export_gguf, place
+
+    for kind in kinds:
+        if not (path := place(folder, kind)).exists():
+            yield Stage("export", path.name)
+            done = export_gguf(folder, kind=kind)
+            yield Exported(str(done.path), done.certificate is not None, " ".join((done.verdict, *done.notes)))
 
 
 def find_finished(recipe: Recipe, output: Path) -> Report | None:
@@ -168,6 +184,8 @@ def _make(recipe: Recipe, output: Path) -> Generator[Event, None, Report]:
     device_of(recipe.machine.device)
     counted = "" if recipe.vocabulary == "none" else f", and keep tokens: {recipe.vocabulary}"
     yield Stage("pull", recipe.base + counted)
+    if recipe.publish.gguf:
+        check_gguf(recipe, weigh(hub.peek(recipe.base, **recipe.trust.arguments)).config)
     session = open_session(recipe)
     session.clock.lap("pull")
     session = within_time(session)

@@ -10,7 +10,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from hf_prune.errors import scrub
-from hf_prune.events import Advanced, Event, Forecasted, Healed, Pushed, Repaired, Scored, Stage, Started, Tuned
+from hf_prune.events import (
+    Advanced,
+    Event,
+    Exported,
+    Forecasted,
+    Healed,
+    Pushed,
+    Repaired,
+    Scored,
+    Stage,
+    Started,
+    Tuned,
+)
 from hf_prune.models.variants import comparison_table
 from hf_prune.report import tables
 from hf_prune.report.pace import Pace, stages_told
@@ -69,7 +81,7 @@ class Screen:
                 self._advance("search", event.done, event.total, "best", event.best)
             case Advanced():
                 self._advance(event.stage, event.done, event.total, "loss", event.value)
-            case Started() | Tuned() | Repaired() | Healed() | Pushed():
+            case Started() | Tuned() | Repaired() | Healed() | Exported() | Pushed():
                 self._say(str(event))
 
     def _advance(self, name: str, done: int, total: int, what: str, value: float | None) -> None:

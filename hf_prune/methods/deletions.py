@@ -61,6 +61,10 @@ class WholeLayers:
         """Layers are one piece."""
         return None
 
+    def uneven(self, recipe: Any) -> bool:
+        """Layers stay as wide as they are."""
+        return False
+
     def merges(self, recipe: Any) -> bool:
         """Layers go."""
         return False

@@ -74,6 +74,10 @@ class Experts:
         """Only experts go."""
         return None
 
+    def uneven(self, recipe: Any) -> bool:
+        """Where layers may lose different numbers."""
+        return recipe.experts.per_layer
+
     def merges(self, recipe: Any) -> bool:
         """Layers stay what they are."""
         return False

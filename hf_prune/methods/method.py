@@ -171,6 +171,9 @@ class Method(Protocol):
         """The flag by which it takes attention and MLP of a layer by themselves, which not all families allow; None
         where layers are one piece."""
 
+    def uneven(self, recipe: Any) -> bool:
+        """Whether layers of a result may have widths of their own."""
+
     def merges(self, recipe: Any) -> bool:
         """Whether every candidate merges layers of one model with each other, which must be of one kind then."""
 

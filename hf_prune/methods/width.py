@@ -306,6 +306,10 @@ class Width:
         """What families can be cut by width, the library knows better."""
         return None
 
+    def uneven(self, recipe: Any) -> bool:
+        """Each loses what it can spare."""
+        return True
+
     def merges(self, recipe: Any) -> bool:
         """Layers become narrower."""
         return False

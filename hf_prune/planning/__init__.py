@@ -6,7 +6,7 @@
 
 from hf_prune.planning.advice import Advice
 from hf_prune.planning.budget import Budget, budget_of
-from hf_prune.planning.checks import check_evidence, check_layers
+from hf_prune.planning.checks import check_evidence, check_gguf, check_layers
 from hf_prune.planning.counts import (
     baseline_evaluations,
     candidates,
@@ -28,7 +28,7 @@ from hf_prune.planning.streaming import Streaming, reading_rates
 
 __all__ = [
     "DEVICES", "Advice", "Budget", "Demand", "Forecast", "Plan", "Rates", "Room", "Shape", "Streaming",
-    "baseline_evaluations", "budget_of", "candidates", "check_evidence", "check_layers", "check_streamed",
+    "baseline_evaluations", "budget_of", "candidates", "check_evidence", "check_gguf", "check_layers", "check_streamed",
     "demand_of", "describe_target", "evaluations", "facts_of", "forecast", "host_memory", "layer_passes", "lessons",
     "own_need", "own_tokens", "plan", "rates_here", "rates_of", "reading_rates", "room_here", "target_beside",
     "target_of",

@@ -1,6 +1,7 @@
 """What is refused before a model is pulled: text and tasks that are not there, layers that cannot be cut so."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from hf_prune import hub
 from hf_prune.data import corpora, task_sources
@@ -8,6 +9,9 @@ from hf_prune.methods import METHODS
 from hf_prune.models.families import Family
 from hf_prune.models.feasibility import require_halves, require_one_kind
 from hf_prune.recipe import Recipe
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 
 def check_evidence(recipe: Recipe) -> None:
@@ -27,6 +31,27 @@ def check_evidence(recipe: Recipe) -> None:
     task_sources.check_entries(tasks.names)
     for task in recipe.report.lm_eval:
         task_sources.check_harness(task)
+
+
+def check_gguf(recipe: Recipe, config: "PretrainedConfig | None") -> tuple[str, ...]:
+    """Refuse GGUF files that the result of a base could not be written as.
+
+    Args:
+        recipe: what is asked for.
+        config: of the base, as transformers reads it; None where only its own code would.
+
+    Returns:
+        What is to be known of them.
+
+    Raises:
+        UnsupportedArchitecture, InvalidRecipe: says why, and what can be done.
+    """
+    if not recipe.publish.gguf:
+        return ()
+    # It loads torch, which a plan does without.
+    from hf_prune.assembly.gguf.export import check_files
+
+    return check_files(recipe.publish.gguf, config, uneven=METHODS[recipe.method].uneven(recipe))
 
 
 def check_layers(recipe: Recipe, family: Family, kinds: Sequence[int]) -> None:

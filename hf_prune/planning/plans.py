@@ -14,7 +14,7 @@ from hf_prune.models.feasibility import check_cut
 from hf_prune.models.headers import BYTES, Weights, setting, weigh
 from hf_prune.planning.advice import Advice, Need, advise
 from hf_prune.planning.budget import budget_of
-from hf_prune.planning.checks import check_evidence, check_layers
+from hf_prune.planning.checks import check_evidence, check_gguf, check_layers
 from hf_prune.planning.counts import (
     baseline_evaluations,
     candidates,
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 LARGE = 0.2
 """Share of the parameters from which on a vocabulary is worth trimming before anything else."""
+GGUF_BYTES = {"f32": 4, "f16": 2, "bf16": 2, "q8_0": 34 / 32}
+"""Per number, of types that are written without a llama.cpp; others take less than one."""
 SPARE = 1.2
 """Memory that weights take on their way to a device, as a multiple of theirs."""
 
@@ -161,6 +163,7 @@ def plan(
         weights, stored = weights.with_tokens(rows, kept), stored.with_tokens(rows, kept)
     if weights.family:
         check_layers(recipe, weights.family, weights.kinds)
+    told = check_gguf(recipe, weights.config)
     target = target_beside(recipe, Sizes(weights.layers, weights.total, weights.mixture), dense.total)
     if weights.family and recipe.size.drop:
         check_cut(weights.config, weights.family, [i for i in range(depth) if i not in recipe.size.dropped()])
@@ -177,6 +180,7 @@ def plan(
     trials = evaluations(recipe, facts)
     compared = baseline_evaluations(recipe, facts)
     tokens = recipe.data.sequences * recipe.data.length
+    beside = sum(_bytes(p.tensors) for p in (peek, *variants) if p.prepared)
     return Plan(
         base=str(peek.source),
         model_type=str(peek.config.get("model_type", "unknown")),
@@ -193,7 +197,7 @@ def plan(
         result_parameters=result,
         result_bytes=size,
         download_bytes=download,
-        disk_bytes=download + size + sum(_bytes(p.tensors) for p in (peek, *variants) if p.prepared),
+        disk_bytes=download + size + beside + _gguf_bytes(recipe, result),
         memory_bytes=memory.search(recipe),
         evaluations=trials,
         baseline_evaluations=compared,
@@ -220,7 +224,7 @@ def plan(
         streaming=streaming(recipe, memory.demand(recipe), facts, shape, rates),
         room=room,
         advice=advise(recipe, memory.need, room) if room else None,
-        notes=tuple(dict.fromkeys((*weights.notes, *(note for p in (peek, *variants) for note in p.notes)))),
+        notes=tuple(dict.fromkeys((*weights.notes, *(note for p in (peek, *variants) for note in p.notes), *told))),
     )
 
 
@@ -260,6 +264,12 @@ class _Memory:
         found = demand(recipe, self.peek, self.weights, number_bytes(recipe, self.peek, self.room))
         check_streamed(recipe, found)
         return found
+
+
+def _gguf_bytes(recipe: Recipe, parameters: int) -> int:
+    """About what all GGUF files of a result take, and the plain one that llama.cpp quantizes the coarser from."""
+    sizes = [GGUF_BYTES.get(kind, 1) * parameters for kind in recipe.publish.gguf]
+    return math.ceil(sum(sizes) + (4 * parameters if not {*recipe.publish.gguf} <= {*GGUF_BYTES} else 0))
 
 
 def _trim(recipe: Recipe, peek: "Peek", dense: Weights, rows: int) -> Trim | None:

@@ -28,6 +28,7 @@ DEFAULT_DATA = (
 DEFAULT_TASKS = ("allenai/ai2_arc:ARC-Easy", "allenai/openbookqa:main", "baber/piqa")
 NUMBER = r"\d+(\.\d+)?"
 RULE = rf"keep|keep-first|keep-last|mean|laco-released|difference:-?{NUMBER}"
+GGUF = r"f32|b?f16|(i?q|tq)[1-8]_[a-z0-9]{1,3}(_[a-z0-9]{1,3})?"
 MERGE = rf"linear|slerp|(task-arithmetic|passthrough):{NUMBER}|ties:{NUMBER}|dare(-ties)?:{NUMBER}(:\d+)?"
 
 
@@ -348,6 +349,18 @@ class Publish(Group):
     public: bool = option(False, "Make a newly created repo public; private otherwise.")
     create_pr: bool = option(False, "Publish as a pull request.")
     commit_message: str | None = option(None, "Commit message of the upload.")
+    gguf: Names = option(
+        (), "Type of a GGUF file that is written into the result and published with it: f32, f16, bf16, q8_0; where a "
+        "llama.cpp is at hand, which certifies it, also q4_k_m and its like.",
+    )  # fmt: skip
+    gguf_apart: bool = option(False, "GGUF files go into REPO-GGUF, not beside the weights.")
+
+    @field_validator("gguf")
+    @classmethod
+    def _known_types(cls, gguf: tuple[str, ...]) -> tuple[str, ...]:
+        if strange := next((kind for kind in gguf if not re.fullmatch(GGUF, kind.lower())), None):
+            raise ValueError(f"a type of GGUF is f32, f16, bf16, q8_0, q6_k, q5_k_m or q4_k_m, not {strange[:60]!r}")
+        return tuple(dict.fromkeys(kind.lower() for kind in gguf))
 
 
 class Fields(BaseModel):

@@ -20,7 +20,7 @@ from hf_prune.search import SEARCHERS
 
 NOT_IDENTITY = {
     "output", "library", "memory", "push_to", "create_pr", "public", "commit_message", "overwrite", "device",
-    "dequantize",
+    "dequantize", "gguf", "gguf_apart",
 }  # fmt: skip
 """Fields that do not change which model comes out, so a changed value does not make a journal stale."""
 
@@ -88,6 +88,7 @@ class Recipe(Fields):
         check_text(self)
         check_search(self)
         check_method(self)
+        check_published(self)
         return self
 
     @property
@@ -261,3 +262,18 @@ def check_method(recipe: Recipe) -> None:
     if recipe.repair.enabled and method.refits:
         raise ValueError(f"the levels of method {recipe.method} are repaired already; leave out --repair")
     method.check(recipe)
+
+
+def check_published(recipe: Recipe) -> None:
+    """What is published is what was made, and there is a place for it.
+
+    Raises:
+        ValueError: a file would lack what was trained, or has no place.
+    """
+    publish = recipe.publish
+    if publish.gguf_apart and not (publish.repo and publish.gguf):
+        raise ValueError("gguf_apart says where GGUF files go; name their types with gguf and a repo with push_to")
+    if publish.gguf and publish.repo and "/" not in publish.repo:
+        raise ValueError(f"a GGUF file is run by the full name of its repo; write NAMESPACE/{publish.repo[:96]}")
+    if publish.gguf and recipe.heal.keep_adapter and recipe.heal.tokens:
+        raise ValueError("a GGUF file holds weights, and keep_adapter leaves the training out of them; drop one")

@@ -40,6 +40,8 @@ from hf_prune.session.search_summary import compare_merging, own_trials, summari
 from hf_prune.session.selection import Winner
 from hf_prune.session.session import Session
 
+PUBLISHING = ("push_to", "public", "create_pr")
+"""Fields that no command in a report repeats: somebody else would publish under this name."""
 FIGURES = {
     "layer_strip": "layers.png",
     "search_history": "search.png",
@@ -185,7 +187,7 @@ def _foretold(session: Session, blueprint: Blueprint) -> dict[str, Any] | None:
 def _then(before: Report, recipe: Mapping[str, Any]) -> str:
     """The commands that made it, one a line."""
     fresh = {k: v for k, v in recipe.items() if before.recipe.get(k) != v and k != "base"}
-    flags = [w for k, v in fresh.items() if k not in ("push_to", "public", "create_pr") for w in flagged(k, v)]
+    flags = [w for k, v in fresh.items() if k not in PUBLISHING for w in flagged(k, v)]
     return f"{before.command or ''}\nhf-prune heal FOLDER {shlex.join(flags)}".strip()
 
 
@@ -247,8 +249,7 @@ def _public(session: Session) -> dict[str, Any]:
 
 def _identity(session: Session, winner: Winner) -> dict[str, Any]:
     recipe, public = session.recipe, _public(session)
-    left_out = ("base", "push_to", "public", "create_pr")
-    flags = [w for k, v in public.items() if k not in left_out for w in flagged(k, v)]
+    flags = [w for k, v in public.items() if k not in ("base", *PUBLISHING) for w in flagged(k, v)]
     return {
         "version": VERSION,
         "hf_prune": __version__,

@@ -9,10 +9,12 @@ import torch
 
 from hf_prune import hub
 from hf_prune.assembly.assemble import Parent, check
+from hf_prune.assembly.gguf.vocabulary import vocabulary
 from hf_prune.blueprint import Blueprint, LayerSpec, Part, Source
 from hf_prune.methods import METHODS
 from hf_prune.methods.method import Method, Sizes, Target
 from hf_prune.models.feasibility import check_cut
+from hf_prune.models.fewer_tokens import rows_of
 from hf_prune.models.noise import quiet
 from hf_prune.models.variants import beside, check_variants, pull_variant
 from hf_prune.planning import check_layers, target_beside
@@ -109,6 +111,9 @@ def open_inputs(recipe: Recipe, parents: Sequence[Parent] = (), entries: Callabl
     base = parents[0]
     # Refused now, not once the dense model has read all its text.
     check_layers(recipe, base.family, base.kinds)
+    if recipe.publish.gguf:
+        with quiet():
+            vocabulary(base.tokenizer, rows_of(base))
     sizes = Sizes((base.layer_parameters,) * base.depth, base.parameters, base.mixture)
     target = target_beside(recipe, sizes, base.original.parameters)
     if recipe.size.drop:

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from hf_prune.blueprint import Fidelity, Genome, Outcome, Trial
 from hf_prune.cli.screen import Screen
-from hf_prune.events import Advanced, Healed, Pushed, Repaired, Scored, Stage, Started, Tuned
+from hf_prune.events import Advanced, Exported, Healed, Pushed, Repaired, Scored, Stage, Started, Tuned
 from hf_prune.recipe import Recipe
 from hf_prune.report.schema.report import Report
 from hf_prune.report.text import event_dict, plain, report_lines
@@ -30,6 +30,7 @@ EVENTS = (
     Stage("heal", "1,000 tokens, lora"),
     Advanced("heal", 5, 244, 1.75),
     Healed(1.75, 1.8, 1000, False),
+    Exported("small/small-Q8_0.gguf", True, "Certified with llama.cpp (llama): ..."),
     Pushed("https://hub/me/small", "abc", False),
 )
 
@@ -66,6 +67,7 @@ def test_without_a_terminal_there_is_one_line_per_stage():
         "assemble: 12 layers",
         "heal: 1,000 tokens, lora",
         "healed on 1,000 tokens: loss on the selection split 1.75 -> 1.8; no better, so the weights stay as they were",
+        "exported: small/small-Q8_0.gguf. Certified with llama.cpp (llama): ...",
         "unchanged: https://hub/me/small (abc)",
     ]
 

@@ -57,9 +57,11 @@ CHANGED = {
     "damping": 0.02,
     "library": "elsewhere",
     "latency": 0.5,
+    "gguf": ("q8_0",),
 }
 STITCH = {"method": "stitch", "variants": ("one",)}
-BESIDE = {"latency": {"method": "width"}, "variants": STITCH, "tune": STITCH}
+BESIDE = {"latency": {"method": "width"}, "variants": STITCH, "tune": STITCH,
+          "gguf_apart": {"gguf": "q8_0", "push_to": "me/small"}}  # fmt: skip
 """What a field needs beside it."""
 
 

@@ -116,15 +116,8 @@ def layout(config: PretrainedConfig, *, pad: bool = False) -> Layout:
     Raises:
         UnsupportedArchitecture: nothing holds it; says which layer, why, and what would work.
     """
+    rows, refusals = _rows(config), []
     before, shared = tuple(widths(config)), config.num_attention_heads // config.num_key_value_heads
-    rows = [a for a in ARCHITECTURES if config.model_type.removeprefix(PREFIX) in a.families]
-    if not rows:
-        known = ", ".join(dict.fromkeys(f for a in ARCHITECTURES for f in a.families))
-        raise UnsupportedArchitecture(
-            f"A {config.model_type} is not written as GGUF here (known: {known}); where its layers have one width, "
-            "convert_hf_to_gguf.py of llama.cpp may know it."
-        )
-    refusals = []
     for row, fill in [(row, False) for row in rows] + [(row, True) for row in rows if pad]:
         after = tuple(_filled(row, number, layer) for number, layer in enumerate(before))
         if fill and not row.several:
@@ -138,6 +131,37 @@ def layout(config: PretrainedConfig, *, pad: bool = False) -> Layout:
         refusals.append(why)
     why = refusals[len(rows) - 1 if len({*before}) > 1 else 0]
     raise UnsupportedArchitecture(f"No architecture of llama.cpp holds this {config.model_type}: {why}.")
+
+
+def check_layout(config: PretrainedConfig, *, uneven: bool) -> None:
+    """Refuse a base whose results nothing would hold.
+
+    Args:
+        config: of the base.
+        uneven: whether layers of the result have widths of their own.
+
+    Raises:
+        UnsupportedArchitecture: as `layout`.
+    """
+    layout(config)
+    refusals = [_settings(config, row) for row in _rows(config) if row.several]
+    if uneven and all(refusals):
+        why = f": {refusals[0]}" if refusals else ""
+        raise UnsupportedArchitecture(
+            f"No architecture of llama.cpp holds a {config.model_type} whose layers have widths of their own{why}; "
+            "leave out --gguf and give export --pad, which fills up with zeros."
+        )
+
+
+def _rows(config: PretrainedConfig) -> list[Architecture]:
+    rows = [a for a in ARCHITECTURES if config.model_type.removeprefix(PREFIX) in a.families]
+    if not rows:
+        known = ", ".join(dict.fromkeys(f for a in ARCHITECTURES for f in a.families))
+        raise UnsupportedArchitecture(
+            f"A {config.model_type} is not written as GGUF here (known: {known}); where its layers have one width, "
+            "convert_hf_to_gguf.py of llama.cpp may know it."
+        )
+    return rows
 
 
 def _filled(row: Architecture, number: int, layer: Widths) -> Widths:

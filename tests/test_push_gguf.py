@@ -1,6 +1,7 @@
 """GGUF files in one go: refused before anything long, else written, certified and published with the result."""
 
 import json
+import shutil
 
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -15,6 +16,7 @@ from hf_prune.pipeline import compress
 from hf_prune.planning import plan
 from hf_prune.recipe import Recipe
 from tests.llama_cpp import llama_cpp
+from tests.mixtures import saved
 from tests.runs import base, recipe
 
 CUT = {"drop": ("1", "3"), "baselines": ()}
@@ -51,6 +53,12 @@ REFUSED = {
         "",
         UnsupportedArchitecture,
         "gemma3_text whose layers have widths of their own.*--pad",
+    ),
+    "experts of every layer by themselves": (
+        {"base": "mixtral", "method": "experts", "per_layer": True},
+        "",
+        UnsupportedArchitecture,
+        r"mixtral whose layers have widths of their own; leave out --gguf\.",
     ),
     "needs a llama.cpp": ({"gguf": "q4_k_m"}, "", InvalidRecipe, "--gguf q4_k_m is done by llama.cpp, and none is"),
     "no such type": ({"gguf": "q9_0"}, "", InvalidRecipe, "a type of GGUF is f32"),
@@ -124,3 +132,16 @@ def test_a_llama_cpp_that_the_environment_names_certifies_them(tmp_path, monkeyp
     (done,) = [e for e in compress(wanted) if isinstance(e, Exported)]
     assert done.certified and "Certified with llama.cpp (llama)" in done.said
     assert read_stamp(tmp_path / "small/small-Q8_0.gguf")["kind"] == "Q8_0"
+
+
+@pytest.mark.slow
+def test_fewer_experts_are_the_same_there(tmp_path, monkeypatch):
+    monkeypatch.setenv(VARIABLE, str(llama_cpp()))
+    saved("mixtral", tmp_path / "base")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(bundled_folder("examples/demo") / "stories260K" / name, tmp_path / "base")
+    wanted = recipe(tmp_path, base=str(tmp_path / "base"), method="experts", ratio=0.3, evaluations=6, baselines=(),
+                    gguf="f32")  # fmt: skip
+    (done,) = [e for e in compress(wanted) if isinstance(e, Exported)]
+    fields = json.loads((tmp_path / "small/config.json").read_text())
+    assert done.certified and fields["num_local_experts"] < 8

@@ -34,7 +34,16 @@ SHARED = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, 
           "num_hidden_layers": 4, "max_position_embeddings": 128, "bos_token_id": 0, "eos_token_id": 1,
           "pad_token_id": 1}  # fmt: skip
 GEMMA = {"head_dim": 16, "query_pre_attn_scalar": 16}
-SMALL = {"gemma2": GEMMA, "gemma3_text": GEMMA, "qwen3": {"head_dim": 24}, "mistral": {"sliding_window": None}}
+ROUTED = {"num_experts": 6, "num_experts_per_tok": 2}
+LONG = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 512,
+        "short_factor": [1.0 + 0.1 * i for i in range(6)], "long_factor": [1.0 + i for i in range(6)],
+        "partial_rotary_factor": 0.75}  # fmt: skip
+LENGTHS = {"max_position_embeddings": 1024, "original_max_position_embeddings": 512}
+SMALL = {"gemma2": GEMMA, "gemma3_text": GEMMA, "qwen3": {"head_dim": 24}, "mistral": {"sliding_window": None},
+         "mixtral": {"num_local_experts": 6, "sliding_window": None},
+         "qwen3_moe": {**ROUTED, "head_dim": 24, "moe_intermediate_size": 48, "norm_topk_prob": True},
+         "qwen2_moe": {**ROUTED, "moe_intermediate_size": 48, "shared_expert_intermediate_size": 80},
+         "olmoe": {**ROUTED, "num_key_value_heads": 4}, "phi3": {"sliding_window": None}}  # fmt: skip
 SLIDING = ["sliding_attention", "full_attention"] * 2
 TEMPLATE = "{% for m in messages %}<s>{{ m.role }}\n{{ m.content }}</s>\n{% endfor %}<s>assistant\n"
 TEXT = [p.read_text(encoding="utf-8") for p in sorted(bundled_folder("examples/demo").glob("text/*.report.jsonl"))][:2]
@@ -179,6 +188,35 @@ def test_norms_and_windows_of_gemma_are_said(tmp_path):
     assert fields["gemma3.attention.sliding_window"] == 8 and fields["gemma3.attention.sliding_window_pattern"] == 2
 
 
+@pytest.mark.parametrize("kind", ["F32", "Q8_0"])
+def test_experts_lie_one_behind_the_other_and_their_router_is_not_rounded(tmp_path, kind):
+    model = result(tmp_path, "mixtral", intermediate_size=64)
+    done = export_gguf(tmp_path, kind=kind)
+    fields, tensors = read(done.path)
+    assert fields["llama.expert_count"] == 6 and fields["llama.expert_used_count"] == 2
+    state = model.state_dict()
+    for there, own in {"ffn_gate_exps": slice(0, 64), "ffn_up_exps": slice(64, None)}.items():
+        found, wanted = (
+            tensors[f"blk.2.{there}.weight"],
+            state["model.layers.2.mlp.experts.gate_up_proj"][:, own].numpy(),
+        )
+        assert found.shape == wanted.shape == (6, 64, 64)
+        assert np.abs(found - wanted).max() <= (0 if kind == "F32" else 1e-2)
+    down = state["model.layers.2.mlp.experts.down_proj"].numpy()
+    assert np.abs(tensors["blk.2.ffn_down_exps.weight"] - down).max() <= (0 if kind == "F32" else 1e-2)
+    assert np.array_equal(tensors["blk.2.ffn_gate_inp.weight"], state["model.layers.2.mlp.gate.weight"].numpy())
+
+
+def test_a_share_of_a_head_is_rotated_and_long_texts_have_factors_of_their_own(tmp_path):
+    model = result(tmp_path, "phi3", rope_parameters=LONG, **LENGTHS)
+    fields, tensors = read(export_gguf(tmp_path).path)
+    assert fields["phi3.rope.dimension_count"] == 12 and fields["phi3.rope.scaling.original_context_length"] == 512
+    scale = model.model.rotary_emb.attention_scaling
+    assert scale > 1 and fields["phi3.rope.scaling.attn_factor"] == pytest.approx(scale)
+    assert np.allclose(tensors["rope_factors_short.weight"], LONG["short_factor"])
+    assert np.allclose(tensors["rope_factors_long.weight"], LONG["long_factor"])
+
+
 @pytest.mark.parametrize(("kind", "bound"), [("f16", 1e-3), ("BF16", 1e-2), ("q8_0", 1e-2)])
 def test_matrices_are_written_smaller_and_vectors_are_not(tmp_path, kind, bound):
     model = result(tmp_path, "llama", intermediate_size=100)
@@ -207,7 +245,13 @@ REFUSED = {
     "positions say beta_fast": ("qwen2", None, {"rope_parameters": {**YARN, "beta_fast": 16}}),
     "stand in no period": ("gemma3_text", None, {"layer_types": [*SLIDING[1:], SLIDING[1]], "sliding_window": 8}),
     "divides scores by the root of 64": ("gemma2", None, {"query_pre_attn_scalar": 64}),
-    "phi3 is not written as GGUF": ("phi3", None, {}),
+    "gpt_neox is not written as GGUF": ("gpt_neox", None, {}),
+    "other layers without positions than smollm3": ("smollm3", None, {"no_rope_layers": [1, 0, 1, 1]}),
+    "qwen3moe divides the weights": ("qwen3_moe", None, {"norm_topk_prob": False}),
+    "some of its layers have no experts": ("qwen2_moe", None, {"mlp_only_layers": [1]}),
+    "fewer heads of keys than of queries": ("olmoe", None, {"num_key_value_heads": 2}),
+    "clips queries": ("olmoe", None, {"clip_qkv": 8.0}),
+    "layer 1 has 4 experts and layer 0 6.*serve it": ("qwen3_moe", {1: {"num_experts": 4}}, {}),
 }
 
 
@@ -312,6 +356,15 @@ REAL = {
     "qwen3": ("qwen3", None, {"tokenizer": "qwen2", "tie_word_embeddings": False}),
     "gemma2": ("gemma2", None, {"sliding_window": 8, "layer_types": SLIDING}),
     "gemma3": ("gemma3_text", None, {"sliding_window": 8, "layer_types": SLIDING}),
+    "smollm3": ("smollm3", None, {"tokenizer": "llama-bpe", "num_hidden_layers": 8}),
+    "smollm3 with all positions": ("smollm3", None, {"no_rope_layers": [1] * 4, "rope_parameters": YARN}),
+    "deci of smollm3": ("smollm3", {1: {"intermediate_size": 50}}, {"no_rope_layers": [1] * 4}),
+    "phi3": ("phi3", None, {}),
+    "phi3 longrope": ("phi3", None, {"rope_parameters": LONG, **LENGTHS}),
+    "mixtral": ("mixtral", None, {"tie_word_embeddings": False}),
+    "qwen2_moe": ("qwen2_moe", None, {"tokenizer": "qwen2"}),
+    "qwen3_moe": ("qwen3_moe", None, {"tokenizer": "qwen2", "num_experts": 5}),
+    "olmoe": ("olmoe", None, {}),
     "deci": ("llama", {0: {"skip": ["attention"]}, 1: {**HALF, "intermediate_size": 50}, 2: {"skip": ["attention"]},
                        3: {"skip": ["mlp"]}}, {"attention_bias": True, "rope_parameters": LLAMA3}),
     "deci of qwen2": ("qwen2", {1: HALF, 3: {"skip": ["attention"]}}, {"tie_word_embeddings": True}),

@@ -39,6 +39,11 @@ class Architecture:
     shift: what is added to the norms' weights.
     rope: kinds of positions.
     windows: it knows layers that look back a few tokens only.
+    unplaced: every so many layers one has no positions; 0 where all have some.
+    partial: a share of a head may be rotated.
+    whole: keys are as wide as the residual stream, too.
+    normed: whether weights of the chosen experts are divided by their sum; None where nobody asks.
+    exact: zeros that fill up would make it another model.
     tolerance: largest difference of two logits of a float32 file, as a share of the largest logit.
     """
 
@@ -54,26 +59,38 @@ class Architecture:
     shift: float = 0.0
     rope: tuple[str, ...] = ("default", "linear", "yarn")
     windows: bool = False
+    unplaced: int = 0
+    partial: bool = False
+    whole: bool = False
+    normed: bool | None = None
+    exact: bool = False
     tolerance: float = 1e-4
 
 
+PAD = "; give --pad, which fills up with zeros"
 GELU: dict[str, Any] = {"activation": ("gelu_pytorch_tanh",), "tolerance": 3e-3}
 """llama.cpp looks it up in a table of float16."""
-USUAL = {("partial_rotary_factor", 1.0), ("beta_fast", 32.0), ("beta_slow", 1.0)}
+USUAL = {"partial_rotary_factor": 1.0, "beta_fast": 32.0, "beta_slow": 1.0}
 """Of what a config says of positions, that which llama.cpp takes for granted."""
 ROPE_KEYS = {"rope_type", "rope_theta", "factor", "original_max_position_embeddings", "low_freq_factor",
-             "high_freq_factor", "attention_factor"}  # fmt: skip
+             "high_freq_factor", "attention_factor", "short_factor", "long_factor"}  # fmt: skip
 """That which a file says too."""
 FREQUENCIES = ("default", "linear", "yarn", "llama3")
 ARCHITECTURES = (
-    Architecture("llama", ("llama", "mistral"), interleaved=True, rope=FREQUENCIES),
+    Architecture("smollm3", ("smollm3",), interleaved=True, rope=FREQUENCIES, unplaced=4),
+    Architecture("llama", ("llama", "mistral", "smollm3"), interleaved=True, rope=FREQUENCIES),
+    Architecture("llama", ("mixtral",), interleaved=True, exact=True),
+    Architecture("qwen2moe", ("qwen2_moe",), square=True, normed=False, exact=True),
+    Architecture("qwen3moe", ("qwen3_moe",), normed=True, exact=True),
+    Architecture("olmoe", ("olmoe",), square=True, whole=True, normed=False, exact=True),
+    Architecture("phi3", ("phi3",), rope=("default", "longrope"), partial=True, exact=True),
     Architecture("qwen2", ("qwen2",), square=True),
     Architecture("qwen3", ("qwen3",)),
     Architecture("gemma2", ("gemma2",), shift=1.0, tied=True, windows=True, rope=("default",), **GELU),
     Architecture("gemma3", ("gemma3_text",), shift=1.0, windows=True, rope=("default", "linear"), **GELU),
     Architecture(
         "deci",
-        ("llama", "mistral", "qwen2"),
+        ("llama", "mistral", "qwen2", "smollm3"),
         several=True,
         halves=("attention",),
         interleaved=True,
@@ -118,14 +135,14 @@ def layout(config: PretrainedConfig, *, pad: bool = False) -> Layout:
     """
     rows, refusals = _rows(config), []
     before, shared = tuple(widths(config)), config.num_attention_heads // config.num_key_value_heads
-    for row, fill in [(row, False) for row in rows] + [(row, True) for row in rows if pad]:
+    for row, fill in [(row, False) for row in rows] + [(row, True) for row in rows if pad and not row.exact]:
         after = tuple(_filled(row, number, layer) for number, layer in enumerate(before))
         if fill and not row.several:
-            widest = Widths(max(x.groups for x in after), max(x.neurons for x in after))
+            widest = Widths(max(x.groups for x in after), max(x.neurons for x in after), 0)
             after = tuple(widest for _ in after)
         why = f"{fixed}; serve it with transformers" if (fixed := _settings(config, row)) else None
         if narrow := _layers(row, after, shared * head_dim(config), config.hidden_size):
-            why = why or f"{narrow}; give --pad, which fills up with zeros"
+            why = why or narrow + ("; serve it with transformers" if row.exact else PAD)
         if why is None:
             return replace(_windows(config, row), before=before, after=after)
         refusals.append(why)
@@ -147,9 +164,10 @@ def check_layout(config: PretrainedConfig, *, uneven: bool) -> None:
     refusals = [_settings(config, row) for row in _rows(config) if row.several]
     if uneven and all(refusals):
         why = f": {refusals[0]}" if refusals else ""
+        later = " and give export --pad, which fills up with zeros" * any(not row.exact for row in _rows(config))
         raise UnsupportedArchitecture(
             f"No architecture of llama.cpp holds a {config.model_type} whose layers have widths of their own{why}; "
-            "leave out --gguf and give export --pad, which fills up with zeros."
+            f"leave out --gguf{later}."
         )
 
 
@@ -169,7 +187,7 @@ def _filled(row: Architecture, number: int, layer: Widths) -> Widths:
     if not row.several:
         return layer
     gone = "attention" in row.halves and number
-    return Widths(layer.groups or (0 if gone else 1), layer.neurons or SMALLEST)
+    return Widths(layer.groups or (0 if gone else 1), layer.neurons or SMALLEST, layer.experts)
 
 
 def _settings(config: PretrainedConfig, row: Architecture) -> str | None:
@@ -180,8 +198,8 @@ def _settings(config: PretrainedConfig, row: Architecture) -> str | None:
         return f"this model has the activation {activation}, which {row.name} does not compute"
     if strange := kinds - {*row.rope}:
         return f"this model has positions of type {min(strange)}, which {row.name} does not compute"
-    said = {k for x in rope_by_type(config).values() for k, v in x.items() if v is not None and (k, v) not in USUAL}
-    if strange := said - ROPE_KEYS:
+    said = {k for x in rope_by_type(config).values() for k, v in x.items() if v not in (None, USUAL.get(k))}
+    if strange := said - ROPE_KEYS - ({"partial_rotary_factor"} if row.partial else set()):
         return f"this model's positions say {min(strange)}, which {row.name} does not compute"
     if row.tied and not config.tie_word_embeddings:
         return f"this model has a head of its own, and {row.name} takes the embeddings"
@@ -189,6 +207,27 @@ def _settings(config: PretrainedConfig, row: Architecture) -> str | None:
         return f"this model divides scores by the root of {scalar}, and {row.name} by that of {head_dim(config)}"
     if row.windows and period(config) is None:
         return f"its layers that look back {config.sliding_window} tokens stand in no period, which {row.name} needs"
+    if (placed := getattr(config, "no_rope_layers", None)) and list(map(bool, placed)) != _placed(row, len(placed)):
+        known = f"every {row.unplaced}th layer" if row.unplaced else "no layer"
+        return f"it has other layers without positions than {row.name} knows ({known})"
+    return _experts(config, row)
+
+
+def _placed(row: Architecture, depth: int) -> list[bool]:
+    return [not row.unplaced or (i + 1) % row.unplaced != 0 for i in range(depth)]
+
+
+def _experts(config: PretrainedConfig, row: Architecture) -> str | None:
+    """What of experts and of what stands before them an architecture does not compute."""
+    if row.normed is not None and config.norm_topk_prob != row.normed:
+        does = "divides" if row.normed else "does not divide"
+        return f"{row.name} {does} the weights of the chosen experts by their sum, unlike this model"
+    if getattr(config, "mlp_only_layers", None) or getattr(config, "decoder_sparse_step", 1) != 1:
+        return f"some of its layers have no experts, which {row.name} does not know"
+    if row.whole and config.num_key_value_heads != config.num_attention_heads:
+        return f"this model has fewer heads of keys than of queries, which {row.name} does not know"
+    if getattr(config, "clip_qkv", None):
+        return f"this model clips queries, keys and values, which {row.name} does not do"
     return None
 
 
@@ -198,6 +237,8 @@ def _layers(row: Architecture, after: Sequence[Widths], group: int, hidden: int)
         half = "attention" if not layer.groups else "MLP" if not layer.neurons else None
         if half and not row.several:
             return f"layer {number} has no {half}, which {row.name} needs"
+        if layer.experts != (known := after[0].experts):
+            return f"layer {number} has {layer.experts} experts and layer 0 {known}, and {row.name} knows one number"
         if not row.several and layer != after[0]:
             return f"layer {number} has another width than layer 0, and {row.name} knows one for all"
         if row.square and layer.groups * group != hidden:
@@ -243,6 +284,20 @@ def context_length(config: PretrainedConfig, row: Architecture) -> int:
     """Tokens for which the file computes what the model does."""
     within = not row.windows and any(_sliding(config))
     return min(config.max_position_embeddings, config.sliding_window) if within else config.max_position_embeddings
+
+
+def longrope_scale(config: PretrainedConfig, rope: Mapping[str, Any]) -> float:
+    """What cosines and sines are multiplied by; as transformers computes it."""
+    if (stated := rope.get("attention_factor")) is not None:
+        return stated
+    old = original_length(config, rope)
+    factor = rope.get("factor") or config.max_position_embeddings / old
+    return math.sqrt(1 + math.log(factor) / math.log(old)) if factor > 1 else 1.0
+
+
+def original_length(config: PretrainedConfig, rope: Mapping[str, Any]) -> int:
+    """Tokens up to which the short factors of longrope hold."""
+    return rope.get("original_max_position_embeddings") or config.original_max_position_embeddings
 
 
 def rope_factors(rope: Mapping[str, Any], size: int) -> list[float]:

@@ -1,7 +1,8 @@
 """The file: what it says of model and tokenizer, and its tensors one after the other."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_prune.assembly.gguf.layout import Layout, context_length, period, rope_by_type, rope_factors
+from hf_prune.assembly.gguf.layout import (
+    Layout,
+    context_length,
+    longrope_scale,
+    original_length,
+    period,
+    rope_by_type,
+    rope_factors,
+)
 from hf_prune.assembly.gguf.stamp import BLANK, KEY
 from hf_prune.assembly.gguf.vocabulary import Vocabulary
 from hf_prune.assembly.widths import Widths
@@ -20,6 +29,10 @@ from hf_prune.models.auto_classes import head_dim
 from hf_prune.models.checkpoint import Checkpoint
 
 LAYERS = "model.layers."
+EXPERTS = ".experts."
+"""In front of the number of an expert, whose matrices lie one behind the other in a file."""
+ROUTER = ".ffn_gate_inp"
+"""What it says decides too much to be rounded."""
 QKV = ("q_proj", "k_proj", "v_proj")
 TYPES = {
     "F32": gguf.LlamaFileType.ALL_F32,
@@ -55,7 +68,7 @@ def write_gguf(path: Path, folder: Path, plan: Layout, words: Vocabulary, kind: 
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     forms = {}
     for name, tensor in _made(plan, checkpoint, lambda _, shape: torch.empty(shape, device="meta")):
-        form = forms[name] = _form(tensor.shape, kind)
+        form = forms[name] = _form(name, tensor.shape, kind)
         exact = EXACT.get(form)
         # Of blocks, the writer is told bytes.
         shape = tensor.shape if exact else gguf.quant_shape_to_byte_shape(tensor.shape, form)
@@ -69,8 +82,8 @@ def write_gguf(path: Path, folder: Path, plan: Layout, words: Vocabulary, kind: 
     writer.close()
 
 
-def _form(shape: Sequence[int], kind: str) -> gguf.GGMLQuantizationType:
-    if len(shape) < 2:
+def _form(name: str, shape: Sequence[int], kind: str) -> gguf.GGMLQuantizationType:
+    if len(shape) < 2 or ROUTER in name:
         return gguf.GGMLQuantizationType.F32
     form = gguf.GGMLQuantizationType[kind]
     return gguf.GGMLQuantizationType.F16 if shape[-1] % gguf.GGML_QUANT_SIZES[form][0] else form
@@ -111,7 +124,7 @@ def _settings(writer: gguf.GGUFWriter, plan: Layout, rows: int) -> None:
     writer.add_head_count_kv(listed([w.groups for w in plan.after]))
     writer.add_key_length(size)
     writer.add_value_length(size)
-    writer.add_rope_dimension_count(size)
+    writer.add_rope_dimension_count(int(size * rope_by_type(config)["full_attention"].get("partial_rotary_factor", 1)))
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     for key, add in (("attn_logit_softcapping", writer.add_attn_logit_softcapping),
                      ("final_logit_softcapping", writer.add_final_logit_softcapping)):  # fmt: skip
@@ -120,11 +133,25 @@ def _settings(writer: gguf.GGUFWriter, plan: Layout, rows: int) -> None:
     if row.windows and config.sliding_window:
         writer.add_sliding_window(config.sliding_window)
         writer.add_sliding_window_pattern(period(config))
-    _rope(writer, rope_by_type(config))
+    if experts := plan.after[0].experts:
+        writer.add_expert_count(experts)
+        writer.add_expert_used_count(config.num_experts_per_tok)
+    for key, add in (("moe_intermediate_size", writer.add_expert_feed_forward_length),
+                     ("shared_expert_intermediate_size", writer.add_expert_shared_feed_forward_length)):  # fmt: skip
+        if value := getattr(config, key, None):
+            add(value)
+    _rope(writer, plan)
 
 
-def _rope(writer: gguf.GGUFWriter, by_type: Mapping[str, Mapping[str, Any]]) -> None:
+def _rope(writer: gguf.GGUFWriter, plan: Layout) -> None:
+    by_type = rope_by_type(plan.config)
     rope = by_type["full_attention"]
+    if plan.architecture.partial:
+        # Without a word of windows and of the length of before, llama.cpp takes those of the first models of the kind.
+        writer.add_sliding_window(0)
+        writer.add_rope_scaling_orig_ctx_len(original_length(plan.config, rope))
+    if rope["rope_type"] == "longrope":
+        writer.add_rope_scaling_attn_factors(longrope_scale(plan.config, rope))
     writer.add_rope_freq_base(rope["rope_theta"])
     if sliding := by_type.get("sliding_attention"):
         writer.add_rope_freq_base_swa(sliding["rope_theta"])
@@ -167,14 +194,15 @@ def _wanted(plan: Layout, checkpoint: Checkpoint) -> Iterator[tuple[str, str, to
         if not name.startswith(LAYERS) and not (name == "lm_head.weight" and plan.config.tie_word_embeddings):
             yield _named(known, name), name, torch.Size(tensor.shape)
     # A half that was removed has left its norms behind and nothing else: its shapes are those of another layer.
-    parts = dict.fromkeys(n.split(".", 3)[3] for n in checkpoint.tensors if n.startswith(LAYERS))
+    inner = (n.split(".", 3)[3] for n in checkpoint.tensors if n.startswith(LAYERS))
+    parts = dict.fromkeys(re.sub(rf"{re.escape(EXPERTS)}\d+\.", EXPERTS, part) for part in inner)
     for number, layer in enumerate(plan.after):
         for part in parts:
             if layer.groups or not part.startswith(("self_attn.", "input_")):
                 name = f"{LAYERS}{number}.{part}"
                 fused = plan.architecture.fused and _module(name) in QKV
                 there = f"blk.{number}.attn_qkv.weight" if fused else _named(known, name)
-                yield there, name, _shape(plan, layer, part)
+                yield there, name, _shape(plan, checkpoint, number, part)
 
 
 def _module(name: str) -> str:
@@ -190,7 +218,20 @@ def _named(known: gguf.TensorNameMap, name: str) -> str:
     return f"{found}.{end}"
 
 
-def _shape(plan: Layout, layer: Widths, part: str) -> torch.Size:
+def _stored(name: str, experts: int) -> list[str]:
+    """Names in the result of what is one tensor in the file."""
+    return [name.replace(EXPERTS, f"{EXPERTS}{e}.") for e in range(experts)] if EXPERTS in name else [name]
+
+
+def _shape(plan: Layout, checkpoint: Checkpoint, number: int, part: str) -> torch.Size:
+    layer, names = plan.after[number], _stored(f"{LAYERS}{number}.{part}", plan.after[number].experts)
+    if layer == plan.before[number] and names[0] in checkpoint:
+        return torch.Size([len(names)] * (EXPERTS in part) + [*checkpoint.tensors[names[0]].shape])
+    return _filled(plan, layer, part)
+
+
+def _filled(plan: Layout, layer: Widths, part: str) -> torch.Size:
+    """What a part of a layer comes to where zeros fill it up."""
     hidden, size, module = plan.config.hidden_size, head_dim(plan.config), _module(part)
     keys, queries = layer.groups * size, layer.groups * size * plan.shared
     matrices = {"q_proj": (queries, hidden), "k_proj": (keys, hidden), "v_proj": (keys, hidden),
@@ -208,8 +249,10 @@ def _arch(plan: Layout) -> gguf.MODEL_ARCH:
 def _reader(plan: Layout, checkpoint: Checkpoint) -> Read:
     def read(name: str, shape: torch.Size) -> Tensor:
         """With zeros behind its rows and columns; a norm that is not there multiplies by one."""
-        if name in checkpoint:
-            tensor = checkpoint.tensor(name).float()
+        names = _stored(name, plan.after[0].experts)
+        if all(one in checkpoint for one in names):
+            tensors = [checkpoint.tensor(one).float() for one in names]
+            tensor = torch.stack(tensors) if EXPERTS in name else tensors[0]
         elif plan.before[int(name.split(".")[2])] == plan.after[int(name.split(".")[2])]:
             raise BrokenCheckpoint(f"{checkpoint.folder.name} has no tensor {name}; the checkpoint is incomplete.")
         else:
@@ -239,3 +282,5 @@ def _made(plan: Layout, checkpoint: Checkpoint, read: Read) -> Iterator[tuple[st
     rope = rope_by_type(plan.config)["full_attention"]
     if rope["rope_type"] == "llama3":
         yield "rope_freqs.weight", torch.tensor(rope_factors(rope, size))
+    for length in ("long", "short") if rope["rope_type"] == "longrope" else ():
+        yield f"rope_factors_{length}.weight", torch.tensor(rope[f"{length}_factor"], dtype=torch.float32)

@@ -13,6 +13,8 @@ TOKEN = re.compile(
 )
 """Access tokens as the Hub and its neighbours write them, and the name and password in an address."""
 VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+LONG = re.compile(r"\S{400,}")
+"""A word that is none: a name or number of a stranger's file, which no sentence of ours can hold."""
 SHORTEST = 6
 """Characters of a login's token that is looked for as it is; shorter ones would be found in words."""
 
@@ -56,14 +58,19 @@ def _blotted(match: re.Match[str]) -> str:
     return "//***@" if match[0].startswith("//") else "***"
 
 
+def _middle_left_out(match: re.Match[str]) -> str:
+    # Quotes, brackets and the end of the sentence stay where they were.
+    return f"{match[0][:100]}...{match[0][-40:]}"
+
+
 class HfPruneError(Exception):
     """Base of all errors raised on purpose; the CLI prints its message and exits with `exit_code`."""
 
     exit_code = 1
 
     def __init__(self, *args: Any) -> None:
-        """Whatever a message quotes, it says no access token."""
-        super().__init__(*scrubbed(args))
+        """Whatever a message quotes, it says no access token, and no word without end."""
+        super().__init__(*(LONG.sub(_middle_left_out, a) if isinstance(a, str) else a for a in scrubbed(args)))
 
 
 class InvalidRecipe(HfPruneError):

@@ -9,6 +9,7 @@ from hf_prune.app import results as pages
 from hf_prune.blueprint import Blueprint
 from hf_prune.errors import BrokenCheckpoint, HfPruneError, InvalidBlueprint, InvalidRecipe, InvalidReport
 from hf_prune.hub.folders import LONGEST_FILE, read_card
+from hf_prune.models.configs import config_of, skeleton
 from hf_prune.models.headers import weigh
 from hf_prune.recipe import Recipe
 from hf_prune.report.schema.model import SourceCard
@@ -125,3 +126,10 @@ def test_aliases_of_a_card_do_not_grow():
             f"---\na: &a [x, x, x, x, x, x, x, x, x]\n{grown}language: *p\nlicense: [*p]\ntags: *b\n---\n"
         )
         assert len(str(found)) < 1000 and SourceCard(repo="a", **found)
+
+
+@pytest.mark.parametrize("key", ["model_type", "hidden_act", "dtype"])
+def test_what_is_said_of_a_name_without_end_is_short(key):
+    with pytest.raises(HfPruneError) as caught:
+        skeleton(config_of({"model_type": "llama", key: "x" * 5000}, "ns/tiny"))
+    assert len(str(caught.value)) < 1000 and str(caught.value).endswith(".")

@@ -10,7 +10,7 @@ import json
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,8 @@ class HarnessScores:
     the answer out of a text) has "metric,filter" names. `higher_is_better` has those metrics of which the task says so.
     `items` float64 [documents], in document order, as the task gives them before it aggregates (1 or 0 for acc, natural
     logs for perplexities), NaN where a document has no value; metrics that are no number per document (bleu) are not in
-    it. `version` names lm_eval's version and the task's.
+    it. `version` names lm_eval's version and the task's. `split` has dataset of the Hub, config, split and examples
+    before a question, where every row of that split was asked, by a task that comes with lm_eval.
     """
 
     task: str
@@ -52,6 +53,7 @@ class HarnessScores:
     higher_is_better: dict[str, bool]
     items: dict[str, np.ndarray]
     version: str
+    split: tuple[str, str, str, int] | None = None
 
 
 def scores(
@@ -109,7 +111,7 @@ def scores(
 
 
 def _key(request: Request, digest: str, limit: int | None, version: str) -> str:
-    parts = {"format": 1, "model": digest, "sha256": request.sha256, "limit": limit, "lm_eval": version}
+    parts = {"format": 2, "model": digest, "sha256": request.sha256, "limit": limit, "lm_eval": version}
     return json.dumps({"task": request.task, **parts})
 
 
@@ -123,7 +125,9 @@ def _read(cache: Path, key: str) -> HarnessScores | None:
     try:
         raw = json.loads(_place(cache, key).read_text(encoding="utf-8"))
         items = {name: np.array(values, dtype=np.float64) for name, values in raw["scores"].pop("items").items()}
-        return HarnessScores(**raw["scores"], items=items) if raw["key"] == key else None
+        split = raw["scores"].pop("split")
+        found = HarnessScores(**raw["scores"], items=items, split=split and tuple(split))
+        return found if raw["key"] == key else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
@@ -183,7 +187,17 @@ def _measure(lm: Any, manager: Any, request: Request, limit: int | None) -> Harn
         message = f"lm_eval cannot score the task {request.task!r} ({reason(e)}); check that every document has the "
         raise InvalidData(message + "fields it needs and no option is longer than the model's context.") from e
     (name,) = loaded["tasks"]
-    return _collected(request.task, name, results)
+    found = _collected(request.task, name, results)
+    return replace(found, split=_split(loaded["tasks"][name])) if request.config is None and limit is None else found
+
+
+def _split(task: Any) -> tuple[str, str, str, int] | None:
+    """The split of the Hub that a task asks as a whole."""
+    config = task.config
+    split = config.test_split or config.validation_split
+    if "/" not in config.dataset_path or config.dataset_kwargs or len(task.eval_docs) != len(task.dataset[split]):
+        return None
+    return config.dataset_path, config.dataset_name or "default", split, int(config.num_fewshot or 0)
 
 
 def _collected(task: str, name: str, results: Mapping[str, Any]) -> HarnessScores:

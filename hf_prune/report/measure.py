@@ -24,6 +24,7 @@ from hf_prune.models.checkpoint import Checkpoint
 from hf_prune.models.noise import quiet
 from hf_prune.report import lm_eval, stages, statistics
 from hf_prune.report.all_tokens import bits_with_all_tokens
+from hf_prune.report.benchmarks import write_benchmarks
 from hf_prune.report.lm_eval import HarnessScores
 from hf_prune.report.retention import Standings, retention, standings
 from hf_prune.report.schema.course import Healing
@@ -98,6 +99,7 @@ def measure_folder(
     )
     seen, final = _observed(session, winner, folder, healing, known)
     dense, ours = seen["dense"], list(seen.values())[-1]
+    write_benchmarks(folder, ours.harness)
     entries = [("hf_prune", "hf_prune", winner.cut), *((r.name, r.label, r.blueprint) for r in winner.baselines)]
     scores = [known.text(blueprint) for _, _, blueprint in entries]
     bare = seen["cut"].text

@@ -5,7 +5,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download
+import yaml
+from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml, hf_hub_download
 
 from hf_prune.data.plain_yaml import read_yaml
 from hf_prune.hub.retries import Retry
@@ -37,3 +38,15 @@ def benchmark_task(dataset: str, config: str, split: str, *, sleep: Callable[[fl
             found = task.get("id")
             return found if isinstance(found, str) and ID.fullmatch(found) else None
     return None
+
+
+def benchmark_result(dataset: str, task: str, value: float, notes: str) -> str:
+    """What a file of a model says of a benchmark.
+
+    Args:
+        dataset: NAMESPACE/NAME.
+        task: of `benchmark_task`.
+        value: share of right answers, in percent.
+        notes: how it was measured.
+    """
+    return yaml.safe_dump(eval_result_entries_to_yaml([EvalResultEntry(dataset, task, value, notes=notes)]))

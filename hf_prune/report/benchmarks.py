@@ -8,9 +8,6 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-import yaml
-from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
-
 from hf_prune import hub
 from hf_prune.atomic_files import write_text
 from hf_prune.report.lm_eval import HarnessScores
@@ -28,13 +25,13 @@ def write_benchmarks(folder: Path, scores: Mapping[str, HarnessScores]) -> None:
     if (folder / FOLDER).is_dir():
         shutil.rmtree(folder / FOLDER)
     for one in scores.values():
-        if (entry := _entry(one)) is not None:
+        if (said := _said(one)) is not None:
             (folder / FOLDER).mkdir(exist_ok=True)
-            name = re.sub(r"[^\w.-]", "-", f"{entry.dataset_id}-{one.task}")
-            write_text(folder / FOLDER / f"{name}.yaml", yaml.safe_dump(eval_result_entries_to_yaml([entry])))
+            name = re.sub(r"[^\w.-]", "-", f"{one.split[0]}-{one.task}")
+            write_text(folder / FOLDER / f"{name}.yaml", said)
 
 
-def _entry(scores: HarnessScores) -> EvalResultEntry | None:
+def _said(scores: HarnessScores) -> str | None:
     """The first metric of a task that is a share of right answers, in percent; None where there is nothing to say."""
     metric = next((m for m, v in scores.metrics.items() if scores.higher_is_better.get(m) and 0 <= v <= 1), None)
     if not scores.split or not metric:
@@ -43,4 +40,4 @@ def _entry(scores: HarnessScores) -> EvalResultEntry | None:
     if (task := hub.benchmark_task(dataset, config, split)) is None:
         return None
     notes = f"{scores.version}: {scores.task}, {shots}-shot, {metric}"
-    return EvalResultEntry(dataset, task, round(100 * scores.metrics[metric], 2), notes=notes)
+    return hub.benchmark_result(dataset, task, round(100 * scores.metrics[metric], 2), notes)

@@ -15,6 +15,10 @@ TILE_TOKENS = 2048
 one shape, whoever shares it."""
 GPU_TILE_TOKENS = 1 << 15
 """The same on a GPU."""
+CHUNK_TOKENS, GPU_CHUNK_TOKENS = 1024, 2048
+"""Most tokens of a chunk of text, what a worker is given at a time: on a CPU in 16 bits, half as many in 32; on a GPU.
+Evidence is cut by that however many workers there are, and a call of a layer takes no part of two chunks, so that all
+numbers of workers give the same bits."""
 HEAD_FLOATS, GPU_HEAD_FLOATS = 1 << 20, 1 << 28
 """Logits of one call of the head, on a CPU and on a GPU: as many as stay in cache, and 1 GiB."""
 MERGED_LAYERS = 64

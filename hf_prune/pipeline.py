@@ -26,7 +26,7 @@ from hf_prune.blueprint import Outcome
 from hf_prune.errors import InvalidRecipe, InvalidReport
 from hf_prune.events import Assembled, Event, Exported, Finished, Forecasted, Pushed, Reported, Stage, Started
 from hf_prune.models.auto_classes import FILE
-from hf_prune.models.devices import device_of
+from hf_prune.models.devices import devices_of
 from hf_prune.models.headers import weigh
 from hf_prune.models.noise import quiet
 from hf_prune.planning import check_evidence, check_gguf, evaluations, facts_of
@@ -45,6 +45,7 @@ from hf_prune.session.restore import heal_model, make_libraries, repair_cut, tun
 from hf_prune.session.selection import Winner, best_unseen, chosen
 from hf_prune.session.session import Session, open_session
 from hf_prune.session.within_time import within_time
+from hf_prune.session.workers import working
 
 ANEW = "what the run has found is kept in {}: put that right, and run the same command again"
 """What follows trouble with a disk."""
@@ -181,7 +182,7 @@ def find_finished(recipe: Recipe, output: Path) -> Report | None:
 
 def _make(recipe: Recipe, output: Path) -> Generator[Event, None, Report]:
     check_evidence(recipe)
-    device_of(recipe.machine.device)
+    devices_of(recipe.machine.device, int(recipe.machine.workers))
     counted = "" if recipe.vocabulary == "none" else f", and keep tokens: {recipe.vocabulary}"
     yield Stage("pull", recipe.base + counted)
     if recipe.publish.gguf:
@@ -209,7 +210,12 @@ def _make(recipe: Recipe, output: Path) -> Generator[Event, None, Report]:
     session.clock.lap("calibrate")
     yield from make_libraries(session)
     with Journal.open(session.workdir.journal, session.header()) as journal:
-        winner = yield from _search(session, journal, trials)
+        with working(session) as crew:
+            if crew:
+                yield Stage("calibrate", f"{crew.size} workers, each with a model of its own")
+            winner = yield from _search(session, journal, trials)
+            if crew and crew.traffic.lost:
+                yield Stage("select", f"workers were lost and replaced: {'; '.join(crew.traffic.lost)}")
         report = yield from finish(session, winner, output, functools.partial(describe, journal))
     shutil.rmtree(session.workdir.folder, ignore_errors=True)
     return report

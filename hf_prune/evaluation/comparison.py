@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -52,22 +52,6 @@ class Reference:
     def state(self, boundary: int, window: slice) -> Tensor:
         """Of some windows, on the device."""
         return self.hidden[boundary][window].to(self.tokens.device)
-
-
-@dataclass
-class Totals:
-    """Running sums over tokens of one candidate."""
-
-    kl: float = 0.0
-    nll: float = 0.0
-    cosine: float = 0.0
-    gelaco: float = 0.0
-    tokens: int = 0
-    broken: bool = False
-    token_kl: list[Tensor] = field(default_factory=list)
-    token_nll: list[Tensor] = field(default_factory=list)
-    corpora: Tensor | None = None
-    answers: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
 
 def compare(reference: Reference, rows: slice, logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,7 +106,7 @@ def block_distance(reference: Reference) -> tuple[tuple[float, ...], ...]:
 
 
 def add_update(node: Node, reference: Reference, window: slice) -> None:
-    """Add this edge's update cosine: original update of the source layers it stands for against its own."""
+    """Add this edge's update cosine, [windows]: original update of the source layers it stands for against its own."""
     if node.dense:
         node.cosine = node.parent.cosine + 1.0
         return
@@ -130,24 +114,25 @@ def add_update(node: Node, reference: Reference, window: slice) -> None:
     begin = min(node.begin, node.end - 1)
     update = (node.states[0] - node.parent.states[0])[:, 1:]
     target = (reference.state(node.end, window) - reference.state(begin, window))[:, 1:]
-    node.cosine = node.parent.cosine + cosine(update, target).mean()
+    node.cosine = node.parent.cosine + cosine(update, target).mean(1)
 
 
 def halves_cosine(node: Node, reference: Reference, layers: range, window: slice) -> Tensor | float:
-    """Sum over source layers of the cosines of attention and MLP outputs with those of this node."""
+    """Sum over source layers of the cosines of attention and MLP outputs with those of this node, [windows]."""
     return sum(
-        cosine(ours, theirs[window]).mean()
+        cosine(ours, theirs[window]).mean(1)
         for i in layers
         for ours, theirs in zip(node.inner, reference.modules[i], strict=True)
     )
 
 
-def gelaco(node: Node, reference: Reference, window: slice) -> float:
-    """GeLaCo v1 (arXiv 2507.10059): thirds of attention, feed-forward and final-hidden cosine, l against psi(l).
+def gelaco(node: Node, reference: Reference, window: slice) -> Tensor:
+    """GeLaCo v1 (arXiv 2507.10059), [windows]: thirds of attention, feed-forward and final-hidden cosine, l against
+    psi(l).
 
     Source layers behind the last output layer belong to it.
     """
     depth = len(reference.hidden) - 1
     halves = node.halves + halves_cosine(node, reference, range(node.end, depth), window)
-    final = cosine(node.states[0], reference.state(depth, window)).mean()
-    return float(halves / depth + final) / 3
+    final = cosine(node.states[0], reference.state(depth, window)).mean(1)
+    return (halves / depth + final) / 3

@@ -19,7 +19,15 @@ from transformers import PreTrainedModel
 from hf_prune.errors import BaseOverflow, UnsupportedArchitecture
 from hf_prune.evaluation.comparison import Reference, log_rest
 from hf_prune.evaluation.last_layer import answering, from_first
-from hf_prune.limits import GPU_HEAD_FLOATS, GPU_TILE_TOKENS, HEAD_FLOATS, TILE_TOKENS, TOP_K
+from hf_prune.limits import (
+    CHUNK_TOKENS,
+    GPU_CHUNK_TOKENS,
+    GPU_HEAD_FLOATS,
+    GPU_TILE_TOKENS,
+    HEAD_FLOATS,
+    TILE_TOKENS,
+    TOP_K,
+)
 from hf_prune.models.families import Family
 
 SOFTCAPS = ("final_logit_softcapping", "output_logit_soft_cap")
@@ -74,8 +82,9 @@ class Dense:
         self.norm = model.get_submodule(family.norm)
         self.head = model.get_output_embeddings()
         self.device = next(model.parameters()).device
-        on_cpu = TILE_TOKENS * 2 // next(model.parameters()).element_size()
-        self.tile_tokens = tile_tokens or (on_cpu if self.device.type == "cpu" else GPU_TILE_TOKENS)
+        on_cpu, halves = self.device.type == "cpu", next(model.parameters()).element_size() // 2
+        self.tile_tokens = tile_tokens or (TILE_TOKENS // halves if on_cpu else GPU_TILE_TOKENS)
+        self.chunk_tokens = min(self.tile_tokens, CHUNK_TOKENS // halves if on_cpu else GPU_CHUNK_TOKENS)
         config = model.config.get_text_config()
         self.softcap = next((cap for key in SOFTCAPS if (cap := getattr(config, key, None))), None)
         # Cohere multiplies its logits, Granite divides them.
@@ -99,8 +108,10 @@ class Dense:
         """One layer over several [B, T, d], in tiles of whole sequences; with its halves' outputs where recorded."""
         return self.apply_each(layer, [Batch(states, call) for states in batches])
 
-    def apply_each(self, layer: torch.nn.Module, batches: Sequence[Batch]) -> list[tuple[Tensor, Halves]]:
-        """`apply` where every batch has its own call."""
+    def apply_each(
+        self, layer: torch.nn.Module, batches: Sequence[Batch], steady: bool = False
+    ) -> list[tuple[Tensor, Halves]]:
+        """`apply` where every batch has its own call; `steady` as `each` has it."""
         outs = [torch.empty_like(batch.states) for batch in batches]
         inner: list[list[tuple[Tensor, Tensor]]] = [[] for _ in batches]
 
@@ -113,7 +124,7 @@ class Dense:
             return [slice(0, len(batch.states))] if batch.whole else self.tiles(batch.states, self.tile_tokens)
 
         with _Tap(layer, self.family, self.with_modules) as tap:
-            self.each(one, [(i, rows) for i, batch in enumerate(batches) for rows in tiles(batch)])
+            self.each(one, [(i, rows) for i, batch in enumerate(batches) for rows in tiles(batch)], steady)
         return [(out, _joined(halves)) for out, halves in zip(outs, inner, strict=True)]
 
     def _called(self, layer: torch.nn.Module, batch: Batch, rows: slice) -> Any:
@@ -129,10 +140,14 @@ class Dense:
         rows = max(1, tokens // states.shape[1])
         return [slice(i, min(i + rows, len(states))) for i in range(0, len(states), rows)]
 
-    def each(self, work: Callable[..., None], jobs: Sequence[tuple[Any, ...]]) -> None:
+    def together(self, tokens: int) -> int:
+        """How many states of so many tokens share a call: on a CPU one, so that no bit of it depends on the others."""
+        return 1 if self.device.type == "cpu" else max(1, self.tile_tokens // tokens)
+
+    def each(self, work: Callable[..., None], jobs: Sequence[tuple[Any, ...]], steady: bool = False) -> None:
         """Do independent tiles: on CPU one thread each, which beats splitting every small operation over the cores and
-        makes results independent of the number of threads."""
-        if self.pool is None or len(jobs) < 2 or self.with_modules:
+        makes results independent of the number of threads; where there is only one tile, if they must be `steady`."""
+        if self.pool is None or len(jobs) < (1 if steady else 2) or self.with_modules:
             for job in jobs:
                 work(*job)
             return
@@ -146,10 +161,26 @@ class Dense:
     @cached_property
     def pool(self) -> ThreadPoolExecutor | None:
         """As many single-threaded workers as torch would use threads; None off the CPU."""
-        threads = torch.get_num_threads()
+        return self._pool(torch.get_num_threads())
+
+    def _pool(self, threads: int) -> ThreadPoolExecutor | None:
         if self.device.type != "cpu" or threads < 2:
             return None
         return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+
+    @contextlib.contextmanager
+    def taking(self, threads: int) -> Iterator[None]:
+        """With so many threads meanwhile, where others compute beside this process."""
+        before, pool = torch.get_num_threads(), self.pool
+        torch.set_num_threads(threads)
+        self.pool = self._pool(threads)
+        try:
+            yield
+        finally:
+            if self.pool is not None:
+                self.pool.shutdown()
+            torch.set_num_threads(before)
+            self.pool = pool
 
     @property
     def head_tokens(self) -> int:

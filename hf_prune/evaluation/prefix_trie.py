@@ -17,7 +17,8 @@ class Node:
     """One trie edge and the states behind it, one per piece of evidence.
 
     `dense`: the path from the root is the dense model's own. `begin`..`end`: source layers this edge stands for.
-    `cosine` sums over the path the mean update cosine of each edge; `halves` the same for attention and MLP outputs.
+    `cosine` sums over the path the mean update cosine of each edge, [windows]; `halves` the same for attention and MLP
+    outputs.
     """
 
     spec: LayerSpec | None = None

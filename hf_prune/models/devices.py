@@ -9,7 +9,7 @@ REFUSALS = (RuntimeError, AssertionError, NotImplementedError, ImportError)
 
 
 def device_of(name: str) -> torch.device:
-    """The device that a recipe names; auto is the accelerator, where there is one.
+    """The device that a recipe names, the first where it names several; auto is the accelerator, where there is one.
 
     Args:
         name: as `Recipe.machine.device`.
@@ -17,6 +17,7 @@ def device_of(name: str) -> torch.device:
     Raises:
         InvalidRecipe: this machine has no such device.
     """
+    name = name.partition(",")[0]
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -27,3 +28,33 @@ def device_of(name: str) -> torch.device:
             f"There is no device {name} that torch {torch.__version__} can use here ({first[:160]}); leave out "
             "--device, or install a torch that is built for it."
         ) from None
+
+
+def devices_of(name: str, workers: int) -> tuple[str, ...]:
+    """Where each of so many workers computes: the first is the process that asks.
+
+    Args:
+        name: as `Recipe.machine.device`; several are given one worker each.
+        workers: at least 1.
+
+    Raises:
+        InvalidRecipe: there are fewer accelerators than workers, or another number of workers than of devices.
+    """
+    named = name.split(",")
+    if len(named) > 1:
+        if workers not in (1, len(named)):
+            raise InvalidRecipe(
+                f"--device names {len(named)} devices, each of which has one worker, and --workers asks for {workers}; "
+                "leave --workers out."
+            )
+        return tuple(str(device_of(one)) for one in named)
+    first = device_of(name)
+    if first.type == "cpu" or workers == 1:
+        return (str(first),) * workers
+    there = torch.accelerator.device_count() if first.index is None else 1
+    if there < workers:
+        raise InvalidRecipe(
+            f"--workers {workers} needs as many devices of the kind {first.type}, and there are {there}; ask for "
+            "fewer, or name them all with --device."
+        )
+    return tuple(f"{first.type}:{n}" for n in range(workers))

@@ -4,9 +4,10 @@ Every count below follows what the stage named beside it does; examples/benchmar
 forecast beside actual.
 """
 
+import math
 from dataclasses import dataclass
 
-from hf_prune.limits import FINAL_STAGES
+from hf_prune.limits import FINAL_STAGES, GPU_CHUNK_TOKENS
 from hf_prune.methods import METHODS
 from hf_prune.methods.method import Facts
 from hf_prune.planning.counts import comparison_rounds, evaluations, own_tokens, repairs, tunings
@@ -160,12 +161,23 @@ class _Costs:
     def baselines(self) -> float:
         tokens = self.recipe.data.sequences * self._window
         asked = comparison_rounds(self.recipe, self.facts)
-        return sum(self._read(n * self._through(tokens, self.shape.depth - gone, SHARED), 1) for n, gone in asked)
+        return sum(
+            self._read(self._divided(n * self._through(tokens, self.shape.depth - gone, SHARED), tokens), 1)
+            for n, gone in asked
+        )
 
     def search(self) -> float:
         trials = evaluations(self.recipe, self.facts)
         computed = trials * self._share() * self._through(self._judged, self._left, SEARCHED)
-        return self._read(computed, trials / self.recipe.search.offspring)
+        return self._read(self._divided(computed, self._judged), trials / self.recipe.search.offspring)
+
+    def _divided(self, seconds: float, tokens: float) -> float:
+        """On as many devices as have workers, as far as there are chunks; on a processor they share its cores."""
+        machine = self.recipe.machine
+        if machine.kind in ("auto", "cpu") or machine.places == 1:
+            return seconds
+        chunks = math.ceil(tokens / max(GPU_CHUNK_TOKENS, self._window))
+        return seconds * math.ceil(chunks / machine.places) / chunks
 
     def _share(self) -> float:
         """Of full evidence that a trial has on average: from stage to stage half of the candidates go on."""
@@ -177,7 +189,8 @@ class _Costs:
     def select(self) -> float:
         if self.recipe.size.drop or self.recipe.every_size:
             return 0.0
-        read = self._read(FINALISTS * self._through(self._chosen, self._left, SHARED), 1)
+        computed = FINALISTS * self._through(self._chosen, self._left, SHARED)
+        read = self._read(self._divided(computed, self._chosen), 1)
         last = repairs(self.recipe) if self.recipe.repair.enabled else 0
         lessons = self.recipe.heal.finalist_tokens * 2**FINAL_STAGES * 2
         return read + (last * self._repaired() if last > 1 else 0.0) + self._trained(lessons)

@@ -29,7 +29,7 @@ def number_bytes(recipe: Recipe, peek: "Peek", room: "Room | None") -> int:
     if asked := WIDTH.get(recipe.machine.dtype):
         return asked
     if room is None:
-        return 4 if recipe.machine.device in ("auto", "cpu") else 2
+        return 4 if recipe.machine.kind in ("auto", "cpu") else 2
     stored = {t.dtype for t in peek.tensors.values()}
     return 2 if "F32" not in stored and (room.accelerated or room.bfloat16 and "F16" not in stored) else 4
 
@@ -177,7 +177,7 @@ def demand_of(
 def demand(recipe: Recipe, peek: "Peek", weights: Weights, width: int) -> Demand:
     """The same from headers."""
     hidden, vocabulary = number(peek, "hidden_size", "n_embd", "d_model"), number(peek, "vocab_size")
-    cpu = recipe.machine.device in ("auto", "cpu")
+    cpu = recipe.machine.kind in ("auto", "cpu")
     return demand_of(recipe, hidden, vocabulary, weights.layers, weights.total, width, cpu)
 
 

@@ -1,7 +1,7 @@
 """What a run would do, from a config and safetensors headers alone: sizes, memory, disk, forward tokens."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -224,7 +224,7 @@ def plan(
         streaming=streaming(recipe, memory.demand(recipe), facts, shape, rates),
         room=room,
         advice=advise(recipe, memory.need, room) if room else None,
-        notes=tuple(dict.fromkeys((*weights.notes, *(note for p in (peek, *variants) for note in p.notes), *told))),
+        notes=tuple(dict.fromkeys((*_workers(recipe), *weights.notes, *_notes(peek, *variants), *told))),
     )
 
 
@@ -238,8 +238,9 @@ class _Memory:
     room: Room | None
 
     def search(self, recipe: Recipe) -> int:
-        """Bytes of the device at the peak of the search."""
-        return self.demand(recipe).peak(recipe.machine.memory)
+        """Bytes of the device at the peak of the search; of a processor those of all workers."""
+        accelerated = self.room and self.room.accelerated or recipe.machine.kind not in ("auto", "cpu")
+        return (1 if accelerated else recipe.machine.places) * self.demand(recipe).peak(recipe.machine.memory)
 
     def restoring(self, recipe: Recipe) -> tuple[int, int]:
         """Bytes of the device that repair and healing take."""
@@ -252,7 +253,8 @@ class _Memory:
         if self.room and self.room.accelerated:
             need = self.demand(recipe)
             streams = need.share(recipe.machine.memory).layers is not None
-            return need.aside + 2 * need.layer if streams else round(SPARE * self.weights.bytes)
+            alone = need.aside + 2 * need.layer if streams else round(SPARE * self.weights.bytes)
+            return recipe.machine.places * alone
         return max(self.search(recipe), *self.restoring(recipe))
 
     def need(self, recipe: Recipe) -> Need:
@@ -270,6 +272,23 @@ def _gguf_bytes(recipe: Recipe, parameters: int) -> int:
     """About what all GGUF files of a result take, and the plain one that llama.cpp quantizes the coarser from."""
     sizes = [GGUF_BYTES.get(kind, 1) * parameters for kind in recipe.publish.gguf]
     return math.ceil(sum(sizes) + (4 * parameters if not {*recipe.publish.gguf} <= {*GGUF_BYTES} else 0))
+
+
+def _notes(*peeks: "Peek") -> Iterator[str]:
+    for peek in peeks:
+        yield from peek.notes
+
+
+def _workers(recipe: Recipe) -> Iterator[str]:
+    """What several workers change."""
+    machine = recipe.machine
+    if machine.places > 1 and machine.kind in ("auto", "cpu"):
+        yield (
+            f"{machine.places} workers open a model each; those on one processor share its cores, so the search takes "
+            "about as long"
+        )
+    elif machine.places > 1:
+        yield f"{machine.places} workers, a device each, divide the search; repair and training stay on the first"
 
 
 def _trim(recipe: Recipe, peek: "Peek", dense: Weights, rows: int) -> Trim | None:

@@ -3,10 +3,10 @@
 import re
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from hf_prune.methods import METHODS
-from hf_prune.recipe.values import count, one_or_many, seconds, tokens_kept
+from hf_prune.recipe.values import count, devices, hands, one_or_many, seconds, tokens_kept
 from hf_prune.search import SEARCHERS
 
 Method = Literal[*METHODS]
@@ -305,14 +305,23 @@ class Machine(Group):
         None, "How long the run may take, e.g. 30m or 2h: what it does is fitted into that. Default: about ten minutes "
         "for what is not asked for by itself; none: no limit.", first=True, ge=0,
     )  # fmt: skip
-    device: str = option("auto", "auto, cpu, cuda, cuda:1, mps.")
+    device: Annotated[str, AfterValidator(devices)] = option(
+        "auto", "auto, cpu, cuda, cuda:1, mps; several, as cuda:0,cuda:1, share the search."
+    )  # fmt: skip
+    workers: Annotated[str, BeforeValidator(hands)] = option(
+        "1", "Processes that score candidates side by side, with the same results however many there are; each opens "
+        "the model.",
+    )  # fmt: skip
 
-    @field_validator("device")
-    @classmethod
-    def _known(cls, device: str) -> str:
-        if not re.fullmatch(r"auto|(cpu|cuda|mps|xpu|hpu|npu|mlu|musa)(:[0-9]{1,3})?", device):
-            raise ValueError(f"a device is auto, cpu, cuda, cuda:1 or mps, not {device[:60]!r}")
-        return device
+    @property
+    def kind(self) -> str:
+        """Kind of the device, or auto."""
+        return re.split("[:,]", self.device)[0]
+
+    @property
+    def places(self) -> int:
+        """Processes that score side by side."""
+        return max(int(self.workers), len(self.device.split(",")))
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto", "Precision of the search; auto is the checkpoint's own where the device computes in it."

@@ -32,6 +32,24 @@ def seconds(raw: Any) -> Any:
     return sum(float(n or 0) * unit for n, unit in zip(match.groups(), (3600, 60, 1), strict=True))
 
 
+def hands(raw: Any) -> Any:
+    """How many workers, as text: a number of 1 to 512."""
+    said = str(raw).strip()
+    if isinstance(raw, bool) or not re.fullmatch(r"[0-9]{1,3}", said) or not 1 <= int(said) <= 512:
+        raise ValueError(f"workers are a number from 1 to 512, not {said[:60]!r}")
+    return str(int(said))
+
+
+def devices(said: str) -> str:
+    """A device as torch names it, or several of one kind with commas between."""
+    one = r"(cpu|cuda|mps|xpu|hpu|npu|mlu|musa)(:[0-9]{1,3})?"
+    if not re.fullmatch(rf"auto|{one}(,{one}){{0,511}}", said):
+        raise ValueError(f"a device is auto, cpu, cuda, cuda:1 or mps, not {said[:60]!r}")
+    if len({name.partition(":")[0] for name in said.split(",")}) > 1:
+        raise ValueError(f"devices that share a search are of one kind, not {said[:60]!r}")
+    return said
+
+
 LANGUAGES = "languages:"
 """Before the codes of languages whose text says which tokens stay."""
 

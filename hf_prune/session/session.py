@@ -138,8 +138,12 @@ class Session:
             exam=(lambda dense: Exam(dense, evidence.searched, evidence.tokenizer, self.recipe.seed))
             if evidence.searched
             else None,
-            bridges=lambda: evidence.training(min(BRIDGED, self.recipe.repair.sequences)).tokens,
+            bridges=self.to_bridge,
         )
+
+    def to_bridge(self) -> torch.Tensor:
+        """Windows that maps over gaps are fitted on, int64 [M, T]."""
+        return self.evidence.training(min(BRIDGED, self.recipe.repair.sequences)).tokens
 
     def _texts(self) -> Iterator[str]:
         """Corpus of every window of the evaluator."""

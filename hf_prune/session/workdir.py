@@ -22,6 +22,11 @@ class Workdir:
         return self.folder / "journal.jsonl"
 
     @property
+    def sweep(self) -> Path:
+        """Finished chunks of the sweep that is under way."""
+        return self.folder / "sweep.jsonl"
+
+    @property
     def text(self) -> Path:
         """The entries of data, where the recipe names none."""
         return self.folder / "text.json"

@@ -94,6 +94,7 @@ VALUES = {
     "task_items": 9,
     "baselines": ("last", "greedy"),
     "device": "cpu",
+    "workers": "4",
     "dtype": "float32",
     "allow_pickle": True,
     "dequantize": True,

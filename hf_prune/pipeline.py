@@ -45,7 +45,7 @@ from hf_prune.session.restore import heal_model, make_libraries, repair_cut, tun
 from hf_prune.session.selection import Winner, best_unseen, chosen
 from hf_prune.session.session import Session, open_session
 from hf_prune.session.within_time import within_time
-from hf_prune.session.workers import working
+from hf_prune.session.workers.search import working
 
 ANEW = "what the run has found is kept in {}: put that right, and run the same command again"
 """What follows trouble with a disk."""

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "hf_prune"
 FILES = sorted(PACKAGE.rglob("*.py"))
 RANKS = [
     "errors limits",
-    "data metrics blueprint atomic_files crew",
+    "data metrics blueprint atomic_files",
     "hub events",
     "models search",
     "assembly methods",

@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hf_prune.crew.crew import Crew, Order
 from hf_prune.data.bundled import demo_folder
 from hf_prune.recipe import Recipe
 from hf_prune.session.session import Session, open_session
-from hf_prune.session.worker import Common, carry_out, understood
-from hf_prune.session.workers import working
+from hf_prune.session.workers.crew import Crew, Order
+from hf_prune.session.workers.search import working
+from hf_prune.session.workers.worker import Common, carry_out, understood
 
 
 class Simulated:

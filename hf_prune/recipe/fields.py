@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from hf_prune.methods import METHODS
-from hf_prune.recipe.values import count, devices, hands, one_or_many, seconds, tokens_kept
+from hf_prune.recipe.values import count, devices, gguf_types, hands, one_or_many, seconds, tokens_kept
 from hf_prune.search import SEARCHERS
 
 Method = Literal[*METHODS]
@@ -28,7 +28,6 @@ DEFAULT_DATA = (
 DEFAULT_TASKS = ("allenai/ai2_arc:ARC-Easy", "allenai/openbookqa:main", "baber/piqa")
 NUMBER = r"\d+(\.\d+)?"
 RULE = rf"keep|keep-first|keep-last|mean|laco-released|difference:-?{NUMBER}"
-GGUF = r"f32|b?f16|(i?q|tq)[1-8]_[a-z0-9]{1,3}(_[a-z0-9]{1,3})?"
 MERGE = rf"linear|slerp|(task-arithmetic|passthrough):{NUMBER}|ties:{NUMBER}|dare(-ties)?:{NUMBER}(:\d+)?"
 
 
@@ -309,8 +308,7 @@ class Machine(Group):
         "auto", "auto, cpu, cuda, cuda:1, mps; several, as cuda:0,cuda:1, share the search."
     )  # fmt: skip
     workers: Annotated[str, BeforeValidator(hands)] = option(
-        "1", "Processes that score candidates side by side, with the same results however many there are; each opens "
-        "the model.",
+        "1", "Processes that score candidates side by side, with the same results; each opens the model.",
     )  # fmt: skip
 
     @property
@@ -358,18 +356,11 @@ class Publish(Group):
     public: bool = option(False, "Make a newly created repo public; private otherwise.")
     create_pr: bool = option(False, "Publish as a pull request.")
     commit_message: str | None = option(None, "Commit message of the upload.")
-    gguf: Names = option(
+    gguf: Annotated[Names, AfterValidator(gguf_types)] = option(
         (), "Type of a GGUF file that is written into the result and published with it: f32, f16, bf16, q8_0; where a "
         "llama.cpp is at hand, which certifies it, also q4_k_m and its like.",
     )  # fmt: skip
     gguf_apart: bool = option(False, "GGUF files go into REPO-GGUF, not beside the weights.")
-
-    @field_validator("gguf")
-    @classmethod
-    def _known_types(cls, gguf: tuple[str, ...]) -> tuple[str, ...]:
-        if strange := next((kind for kind in gguf if not re.fullmatch(GGUF, kind.lower())), None):
-            raise ValueError(f"a type of GGUF is f32, f16, bf16, q8_0, q6_k, q5_k_m or q4_k_m, not {strange[:60]!r}")
-        return tuple(dict.fromkeys(kind.lower() for kind in gguf))
 
 
 class Fields(BaseModel):

@@ -50,6 +50,16 @@ def devices(said: str) -> str:
     return said
 
 
+GGUF = r"f32|b?f16|(i?q|tq)[1-8]_[a-z0-9]{1,3}(_[a-z0-9]{1,3})?"
+
+
+def gguf_types(asked: tuple[str, ...]) -> tuple[str, ...]:
+    """Types of GGUF files as llama.cpp calls them, in small letters, once each."""
+    if strange := next((kind for kind in asked if not re.fullmatch(GGUF, kind.lower())), None):
+        raise ValueError(f"a type of GGUF is f32, f16, bf16, q8_0, q6_k, q5_k_m or q4_k_m, not {strange[:60]!r}")
+    return tuple(dict.fromkeys(kind.lower() for kind in asked))
+
+
 LANGUAGES = "languages:"
 """Before the codes of languages whose text says which tokens stay."""
 

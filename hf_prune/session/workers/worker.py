@@ -15,7 +15,6 @@ import torch
 
 from hf_prune import hub
 from hf_prune.blueprint import Blueprint, Fidelity, Source
-from hf_prune.crew.crew import Order
 from hf_prune.data.tasks import Task
 from hf_prune.errors import IncompatibleSources
 from hf_prune.evaluation.batches import Chunk
@@ -33,6 +32,7 @@ from hf_prune.recipe import Recipe
 from hf_prune.recovery.levels import Levels
 from hf_prune.session.dense_model import need_of, open_bank
 from hf_prune.session.inputs import Inputs
+from hf_prune.session.workers.crew import Order
 
 
 @dataclass(frozen=True)

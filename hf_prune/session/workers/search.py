@@ -14,19 +14,19 @@ from typing import Any, get_args
 import torch
 
 from hf_prune.blueprint import Blueprint, Fidelity
-from hf_prune.crew.crew import Crew, Order, OutOfMemory, Patience
-from hf_prune.crew.processes import Process
-from hf_prune.crew.serving import is_out_of_memory
 from hf_prune.evaluation.prefix_trie import most_alive
 from hf_prune.evaluation.sums import Sums
 from hf_prune.evaluation.sweep import Cost, Reached
 from hf_prune.models.devices import devices_of
 from hf_prune.recovery.levels import Kind
 from hf_prune.session.session import Session
-from hf_prune.session.unfinished import Unfinished
-from hf_prune.session.worker import Charge, Common, carry_out, name_of, understood, versions
+from hf_prune.session.workers.crew import Crew, Order, OutOfMemory, Patience
+from hf_prune.session.workers.processes import Process
+from hf_prune.session.workers.serving import is_out_of_memory
+from hf_prune.session.workers.unfinished import Unfinished
+from hf_prune.session.workers.worker import Charge, Common, carry_out, name_of, understood, versions
 
-OPENER = "hf_prune.session.worker:open_worker"
+OPENER = "hf_prune.session.workers.worker:open_worker"
 """What a worker runs."""
 
 

@@ -1,6 +1,6 @@
 """Run as a module in a fresh process: a worker, see `processes`.
 
-Usage: python -m hf_prune.crew.process SOCKET LIFELINE PARENT, file descriptors and the id of who started it.
+Usage: python -m hf_prune.session.workers.process SOCKET LIFELINE PARENT, file descriptors and the id of who started it.
 """
 
 import os
@@ -23,7 +23,7 @@ def main(connection: int, lifeline: int, parent: int) -> None:
     pipe = Connection(connection)
     try:
         opener, charge = pickle.loads(pipe.recv_bytes())
-        from hf_prune.crew.serving import READY, Serving, told
+        from hf_prune.session.workers.serving import READY, Serving, told
 
         try:
             serving = Serving(opener, charge)

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hf_prune.crew.crew import Order
+from hf_prune.session.workers.crew import Order
 
 
 class Unfinished:

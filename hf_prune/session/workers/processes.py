@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from typing import Any
 
-from hf_prune.crew.crew import Lost
-from hf_prune.crew.serving import understood
+from hf_prune.session.workers.crew import Lost
+from hf_prune.session.workers.serving import understood
 
 QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -44,7 +44,7 @@ class Process:
         ends, self._lifeline = os.pipe()
         here = os.pathsep.join(p for p in sys.path if p)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "hf_prune.crew.process", *map(str, (theirs.fileno(), ends, os.getpid()))],
+            [sys.executable, "-m", "hf_prune.session.workers.process", *map(str, (theirs.fileno(), ends, os.getpid()))],
             pass_fds=(theirs.fileno(), ends),
             env={**os.environ, **QUIET, "PYTHONPATH": here, **environment},
             stdin=subprocess.DEVNULL,

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from hf_prune.blueprint import Source
-from hf_prune.crew.crew import Order
 from hf_prune.errors import IncompatibleSources, InvalidRecipe
 from hf_prune.models.devices import devices_of
 from hf_prune.recipe import Recipe
 from hf_prune.session.session import open_session
-from hf_prune.session.unfinished import Unfinished
-from hf_prune.session.worker import check_versions, name_of, open_sources
-from hf_prune.session.workers import charge_of, working
+from hf_prune.session.workers.crew import Order
+from hf_prune.session.workers.search import charge_of, working
+from hf_prune.session.workers.unfinished import Unfinished
+from hf_prune.session.workers.worker import check_versions, name_of, open_sources
 from tests.runs import TASKS, recipe, relatives, stitching
 from tests.test_processes import wait_until
 

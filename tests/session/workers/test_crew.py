@@ -9,9 +9,9 @@ import time
 
 import pytest
 
-from hf_prune.crew.crew import Crew, Order, Patience
-from hf_prune.crew.processes import Process
 from hf_prune.errors import HfPruneError, IncompatibleSources, InvalidData
+from hf_prune.session.workers.crew import Crew, Order, Patience
+from hf_prune.session.workers.processes import Process
 from tests.test_processes import alive, wait_until
 
 MEMBERS = [3, 1, 4, 1, 5, 9]
@@ -20,7 +20,7 @@ PIECES = 7
 
 
 def place(home, opener="add", **charge):
-    return functools.partial(Process, f"tests.crew.openers:{opener}", {"home": str(home), **charge}, {})
+    return functools.partial(Process, f"tests.session.workers.openers:{opener}", {"home": str(home), **charge}, {})
 
 
 def worked(home, workers=2, own=None, patience=None, pieces=PIECES, **charge):
@@ -101,8 +101,8 @@ def test_what_a_worker_refuses_is_refused_in_its_words(tmp_path):
 
 OWNER = """
 import sys, time
-from hf_prune.crew.processes import Process
-process = Process("tests.crew.openers:add", {"home": sys.argv[1], "trouble": {0: "hang once"}}, {})
+from hf_prune.session.workers.processes import Process
+process = Process("tests.session.workers.openers:add", {"home": sys.argv[1], "trouble": {0: "hang once"}}, {})
 process.open()
 if sys.argv[2] == "busy":
     process.ask(b"[1]", b"[0,0,1]")

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hf_prune import errors
-from hf_prune.crew.crew import OutOfMemory
+from hf_prune.session.workers.crew import OutOfMemory
 
 READY, ANSWER, MEMORY, REFUSED, BROKEN = b"r", b"a", b"m", b"p", b"x"
 """What an answer begins with."""

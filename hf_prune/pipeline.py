@@ -35,6 +35,7 @@ from hf_prune.report.compose import describe
 from hf_prune.report.gguf_card import publish
 from hf_prune.report.notebook import Bars, in_notebook, result_html
 from hf_prune.report.schema.report import Report
+from hf_prune.report.tracking import tracked
 from hf_prune.search import SEARCHERS, drive, focus
 from hf_prune.session import front
 from hf_prune.session.baselines import play
@@ -120,7 +121,7 @@ def compress(recipe: Recipe) -> Iterator[Event]:
         HfPruneError: its subclasses say what is wrong and what to do; nothing half-written is left behind.
     """
     with disk_told(ANEW.format(shown_path(f"{recipe.output}.run"))):
-        yield from _compress(recipe, Path(recipe.output))
+        yield from tracked(_compress(recipe, Path(recipe.output)))
 
 
 def _compress(recipe: Recipe, output: Path) -> Iterator[Event]:

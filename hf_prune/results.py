@@ -42,6 +42,7 @@ from hf_prune.report.compose import measure_again
 from hf_prune.report.measure import check_weights, load_result, unreadable
 from hf_prune.report.schema.model import Front
 from hf_prune.report.schema.report import Report
+from hf_prune.report.tracking import tracked
 from hf_prune.session.front import pick_member
 from hf_prune.session.own_samples import say_own
 from hf_prune.session.selection import Winner
@@ -269,7 +270,7 @@ def heal_folder(
     """
     output = Path(output or f"{Path(str(source).partition('@')[0]).name}-healed")
     with disk_told(ANEW.format(shown_path(f"{output}.run"))):
-        yield from _healed(source, base, output, changes)
+        yield from tracked(_healed(source, base, output, changes))
 
 
 def _healed(source: str | Path, base: str | None, output: Path, changes: dict[str, Any]) -> Iterator[Event]:

@@ -37,7 +37,7 @@ MEASUREMENT = (
 RECOVERY = (
     "repair", "reach", "repair_sequences", "heal_method", "heal_rank", "heal_alpha", "heal_kl", "heal_ce", "heal_top_k",
     "heal_lr", "heal_batch", "heal_checks", "heal_patience", "gradient_checkpointing", "keep_adapter", "seed",
-    "selection_sequences", "own_tokens", "overwrite",
+    "selection_sequences", "own_tokens", "overwrite", "track",
 )  # fmt: skip
 BaseOption = Annotated[str | None, typer.Option("--base", help="The dense parent; default: the blueprint's.")]
 

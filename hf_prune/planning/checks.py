@@ -1,10 +1,12 @@
 """What is refused before a model is pulled: text and tasks that are not there, layers that cannot be cut so."""
 
+import importlib.util
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hf_prune import hub
 from hf_prune.data import corpora, task_sources
+from hf_prune.errors import InvalidRecipe
 from hf_prune.methods import METHODS
 from hf_prune.models.families import Family
 from hf_prune.models.feasibility import require_halves, require_one_kind
@@ -22,8 +24,12 @@ def check_evidence(recipe: Recipe) -> None:
         recipe: what is asked for.
 
     Raises:
-        HfPruneError: as `load_corpora` and `load_tasks`.
+        HfPruneError: as `load_corpora` and `load_tasks`; or a tracker is asked for that is not installed.
     """
+    if recipe.track != "none" and importlib.util.find_spec(recipe.track) is None:
+        raise InvalidRecipe(
+            f"--track {recipe.track} needs the package {recipe.track}; install it with: pip install {recipe.track}."
+        )
     hub.watch_session()
     tasks = recipe.tasks
     corpora.check_entries(recipe.data.text, tasks.force_test_split)

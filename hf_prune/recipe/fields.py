@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from hf_prune.methods import METHODS
-from hf_prune.recipe.values import count, devices, gguf_types, hands, one_or_many, seconds, tokens_kept
+from hf_prune.recipe.values import MERGE, RULE, count, devices, gguf_types, hands, one_or_many, seconds, tokens_kept
 from hf_prune.search import SEARCHERS
 
 Method = Literal[*METHODS]
@@ -26,9 +26,6 @@ DEFAULT_DATA = (
 )
 """Text where none is named: what the base says itself, an encyclopedia, mathematics and Python."""
 DEFAULT_TASKS = ("allenai/ai2_arc:ARC-Easy", "allenai/openbookqa:main", "baber/piqa")
-NUMBER = r"\d+(\.\d+)?"
-RULE = rf"keep|keep-first|keep-last|mean|laco-released|difference:-?{NUMBER}"
-MERGE = rf"linear|slerp|(task-arithmetic|passthrough):{NUMBER}|ties:{NUMBER}|dare(-ties)?:{NUMBER}(:\d+)?"
 
 
 Tokens = Annotated[int, BeforeValidator(count)]
@@ -382,6 +379,9 @@ class Fields(BaseModel):
         "auto: the fewest that make other text a hundredth longer; counts toward --ratio. languages:en,de: so, but by "
         "the data whose name says one of these.",
     )  # fmt: skip
+    track: Literal["none", "tensorboard", "trackio", "wandb"] = option(
+        "none", "Log search and healing there too; the package of that name must be installed."
+    )
     seed: int = option(0, "Seed of everything random.", ge=0, lt=2**32)
     size: Size = Size()
     collapse: Collapse = Collapse()

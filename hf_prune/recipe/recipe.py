@@ -20,7 +20,7 @@ from hf_prune.search import SEARCHERS
 
 NOT_IDENTITY = {
     "output", "library", "memory", "push_to", "create_pr", "public", "commit_message", "overwrite", "device",
-    "dequantize", "gguf", "gguf_apart", "workers",
+    "dequantize", "gguf", "gguf_apart", "workers", "track",
 }  # fmt: skip
 """Fields that do not change which model comes out, so a changed value does not make a journal stale."""
 

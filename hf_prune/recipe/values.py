@@ -78,3 +78,9 @@ def one_or_many(raw: Any) -> Any:
     """YAML: `data: folder` and `drop: [3, 6]` are what people write."""
     entries = [raw] if isinstance(raw, str | int) else raw
     return [str(e) if type(e) is int else e for e in entries] if isinstance(entries, list | tuple) else raw
+
+
+NUMBER = r"\d+(\.\d+)?"
+RULE = rf"keep|keep-first|keep-last|mean|laco-released|difference:-?{NUMBER}"
+MERGE = rf"linear|slerp|(task-arithmetic|passthrough):{NUMBER}|ties:{NUMBER}|dare(-ties)?:{NUMBER}(:\d+)?"
+"""How rules that layers collapse by, and merges that layers are stitched by, are written."""

@@ -22,7 +22,7 @@ OF_THE_CUT = frozenset(
     "base variants method ratio keep_layers drop_layers drop latency rules norms merges mix_halves levels multiple_of "
     "damping library_sequences library objective search evaluations population offspring search_tasks search_items "
     "selection_items search_heal tune tune_items repair_finalists baselines output overwrite push_to public create_pr "
-    "commit_message gguf gguf_apart".split()
+    "commit_message gguf gguf_apart track".split()
 )
 """Fields that a command for a given cut leaves out."""
 

@@ -8,7 +8,7 @@ from typing import Any
 
 PATH_OPTIONS = {"--output", "-o", "--recipe", "-r", "--config", "--journal"}
 ABSOLUTE = re.compile(r"(?<![\w.:/])(?:~|[A-Za-z]:[\\/]|\\\\|/)[^\s'\",;:)]*[\\/][^\s'\",;:)]*")
-RECIPE_LEFT_OUT = {"output", "commit_message", "overwrite", "gguf", "gguf_apart"}
+RECIPE_LEFT_OUT = {"output", "commit_message", "overwrite", "gguf", "gguf_apart", "track"}
 
 
 def public_recipe(recipe: Mapping[str, Any], local: Iterable[str] = ()) -> dict[str, Any]:

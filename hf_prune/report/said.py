@@ -17,7 +17,7 @@ from hf_prune.recipe import OPTIONS
 
 NEVER_KEPT = frozenset(
     "base variants allow_pickle trust_remote_code force_test_split push_to public create_pr commit_message overwrite "
-    "output device workers lm_eval library gguf gguf_apart".split()
+    "output device workers lm_eval library gguf gguf_apart track".split()
 )
 """Fields that a report may not decide: what is read, trusted, run, published or written."""
 FROM_THE_HUB = ("data", "tasks")

@@ -105,6 +105,7 @@ VALUES = {
     "create_pr": True,
     "commit_message": "smaller",
     "overwrite": True,
+    "track": "tensorboard",
 }
 
 

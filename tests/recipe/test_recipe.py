@@ -58,6 +58,7 @@ CHANGED = {
     "library": "elsewhere",
     "latency": 0.5,
     "gguf": ("q8_0",),
+    "track": "trackio",
 }
 STITCH = {"method": "stitch", "variants": ("one",)}
 BESIDE = {"latency": {"method": "width"}, "variants": STITCH, "tune": STITCH,

@@ -37,6 +37,7 @@ CHANGED = {
     "objective": "perplexity",
     "search": "greedy",
     "dtype": "bfloat16",
+    "workers": "2",
     "data": ("text.jsonl",),
     "tasks": ("task.jsonl",),
     "baselines": ("last",),
